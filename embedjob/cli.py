@@ -1,0 +1,185 @@
+"""The command line: what is asked, who answers, and the exit code.
+
+Heavy rooms are imported inside the commands, so that `--help` and a typo cost no seconds.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from embedjob.errors import EmbedjobError, InterruptedRunError
+from embedjob.jobfile import Draft, read_draft, validate_partial
+
+app = typer.Typer(
+    help="Parquet shards in, embedding shards out, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+OutPath = Annotated[str, typer.Argument(metavar="OUT", help="An output, as in output.path.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; run prints it as last line.")]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster, or auto; else a local Ray.")]
+Takeover = Annotated[bool, typer.Option(help="Do not wait for the lease of a run that died.")]
+NewFingerprint = Annotated[
+    bool, typer.Option("--new-fingerprint", help="Write another recipe's vectors beside the old.")
+]
+PublishPartial = Annotated[
+    bool, typer.Option("--publish-partial", help="Publish in spite of faults; they are listed.")
+]
+Repair = Annotated[bool, typer.Option("--repair", help="Delete damaged files first.")]
+RetryQuarantined = Annotated[
+    bool, typer.Option("--retry-quarantined", help="Do chunks with quarantined rows again.")
+]
+
+
+@app.command()
+def run(  # noqa: PLR0913 - each parameter is an option of the command line
+    job: JobFile,
+    sets: Sets = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    takeover: Takeover = False,
+    new_fingerprint: NewFingerprint = False,
+    publish_partial: PublishPartial = False,
+    repair: Repair = False,
+    retry_quarantined: RetryQuarantined = False,
+) -> None:
+    """Embed what is left of a job, and publish it."""
+    draft = _draft(job, sets)
+    from embedjob.inspect.progress import shown
+    from embedjob.inspect.summary import show_summary
+    from embedjob.pipeline import Console as RunConsole
+    from embedjob.pipeline import Options, embed
+
+    options = Options(
+        address=address,
+        takeover=takeover,
+        new_fingerprint=new_fingerprint,
+        publish_partial=publish_partial,
+        repair=repair,
+        retry_quarantined=retry_quarantined,
+    )
+    result = embed(draft, options, RunConsole(_say, shown))
+    show_summary(result, Console(stderr=as_json))
+    if as_json:
+        _print_json(result.summary.as_dict())
+    if result.faults:
+        _say(result.verdict)
+        raise typer.Exit(1)
+
+
+@app.command()
+def preview(
+    job: JobFile,
+    sets: Sets = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show the views, spans and micro-batches of a few rows; loads no weights."""
+    draft = _draft(job, sets)
+    from embedjob.inspect.preview import preview as described
+    from embedjob.inspect.preview import show
+
+    views = described(draft, rows)
+    if not as_json:
+        show(views, Console())
+        return
+    for view in views:
+        _print_json(view)
+
+
+@app.command()
+def verify(out: OutPath, as_json: AsJson = False) -> None:
+    """Read an output again and check every promise; exit 1 and a list if one is broken."""
+    from embedjob.inspect.verify import verify as checked
+
+    report = checked(out)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        Console().print(
+            f"{report.files} files, {report.rows:,} rows, {len(report.problems)} problems"
+        )
+        for problem in report.problems:
+            _say(problem)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
+    resolved: Annotated[
+        str | None, typer.Option(metavar="JOB.yaml", help="Print every key and who set it.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """List the methods, show one, or show what a job makes of it."""
+    from embedjob.inspect.methods import resolved_lines, show_method, show_methods
+
+    if resolved is not None:
+        named = [f"encoder.method={name}"] if name else []
+        for line in resolved_lines(_draft(resolved, [*named, *(sets or [])])):
+            typer.echo(line)
+    elif name is None:
+        show_methods(Console())
+    else:
+        show_method(name, Console())
+
+
+@app.command()
+def prune(
+    out: OutPath,
+    keep: Annotated[int, typer.Option(min=1, help="How many snapshots stay readable.")] = 2,
+) -> None:
+    """Delete embedding files that no kept snapshot names."""
+    from embedjob.shards.pruning import prune as pruned
+
+    deleted = pruned(out, keep=keep)
+    Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots deleted")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one command: 0 done, 1 faults, 2 refused, 3 interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        app(args=None if argv is None else list(argv))
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except EmbedjobError as error:
+        _say(f"embedjob: {error}")
+        return error.exit_code
+    return 0
+
+
+def _draft(job: str, sets: Sequence[str] | None) -> Draft:
+    draft = read_draft(job, sets or ())
+    # Before the imports that cost seconds: most mistakes are found here.
+    validate_partial(draft)
+    return draft
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> None:
+    raise InterruptedRunError(f"stopped by {signal.Signals(number).name} before anything was done")
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()

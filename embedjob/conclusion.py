@@ -1,0 +1,106 @@
+"""How a run ends: its faults gathered, its snapshot published or not, and its numbers."""
+
+from collections.abc import Sequence
+
+from embedjob.shards.committed import Committed
+from embedjob.shards.lease import Lease
+from embedjob.shards.names import data_directory
+from embedjob.shards.planning import Request
+from embedjob.shards.publishing import snapshot_of
+from embedjob.shards.snapshot import Snapshot, newest, publish
+from embedjob.stages.ledger import Outcome
+from embedjob.stages.summary import Result, RunFacts, summarize
+from embedjob.storage import join, list_files
+from embedjob.survey import Survey
+
+FAULTS_SHOWN = 20
+
+
+def conclude(
+    found: Survey,
+    outcomes: Sequence[Outcome],
+    *,
+    lease: Lease,
+    publish_partial: bool,
+    seconds: float,
+) -> Result:
+    """The result; its snapshot is published where there are no faults, or where that was asked."""
+    job = found.resolved.job
+    request = Request(job.input, found.fingerprint, job.output.chunk_rows, job.run.limit)
+    committed: list[Committed] = [end.committed for end in outcomes if end.committed is not None]
+    snapshot = snapshot_of(
+        found.plan,
+        request=request,
+        epoch=lease.epoch,
+        listed=list_files(data_directory(found.out, found.fingerprint)),
+        committed=committed,
+        previous=newest(found.out),
+    )
+    faults = [*_faults(found, outcomes), *_quarantine(found, snapshot)]
+    url = None
+    if not faults or publish_partial:
+        publish(found.out, snapshot)
+        url = _snapshot_url(found, snapshot)
+    return Result(
+        summary=summarize(outcomes, _facts(found, seconds, url)),
+        out=found.out,
+        faults=tuple(faults),
+        verdict=_verdict(faults, url),
+    )
+
+
+def nothing_to_do(found: Survey, standing: Snapshot, *, seconds: float) -> Result:
+    """The result of a run that found everything done and published."""
+    url = _snapshot_url(found, standing)
+    return Result(
+        summary=summarize((), _facts(found, seconds, url)),
+        out=found.out,
+        faults=(),
+        verdict="every chunk of this input has its file, and the newest snapshot lists them all",
+    )
+
+
+def _faults(found: Survey, outcomes: Sequence[Outcome]) -> list[str]:
+    planned = [f"{url}: {reason}" for url, reason in found.plan.faults]
+    ended = [
+        f"{end.shard}, rows {end.start} to {end.stop}: {end.fault}"
+        for end in outcomes
+        if end.fault is not None
+    ]
+    return planned + ended
+
+
+def _quarantine(found: Survey, snapshot: Snapshot) -> list[str]:
+    counts, most = snapshot.counts, found.resolved.job.run.max_quarantined
+    bad, rows = counts.get("quarantined", 0), counts.get("rows", 0)
+    if bad <= most * rows:
+        return []
+    return [
+        f"run.max_quarantined: {bad} of {rows} rows are quarantined, allowed is {most:.2%}; the"
+        f" rows and their reasons are in {join(found.out, 'quarantine', found.fingerprint[:12])}"
+    ]
+
+
+def _verdict(faults: Sequence[str], url: str | None) -> str:
+    if not faults:
+        return f"published {url}"
+    rest = len(faults) - FAULTS_SHOWN
+    lines = [f"fault: {fault}" for fault in faults[:FAULTS_SHOWN]]
+    lines += [f"and {rest} faults more"] if rest > 0 else []
+    end = f"published in part: {url}" if url else "nothing was published"
+    return "\n".join([*lines, f"{len(faults)} faults; everything else is committed; {end}"])
+
+
+def _facts(found: Survey, seconds: float, url: str | None) -> RunFacts:
+    plan = found.plan
+    return RunFacts(
+        chunks_planned=len(plan.chunks),
+        chunks_done_before=len(plan.chunks) - len(plan.left),
+        seconds=seconds,
+        fingerprint=found.fingerprint,
+        snapshot=url,
+    )
+
+
+def _snapshot_url(found: Survey, snapshot: Snapshot) -> str:
+    return join(found.out, "snapshots", f"{snapshot.epoch:08d}.json")

@@ -1,0 +1,66 @@
+"""What is made once per node and kept: materialised models, and facts that are slow to find."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from embedjob.errors import ModelError
+
+
+def made_once(name: str, key: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """The directory that `make` fills, made by one process of the node and found by the others.
+
+    It is filled aside and renamed, so a reader never sees half of it and a killed maker leaves
+    nothing that a later one would trust.
+    """
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[-60:]
+    place = _room("models") / f"{slug}-{_digest(key)}"
+    if place.is_dir():
+        return place
+    with FileLock(f"{place}.lock"):
+        if not place.is_dir():
+            aside = place.with_name(f"{place.name}.partial")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            make(aside)
+            aside.rename(place)
+    return place
+
+
+def remembered(key: Sequence[str], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` says, asked once per key and node; it must survive JSON."""
+    place = _room("facts") / f"{_digest(key)}.json"
+    try:
+        kept: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        return kept
+    except (OSError, ValueError):
+        found = find()
+    handle, aside = tempfile.mkstemp(dir=place.parent, suffix=".partial")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    os.replace(aside, place)
+    return found
+
+
+def _room(name: str) -> Path:
+    root = Path(os.environ.get("EMBEDJOB_CACHE") or "~/.cache/embedjob").expanduser()
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"the model cache {root} cannot be written ({error.strerror or error}); set"
+            " EMBEDJOB_CACHE to a directory that can"
+        ) from error
+    return root / name
+
+
+def _digest(key: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:20]

@@ -1,0 +1,195 @@
+"""The encoder: texts, or their token views, to finished embeddings. Needs no Ray.
+
+Legend: R texts, V views, T tokens, D width.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from embedjob.config import Recipe, Role
+from embedjob.encoder.backbone import Backbone, load_backbone
+from embedjob.encoder.batches import Indices, Side, assemble, distinct
+from embedjob.encoder.embeddings import Failures, embeddings, of_texts
+from embedjob.encoder.recorded import recorded
+from embedjob.encoder.recovery import Passage, Vectors, Watch, pass_through
+from embedjob.encoder.tokenizer import load_tokenizer
+from embedjob.errors import ConfigError, InputError
+from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenViews
+from embedjob.vectors.pooling import POOLINGS
+
+_DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
+_EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Embeddings [R, D] in float32, NaN where `failed` gives a text's reason and detail."""
+
+    embeddings: Vectors
+    failed: Failures
+    stats: dict[str, float]
+
+
+class Encoder:
+    """A model and a recipe, loaded once and used for many texts."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        *,
+        recipes: Mapping[Role, Recipe] | None = None,
+        tokens_per_microbatch: Literal["auto"] | int = "auto",
+        padding_side: Side = "right",
+    ) -> None:
+        """Takes a loaded model; `from_recipe` loads one."""
+        self.backbone = backbone
+        self.recipe = recipe
+        self._recipes = {**(recipes or {}), recipe.role: recipe}
+        auto = _DEFAULT_BUDGETS.get(backbone.device.type, _DEFAULT_BUDGETS["cuda"])
+        self._budget = auto if tokens_per_microbatch == "auto" else tokens_per_microbatch
+        self._side: Side = padding_side
+        self._tokenizers: dict[Role, ViewTokenizer] = {}
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: Recipe,
+        *,
+        recipes: Mapping[Role, Recipe] | None = None,
+        device: str | None = None,
+        tokens_per_microbatch: Literal["auto"] | int = "auto",
+    ) -> "Encoder":
+        """The encoder of a resolved recipe, and of the same method's recipes for other roles.
+
+        Without a device, the first GPU is taken if there is one.
+        """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        backbone = load_backbone(recipe, device=place)
+        return cls(backbone, recipe, recipes=recipes, tokens_per_microbatch=tokens_per_microbatch)
+
+    @classmethod
+    def from_output(
+        cls, out: str, *, model: str | None = None, device: str | None = None
+    ) -> "Encoder":
+        """The encoder of exactly the recipe that wrote an output, without Ray.
+
+        `model` says where a copy of the model lies, if not where the job had it.
+        """
+        kept = recorded(out, model=model)
+        return cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device)
+
+    def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
+        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none."""
+        recipe = self._recipe(role)
+        if recipe.role not in self._tokenizers:
+            self._tokenizers[recipe.role] = load_tokenizer(recipe)
+        views = self._tokenizers[recipe.role].views(texts)
+        encoded = self.encode_views(views, role=recipe.role)
+        if encoded.failed:
+            text, (reason, detail) = next(iter(sorted(encoded.failed.items())))
+            raise InputError(
+                f"{len(encoded.failed)} of {len(texts)} texts cannot be embedded; the first is"
+                f" number {text}: {reason}, {detail}. Leave it out"
+            )
+        return encoded.embeddings
+
+    def encode_views(
+        self,
+        views: TokenViews,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda texts, tokens: None,
+        role: Role | None = None,
+    ) -> Encoded:
+        """The embeddings of the views' texts, and why some of them have none.
+
+        Equal views go through the model once. `stop` is asked between micro-batches, and answers
+        with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
+        """
+        recipe, started = self._recipe(role), time.monotonic()
+        firsts, which = distinct(views)
+        full = np.flatnonzero(views.span[firsts, 0] < views.span[firsts, 1])
+        forward = _ViewForward(self.backbone, views, firsts[full], recipe, self._side)
+        counts = np.bincount(which, minlength=len(firsts))[full]
+        watch = Watch(stop, _progress(forward.lengths, counts, views.views_per_text, on_progress))
+        passage = pass_through(forward, forward.lengths, budget=self._budget, watch=watch)
+        self._budget = passage.budget
+        vectors_VD = np.full((len(firsts), forward.width), np.nan, np.float32)
+        vectors_VD[full] = passage.vectors_VD
+        troubles = dict.fromkeys(set(range(len(firsts))) - set(full.tolist()), _EMPTY_SPAN)
+        troubles |= {int(full[view]): reason for view, reason in passage.failed.items()}
+        which_RV = which.reshape(views.texts, views.views_per_text)
+        finished, failed = embeddings(vectors_VD, which_RV, recipe)
+        failed |= of_texts(troubles, which_RV)
+        finished[list(failed)] = np.nan
+        return Encoded(finished, failed, _stats(passage, time.monotonic() - started))
+
+    def _recipe(self, role: Role | None) -> Recipe:
+        if role is None:
+            return self.recipe
+        if role not in self._recipes:
+            raise ConfigError(
+                f"role: got {role}, but this encoder was loaded for {', '.join(self._recipes)};"
+                " give Encoder.from_recipe the recipes of all roles"
+            )
+        return self._recipes[role]
+
+
+@dataclass(frozen=True)
+class _ViewForward:
+    """Views through the model and the pooling: what recovery calls again and again."""
+
+    backbone: Backbone
+    views: TokenViews
+    chosen: Indices
+    recipe: Recipe
+    side: Side
+
+    @property
+    def lengths(self) -> Indices:
+        return self.views.lengths[self.chosen]
+
+    @property
+    def width(self) -> int:
+        return self.backbone.width
+
+    def __call__(self, which: Indices) -> Vectors:
+        batch = assemble(self.views, self.chosen[which], side=self.side)
+        hidden_VTD = self.backbone.states(batch.ids_VT, batch.mask_VT, layer=self.recipe.layer)
+        pool = POOLINGS[self.recipe.pooling]
+        vectors_VD = pool(hidden_VTD, batch.span_VT.to(hidden_VTD.device))
+        return vectors_VD.float().cpu().numpy()
+
+    def precisely(self, view: int) -> Vectors:
+        with self.backbone.float32():
+            return self(np.array([view]))
+
+
+def _progress(
+    lengths: Indices, counts: Indices, per_text: int, tell: Callable[[int, int], None]
+) -> Callable[[Indices], None]:
+    """Tells texts and tokens done so far; a view that stands for several equal ones counts so."""
+    done = np.zeros(2, np.int64)
+
+    def on_views(passed: Indices) -> None:
+        done[:] += counts[passed].sum(), (counts[passed] * lengths[passed]).sum()
+        tell(int(done[0]) // per_text, int(done[1]))
+
+    return on_views
+
+
+def _stats(passage: Passage, seconds: float) -> dict[str, float]:
+    return {
+        "forward_tokens": passage.tokens,
+        "padded_tokens": passage.padded_tokens,
+        "distinct_views": len(passage.vectors_VD),
+        "microbatches": passage.microbatches,
+        "compute_seconds": seconds,
+    }

@@ -1,0 +1,148 @@
+"""What is known of a model before it is loaded, and whether a recipe can run on it."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedjob import storage
+from embedjob.config import Recipe
+from embedjob.encoder import gguf_file, hub
+from embedjob.encoder.files import ModelFile, is_weight, model_files
+from embedjob.encoder.source import (
+    ModelSource,
+    address,
+    kind,
+    materialize,
+    read_json,
+    require_weights,
+    transformer_directory,
+)
+from embedjob.errors import ModelError
+
+# Architectures whose attention looks both ways by themselves; every other one is a decoder. Only
+# a table lets the driver know without importing transformers, and a test compares the two.
+_ENCODER_TYPES_WORDS = """
+albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra
+ernie esm esmc eurobert flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm longformer
+luke megatron-bert mobilebert modernbert modernvbert mpnet mra mt5 neomme new nomic_bert
+nystromformer perceiver rembert roberta roberta-prelayernorm roc_bert roformer squeezebert t5
+tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl xmod yoso
+"""
+ENCODER_TYPES = frozenset(_ENCODER_TYPES_WORDS.split())
+_RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5"})
+# Their position table starts after the padding token's id, so that many places are never used.
+_OFFSET_POSITIONS_WORDS = """
+camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta
+xlm-roberta-xl xmod
+"""
+_OFFSET_POSITIONS = frozenset(_OFFSET_POSITIONS_WORDS.split())
+_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The size and kind of a model: `causal` is a decoder, `max_positions` None is no limit."""
+
+    hidden_size: int
+    layers: int
+    causal: bool
+    max_positions: int | None
+    parameters: int | None
+
+
+def facts(source: ModelSource) -> ModelFacts:
+    """The facts of a model that has weights; ModelError if it has none or cannot be found."""
+    how = kind(source.model)
+    if how == "gguf":
+        return ModelFacts(**gguf_file.header(Path(address(source.model))))
+    config = config_of(materialize(source, tokenizer_only=True))
+    return facts_of(config, parameters=_parameters(source, how))
+
+
+def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelFacts:
+    """The facts that a config.json tells."""
+    config = {**config, **(config.get("text_config") or {})}
+    model_type = str(config.get("model_type"))
+    size, layers = _first(config, _SIZE_KEYS), _first(config, _LAYER_KEYS)
+    if size is None or layers is None:
+        raise ModelError(
+            f"encoder.model: its config.json ({model_type}) tells no hidden size or layers;"
+            f" looked for {', '.join(_SIZE_KEYS)} and {', '.join(_LAYER_KEYS)}"
+        )
+    positions = None if model_type in _RELATIVE_POSITIONS else _first(config, _POSITION_KEYS)
+    if positions and model_type in _OFFSET_POSITIONS:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    return ModelFacts(size, layers, is_causal(config), positions, parameters)
+
+
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether a model's own attention looks back only, by its config.json."""
+    if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
+        return False
+    return config.get("model_type") not in ENCODER_TYPES or bool(config.get("is_decoder"))
+
+
+def require_fit(recipe: Recipe, known: ModelFacts) -> None:
+    """ModelError if the model cannot do what the recipe asks: attention, layer, or length."""
+    if recipe.attention == "causal" and not known.causal:
+        raise ModelError(
+            f"encoder.attention: got causal, but {recipe.model} is an encoder, whose tokens see"
+            " each other; allowed is bidirectional. Methods that ask a language model for its next"
+            " token need a decoder as encoder.model"
+        )
+    layers = (recipe.layer,) if isinstance(recipe.layer, int) else recipe.layer
+    for layer in layers:
+        if not -known.layers - 1 <= layer <= known.layers:
+            raise ModelError(
+                f"encoder.layer: got {layer}, allowed is {-known.layers - 1} to {known.layers}"
+                f" (0 is the embeddings, {known.layers} or -1 the last of {recipe.model})"
+            )
+    if known.max_positions is not None and recipe.max_tokens > known.max_positions:
+        raise ModelError(
+            f"encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
+            f" {known.max_positions} positions; set encoder.max_tokens: {known.max_positions}"
+        )
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """The config.json of a materialised model."""
+    config: dict[str, Any] = read_json(transformer_directory(directory) / "config.json")
+    return config
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    found = next((config[key] for key in keys if config.get(key) is not None), None)
+    return None if found is None else int(found)
+
+
+def _parameters(source: ModelSource, how: str) -> int | None:
+    directory = hub.local_snapshot(source.model, source.revision) if how == "hub" else None
+    if how == "hub" and directory is None:
+        counts = hub.described(source.model, source.revision).safetensors
+        return counts.total if counts else None
+    files = model_files(str(directory) if directory else address(source.model))
+    names = [file.name for file in files]
+    if how == "hub" and not any(is_weight(name) for name in names):
+        return None
+    require_weights(names, source)
+    sizes = [_tensor_elements(file) for file in files if is_weight(file.name)]
+    return sum(sizes) or None
+
+
+def _tensor_elements(file: ModelFile) -> int:
+    """The elements of every tensor in a safetensors file, from its header."""
+    with storage.open_unchanged(file.stored) as handle:
+        try:
+            length = struct.unpack("<Q", handle.read(8))[0]
+            tensors = json.loads(handle.read(length if length < 1 << 28 else 0))
+        except (struct.error, ValueError) as error:
+            raise ModelError(
+                f"{file.stored.url}: is no safetensors file ({error}); was its download cut short?"
+            ) from error
+    return sum(math.prod(t["shape"]) for name, t in tensors.items() if name != "__metadata__")

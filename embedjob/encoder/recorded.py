@@ -1,0 +1,57 @@
+"""The recipes that wrote an output, so that queries are embedded by exactly them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from embedjob.config import Recipe, Role
+from embedjob.encoder.digests import digests
+from embedjob.encoder.source import source_of
+from embedjob.errors import ModelError, OutputError
+from embedjob.jobfile import recipe_from
+from embedjob.shards.claim import Claim, read_claims
+from embedjob.shards.fingerprint import fingerprint
+from embedjob.shards.snapshot import newest
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The recipe that wrote an output's documents, and those of its method for every role."""
+
+    recipe: Recipe
+    recipes: Mapping[Role, Recipe]
+
+
+def recorded(out: str, *, model: str | None = None) -> Recorded:
+    """The recipes behind an output's newest snapshot, or its first claim while there is none.
+
+    OutputError if it has none, ModelError if the model is no longer the one that wrote; `model`
+    says where a copy of that one lies.
+    """
+    claim = _claim(out)
+    moved = {"model": model, "revision": None} if model else {}
+    kept = [recipe_from({**values, **moved}, {}) for values in claim.recipes.values()]
+    wrote = [one for one in kept if fingerprint(one, claim.digests) == claim.fingerprint]
+    if not wrote:
+        raise OutputError(f"{out}: none of its recipes gives its fingerprint; was it edited?")
+    _require_same_model(wrote[0], claim, out)
+    return Recorded(wrote[0], {recipe.role: recipe for recipe in kept})
+
+
+def _claim(out: str) -> Claim:
+    claims = read_claims(out)
+    if not claims:
+        raise OutputError(f"{out}: there is no _embedjob.json; give the output of a run")
+    snapshot = newest(out)
+    if snapshot is None:
+        return claims[0]
+    return next((one for one in claims if one.fingerprint == snapshot.fingerprint), claims[0])
+
+
+def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
+    found, then = digests(source_of(recipe)), dict(claim.digests)
+    differ = sorted(name for name in {*found, *then} if found.get(name) != then.get(name))
+    if differ:
+        raise ModelError(
+            f"{recipe.model} is not the model that wrote {out}: {', '.join(differ)} differ; give"
+            " the path of a copy of that one as `model`"
+        )

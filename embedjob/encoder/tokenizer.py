@@ -1,0 +1,52 @@
+"""Tokenizers, loaded from a model's files without its weights."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from embedjob.config import Recipe
+from embedjob.encoder.facts import config_of
+from embedjob.encoder.source import materialize, source_of, transformer_directory
+from embedjob.errors import ModelError
+from embedjob.text.tokenizing import ViewTokenizer
+
+
+def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
+    """The recipe's tokenizer; its files are fetched once per node, weights are not."""
+    directory = materialize(source_of(recipe), tokenizer_only=True)
+    return ViewTokenizer(read_tokenizer(directory), recipe, eos_id=_eos_id(directory))
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in a model directory, which neither cuts nor pads."""
+    inner = transformer_directory(directory)
+    path = inner / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path)) if path.exists() else _converted(inner)
+    except Exception as error:
+        # The library raises bare Exception, with the reason and without the path.
+        raise ModelError(f"encoder.model: no tokenizer can be read in {inner}: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def lowercases(directory: Path) -> bool:
+    """Whether a model's tokenizer does not tell capitals from small letters."""
+    normalizer = read_tokenizer(directory).normalizer
+    return normalizer is not None and normalizer.normalize_str("É A") == normalizer.normalize_str(
+        "é a"
+    )
+
+
+def _eos_id(directory: Path) -> int | None:
+    """The end-of-text token by config.json; the first where there are several."""
+    found = config_of(directory).get("eos_token_id")
+    return (found[0] if found else None) if isinstance(found, list) else found
+
+
+def _converted(directory: Path) -> Tokenizer:
+    # Only models without a tokenizer.json need transformers, which takes seconds to import.
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory).backend_tokenizer

@@ -1,0 +1,59 @@
+"""What can end a run, by exit code: refused (2), faults (1), interrupted (3)."""
+
+
+class EmbedjobError(Exception):
+    """A message for the person who runs the job: what was got, what was allowed, what to do."""
+
+    exit_code = 1
+
+
+class RefusedError(EmbedjobError):
+    """The job does not fit its world; nothing was embedded."""
+
+    exit_code = 2
+
+
+class ConfigError(RefusedError):
+    """The job file, a method file or an override cannot be used as it is."""
+
+
+class InputError(RefusedError):
+    """The input is missing, is not Parquet, or lacks what the job asks of it."""
+
+
+class ModelError(RefusedError):
+    """The model cannot be found, read, or combined with the recipe."""
+
+
+class AccessError(RefusedError):
+    """Storage answered that these credentials, or this place, will not do."""
+
+
+class ResourceError(RefusedError):
+    """No node that the cluster has, or could launch, fits one actor."""
+
+
+class OutputError(RefusedError):
+    """The output belongs to another recipe, or cannot hold this job's files."""
+
+
+class FaultError(EmbedjobError):
+    """The run ended with faults; everything else is committed."""
+
+
+class LeaseHeldError(FaultError):
+    """Another run holds the output."""
+
+
+class InputChangedError(FaultError):
+    """A shard is no longer the object that was planned."""
+
+
+class ChunkError(FaultError):
+    """One chunk cannot be embedded; the others can."""
+
+
+class InterruptedRunError(EmbedjobError):
+    """Stopped by a signal; finished chunks are committed and a plain re-run resumes."""
+
+    exit_code = 3

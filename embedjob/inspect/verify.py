@@ -1,0 +1,152 @@
+"""Reads an output again, every byte of it, and lists whatever is not as promised."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedjob.errors import EmbedjobError, OutputError
+from embedjob.shards.claim import Claim, read_claims
+from embedjob.shards.committed import committed
+from embedjob.shards.files import FINGERPRINT
+from embedjob.shards.names import data_directory, quarantine_directory
+from embedjob.shards.schema import schema_text
+from embedjob.shards.snapshot import Snapshot, SnapshotFile, published, read_snapshot
+from embedjob.storage import Stored, absolute, join, list_files, open_unchanged
+
+THREADS = 4
+NORM_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found: files and rows that a reader would see, and every broken promise."""
+
+    files: int
+    rows: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify(out: str) -> Report:
+    """The report on an output; OutputError where there is none."""
+    out = absolute(out)
+    claims = {claim.fingerprint: claim for claim in read_claims(out)}
+    if not claims:
+        raise OutputError(f"{out}: there is no _embedjob.json; is it an output of a run?")
+    snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
+    listed = {file.url: file for claim in claims.values() for file in _files(out, claim)}
+    problems = [*_orphans(out, listed, snapshots)]
+    if not snapshots:
+        return Report(0, 0, (*problems, f"{out}: no snapshot is published; no run has ended here"))
+    newest = snapshots[-1]
+    problems += _coverage(newest)
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda file: list(_file(out, file, listed, claims, newest)), newest.files)
+        problems += [problem for several in found for problem in several]
+    return Report(len(newest.files), sum(file.rows for file in newest.files), tuple(problems))
+
+
+def _files(out: str, claim: Claim) -> list[Stored]:
+    mark = claim.fingerprint
+    places = (data_directory(out, mark), quarantine_directory(out, mark))
+    return [file for place in places for file in list_files(place)]
+
+
+def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:
+    named = {join(out, file.path) for snapshot in snapshots for file in snapshot.files}
+    named |= {join(out, path) for snapshot in snapshots for path in snapshot.quarantine}
+    for url in sorted(set(listed) - named):
+        yield f"{url}: orphan, no snapshot names it; a run that goes on will, or prune deletes it"
+
+
+def _coverage(snapshot: Snapshot) -> Iterator[str]:
+    """A row that two files hold, or that none does, although its shard is said to be complete."""
+    ranges: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for file in snapshot.files:
+        ranges[file.shard, file.shard_etag].append((file.start, file.stop))
+    at_fault = {fault["shard"] for fault in snapshot.faults}
+    for shard in snapshot.shards:
+        spans = sorted(ranges.get((shard["url"], shard["etag"]), ()))
+        row = 0
+        for start, stop in spans:
+            if start != row and shard["url"] not in at_fault:
+                what = "two files hold" if start < row else "no file holds"
+                yield f"{shard['url']}: {what} rows {min(start, row)} to {max(start, row)}"
+            row = stop
+        if row < shard["rows"] and snapshot.limit is None and shard["url"] not in at_fault:
+            yield f"{shard['url']}: no file holds rows {row} to {shard['rows']}"
+
+
+def _file(
+    out: str,
+    file: SnapshotFile,
+    listed: Mapping[str, Stored],
+    claims: Mapping[str, Claim],
+    snapshot: Snapshot,
+) -> Iterator[str]:
+    url = join(out, file.path)
+    if url not in listed:
+        yield f"{url}: is missing"
+        return
+    stored = listed[url]
+    if (stored.etag, stored.size) != (file.etag, file.bytes):
+        yield f"{url}: is not the object that was published (another etag or size)"
+    try:
+        yield from _contents(stored, file, claims[snapshot.fingerprint])
+    except (EmbedjobError, OSError, pa.ArrowException) as error:
+        yield f"{url}: cannot be read: {error}"
+
+
+def _contents(stored: Stored, file: SnapshotFile, claim: Claim) -> Iterator[str]:
+    with open_unchanged(stored) as source:
+        parquet = pq.ParquetFile(source, page_checksum_verification=True)
+        table = parquet.read()
+        metadata = parquet.metadata
+    counts = committed(stored, metadata).counts
+    if (metadata.metadata or {}).get(FINGERPRINT, b"").decode() != claim.fingerprint:
+        yield f"{stored.url}: its footer names another fingerprint"
+    if schema_text(table.schema) != dict(claim.schema):
+        yield f"{stored.url}: its columns are {schema_text(table.schema)}, not {claim.schema}"
+        return
+    if len(table) != file.rows or len(table) + counts["quarantined"] != counts["rows"]:
+        yield f"{stored.url}: {len(table)} rows and {counts['quarantined']} quarantined of {counts}"
+    yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
+
+
+def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
+    rows = table["row"].to_numpy().astype(np.int64)
+    if np.any(np.diff(rows) <= 0):
+        yield "its rows are repeated or out of order"
+    if len(rows) and (rows[0] < file.start or rows[-1] >= file.stop):
+        yield f"rows {rows[0]} to {rows[-1]} are not all inside {file.start} to {file.stop}"
+    if pc.any(pc.not_equal(table["shard"], file.shard)).as_py():
+        yield "it holds rows of another shard"
+    column = table["embedding"].combine_chunks()
+    vectors = np.asarray(column.drop_null().flatten(), np.float32)
+    vectors = vectors.reshape(-1, column.type.list_size)
+    if not np.isfinite(vectors).all():
+        yield "a vector is not finite"
+    elif _normalized(claim) and len(vectors):
+        worst = float(np.abs(np.linalg.norm(vectors, axis=1) - 1).max())
+        if worst > NORM_TOLERANCE:
+            yield f"a vector's norm is off by {worst:.2g}"
+
+
+def _normalized(claim: Claim) -> bool:
+    finish = claim.recipes["document"].get("finish") or [{}]
+    return "normalize" in finish[-1]

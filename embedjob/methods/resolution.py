@@ -1,0 +1,72 @@
+"""From a draft, a method file and what the model folder says, to the recipe that will run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from embedjob.config import Job, Recipe, Role
+from embedjob.errors import ConfigError
+from embedjob.jobfile import Draft, Layer, merge, recipe_from, validate
+from embedjob.methods.catalogue import read_method
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job, its recipe under every role, and who set each key."""
+
+    job: Job
+    recipes: Mapping[Role, Recipe]
+    origins: Mapping[str, str]
+
+
+def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:
+    """The job that `draft` means.
+
+    Precedence: library default < model folder < method file < job file < `--set`.
+
+    Args:
+        draft: the job file and its overrides.
+        folder: {"encoder": keys, "roles": {role: keys}} as the model's own folder gives them.
+    """
+    name = draft.get("encoder.method")
+    method = read_method(name) if name else None
+    below = [_under("model folder", folder.get("encoder", {}), folder.get("roles", {}))]
+    if method:
+        below.append(_under(f"method {name}", method.encoder, method.roles))
+    role: Role = draft.get("encoder.role") or "document"
+    document, origins = merge([*(layers[role] for layers in below), *draft.layers])
+    job = validate(Job, with_dtype(document), origins=origins)
+    recipes: dict[Role, Recipe] = {role: job.encoder}
+    for other in (r for r in ROLES if r != role):
+        layers = [*(layer[other] for layer in below), *draft.layers]
+        merged = with_dtype(merge(layers)[0])["encoder"]
+        recipes[other] = recipe_from({**merged, "role": other}, origins)
+    return Resolved(job, recipes, origins)
+
+
+def default_model(draft: Draft) -> Draft:
+    """The draft with its method's default model where the job names none; ConfigError if none."""
+    if draft.get("encoder.model"):
+        return draft
+    name = draft.get("encoder.method")
+    if not name:
+        raise ConfigError("encoder.model: is required and was not given; a method would name one")
+    layer = Layer(f"method {name}", {"encoder": {"model": read_method(name).model}})
+    return Draft((layer, *draft.layers))
+
+
+def with_dtype(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with `dtype: auto` settled: it decides vectors, so the fingerprint needs it."""
+    encoder, pool = document.get("encoder"), document.get("pool") or {}
+    if not isinstance(encoder, Mapping) or encoder.get("dtype", "auto") != "auto":
+        return dict(document)
+    on_gpu = pool.get("gpus_per_actor", 1) if isinstance(pool, Mapping) else 1
+    return {**document, "encoder": {**encoder, "dtype": "bfloat16" if on_gpu else "float32"}}
+
+
+def _under(
+    origin: str, encoder: Mapping[str, Any], roles: Mapping[Any, Mapping[str, Any]]
+) -> dict[Role, Layer]:
+    return {role: Layer(origin, {"encoder": {**encoder, **roles.get(role, {})}}) for role in ROLES}

@@ -1,0 +1,89 @@
+"""Whether a job may write to its output, and whether anything is left for it to do there."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+from embedjob.errors import OutputError
+from embedjob.shards.claim import Claim, Probes, check, read_claims
+from embedjob.shards.schema import Form, form_of, schema_text
+from embedjob.shards.snapshot import Snapshot
+from embedjob.survey import Survey
+
+_LIBRARIES = ("embedjob", "ray", "torch", "transformers", "tokenizers", "pyarrow")
+
+
+def require_own(found: Survey, newest: Snapshot | None, *, new_fingerprint: bool) -> None:
+    """OutputError where the output belongs to another recipe, or a trial would replace a corpus."""
+    job = found.resolved.job
+    recipes = _recipes(found)
+    claims = read_claims(found.out)
+    check(
+        claims,
+        fingerprint=found.fingerprint,
+        chunk_rows=job.output.chunk_rows,
+        recipes=recipes,
+        digests=found.digests,
+        new_fingerprint=new_fingerprint,
+    )
+    if newest is None:
+        return
+    if newest.fingerprint != found.fingerprint and not new_fingerprint:
+        # It was claimed once, beside another recipe; readers have since been switched away.
+        raise OutputError(
+            f"output.path serves fingerprint {newest.fingerprint[:12]} now (snapshot"
+            f" {newest.epoch}), this job has {found.fingerprint[:12]}; --new-fingerprint would"
+            " switch readers to this job's vectors"
+        )
+    if job.run.limit is not None and newest.limit is None:
+        raise OutputError(
+            f"run.limit is for trials, and output.path serves a whole corpus (snapshot"
+            f" {newest.epoch}), which {job.run.limit} rows would replace; use another output.path"
+        )
+
+
+def claim_of(found: Survey) -> Claim:
+    """The claim that a first run puts, still without its probes: they need the model."""
+    return Claim(
+        chunk_rows=found.resolved.job.output.chunk_rows,
+        fingerprint=found.fingerprint,
+        recipes=_recipes(found),
+        digests=found.digests,
+        schema=schema_text(form(found).data),
+        probes=Probes((), (), ()),
+        versions=_versions(),
+    )
+
+
+def form(found: Survey) -> Form:
+    """What all files of this run have in common."""
+    job = found.resolved.job
+    return form_of(
+        job.input,
+        job.encoder,
+        types=found.plan.types,
+        width=found.width,
+        fingerprint=found.fingerprint,
+        compression=job.output.compression,
+    )
+
+
+def is_published(found: Survey, newest: Snapshot) -> bool:
+    """Whether the newest snapshot already is what this run would publish."""
+    plan = found.plan
+    if plan.left or plan.faults or newest.faults:
+        return False
+    names = {file.path.rsplit("/", 1)[-1] for file in newest.files}
+    same = newest.fingerprint == found.fingerprint and newest.limit == found.resolved.job.run.limit
+    return same and names == {chunk.name for chunk in plan.chunks}
+
+
+def _recipes(found: Survey) -> dict[str, Mapping[str, Any]]:
+    return {
+        role: recipe.model_dump(mode="json", exclude_none=True)
+        for role, recipe in found.resolved.recipes.items()
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}

@@ -1,0 +1,157 @@
+"""The job in one sentence: read, tokenize, encode, write.
+
+It claims the output before and publishes a snapshot after; between them, finished chunks are put
+one by one, and what was put is never done again.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from embedjob.conclusion import conclude, nothing_to_do
+from embedjob.jobfile import Draft
+from embedjob.ownership import claim_of, form, is_published, require_own
+from embedjob.shards import snapshot
+from embedjob.shards.lease import Lease, claim, held, superseded
+from embedjob.shards.reading import read_chunk
+from embedjob.shards.repairing import delete_damaged, delete_quarantined
+from embedjob.stages.cluster import connected, size_pool, threads_per_actor
+from embedjob.stages.encode import PoolSize, encode
+from embedjob.stages.engine import Engine, RecipeEngine
+from embedjob.stages.execution import Watch, supervise
+from embedjob.stages.ledger import Outcome, Tally, new_ledger, outcomes_of
+from embedjob.stages.preflight import preflight
+from embedjob.stages.probing import Prove
+from embedjob.stages.read import read
+from embedjob.stages.summary import Result
+from embedjob.stages.tokenize import tokenize
+from embedjob.stages.write import Committer, write
+from embedjob.survey import Survey, survey
+
+Say = Callable[[str], None]
+Shown = Callable[[Survey], AbstractContextManager[Callable[[Tally], None]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How this run is to be started, beside what the job says."""
+
+    address: str | None = None
+    takeover: bool = False
+    new_fingerprint: bool = False
+    publish_partial: bool = False
+    repair: bool = False
+    retry_quarantined: bool = False
+
+
+@dataclass(frozen=True)
+class Console:
+    """How a run speaks: a line now and then, and the progress while it embeds."""
+
+    say: Say
+    shown: Shown
+
+
+def flow(found: Survey, engine: Engine, *, pool: PoolSize, prove: Prove, ledger: Any) -> None:
+    """Every chunk that is left: read, tokenized, encoded, written."""
+    job = found.resolved.job
+    rows = read(found.plan.left, partial(read_chunk, job_input=job.input), ledger=ledger)
+    views = tokenize(rows, engine)
+    embeddings = encode(views, engine, pool=pool, prove=prove, ledger=ledger)
+    write(embeddings, Committer(found.out, form(found)), ledger=ledger)
+
+
+def embed(
+    draft: Draft,
+    options: Options,
+    console: Console,
+    *,
+    engine_of: Callable[[Survey, int], Engine] | None = None,
+) -> Result:
+    """The end of a run that did whatever was left of the job.
+
+    Args:
+        draft: the job file and its overrides.
+        options: how to start.
+        console: where to speak.
+        engine_of: gives the engine for a survey and a number of threads; the recipe's own if None.
+
+    Raises:
+        RefusedError: nothing was embedded, because the job does not fit its world.
+        InterruptedRunError: a signal came; a plain re-run resumes.
+        FaultError: the pipeline itself broke, stalled, or was taken over.
+    """
+    started = time.monotonic()
+    found = survey(draft)
+    newest = snapshot.newest(found.out)
+    require_own(found, newest, new_fingerprint=options.new_fingerprint)
+    mends = options.repair or options.retry_quarantined
+    if not mends and newest is not None and is_published(found, newest):
+        return nothing_to_do(found, newest, seconds=time.monotonic() - started)
+    name = f"{found.resolved.job.input.path} -> {found.out}"
+    with held(claim(found.out, job=name, takeover=options.takeover)) as lease:
+        if mends:
+            _mend(found, options, console.say)
+            found = survey(draft)
+        outcomes = _run(found, options, console, lease, engine_of or recipe_engine)
+        return conclude(
+            found,
+            outcomes,
+            lease=lease,
+            publish_partial=options.publish_partial,
+            seconds=time.monotonic() - started,
+        )
+
+
+def recipe_engine(found: Survey, threads: int) -> Engine:
+    """The engine of the job's own recipe."""
+    job = found.resolved.job
+    return RecipeEngine(job.encoder.model_dump_json(), job.pool.tokens_per_microbatch, threads)
+
+
+def _run(
+    found: Survey,
+    options: Options,
+    console: Console,
+    lease: Lease,
+    engine_of: Callable[[Survey, int], Engine],
+) -> list[Outcome]:
+    """How each chunk that was left ended; no Ray is started where none was."""
+    if not found.plan.left:
+        return []
+    job = found.resolved.job
+    with connected(options.address):
+        preflight(engine_of(found, 1), shard=found.plan.left[0].shard.url, out=found.out)
+        pool = size_pool(
+            job.pool,
+            chunks=len(found.plan.left),
+            wait=job.run.resource_wait_seconds,
+            say=console.say,
+        )
+        engine = engine_of(found, threads_per_actor(pool))
+        prove = Prove(found.out, claim_of(found), job.encoder.dtype, options.new_fingerprint)
+        ledger = new_ledger()
+        work = partial(flow, found, engine, pool=pool, prove=prove, ledger=ledger)
+        with console.shown(found) as show:
+            watch = Watch(show, lambda: _taken(lease), job.run.stall_seconds)
+            supervise(work, ledger, watch)
+        return outcomes_of(ledger)
+
+
+def _mend(found: Survey, options: Options, say: Say) -> None:
+    if options.repair:
+        say(f"repair: {delete_damaged(found.out, found.fingerprint)} chunks are to be made again")
+    if options.retry_quarantined:
+        again = delete_quarantined(found.out, found.fingerprint)
+        say(f"retry-quarantined: {again} chunks are to be made again")
+
+
+def _taken(lease: Lease) -> str | None:
+    try:
+        lost = superseded(lease)
+    except OSError:
+        return None  # The next look may succeed; create-only puts keep the output right meanwhile.
+    return f"another run took {lease.out} over; nothing is published by this one" if lost else None

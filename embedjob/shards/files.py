@@ -1,0 +1,113 @@
+"""What the files of a chunk hold, and their bytes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedjob.shards.chunks import Shard
+from embedjob.shards.schema import FORMAT_VERSION, KEPT, Form
+
+FINGERPRINT = b"embedjob.fingerprint"
+COUNTS = b"embedjob.counts"
+
+# Readers hold a row group in memory, and some of them count its bytes in 31 bits.
+GROUP_BYTES = 64 * 2**20
+_NO_DICTIONARY = frozenset({"row", "id", "embedding", "text_hash", "truncated"})
+_NO_STATISTICS = frozenset({"embedding", "text_hash"})
+
+
+def data_table(
+    table: pa.Table, vectors: npt.NDArray[np.floating], shard: Shard, *, form: Form
+) -> pa.Table:
+    """The good rows, or all of them where a bad row becomes null; `vectors` are the good ones'."""
+    good = table.column("reason").is_null()
+    filled = form.on_bad_row == "null"
+    rows = table.drop_columns(["embedding"])
+    rows = rows if filled or len(vectors) == len(rows) else rows.filter(good)
+    present = good.to_numpy() if filled else np.ones(len(vectors), np.bool_)
+    columns = {
+        "shard": _shard_column(shard, len(rows)),
+        "embedding": _embedding(vectors, present, form.data.field("embedding").type),
+        "tokens": pc.fill_null(rows.column("tokens"), 0),
+        "truncated": pc.fill_null(rows.column("truncated"), False),
+    }
+    kept = {name.removeprefix(KEPT): rows.column(name) for name in _kept(rows)}
+    own = {name: rows.column(name) for name in rows.column_names if name not in _kept(rows)}
+    return _in_schema(own | kept | columns, form.data)
+
+
+def quarantine_table(bad: pa.Table, shard: Shard, *, form: Form) -> pa.Table:
+    """The bad rows, with their reasons."""
+    columns = {name: bad.column(name) for name in bad.column_names}
+    return _in_schema(columns | {"shard": _shard_column(shard, len(bad))}, form.quarantine)
+
+
+def file_bytes(
+    table: pa.Table, shard: Shard, *, form: Form, counts: Mapping[str, int]
+) -> memoryview:
+    """The table as a Parquet file with checksums, bounded row groups, and what made it."""
+    stamped = table.replace_schema_metadata(_stamp(shard, form, counts))
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        stamped.schema,
+        compression=form.compression,
+        use_dictionary=[name for name in table.column_names if name not in _NO_DICTIONARY],
+        write_statistics=[name for name in table.column_names if name not in _NO_STATISTICS],
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(stamped, row_group_size=_group_rows(table))
+    return memoryview(sink.getvalue())
+
+
+def _group_rows(table: pa.Table) -> int:
+    rows, size = int(table.num_rows), int(table.nbytes)
+    return max(1, GROUP_BYTES * rows // max(1, size))
+
+
+def _stamp(shard: Shard, form: Form, counts: Mapping[str, int]) -> dict[bytes, bytes]:
+    said = {
+        "embedjob.format_version": str(FORMAT_VERSION),
+        "embedjob.similarity": form.similarity,
+        "embedjob.shard": _printable(shard.url),
+        "embedjob.etag": shard.etag,
+        "embedjob.versions": json.dumps(dict(form.versions), sort_keys=True),
+    }
+    stamp = {key.encode(): value.encode() for key, value in said.items()}
+    stamp[FINGERPRINT] = form.fingerprint.encode()
+    return stamp | {COUNTS: json.dumps(dict(counts), sort_keys=True).encode()}
+
+
+def _embedding(
+    vectors: npt.NDArray[np.floating], present: npt.NDArray[np.bool_], kind: pa.DataType
+) -> pa.Array:
+    if present.all():
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
+    spread = np.zeros((len(present), kind.list_size), vectors.dtype)
+    spread[present] = vectors
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(spread.ravel()), type=kind, mask=pa.array(~present)
+    )
+
+
+def _shard_column(shard: Shard, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(_printable(shard.url), pa.string()), rows)
+
+
+def _printable(url: str) -> str:
+    """The url as UTF-8: a local file's name may hold bytes that are none."""
+    return url.encode("utf-8", "backslashreplace").decode()
+
+
+def _kept(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name.startswith(KEPT)]
+
+
+def _in_schema(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.table({name: columns[name] for name in schema.names}).cast(schema)

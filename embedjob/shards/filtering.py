@@ -1,0 +1,115 @@
+"""`input.filter`: which rows are kept, and which row groups need not be read."""
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.acero as acero
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedjob.errors import ConfigError
+
+Term = tuple[str, str, Any]
+Bounds = Mapping[str, tuple[Any, Any]]
+
+# Types whose Parquet bounds are exact and compare in Python as they do in Arrow.
+_COMPARABLE = frozenset({int, float, str, datetime.date})
+
+
+def _outside(low: Any, high: Any, value: Any) -> bool:
+    return bool(value < low or value > high)
+
+
+# Whether no value within the bounds can pass; an operator that is not here excludes nothing.
+_EXCLUDES: Mapping[str, Callable[[Any, Any, Any], bool]] = {
+    "=": _outside,
+    "==": _outside,
+    "<": lambda low, high, value: bool(low >= value),
+    "<=": lambda low, high, value: bool(low > value),
+    ">": lambda low, high, value: bool(high <= value),
+    ">=": lambda low, high, value: bool(high < value),
+    "in": lambda low, high, values: all(_outside(low, high, value) for value in values),
+}
+OPERATORS = (*_EXCLUDES, "!=", "not in")
+
+
+def alternatives(written: Sequence[Any]) -> list[list[Term]]:
+    """The filter as a list of conjunctions, any of which lets a row pass."""
+    groups = [written] if written and _is_term(written[0]) else written
+    if not groups or not all(_is_list(group) and all(map(_is_term, group)) for group in groups):
+        raise ConfigError(
+            f"input.filter: got {list(written)!r}; allowed is a list of [column, operator, value],"
+            f" or a list of such lists of which one must hold; operators: {', '.join(OPERATORS)}"
+        )
+    return [[(column, operator, value) for column, operator, value in group] for group in groups]
+
+
+def filter_columns(written: Sequence[Any]) -> tuple[str, ...]:
+    """The columns that the filter looks at."""
+    return tuple(dict.fromkeys(term[0] for group in alternatives(written) for term in group))
+
+
+def passing(table: pa.Table, written: Sequence[Any]) -> pa.Table:
+    """The rows that pass, in order; an Arrow error where a value does not fit its column.
+
+    A null passes `not in` and nothing else.
+    """
+    predicate: pc.Expression = pq.filters_to_expression(alternatives(written))
+    steps = [
+        acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
+        acero.Declaration("filter", acero.FilterNodeOptions(predicate)),
+    ]
+    # One thread: with more, the order of rows is not promised.
+    return acero.Declaration.from_sequence(steps).to_table(use_threads=False)
+
+
+def excluded(written: Sequence[Any], bounds: Bounds) -> bool:
+    """Whether rows within these bounds, lowest and highest by column, can never pass."""
+    return all(
+        any(_term_excludes(term, bounds) for term in group) for group in alternatives(written)
+    )
+
+
+def group_bounds(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> Bounds:
+    """What the footer says of the lowest and highest value of `columns` in a row group."""
+    found: dict[str, tuple[Any, Any]] = {}
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    for column in columns:
+        if paths.count(column) != 1:
+            continue
+        part = metadata.row_group(group).column(paths.index(column))
+        if part.is_stats_set and part.statistics.has_min_max:
+            found |= {column: _decoded(part.statistics)}
+    return found
+
+
+def _decoded(statistics: pq.Statistics) -> tuple[Any, Any]:
+    try:
+        return (statistics.min, statistics.max)
+    except UnicodeDecodeError:  # a bound cut inside a character, or text that is not UTF-8
+        return (None, None)
+
+
+def _term_excludes(term: Term, bounds: Bounds) -> bool:
+    column, operator, value = term
+    low, high = bounds.get(column, (None, None))
+    if operator not in _EXCLUDES or not {type(low), type(high)} <= _COMPARABLE:
+        return False
+    try:
+        return _EXCLUDES[operator](low, high, value)
+    except TypeError:  # the value is of another type; whether that is allowed, Arrow says
+        return False
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value)
+
+
+def _is_term(value: Any) -> bool:
+    if not _is_list(value) or len(value) != 3:
+        return False
+    column, operator, compared = value
+    takes_list = operator in ("in", "not in")
+    return isinstance(column, str) and operator in OPERATORS and _is_list(compared) == takes_list

@@ -1,0 +1,58 @@
+"""Deleting what a run should make again: the only deletions beside those of `prune`."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedjob.errors import EmbedjobError
+from embedjob.shards.committed import read_committed
+from embedjob.shards.names import data_directory, quarantine_directory
+from embedjob.storage import Stored, delete, join, list_files, open_unchanged
+
+THREADS = 8
+
+
+def delete_damaged(out: str, fingerprint: str) -> int:
+    """How many chunks were deleted: files that cannot be read whole, and half-put chunks."""
+    data = list_files(data_directory(out, fingerprint))
+    with ThreadPoolExecutor(THREADS) as pool:
+        damaged = [
+            file for file, sound in zip(data, pool.map(_is_sound, data), strict=True) if not sound
+        ]
+    names = {_name(file) for file in data}
+    halves = [
+        file
+        for file in list_files(quarantine_directory(out, fingerprint))
+        if _name(file) not in names
+    ]
+    return _delete(out, fingerprint, [*damaged, *halves])
+
+
+def delete_quarantined(out: str, fingerprint: str) -> int:
+    """How many chunks were deleted: those with quarantined rows, which may now succeed."""
+    return _delete(out, fingerprint, list_files(quarantine_directory(out, fingerprint)))
+
+
+def _delete(out: str, fingerprint: str, files: Sequence[Stored]) -> int:
+    """The data file goes first: a chunk without it is work left, whatever else there is of it."""
+    names = sorted({_name(file) for file in files})
+    for name in names:
+        delete(join(data_directory(out, fingerprint), name))
+        delete(join(quarantine_directory(out, fingerprint), name))
+    return len(names)
+
+
+def _is_sound(file: Stored) -> bool:
+    try:
+        standing = read_committed(file)
+        with open_unchanged(file) as source:
+            rows = pq.ParquetFile(source, page_checksum_verification=True).read().num_rows
+    except (EmbedjobError, OSError, pa.ArrowException):
+        return False
+    return rows + standing.counts["quarantined"] == standing.counts["rows"]
+
+
+def _name(file: Stored) -> str:
+    return file.url.rsplit("/", 1)[-1]

@@ -1,0 +1,102 @@
+"""The columns of every file that is written, equal in all of them, and of the tables before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from embedjob.config import Input, Recipe
+from embedjob.shards.columns import columns_of
+
+FORMAT_VERSION = 1
+
+# Kept columns carry this prefix until they are written: a corpus may well keep a column named
+# `text` or `reason`, and the tables between the stages have columns of these names.
+KEPT = "keep."
+
+TEXT_HASH = pa.binary(16)
+_DTYPES: Mapping[str, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
+
+ROW = pa.field("row", pa.uint32(), nullable=False)
+SHARD = pa.field("shard", pa.string(), nullable=False)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all files of one run have in common."""
+
+    data: pa.Schema
+    quarantine: pa.Schema
+    fingerprint: str
+    similarity: str
+    normalized: bool
+    on_bad_row: str
+    compression: str
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+def form_of(
+    job_input: Input,
+    recipe: Recipe,
+    *,
+    types: Mapping[str, pa.DataType],
+    width: int,
+    fingerprint: str,
+    compression: str,
+) -> Form:
+    """The form of a run's files; `types` are those that the plan agreed on."""
+    return Form(
+        data=data_schema(job_input, types=types, width=width, vector_dtype=recipe.vector_dtype),
+        quarantine=quarantine_schema(job_input, types=types),
+        fingerprint=fingerprint,
+        similarity=recipe.similarity,
+        normalized=recipe.normalized,
+        on_bad_row=job_input.on_bad_row,
+        compression=compression,
+    )
+
+
+def data_schema(
+    job_input: Input, *, types: Mapping[str, pa.DataType], width: int, vector_dtype: str
+) -> pa.Schema:
+    """row, shard, id?, kept columns, embedding, text_hash, tokens, truncated."""
+    return pa.schema(
+        [
+            ROW,
+            SHARD,
+            *_id_field(job_input, types),
+            *(pa.field(name, types[name]) for name in columns_of(job_input).keep),
+            pa.field("embedding", embedding_type(width, vector_dtype)),
+            pa.field("text_hash", TEXT_HASH, nullable=False),
+            pa.field("tokens", pa.uint32(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ]
+    )
+
+
+def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """row, shard, id?, reason, detail, excerpt."""
+    return pa.schema(
+        [
+            ROW,
+            SHARD,
+            *_id_field(job_input, types),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("detail", pa.string()),
+            pa.field("excerpt", pa.string()),
+        ]
+    )
+
+
+def embedding_type(width: int, vector_dtype: str) -> pa.DataType:
+    """A fixed-size list, its items named as Parquet names them, so that a round trip is exact."""
+    return pa.list_(pa.field("element", _DTYPES[vector_dtype]), width)
+
+
+def schema_text(schema: pa.Schema) -> dict[str, str]:
+    """Columns and their types, to be shown and compared as JSON."""
+    return {field.name: str(field.type) for field in schema}
+
+
+def _id_field(job_input: Input, types: Mapping[str, pa.DataType]) -> list[pa.Field]:
+    return [pa.field("id", types[job_input.id])] if job_input.id else []

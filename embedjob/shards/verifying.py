@@ -1,0 +1,75 @@
+"""What must hold of a chunk's rows before any of them is put where it stays."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedjob.errors import ChunkError
+from embedjob.shards.chunks import Chunk
+from embedjob.shards.schema import Form
+
+# How far a norm may be from 1, by the precision in which the vectors arrive.
+_NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
+    np.dtype(np.float32): 1e-4,
+    np.dtype(np.float16): 2e-3,
+}
+
+
+def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: Form) -> None:
+    """ChunkError unless every row that came in is here once, in order, embedded or bad."""
+    rows = table.column("row").to_numpy()
+    if len(rows) != rows_in:
+        raise _refused(chunk, f"{rows_in} rows came in and {len(rows)} came out")
+    if np.any(np.diff(rows.astype(np.int64)) <= 0):
+        raise _refused(chunk, "its rows are repeated or out of order")
+    if len(rows) and not (chunk.start <= rows[0] and rows[-1] < chunk.stop):
+        raise _refused(chunk, f"it holds rows {rows[0]} to {rows[-1]}, which are not all its own")
+    bad = table.column("reason").is_valid()
+    unexplained = pc.and_not(table.column("embedding").is_null(), bad)
+    if pc.any(unexplained).as_py():
+        row = table.column("row").filter(unexplained)[0]
+        raise _refused(chunk, f"row {row} has neither an embedding nor a reason")
+    if form.on_bad_row == "fail" and pc.any(bad).as_py():
+        first = table.filter(bad).slice(0, 1).to_pylist()[0]
+        raise _refused(chunk, f"row {first['row']} is bad: {first['reason']} ({first['detail']})")
+
+
+def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray[np.floating]:
+    """The embeddings of the good rows, one line each; ChunkError when one is not as promised."""
+    good = table.select(["row", "embedding"]).filter(table.column("reason").is_null())
+    column = good.column("embedding")
+    width = form.data.field("embedding").type.list_size
+    if column.type.list_size != width:
+        raise _refused(chunk, f"its vectors are {column.type.list_size} wide, planned was {width}")
+    flat = pa.chunked_array([part.flatten() for part in column.chunks], column.type.value_type)
+    if flat.null_count:
+        raise _refused(chunk, f"{flat.null_count} numbers of its vectors are null")
+    vectors: npt.NDArray[np.floating] = flat.to_numpy().reshape(-1, width)
+    rows = good.column("row").to_numpy()
+    _require(np.isfinite(vectors).all(axis=1), rows, chunk, "has a vector that is not finite")
+    if form.normalized:
+        wide = vectors.astype(np.float32, copy=False)
+        off = np.abs(np.sqrt(np.einsum("rd,rd->r", wide, wide)) - 1)
+        tolerance = _NORM_TOLERANCE[vectors.dtype]
+        _require(off <= tolerance, rows, chunk, "has a vector whose norm is not 1")
+    planned = form.data.field("embedding").type.value_type
+    with np.errstate(over="ignore"):  # said below, with its row
+        stored = vectors.astype(planned.to_pandas_dtype(), copy=False)
+    _require(np.isfinite(stored).all(axis=1), rows, chunk, f"has a vector too large for {planned}")
+    return stored
+
+
+def _require(
+    holds: npt.NDArray[np.bool_], rows: npt.NDArray[np.uint32], chunk: Chunk, otherwise: str
+) -> None:
+    if not holds.all():
+        raise _refused(chunk, f"row {rows[~holds][0]} {otherwise}")
+
+
+def _refused(chunk: Chunk, what: str) -> ChunkError:
+    return ChunkError(
+        f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: not written, because {what}"
+    )

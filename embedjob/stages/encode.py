@@ -1,0 +1,126 @@
+"""ENCODE: a pool of actors, each with one encoder, that turns token views into embeddings."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from embedjob.errors import InterruptedRunError
+from embedjob.stages.engine import EncodesViews, Engine
+from embedjob.stages.parcels import Failure, Parcel, Vectors, describe, pack, unpack
+from embedjob.stages.read import attempt_at
+
+REPORT_SECONDS = 2.0
+Prove = Callable[[EncodesViews, Engine], None]
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """How many actors there may be, and what each of them asks of Ray."""
+
+    smallest: int
+    largest: int
+    cpus: float
+    gpus: float
+
+
+def encode(
+    views: ray.data.Dataset, engine: Engine, *, pool: PoolSize, prove: Prove, ledger: Any
+) -> ray.data.Dataset:
+    """A dataset of parcels that carry embeddings.
+
+    Args:
+        views: parcels of token views.
+        engine: loads the encoder, once per actor.
+        pool: the actors' number and resources.
+        prove: raises EmbedjobError if a freshly loaded encoder must not write to this output.
+        ledger: the run's ledger.
+    """
+    return views.map_batches(
+        EncodeActor,
+        fn_constructor_args=(engine, prove, ledger),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=pool.smallest, max_size=pool.largest),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+    )
+
+
+class EncodeActor:
+    """Hosts one encoder for the length of a run."""
+
+    def __init__(self, engine: Engine, prove: Prove, ledger: Any) -> None:
+        """Loads the encoder and holds it to the output's claim."""
+        self._ledger = ledger
+        self._stopping = threading.Event()
+        self._encoder = self._load(engine, prove)
+        self._free_since = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """The block's parcels with embeddings in place of views."""
+        return pa.concat_tables([pack(self._encode(parcel)) for parcel in unpack(block)])
+
+    def _load(self, engine: Engine, prove: Prove) -> EncodesViews | None:
+        # Ray would restart an actor whose constructor raises, or end the run with a traceback:
+        # a model that does not load is told to the driver, and the run stops by itself.
+        try:
+            encoder = engine.load_encoder()
+            prove(encoder, engine)
+        except Exception as error:
+            ray.get(self._ledger.refuse.remote(f"the encoder did not load: {describe(error)}"))
+            return None
+        self._ledger.ready.remote()
+        return encoder
+
+    def _encode(self, parcel: Parcel) -> Parcel:
+        if parcel.failure or parcel.views is None:
+            return parcel
+        started = time.monotonic()
+        attempt = attempt_at("encode", parcel.chunk.key, self._ledger)
+        if isinstance(attempt, Failure) or self._encoder is None:
+            stopped = Failure("abandoned", "the run is stopping")
+            failure = attempt if isinstance(attempt, Failure) else stopped
+            return Parcel(parcel.chunk, failure=failure, stats=parcel.stats)
+        try:
+            encoded = self._encoder.encode_views(
+                parcel.views, stop=self._stopping.is_set, on_progress=self._reporter(parcel)
+            )
+        except InterruptedRunError as error:
+            self._ledger.abandon.remote(parcel.chunk.key)
+            return Parcel(parcel.chunk, failure=Failure("abandoned", str(error)))
+        except Exception as error:  # whatever one chunk does, the others go on
+            failure = Failure("fault", describe(error))
+            return Parcel(parcel.chunk, failure=failure, stats=parcel.stats)
+        waited, self._free_since = started - self._free_since, time.monotonic()
+        stats = {
+            **parcel.stats,
+            **encoded.stats,
+            "wait_seconds": waited,
+            "encode_seconds": self._free_since - started,
+        }
+        vectors = Vectors(encoded.embeddings, encoded.failed)
+        return replace(parcel, views=None, vectors=vectors, stats=stats)
+
+    def _reporter(self, parcel: Parcel) -> Callable[[int, int], None]:
+        reported = time.monotonic()
+
+        def on_progress(texts: int, tokens: int) -> None:
+            nonlocal reported
+            if time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                self._ledger.progress.remote(parcel.chunk.key, texts, tokens)
+
+        return on_progress
+
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            if ray.get(self._ledger.stopping.remote()):
+                self._stopping.set()
+            time.sleep(1.0)

@@ -1,0 +1,76 @@
+"""What turns texts into vectors, as a small value that travels to every worker and loads there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from embedjob.config import Recipe
+from embedjob.encoder.encoder import Encoded, Encoder
+from embedjob.encoder.tokenizer import load_tokenizer
+from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenViews
+
+
+class EncodesViews(Protocol):
+    """Something that turns token views into one embedding per text."""
+
+    def encode_views(
+        self,
+        views: TokenViews,
+        *,
+        stop: Callable[[], bool],
+        on_progress: Callable[[int, int], None],
+    ) -> Encoded:
+        """Float32 embeddings [texts, width] and the texts that failed."""
+        ...
+
+
+class Engine(Protocol):
+    """Hashable and equal by value, so that a worker loads it once and keeps it."""
+
+    def __hash__(self) -> int:
+        """Equal for equal values."""
+        ...
+
+    @property
+    def long_text(self) -> str:
+        """The config's `encoder.long_text`."""
+        ...
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        """The tokenizer, on a CPU worker."""
+        ...
+
+    def load_encoder(self) -> EncodesViews:
+        """The encoder, inside one actor of the pool."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecipeEngine:
+    """The engine of a resolved recipe (kept as JSON: a recipe holds unhashable values)."""
+
+    recipe_json: str
+    tokens_per_microbatch: Literal["auto"] | int = "auto"
+    threads: int = 1
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that this engine follows."""
+        return Recipe.model_validate_json(self.recipe_json)
+
+    @property
+    def long_text(self) -> str:
+        """The config's `encoder.long_text`."""
+        return self.recipe.long_text
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        """The recipe's tokenizer, from files that are fetched once per node."""
+        return load_tokenizer(self.recipe)
+
+    def load_encoder(self) -> Encoder:
+        """The recipe's encoder, on this actor's GPU if it has one."""
+        torch.set_num_threads(self.threads)
+        return Encoder.from_recipe(self.recipe, tokens_per_microbatch=self.tokens_per_microbatch)

@@ -1,0 +1,120 @@
+"""Watches a run from the driver: progress, signals, stalls, and the ways in which it can end."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from embedjob.errors import FaultError, InterruptedRunError, RefusedError
+from embedjob.stages.ledger import Tally
+from embedjob.stages.parcels import describe
+
+POLL_SECONDS = 0.5
+LEASE_SECONDS = 10.0
+DRAIN_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the driver looks at while the pipeline runs."""
+
+    show: Callable[[Tally], None]
+    superseded: Callable[[], str | None]
+    stall_seconds: float
+
+
+def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
+    """Runs `work` to its end.
+
+    Raises:
+        RefusedError: no encoder could be loaded, or it is not the one that wrote this output.
+        InterruptedRunError: SIGINT or SIGTERM came; what was in hand is committed.
+        FaultError: the pipeline broke, stalled, or was taken over by another run.
+    """
+    worker = _Worker(work)
+    looked = time.monotonic()
+    with _signals() as interrupted:
+        worker.start()
+        while worker.is_alive():
+            worker.join(POLL_SECONDS)
+            tally = ray.get(ledger.tally.remote())
+            watch.show(tally)
+            ending = _ending(tally, watch, interrupted)
+            if ending is None and time.monotonic() - looked >= LEASE_SECONDS:
+                looked = time.monotonic()
+                taken = watch.superseded()
+                ending = FaultError(taken) if taken else None
+            if ending is not None:
+                _drain(ledger, worker, str(ending))
+                raise ending
+    refusal = ray.get(ledger.tally.remote()).refusal
+    if refusal:
+        raise RefusedError(refusal)
+    if worker.error is not None:
+        # Ray's message is the worker's whole traceback; its cause is what happened.
+        cause = getattr(worker.error, "cause", None) or worker.error
+        raise FaultError(f"the pipeline broke: {describe(cause)}") from worker.error
+
+
+class _Worker(threading.Thread):
+    """Ray Data's blocking call, beside the main thread, which alone can take signals."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Runs the pipeline and keeps what it raises."""
+        try:
+            self._work()
+        except Exception as error:
+            self.error = error
+
+
+def _ending(tally: Tally, watch: Watch, interrupted: list[str]) -> Exception | None:
+    if tally.refusal:
+        return RefusedError(tally.refusal)
+    if interrupted:
+        return InterruptedRunError(
+            f"stopped by {interrupted[0]}; finished chunks are committed, run again to resume"
+        )
+    if tally.idle_seconds > watch.stall_seconds:
+        return FaultError(
+            f"nothing moved for {watch.stall_seconds:g} s (run.stall_seconds); run again to resume"
+        )
+    return None
+
+
+def _drain(ledger: Any, worker: threading.Thread, reason: str) -> None:
+    """Lets finished chunks reach storage; encoders put down what they hold within seconds."""
+    ray.get(ledger.stop.remote(reason))
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while worker.is_alive() and time.monotonic() < deadline:
+        if not ray.get(ledger.tally.remote()).in_hand:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """The names of the signals that came, as they come; a third one is not waited out."""
+    came: list[str] = []
+
+    def note(number: int, _frame: object) -> None:
+        came.append(signal.Signals(number).name)
+        if len(came) > 2:
+            raise KeyboardInterrupt
+
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in wanted}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

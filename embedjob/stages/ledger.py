@@ -1,0 +1,154 @@
+"""What outlives every worker of a run: attempts per chunk, what is done, and whether to stop."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one chunk: committed with its counts, or a fault."""
+
+    key: str
+    shard: str
+    start: int
+    stop: int
+    committed: Any = None
+    fault: str | None = None
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks."""
+
+    chunks: int
+    faults: int
+    rows: int
+    tokens: int
+    chunk_tokens: int
+    text_bytes: int
+    actors: int
+    in_hand: int
+    refusal: str | None
+    idle_seconds: float
+
+
+class LedgerState:
+    """Counts attempts and outcomes; the actor's body, and testable without Ray."""
+
+    def __init__(self, dead_nodes: Callable[[], Set[str]]) -> None:
+        """An empty ledger; `dead_nodes` gives the ids of nodes that are gone."""
+        self._dead_nodes = dead_nodes
+        self._attempts: dict[tuple[str, str], list[str]] = {}
+        self._outcomes: dict[str, Outcome] = {}
+        self._ended: Counter[str] = Counter()
+        self._partial: dict[str, tuple[int, int]] = {}
+        self._in_hand: set[str] = set()
+        self._actors = 0
+        self._stopping: str | None = None
+        self._refusal: str | None = None
+        self._moved = time.monotonic()
+
+    def begin(self, stage: str, key: str, node: str) -> int | None:
+        """The number of this attempt at a chunk in a stage; None if the run is stopping.
+
+        An attempt that ended with its node (a reclaimed spot machine) says nothing against the
+        chunk and is not counted.
+        """
+        if self._stopping:
+            return None
+        tried = self._attempts.setdefault((stage, key), [])
+        if tried:
+            dead = self._dead_nodes()
+            tried[:] = [earlier for earlier in tried if earlier not in dead]
+        tried.append(node)
+        self._moved = time.monotonic()
+        if stage == "encode":
+            self._in_hand.add(key)
+        return len(tried)
+
+    def ready(self) -> None:
+        """Notes that one more encoder is loaded."""
+        self._actors += 1
+        self._moved = time.monotonic()
+
+    def refuse(self, message: str) -> None:
+        """Stops the run because nothing can be embedded, for this reason."""
+        self._refusal = self._refusal or message
+        self.stop(message)
+
+    def stop(self, reason: str) -> None:
+        """Asks every stage to hand on nothing more."""
+        self._stopping = self._stopping or reason
+
+    def stopping(self) -> str | None:
+        """Why the run is stopping; None while it is not."""
+        return self._stopping
+
+    def progress(self, key: str, rows: int, tokens: int) -> None:
+        """Notes how far an encoder is inside a chunk."""
+        self._partial[key] = (rows, tokens)
+        self._moved = time.monotonic()
+
+    def abandon(self, key: str) -> None:
+        """Notes that a chunk was put down unfinished."""
+        self._partial.pop(key, None)
+        self._in_hand.discard(key)
+
+    def done(self, outcome: Outcome) -> None:
+        """Notes the end of a chunk; a repeated report changes nothing."""
+        self.abandon(outcome.key)
+        if outcome.key not in self._outcomes:
+            self._outcomes[outcome.key] = outcome
+            self._ended.update(outcome.stats)
+        self._moved = time.monotonic()
+
+    def tally(self) -> Tally:
+        """The state of the run now."""
+        partial_rows = sum(rows for rows, _ in self._partial.values())
+        partial_tokens = sum(tokens for _, tokens in self._partial.values())
+        return Tally(
+            chunks=len(self._outcomes),
+            faults=sum(outcome.fault is not None for outcome in self._outcomes.values()),
+            rows=int(self._ended["rows"]) + partial_rows,
+            tokens=int(self._ended["tokens"]) + partial_tokens,
+            chunk_tokens=int(self._ended["tokens"]),
+            text_bytes=int(self._ended["text_bytes"]),
+            actors=self._actors,
+            in_hand=len(self._in_hand),
+            refusal=self._refusal,
+            idle_seconds=time.monotonic() - self._moved,
+        )
+
+    def outcomes(self) -> list[Outcome]:
+        """Every chunk that ended, in the order in which they did."""
+        return list(self._outcomes.values())
+
+
+def _dead_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
+class _LedgerActor(LedgerState):
+    """The ledger as an actor: it lives and dies with the driver."""
+
+    def __init__(self) -> None:
+        super().__init__(_dead_nodes)
+
+
+def new_ledger() -> Any:
+    """A fresh ledger actor; it asks for no CPU, so that it never waits for one."""
+    return ray.remote(num_cpus=0)(_LedgerActor).remote()
+
+
+def outcomes_of(ledger: Any) -> list[Outcome]:
+    """Every chunk that ended, in the order in which they did."""
+    ended: list[Outcome] = ray.get(ledger.outcomes.remote())
+    return ended

@@ -1,0 +1,59 @@
+"""Before its first commit, every run must reproduce the vectors that this output began with."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from embedjob.errors import OutputError
+from embedjob.shards.claim import Claim, Probes, check_probes, put_claim
+from embedjob.stages.engine import EncodesViews, Engine
+from embedjob.text.views import TokenViews
+
+# Short and long, other scripts, digits, what templates and tokenizers trip over.
+PROBE_TEXTS = (
+    "a",
+    "The quick brown fox jumps over the lazy dog.",
+    "How do I reset my password?",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+    "敏捷的棕色狐狸跳过了懒狗。",
+    'She said: "no", and then\n\t{left} <s> [SEP] quickly!',
+    "3.14159 + 2.71828 = 5.85987",
+    "embeddings " * 40,
+)
+
+
+@dataclass(frozen=True)
+class Prove:
+    """Claims the output with a freshly loaded encoder's probes, or holds them to the claim."""
+
+    out: str
+    claim: Claim
+    dtype: str
+    new_fingerprint: bool = False
+
+    def __call__(self, encoder: EncodesViews, engine: Engine) -> None:
+        """OutputError where ids or vectors are not those of the claim that stands."""
+        views = engine.load_tokenizer().views(PROBE_TEXTS)
+        encoded = encoder.encode_views(views, stop=lambda: False, on_progress=lambda *_: None)
+        if encoded.failed:
+            text, (reason, detail) = next(iter(encoded.failed.items()))
+            raise OutputError(f"the model cannot embed {PROBE_TEXTS[text]!r}: {reason}, {detail}")
+        found = Probes(
+            texts=PROBE_TEXTS,
+            ids=_ids(views),
+            vectors=np.asarray(encoded.embeddings, np.float64).tolist(),
+        )
+        claim = replace(self.claim, probes=found)
+        stands = put_claim(self.out, claim, new_fingerprint=self.new_fingerprint)
+        check_probes(stands, ids=found.ids, vectors=found.vectors, dtype=self.dtype)
+
+
+def _ids(views: TokenViews) -> list[list[int]]:
+    """Per text, the ids of all its views, one after the other."""
+    per_text = views.views_per_text
+    return [
+        np.concatenate(
+            [views.full_ids(text * per_text + view) for view in range(per_text)]
+        ).tolist()
+        for text in range(views.texts)
+    ]

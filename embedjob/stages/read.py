@@ -1,0 +1,87 @@
+"""READ: one Ray read task per chunk, each giving one parcel of rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from embedjob.shards.chunks import Chunk
+from embedjob.stages.ledger import MAX_ATTEMPTS
+from embedjob.stages.parcels import Failure, Parcel, describe, pack
+
+ReadRows = Callable[[Chunk], pa.Table]
+
+
+def read(chunks: Sequence[Chunk], rows_of: ReadRows, *, ledger: Any) -> ray.data.Dataset:
+    """A dataset of parcels, one for each chunk, in the order of `chunks`."""
+    source = ChunkSource(chunks, rows_of, ledger)
+    rows: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=len(chunks))
+    return rows
+
+
+class ChunkSource(Datasource):
+    """Chunks as a Ray datasource; Ray may merge what one task yields, so a task reads just one."""
+
+    def __init__(self, chunks: Sequence[Chunk], rows_of: ReadRows, ledger: Any) -> None:
+        """A source that reads `chunks` by `rows_of`."""
+        super().__init__()
+        self._chunks = chunks
+        self._rows_of = rows_of
+        self._ledger = ledger
+
+    def get_name(self) -> str:
+        """The name that Ray's dashboard shows."""
+        return "Chunks"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """The bytes of text that the footers promise."""
+        return sum(chunk.text_bytes for chunk in self._chunks)
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: Any = None,
+    ) -> list[ReadTask]:
+        """One task per chunk, whatever parallelism Ray would like."""
+        return [self._task(chunk) for chunk in self._chunks]
+
+    def _task(self, chunk: Chunk) -> ReadTask:
+        rows_of, ledger = self._rows_of, self._ledger
+
+        def blocks() -> Iterator[pa.Table]:
+            yield pack(read_parcel(chunk, rows_of, ledger))
+
+        metadata = BlockMetadata(
+            num_rows=1,
+            size_bytes=chunk.text_bytes,
+            exec_stats=None,
+            input_files=(chunk.shard.url,),
+        )
+        return ReadTask(blocks, metadata)
+
+
+def read_parcel(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> Parcel:
+    """The chunk's rows, or the reason why there are none: a failed chunk is a value."""
+    attempt = attempt_at("read", chunk.key, ledger)
+    if isinstance(attempt, Failure):
+        return Parcel(chunk, failure=attempt)
+    try:
+        rows = rows_of(chunk)
+    except Exception as error:  # whatever one shard does, the others go on
+        return Parcel(chunk, failure=Failure("fault", describe(error)))
+    return Parcel(chunk, rows, stats={"rows": rows.num_rows, "text_bytes": chunk.text_bytes})
+
+
+def attempt_at(stage: str, key: str, ledger: Any) -> int | Failure:
+    """The number of this attempt, counted where no crash of a worker can lose it; or a failure."""
+    node = ray.get_runtime_context().get_node_id()
+    attempt = ray.get(ledger.begin.remote(stage, key, node))
+    if attempt is None:
+        return Failure("abandoned", "the run is stopping")
+    if attempt > MAX_ATTEMPTS:
+        return Failure("fault", f"its {stage} process died {MAX_ATTEMPTS} times; given up")
+    return int(attempt)

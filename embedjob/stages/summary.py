@@ -1,0 +1,104 @@
+"""One run in numbers, from the outcomes of its chunks."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from embedjob.stages.ledger import Outcome
+
+_TIMES = {
+    "wait": "wait_seconds",
+    "tokenize": "tokenize_seconds",
+    "compute": "compute_seconds",
+    "copy": "copy_seconds",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `run` prints; `rows = embedded + reused + deduplicated + nulls + quarantined`."""
+
+    rows: int
+    embedded: int
+    reused: int
+    deduplicated: int
+    nulls: int
+    quarantined: int
+    vectors: int
+    chunks_planned: int
+    chunks_done_before: int
+    chunks_written: int
+    chunks_failed: int
+    tokens: int
+    prefix_tokens_saved: int
+    padding_share: float
+    truncated: int
+    seconds: float
+    tokens_per_second: float
+    flops_utilization: float | None
+    time_share: Mapping[str, float]
+    fingerprint: str
+    snapshot: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a summary needs beside the outcomes."""
+
+    chunks_planned: int
+    chunks_done_before: int
+    seconds: float
+    fingerprint: str
+    snapshot: str | None = None
+
+
+def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
+    """The summary of a run; its rows and tokens are those of the chunks that it committed."""
+    ended = list(outcomes)
+    kept = [outcome for outcome in ended if outcome.fault is None]
+    counts: Counter[str] = Counter()
+    stats: Counter[str] = Counter()
+    for outcome in kept:
+        counts.update(outcome.committed.counts)
+        stats.update(outcome.stats)
+    shares = {name: stats[key] for name, key in _TIMES.items()}
+    known = sum(shares.values())
+    computed = stats["tokens"] + stats["padding_tokens"]
+    return Summary(
+        rows=counts["rows"],
+        embedded=counts["embedded"],
+        reused=counts["reused"],
+        deduplicated=counts["deduplicated"],
+        nulls=counts["nulls"],
+        quarantined=counts["quarantined"],
+        vectors=int(stats["vectors"]),
+        chunks_planned=facts.chunks_planned,
+        chunks_done_before=facts.chunks_done_before,
+        chunks_written=len(kept),
+        chunks_failed=len(ended) - len(kept),
+        tokens=int(stats["tokens"]),
+        prefix_tokens_saved=int(stats["prefix_tokens_saved"]),
+        padding_share=round(stats["padding_tokens"] / computed, 4) if computed else 0.0,
+        truncated=counts["truncated"],
+        seconds=round(facts.seconds, 3),
+        tokens_per_second=round(stats["tokens"] / facts.seconds, 1) if facts.seconds else 0.0,
+        flops_utilization=None,
+        time_share={k: round(v / known, 4) if known else 0.0 for k, v in shares.items()},
+        fingerprint=facts.fingerprint,
+        snapshot=facts.snapshot,
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, for those who show it: its numbers, its faults and a sentence."""
+
+    summary: Summary
+    out: str
+    faults: tuple[str, ...]
+    verdict: str

@@ -1,0 +1,112 @@
+"""TOKENIZE: texts become integers on CPU tasks, which Ray Data fuses with READ."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from embedjob.stages.engine import Engine
+from embedjob.stages.parcels import Failure, Parcel, describe, pack, unpack
+from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenViews
+
+EXCERPT_CHARACTERS = 200
+Flags = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.object_]
+
+
+def tokenize(rows: ray.data.Dataset, engine: Engine) -> ray.data.Dataset:
+    """A dataset of parcels whose rows carry hashes and excerpts, and whose texts are ids."""
+
+    def on_block(block: pa.Table) -> Iterator[pa.Table]:
+        for parcel in unpack(block):
+            yield pack(tokenize_parcel(parcel, engine))
+
+    return rows.map_batches(on_block, batch_size=None, batch_format="pyarrow")
+
+
+def tokenize_parcel(parcel: Parcel, engine: Engine) -> Parcel:
+    """The parcel with ids in place of texts; a parcel that failed earlier passes unchanged."""
+    if parcel.failure or parcel.rows is None:
+        return parcel
+    started = time.monotonic()
+    try:
+        rows, views = tokenize_rows(parcel.rows, _tokenizer(engine), engine.long_text)
+    except Exception as error:  # whatever one chunk does, the others go on
+        failure = Failure("fault", describe(error))
+        return Parcel(parcel.chunk, failure=failure, stats=parcel.stats)
+    stats = {**parcel.stats, "tokenize_seconds": time.monotonic() - started}
+    return replace(parcel, rows=rows, views=views, stats=stats)
+
+
+def tokenize_rows(
+    rows: pa.Table, tokenizer: ViewTokenizer, long_text: str
+) -> tuple[pa.Table, TokenViews]:
+    """The rows without their text, and the views of their distinct good texts.
+
+    Equal texts are tokenized once: `unique` points each good row at its text, in order of first
+    appearance, and is null for bad rows.
+    """
+    coded = pc.dictionary_encode(rows["text"].combine_chunks())
+    texts = coded.dictionary.to_pylist()
+    views = tokenizer.views(texts)
+    tokens = views.lengths.reshape(len(texts), views.views_per_text).sum(axis=1)
+    truncated: Flags = views.truncated.reshape(len(texts), views.views_per_text).any(axis=1)
+    reasons = _bad_texts(views, truncated, long_text)
+    good = np.flatnonzero(reasons == "")
+    place = np.full(len(texts), -1, dtype=np.int64)
+    place[good] = np.arange(len(good))
+    hashes = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    excerpts = pc.utf8_slice_codeunits(coded.dictionary, 0, EXCERPT_CHARACTERS)
+    per_text = {
+        "text_hash": pa.array(hashes, pa.binary(16)),
+        "tokens": pa.array(tokens, pa.uint32()),
+        "truncated": pa.array(truncated),
+        "excerpt": excerpts.cast(pa.string()),
+        "unique": pa.array(place, pa.uint32(), mask=place < 0) if len(place) else None,
+        "empty": pa.array(reasons, pa.string(), mask=reasons == "") if len(place) else None,
+    }
+    return _with_columns(rows, coded.indices, per_text), views.take(good)
+
+
+def _bad_texts(views: TokenViews, truncated: Flags, long_text: str) -> Labels:
+    per_view = views.span[:, 0] >= views.span[:, 1]
+    empty = per_view.reshape(len(truncated), views.views_per_text).any(axis=1)
+    reasons: Labels = np.full(len(truncated), "", dtype=object)
+    reasons[empty] = "empty_span"
+    if long_text == "bad":
+        reasons[truncated & ~empty] = "too_long"
+    return reasons
+
+
+def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -> pa.Table:
+    blank = hashlib.blake2b(b"", digest_size=16).digest()
+    text_hash = per_text["text_hash"].take(indices).fill_null(blank)
+    read_reason = rows["reason"].combine_chunks()
+    unread = per_text["empty"]
+    reason = read_reason if unread is None else pc.coalesce(read_reason, unread.take(indices))
+    unique = per_text["unique"]
+    found = pa.nulls(rows.num_rows, pa.uint32()) if unique is None else unique.take(indices)
+    return (
+        rows.drop_columns(["text", "reason"])
+        .append_column("text_hash", text_hash)
+        .append_column("tokens", per_text["tokens"].take(indices).fill_null(0))
+        .append_column("truncated", per_text["truncated"].take(indices).fill_null(False))
+        .append_column("excerpt", per_text["excerpt"].take(indices))
+        .append_column("reason", reason)
+        .append_column("detail", pa.nulls(rows.num_rows, pa.string()))
+        .append_column("unique", found)
+    )
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(engine: Engine) -> ViewTokenizer:
+    return engine.load_tokenizer()

@@ -1,0 +1,108 @@
+"""WRITE: a Ray datasink that verifies each chunk's file and puts it, whole and once."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data.datasource import Datasink
+
+from embedjob.shards.committed import Committed
+from embedjob.shards.schema import Form
+from embedjob.shards.writing import commit
+from embedjob.stages.ledger import Outcome
+from embedjob.stages.parcels import Parcel, describe, unpack
+
+Commit = Callable[[Parcel], Committed]
+
+
+def write(embeddings: ray.data.Dataset, commit: Commit, *, ledger: Any) -> None:
+    """Runs the pipeline: every parcel is committed, or its fault is noted, in the ledger."""
+    embeddings.write_datasink(ChunkSink(commit, ledger))
+
+
+class ChunkSink(Datasink[None]):
+    """Puts files; it neither claims nor publishes, so it may run anywhere and more than once."""
+
+    def __init__(self, commit: Commit, ledger: Any) -> None:
+        """A sink that ends each parcel by `commit`."""
+        self._commit = commit
+        self._ledger = ledger
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
+        """Commits every parcel in the blocks."""
+        for block in blocks:
+            for parcel in unpack(block):
+                end = end_of(parcel, self._commit)
+                told = self._ledger.abandon.remote(parcel.chunk.key)
+                if end is not None:
+                    told = self._ledger.done.remote(end)
+                ray.get(told)
+
+
+@dataclass(frozen=True)
+class Committer:
+    """Puts a parcel's files under one output, in one form."""
+
+    out: str
+    form: Form
+
+    def __call__(self, parcel: Parcel) -> Committed:
+        """The file that holds the parcel's embeddings; ChunkError where they may not be put."""
+        rows_in = int(parcel.stats["rows"])
+        return commit(self.out, parcel.chunk, assembled(parcel), rows_in=rows_in, form=self.form)
+
+
+def end_of(parcel: Parcel, commit: Commit) -> Outcome | None:
+    """How the chunk ended; None if it was abandoned and is left for a later run."""
+    chunk = parcel.chunk
+    outcome = Outcome(
+        key=chunk.key,
+        shard=chunk.shard.url,
+        start=chunk.start,
+        stop=chunk.stop,
+        stats=parcel.stats,
+    )
+    if parcel.failure is not None:
+        if parcel.failure.kind == "abandoned":
+            return None
+        return replace(outcome, fault=parcel.failure.detail)
+    try:
+        committed = commit(parcel)
+    except Exception as error:  # a full disk, a lost bucket: this chunk's fault, not the run's end
+        return replace(outcome, fault=describe(error))
+    return replace(outcome, committed=committed)
+
+
+def assembled(parcel: Parcel) -> pa.Table:
+    """The parcel's rows with their embeddings; null, with a reason, where a row has none."""
+    rows, vectors = parcel.rows, parcel.vectors
+    assert rows is not None
+    assert vectors is not None
+    texts = rows["unique"]
+    good = texts.is_valid().to_numpy()
+    which = texts.fill_null(0).to_numpy()
+    lost = np.array([text in vectors.failed for text in range(len(vectors.embeddings))], bool)
+    good[good] = ~lost[which[good]]
+    matrix = np.zeros((len(good), vectors.embeddings.shape[1]), np.float32)
+    matrix[good] = vectors.embeddings[which[good]]
+    embedding = pa.FixedSizeListArray.from_arrays(
+        pa.array(matrix.reshape(-1)), matrix.shape[1], mask=pa.array(~good)
+    )
+    failures = [vectors.failed.get(text) for text in texts.to_pylist()] if lost.any() else None
+    return (
+        _with_failures(rows, failures).drop_columns("unique").append_column("embedding", embedding)
+    )
+
+
+def _with_failures(rows: pa.Table, failures: Sequence[tuple[str, str] | None] | None) -> pa.Table:
+    if failures is None:
+        return rows
+    for place, name in enumerate(("reason", "detail")):
+        told = pa.array([failure and failure[place] for failure in failures], pa.string())
+        column = pc.coalesce(rows[name], told)
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    return rows

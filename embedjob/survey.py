@@ -1,0 +1,93 @@
+"""What there is to do: the job resolved, the input listed, the output compared. No Ray, no GPU."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from embedjob import storage
+from embedjob.config import Input
+from embedjob.encoder.digests import digests
+from embedjob.encoder.facts import ModelFacts, facts, require_fit
+from embedjob.encoder.folder import folder_layer
+from embedjob.encoder.source import ModelSource, materialize, pinned
+from embedjob.errors import InputError
+from embedjob.jobfile import Draft, merge, validate, validate_partial
+from embedjob.methods.resolution import Resolved, default_model, resolve
+from embedjob.shards.chunks import Shard
+from embedjob.shards.columns import columns_of
+from embedjob.shards.fingerprint import fingerprint
+from embedjob.shards.footers import Footer, read_footers
+from embedjob.shards.layout import find_shards
+from embedjob.shards.names import data_directory
+from embedjob.shards.planning import Plan, Request, plan
+from embedjob.vectors.finishing import width
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A resolved job beside the world that it meets."""
+
+    resolved: Resolved
+    model: ModelFacts
+    digests: Mapping[str, str]
+    fingerprint: str
+    width: int
+    shards: tuple[Shard, ...]
+    plan: Plan
+
+    @property
+    def out(self) -> str:
+        """The output's URL, the same from every directory."""
+        return storage.absolute(self.resolved.job.output.path)
+
+
+def survey(draft: Draft) -> Survey:
+    """The survey of a job.
+
+    Raises RefusedError for whatever can be known now, cheapest first: config, then input, then
+    model, then output.
+    """
+    validate_partial(draft)
+    draft = default_model(draft)
+    shards, footers = listed_input(draft)
+    source = source_in(draft)
+    known = facts(source)
+    resolved = resolve(draft, folder_layer(materialize(source, tokenizer_only=True)))
+    job = resolved.job
+    require_fit(job.encoder, known)
+    storage.require_create_only(job.output.path)
+    found = digests(pinned(source))
+    mark = fingerprint(job.encoder, found)
+    done = storage.list_files(data_directory(job.output.path, mark))
+    request = Request(job.input, mark, job.output.chunk_rows, job.run.limit)
+    return Survey(
+        resolved=resolved,
+        model=known,
+        digests=found,
+        fingerprint=mark,
+        width=width(known.hidden_size, views=len(job.encoder.templates), recipe=job.encoder),
+        shards=shards,
+        plan=plan(shards, footers, listed=[file.url for file in done], request=request),
+    )
+
+
+def source_in(draft: Draft) -> ModelSource:
+    """Where the draft's model comes from."""
+    return ModelSource(
+        model=draft.get("encoder.model"),
+        revision=draft.get("encoder.revision"),
+        trust_remote_code=bool(draft.get("encoder.trust_remote_code")),
+        allow_pickle=bool(draft.get("encoder.allow_pickle")),
+    )
+
+
+def listed_input(draft: Draft) -> tuple[tuple[Shard, ...], dict[str, Footer | str]]:
+    """The shards and their footers; InputError where not one shard can be read."""
+    written, origins = merge(draft.layers)
+    job_input = validate(Input, written["input"], at="input", origins=origins)
+    shards = find_shards(job_input.path)
+    text = columns_of(job_input).text
+    footers = read_footers([shard.stored for shard in shards], text=text)
+    problems = [reason for reason in footers.values() if isinstance(reason, str)]
+    if problems and len(problems) == len(footers):
+        raise InputError(f"input.path: {shards[0].url} is {problems[0]}; no shard can be read")
+    return shards, footers

@@ -1,0 +1,166 @@
+"""Texts that are too long: cut so that the whole view fits, the template and EOS untouched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding
+
+from embedjob.text.encoding import PromptEncoder
+
+# A text is first read as far as its tokens could possibly reach, then further where blanks or
+# long words left it short, and never further than this many characters per token: beyond that a
+# text is filling, and a string of 10 MB must not cost more than a page.
+_CHARS_PER_TOKEN, _GROWTH, _MOST_CHARS_PER_TOKEN = 6, 4, 512
+# Tokens before a cut may differ from those of the uncut text: WordPiece turns a whole word of
+# over 100 characters into one unknown token, so more than 100 are not trusted.
+_DOUBTFUL = 128
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Ids of N views without EOS, the positions [N, 2] of their text, and which were cut."""
+
+    ids: list[list[int]]
+    text: Ints
+    truncated: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Per template: the most tokens before EOS, and whether anything stands after the text."""
+
+    tokens: Ints
+    suffix: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one call of `fit` knows of its N rows; `reach` and `shrunk` change by the round."""
+
+    which: Sequence[int]
+    texts: Sequence[str]
+    limit: Ints
+    suffix: npt.NDArray[np.bool_]
+    size: Ints
+    most: Ints
+    reach: Ints
+    shrunk: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Round:
+    """The rows encoded together, up to their reach."""
+
+    rows: Ints
+    which: list[int]
+    pieces: list[str]
+    encodings: list[Encoding]
+    length: Ints
+    text: Ints
+    has_offsets: bool
+
+
+class Fitter:
+    """Encodes texts under templates within their limits."""
+
+    def __init__(self, encoder: PromptEncoder, limits: Limits, *, needs_text: bool) -> None:
+        """`needs_text` says whether anyone will ask where in its template the text lies."""
+        self._encoder = encoder
+        self._limits = limits
+        self._needs_text = needs_text
+
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """Each text under template number `which`, cut where it must be.
+
+        In rounds, a batch each: every row is encoded up to its `reach` in characters, which grows
+        until there are tokens enough, and then shrinks until text and suffix fit together.
+        """
+        job = self._job(which, texts)
+        count = len(texts)
+        done = Fitted([[]] * count, np.zeros((count, 2), np.int64), np.zeros(count, np.bool_))
+        todo = np.arange(count)
+        # Offsets say where to cut a text that has a suffix; first only where that is likely.
+        likely = bool((job.suffix & (job.size > job.limit)).any())
+        while todo.size:
+            batch = self._encode(job, todo, offsets=self._needs_text or likely)
+            again = self._reconsider(job, batch, done)
+            self._settle(job, batch, done, ~again)
+            todo, likely = todo[again], bool(job.suffix.any())
+        return done
+
+    def _job(self, which: Sequence[int], texts: Sequence[str]) -> _Job:
+        templates = np.asarray(which, np.int64)
+        limit = self._limits.tokens[templates]
+        size = np.fromiter(map(len, texts), np.int64, len(texts))
+        return _Job(
+            which=which,
+            texts=texts,
+            limit=limit,
+            suffix=self._limits.suffix[templates],
+            size=size,
+            most=np.minimum(size, _MOST_CHARS_PER_TOKEN * (limit + _DOUBTFUL)),
+            reach=np.minimum(size, _CHARS_PER_TOKEN * (limit + _DOUBTFUL)),
+            shrunk=np.zeros(len(texts), np.bool_),
+        )
+
+    def _encode(self, job: _Job, rows: Ints, *, offsets: bool) -> _Round:
+        which = [job.which[row] for row in rows]
+        pieces = [job.texts[row][: job.reach[row]] for row in rows]
+        encodings = self._encoder.encode(which, pieces, offsets=offsets)
+        length = np.fromiter(map(len, encodings), np.int64, len(rows))
+        return _Round(
+            rows=rows,
+            which=which,
+            pieces=pieces,
+            encodings=encodings,
+            length=length,
+            text=self._encoder.text_tokens(encodings, which, pieces)
+            if offsets
+            else self._encoder.framed(length),
+            has_offsets=offsets,
+        )
+
+    def _reconsider(self, job: _Job, batch: _Round, done: Fitted) -> npt.NDArray[np.bool_]:
+        """Which rows of the round need another one, their reach set for it."""
+        rows = batch.rows
+        reach, most, limit = job.reach[rows], job.most[rows], job.limit[rows]
+        over = batch.length > limit
+        done.truncated[rows] = over | (reach < job.size[rows])
+        grow = (reach < most) & ~job.shrunk[rows] & (batch.length < limit + _DOUBTFUL)
+        shrink = over & ~grow & job.suffix[rows]
+        job.reach[rows[grow]] = np.minimum(most, reach * _GROWTH)[grow]
+        if batch.has_offsets:
+            job.shrunk[rows[shrink]] = True
+            for place in np.flatnonzero(shrink):
+                job.reach[rows[place]] = self._shorter(batch, int(place), int(limit[place]))
+        return grow | shrink
+
+    def _shorter(self, batch: _Round, place: int, limit: int) -> int:
+        """The characters of a text up to the end of its last token that fits."""
+        piece = batch.pieces[place]
+        ranges = batch.encodings[place].offsets
+        first, stop = batch.text[place]
+        kept = int(stop) - (len(ranges) - limit)
+        if kept <= first:
+            return 0
+        # A character that is several tokens goes as a whole: its tokens share one range.
+        end = min(ranges[kept - 1][1], ranges[kept][0])
+        end -= self._encoder.text_start(batch.which[place], piece)
+        return min(max(end, 0), len(piece) - 1)
+
+    def _settle(self, job: _Job, batch: _Round, done: Fitted, ready: npt.NDArray[np.bool_]) -> None:
+        """Put the finished rows in their places, their last text tokens cut off if too long."""
+        closing = self._encoder.frame.after
+        limit = job.limit[batch.rows]
+        over = batch.length > limit
+        for place in np.flatnonzero(ready):
+            ids = batch.encodings[place].ids
+            if over[place]:
+                ids = ids[: limit[place] - closing] + ids[len(ids) - closing :]
+            done.ids[batch.rows[place]] = ids
+        stop = np.where(over, limit - closing, batch.text[:, 1])
+        done.text[batch.rows[ready]] = np.minimum(batch.text, stop[:, None])[ready]

@@ -1,0 +1,191 @@
+"""Rendered prompts to tokens; special tokens are parsed in templates and never in texts."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer, processors
+
+from embedjob.text.literals import twin
+from embedjob.text.prompts import Prompt
+from embedjob.text.views import flatten, offsets_of
+
+# Rare enough to be unknown wherever a tokenizer has an unknown token at all.
+_UNKNOWN = "\U00012000\U00013000\U0001f701"
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How many special tokens the tokenizer itself puts before and after a prompt."""
+
+    before: int
+    after: int
+
+
+class PromptEncoder:
+    """Encodes texts under templates; takes the tokenizer over and switches cutting off in it."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, special_tokens: bool
+    ) -> None:
+        """`special_tokens` says whether the tokenizer may add its own, such as BOS."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = False
+        _keep_blanks_in_offsets(tokenizer)
+        self._tokenizer = tokenizer
+        self._prompts = tuple(prompts)
+        self._adds = special_tokens
+        self.frame = self._find_frame()
+        self._special, self._unknown = _special_ids(tokenizer)
+        probes = self._run(tokenizer, self._prompts, range(len(prompts)), ["a"] * len(prompts))
+        self._expected = self._count_specials(probes)
+
+    def encode(
+        self, which: Sequence[int], texts: Sequence[str], *, offsets: bool
+    ) -> list[Encoding]:
+        """Each text under template number `which`; without `offsets` they are not to be read."""
+        found = self._run(self._tokenizer, self._prompts, which, texts, offsets=offsets)
+        for row in self._with_literals(found, which, texts):
+            renamed, prompts = self._twin
+            found[row] = self._run(renamed, prompts, [which[row]], [texts[row]], offsets=True)[0]
+        return found
+
+    def text_tokens(
+        self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
+    ) -> Ints:
+        """Positions [N, 2] of the tokens that overlap each text; start == stop if there are none.
+
+        With nothing of the template before the text it starts right after the tokenizer's own
+        special tokens, and likewise after it: some tokenizers give a leading blank no characters.
+        """
+        found = self.framed(np.fromiter(map(len, encodings), np.int64, len(encodings)))
+        for row, (encoding, template, text) in enumerate(zip(encodings, which, texts, strict=True)):
+            found[row] = self._overlap(encoding, self._prompts[template], text)
+        return found
+
+    def _overlap(self, encoding: Encoding, prompt: Prompt, text: str) -> tuple[int, int]:
+        start = prompt.text_start(text)
+        stop = start + len(text)
+        first: int | None = self.frame.before
+        last: int | None = len(encoding) - self.frame.after
+        if prompt.before and start > 0:
+            first = encoding.char_to_token(start)
+        if prompt.after:
+            last = encoding.char_to_token(stop)
+        # No token holds that character, or one holds it and some of the text: count them.
+        if first is None:
+            first = self._count_before(encoding, start)
+        if last is None or (prompt.after and _first_character(encoding, last) < stop):
+            last = self._count_until(encoding, stop)
+        return first, max(first, last) if text else first
+
+    def framed(self, lengths: Ints) -> Ints:
+        """Positions [N, 2] of all tokens but the tokenizer's own special ones."""
+        return np.stack(
+            [np.full_like(lengths, self.frame.before), lengths - self.frame.after], axis=1
+        )
+
+    def text_start(self, which: int, text: str) -> int:
+        """Where in the rendered prompt the text begins, in characters."""
+        return self._prompts[which].text_start(text)
+
+    def _count_before(self, encoding: Encoding, start: int) -> int:
+        """The first token that ends after this character begins."""
+        ranges = encoding.offsets[self.frame.before : len(encoding) - self.frame.after]
+        return self.frame.before + sum(end <= start for _, end in ranges)
+
+    def _count_until(self, encoding: Encoding, stop: int) -> int:
+        """One past the last token that begins before this character."""
+        ranges = encoding.offsets[self.frame.before : len(encoding) - self.frame.after]
+        return len(encoding) - self.frame.after - sum(begin >= stop for begin, _ in ranges)
+
+    def _run(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        which: Sequence[int],
+        texts: Sequence[str],
+        offsets: bool = False,
+    ) -> list[Encoding]:
+        pairs = zip(which, texts, strict=True)
+        rendered = [prompts[template].render(text) for template, text in pairs]
+        run = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+        return run(rendered, add_special_tokens=self._adds)
+
+    def _find_frame(self) -> Frame:
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        full = self._tokenizer.encode("a", add_special_tokens=self._adds).ids
+        extra = len(full) - len(bare)
+        before = next(n for n in range(extra + 1) if full[n : n + len(bare)] == bare)
+        return Frame(before=before, after=extra - before)
+
+    def _count_specials(self, encodings: Sequence[Encoding]) -> Ints:
+        flat, offsets = flatten([encoding.ids for encoding in encodings])
+        return _count(self._special[flat], offsets)
+
+    def _with_literals(
+        self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
+    ) -> list[int]:
+        """Rows with more special tokens than their template has: the text spelt one out.
+
+        Counting ids sees also what a normalizer, or the seam to the template, made into one.
+        """
+        if not self._special.any():
+            return []
+        more = self._count_specials(encodings) != self._expected[np.asarray(which, np.int64)]
+        for name in self._unknown:
+            more |= np.fromiter((name in text for text in texts), np.bool_, len(texts))
+        return [int(row) for row in np.flatnonzero(more)]
+
+    @cached_property
+    def _twin(self) -> tuple[Tokenizer, tuple[Prompt, ...]]:
+        """The tokenizer that reads the templates written with secret names, made when needed."""
+        renamed, names = twin(self._tokenizer)
+        longest_first = sorted(names, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+        def rewrite(piece: str) -> str:
+            return pattern.sub(lambda found: names[found.group()], piece)
+
+        return renamed, tuple(
+            replace(prompt, before=rewrite(prompt.before), after=rewrite(prompt.after))
+            for prompt in self._prompts
+        )
+
+
+def _keep_blanks_in_offsets(tokenizer: Tokenizer) -> None:
+    """Make byte-level tokens own their leading blank, or a blank text would own no token."""
+    whole: Any = tokenizer.post_processor
+    # Not by a direct isinstance in the loop: the stubs do not say that a Sequence is iterable.
+    several = isinstance(whole, processors.Sequence)
+    for part in whole if several else [whole]:
+        if isinstance(part, processors.ByteLevel | processors.RobertaProcessing):
+            part.trim_offsets = False
+
+
+def _special_ids(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
+    """Which ids are special [vocabulary], and the names of those that unknown words become."""
+    added = tokenizer.get_added_tokens_decoder()
+    names = {token: entry.content for token, entry in added.items() if entry.special}
+    unknown = names.keys() & set(tokenizer.encode(_UNKNOWN, add_special_tokens=False).ids)
+    highest = max([tokenizer.get_vocab_size(with_added_tokens=True) - 1, *added])
+    special = np.zeros(highest + 1, np.bool_)
+    special[[token for token in names if token not in unknown]] = True
+    return special, tuple(names[token] for token in unknown)
+
+
+def _first_character(encoding: Encoding, token: int) -> int:
+    found = encoding.token_to_chars(token)
+    return -1 if found is None else int(found[0])
+
+
+def _count(flags: npt.NDArray[np.bool_], rows: Ints) -> Ints:
+    """How many flags are set in each run [N]."""
+    total = offsets_of(flags.astype(np.int8))
+    return total[rows[1:]] - total[rows[:-1]]

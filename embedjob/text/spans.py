@@ -1,0 +1,76 @@
+"""Which tokens of a view count for pooling: a table of rules over token positions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+NEED_TEXT = frozenset({"text", "last_text", "tail"})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in N views, in token positions without padding.
+
+    `text_start` and `text_stop` bound the tokens that overlap the text; `closing` counts the
+    special tokens at the very end that the tokenizer or the EOS policy put there.
+    """
+
+    length: Ints
+    text_start: Ints
+    text_stop: Ints
+    closing: Ints
+
+
+def spans(layout: Layout, *, rule: str, offset: int = 0) -> npt.NDArray[np.int32]:
+    """Start and stop [N, 2] of every view's span; start == stop where it is empty.
+
+    The offset moves the start, at most to the ends of the view and of the span.
+    """
+    start, stop = SPANS[rule](layout)
+    start = np.minimum(np.maximum(start + offset, 0), stop)
+    return np.stack([start, stop], axis=1).astype(np.int32)
+
+
+def _all(layout: Layout) -> tuple[Ints, Ints]:
+    """Every token, special tokens included."""
+    return np.zeros_like(layout.length), layout.length
+
+
+def _text(layout: Layout) -> tuple[Ints, Ints]:
+    """The tokens that overlap the text's characters."""
+    return layout.text_start, layout.text_stop
+
+
+def _last_text(layout: Layout) -> tuple[Ints, Ints]:
+    """The last token that overlaps the text's characters."""
+    return np.maximum(layout.text_start, layout.text_stop - 1), layout.text_stop
+
+
+def _last_token(layout: Layout) -> tuple[Ints, Ints]:
+    """The last token, EOS included."""
+    return np.maximum(layout.length - 1, 0), layout.length
+
+
+def _first_token(layout: Layout) -> tuple[Ints, Ints]:
+    """The first token, BOS included."""
+    return np.zeros_like(layout.length), np.minimum(layout.length, 1)
+
+
+def _tail(layout: Layout) -> tuple[Ints, Ints]:
+    """The template's tokens after the text; the closing specials where there are no others."""
+    open_end = layout.length - layout.closing
+    stop = np.where(open_end > layout.text_stop, open_end, layout.length)
+    return layout.text_stop, stop
+
+
+SPANS: dict[str, Callable[[Layout], tuple[Ints, Ints]]] = {
+    "all": _all,
+    "text": _text,
+    "last_text": _last_text,
+    "last_token": _last_token,
+    "first_token": _first_token,
+    "tail": _tail,
+}

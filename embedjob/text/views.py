@@ -1,0 +1,121 @@
+"""Token views: what TOKENIZE hands to ENCODE, as flat arrays of integers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class TokenViews:
+    """N views of N / views_per_text texts, text-major: view v of text t is at t * V + v.
+
+    `ids[offsets[i]:offsets[i + 1]]` are the ids of view i after its prefix; `prefix[i]` is an
+    index into `prefixes`, or -1 where they are all its ids. Spans are positions in the full view.
+    """
+
+    views_per_text: int
+    prefixes: tuple[Ids, ...]
+    prefix: npt.NDArray[np.int32]
+    ids: Ids
+    offsets: npt.NDArray[np.int64]
+    span: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+
+    @property
+    def texts(self) -> int:
+        """How many texts these are the views of."""
+        return len(self.prefix) // self.views_per_text
+
+    @property
+    def prefix_lengths(self) -> npt.NDArray[np.int64]:
+        """Shared tokens before the ids of each view [N], 0 where none are shared."""
+        return np.array([*map(len, self.prefixes), 0], np.int64)[self.prefix]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each full view [N]."""
+        return np.diff(self.offsets) + self.prefix_lengths
+
+    def full_ids(self, view: int) -> Ids:
+        """All ids of one view, prefix included."""
+        ids = self.ids[self.offsets[view] : self.offsets[view + 1]]
+        which = int(self.prefix[view])
+        return ids if which < 0 else np.concatenate([self.prefixes[which], ids])
+
+    def take(self, texts: Sequence[int] | npt.NDArray[np.integer]) -> "TokenViews":
+        """The views of these texts, in this order; a text may be asked for twice."""
+        chosen = np.asarray(texts, np.int64)[:, None] * self.views_per_text
+        views = (chosen + np.arange(self.views_per_text)).reshape(-1)
+        sizes = np.diff(self.offsets)[views]
+        offsets = offsets_of(sizes)
+        source = np.repeat(self.offsets[views] - offsets[:-1], sizes)
+        return TokenViews(
+            views_per_text=self.views_per_text,
+            prefixes=self.prefixes,
+            prefix=self.prefix[views],
+            ids=self.ids[source + np.arange(offsets[-1])],
+            offsets=offsets,
+            span=self.span[views],
+            truncated=self.truncated[views],
+        )
+
+
+def offsets_of(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Where each of N runs begins, and where the last ends [N + 1]."""
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
+
+
+def flatten(rows: Sequence[Sequence[int]]) -> tuple[Ids, npt.NDArray[np.int64]]:
+    """All ids in one array, and the offsets of the rows in it."""
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    offsets = offsets_of(sizes)
+    return np.fromiter(chain.from_iterable(rows), np.uint32, int(offsets[-1])), offsets
+
+
+def assemble(
+    rows: Sequence[Sequence[int]],
+    *,
+    span: npt.NDArray[np.int32],
+    truncated: npt.NDArray[np.bool_],
+    prefixes: Sequence[Sequence[int]],
+) -> TokenViews:
+    """The rows' views, one template per prefix, each prefix taken off wherever it can be shared."""
+    flat, offsets = flatten(rows)
+    per_text = len(prefixes)
+    shared = np.full(len(rows), -1, np.int32)
+    skip = np.zeros(len(rows), np.int64)
+    for template, prefix in enumerate(prefixes):
+        mine = slice(template, None, per_text)
+        fits = _begins_with(flat, offsets, prefix, mine) & (span[mine, 0] >= len(prefix))
+        shared[mine] = np.where(fits, template, -1)
+        skip[mine] = np.where(fits, len(prefix), 0)
+    sizes = np.diff(offsets)
+    position = np.arange(len(flat)) - np.repeat(offsets[:-1], sizes)
+    return TokenViews(
+        views_per_text=per_text,
+        prefixes=tuple(np.asarray(prefix, np.uint32) for prefix in prefixes),
+        prefix=shared,
+        ids=flat[position >= np.repeat(skip, sizes)],
+        offsets=offsets_of(sizes - skip),
+        span=span,
+        truncated=truncated,
+    )
+
+
+def _begins_with(
+    flat: Ids, offsets: npt.NDArray[np.int64], prefix: Sequence[int], mine: slice
+) -> npt.NDArray[np.bool_]:
+    """Which of a template's views are a non-empty prefix followed by at least one id more."""
+    starts, sizes = offsets[:-1][mine], np.diff(offsets)[mine]
+    fits = (sizes > len(prefix)) & (len(prefix) > 0)
+    for position, token in enumerate(prefix if fits.any() else ()):
+        # Rows that are out already, some of them too short, look at any token at all.
+        fits &= flat[np.where(fits, starts + position, 0)] == token
+    return fits

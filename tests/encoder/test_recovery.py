@@ -1,0 +1,175 @@
+"""Recovery by itself: a forward that computes vectors one can foresee, and raises where told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedjob.encoder.recovery import Indices, Passage, Vectors, Watch, pass_through
+from embedjob.errors import ChunkError, InterruptedRunError
+
+WATCH = Watch(stop=lambda: False, on_views=lambda views: None)
+
+
+def nothing(which: Indices) -> None:
+    """Raises nothing."""
+
+
+@dataclass
+class Views:
+    """The vector of view i is (i, i); trouble raises on what goes through, or on one alone."""
+
+    lengths: npt.NDArray[np.int64]
+    trouble: Callable[[Indices], None] = nothing
+    trouble_alone: Callable[[Indices], None] = nothing
+    not_finite: frozenset[int] = frozenset()
+    still_not_finite: frozenset[int] = frozenset()
+    batches: list[list[int]] = field(default_factory=list)
+    width: int = 2
+
+    def __call__(self, which: Indices) -> Vectors:
+        self.batches.append(which.tolist())
+        self.trouble(which)
+        return self._vectors(which, self.not_finite)
+
+    def precisely(self, view: int) -> Vectors:
+        self.trouble_alone(np.array([view]))
+        return self._vectors(np.array([view]), self.still_not_finite)
+
+    def _vectors(self, which: Indices, holes: frozenset[int]) -> Vectors:
+        vectors = np.repeat(which[:, None], 2, axis=1).astype(np.float32)
+        vectors[[view in holes for view in which]] = np.inf
+        return vectors
+
+    def passed(self, budget: int = 40, watch: Watch = WATCH) -> Passage:
+        return pass_through(self, self.lengths, budget=budget, watch=watch)
+
+
+def poison(*views: int) -> Callable[[Indices], None]:
+    def trouble(which: Indices) -> None:
+        if set(views) & set(which.tolist()):
+            raise IndexError(f"index {views[0]} is out of range")
+
+    return trouble
+
+
+def starved(tokens: int, lengths: npt.NDArray[np.int64]) -> Callable[[Indices], None]:
+    def trouble(which: Indices) -> None:
+        if len(which) * int(lengths[which].max()) > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    return trouble
+
+
+def right(passage: Passage) -> bool:
+    """Whether every view has its own vector, or a reason and none."""
+    views = np.arange(len(passage.vectors_VD))
+    lost = np.isin(views, list(passage.failed))
+    good = (passage.vectors_VD == views[:, None]).all(axis=1)
+    return bool((good ^ lost).all() and np.isnan(passage.vectors_VD[lost]).all())
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), max_size=40),
+    poisoned=st.sets(st.integers(0, 39)),
+    holes=st.sets(st.integers(0, 39)),
+    budget=st.integers(1, 200),
+)
+def test_exactly_the_views_that_break_the_model_have_no_vector(
+    lengths: list[int], poisoned: set[int], holes: set[int], budget: int
+) -> None:
+    views = Views(
+        np.array(lengths, np.int64),
+        trouble=poison(*poisoned),
+        trouble_alone=poison(*poisoned),
+        not_finite=frozenset(holes),
+        still_not_finite=frozenset(holes),
+    )
+    passage = views.passed(budget)
+    here = set(range(len(lengths)))
+    assert right(passage)
+    assert {v for v, (why, _) in passage.failed.items() if why == "model_error"} == poisoned & here
+    assert {v for v, (why, _) in passage.failed.items() if why == "non_finite"} == (
+        holes - poisoned
+    ) & here
+
+
+def test_the_reason_names_the_error_and_holds_no_traceback() -> None:
+    passage = Views(np.full(9, 4), poison(3), poison(3)).passed()
+    assert passage.failed == {3: ("model_error", "IndexError: index 3 is out of range")}
+
+
+def test_what_fails_only_in_a_narrow_type_is_saved_by_float32() -> None:
+    passage = Views(np.full(9, 4), trouble=poison(3), not_finite=frozenset({5})).passed()
+    assert not passage.failed
+    assert right(passage)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 200))
+def test_out_of_memory_lowers_the_budget_for_all_that_follows(
+    lengths: list[int], memory: int
+) -> None:
+    sizes = np.array(lengths, np.int64)
+    views = Views(sizes, trouble=starved(memory, sizes))
+    passage = views.passed(budget=1000)
+    assert right(passage)
+    assert not passage.failed
+    failures = [b for b in views.batches if len(b) * max(sizes[b]) > memory]
+    assert len(failures) <= 6
+    assert views.batches[: len(failures)] == failures
+    assert passage.budget > memory / 2 or not failures
+
+
+def test_a_view_too_large_for_the_memory_alone_is_left_out() -> None:
+    sizes = np.array([50, 3, 3, 60, 3], np.int64)
+    passage = Views(sizes, trouble=starved(20, sizes)).passed(budget=1000)
+    assert sorted(passage.failed) == [0, 3]
+    assert right(passage)
+    assert "out of memory" in passage.failed[0][1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ],
+)
+def test_out_of_memory_is_known_by_its_many_names(error: Exception) -> None:
+    def trouble(which: Indices) -> None:
+        if len(which) > 2:
+            raise error
+
+    assert Views(np.full(8, 4), trouble).passed().budget == 8
+
+
+def test_a_dead_device_ends_the_chunk_and_blames_no_row() -> None:
+    def trouble(which: Indices) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(ChunkError, match="device-side assert"):
+        Views(np.full(8, 4), trouble).passed()
+
+
+def test_told_to_stop_it_stops_before_the_next_batch() -> None:
+    views = Views(np.full(40, 10))
+    watch = Watch(stop=lambda: len(views.batches) >= 3, on_views=lambda which: None)
+    with pytest.raises(InterruptedRunError):
+        views.passed(watch=watch)
+    assert len(views.batches) == 3
+
+
+def test_every_view_is_reported_once_and_tokens_are_counted_once() -> None:
+    seen: list[int] = []
+    views = Views(np.arange(1, 21), poison(7), poison(7))
+    passage = views.passed(watch=Watch(lambda: False, lambda which: seen.extend(which.tolist())))
+    assert sorted(seen) == list(range(20))
+    assert passage.tokens == sum(range(1, 21))
+    assert passage.padded_tokens >= passage.tokens

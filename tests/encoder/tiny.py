@@ -1,0 +1,100 @@
+"""Tiny untrained models of real classes: two layers, 32 wide, equal at every call."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+)
+
+from tests.fakes import tiny_tokenizer
+
+_SIZE = {
+    "vocab_size": 600,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 80,
+    "initializer_range": 0.2,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_GROUPED = {**_SIZE, "num_key_value_heads": 2, "head_dim": 8}
+
+DECODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GROUPED)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_GROUPED)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_GROUPED, sliding_window=4)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_GROUPED, sliding_window=4)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_SIZE)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZE)),
+    "opt": lambda: OPTForCausalLM(OPTConfig(**_SIZE, ffn_dim=64, word_embed_proj_dim=32)),
+}
+ENCODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
+    "bert": lambda: BertModel(BertConfig(**_SIZE)),
+    "roberta": lambda: RobertaModel(RobertaConfig(**_SIZE)),
+    "mpnet": lambda: MPNetModel(MPNetConfig(**_SIZE)),
+    "distilbert": lambda: DistilBertModel(
+        DistilBertConfig(**_SIZE, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
+    ),
+    "modernbert": lambda: ModernBertModel(ModernBertConfig(**_SIZE, local_attention=4)),
+    "t5": lambda: T5EncoderModel(
+        T5Config(vocab_size=600, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    ),
+}
+MODELS = {**DECODERS, **ENCODERS}
+TOKENIZERS = {"gpt2": "gpt2", "neox": "gpt2", "opt": "gpt2", "qwen3": "qwen", "bert": "bert"}
+
+
+def model(name: str) -> PreTrainedModel:
+    """The tiny model of that name."""
+    torch.manual_seed(sum(map(ord, name)))
+    return MODELS[name]().eval()
+
+
+def tokenizer(name: str) -> Tokenizer:
+    """A tokenizer of the kind that such a model has."""
+    return tiny_tokenizer(TOKENIZERS.get(name, "llama"))
+
+
+def save(name: str, directory: Path) -> Path:
+    """The directory, with the model of that name and its tokenizer saved to it."""
+    model(name).save_pretrained(directory)
+    tokenizer(name).save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def config(name: str) -> PreTrainedConfig:
+    """The config of the model of that name."""
+    return model(name).config

@@ -1,0 +1,117 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from embedjob.errors import ConfigError
+from embedjob.jobfile import DEFAULT, Draft, Layer
+from embedjob.methods.catalogue import names, read_method
+from embedjob.methods.resolution import default_model, resolve
+
+METHOD: dict[str, Any] = {
+    "summary": "a test",
+    "citation": {"authors": "A", "title": "T", "year": 2026},
+    "good_for": "tests",
+    "licence": "none",
+    "model": "the-model",
+    "forward_tokens": "text",
+    "encoder": {"span": "last_token", "max_tokens": 64},
+    "roles": {"query": {"templates": ["query: {text}"]}},
+}
+
+
+def draft(tmp_path: Path, *, encoder: dict[str, Any], method: dict[str, Any] = METHOD) -> Draft:
+    path = tmp_path / "method.yaml"
+    path.write_text(yaml.safe_dump(method))
+    job = {
+        "input": {"path": "in", "text": "body"},
+        "encoder": {"method": str(path), **encoder},
+        "pool": {"gpus_per_actor": 0},
+        "output": {"path": "out"},
+    }
+    return Draft((Layer("job.yaml", job),))
+
+
+def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
+    """Every key is set by all the layers up to one, and the last of them is obeyed."""
+    folder = {"encoder": {"max_tokens": 32, "span": "text", "pooling": "max", "layer": 3}}
+    method = {**METHOD, "encoder": {"max_tokens": 64, "span": "last_token", "pooling": "mean"}}
+    written = draft(
+        tmp_path, encoder={"model": "m", "max_tokens": 128, "span": "all"}, method=method
+    )
+    last = Layer("--set encoder.max_tokens", {"encoder": {"max_tokens": 256}})
+    found = resolve(Draft((*written.layers, last)), folder)
+    recipe = found.job.encoder
+    assert (recipe.max_tokens, recipe.span, recipe.pooling, recipe.layer) == (256, "all", "mean", 3)
+    assert recipe.aggregation == "mean"
+    assert found.origins["encoder.max_tokens"] == "--set encoder.max_tokens"
+    assert found.origins["encoder.span"] == "job.yaml"
+    assert found.origins["encoder.pooling"].startswith("method ")
+    assert found.origins["encoder.layer"] == "model folder"
+    assert found.origins.get("encoder.aggregation", DEFAULT) == DEFAULT
+
+
+def test_each_role_has_its_own_recipe(tmp_path: Path) -> None:
+    found = resolve(draft(tmp_path, encoder={"model": "m"}), {})
+    assert found.recipes["query"].templates == ("query: {text}",)
+    assert found.recipes["document"].templates == ("{text}",)
+    assert found.recipes["document"] == found.job.encoder
+    assert {role: recipe.role for role, recipe in found.recipes.items()} == {
+        role: role for role in ("query", "document", "symmetric")
+    }
+
+
+def test_a_job_in_the_query_role_takes_the_query_template(tmp_path: Path) -> None:
+    found = resolve(draft(tmp_path, encoder={"model": "m", "role": "query"}), {})
+    assert found.job.encoder.templates == ("query: {text}",)
+
+
+def test_a_template_of_the_job_serves_every_role(tmp_path: Path) -> None:
+    found = resolve(draft(tmp_path, encoder={"model": "m", "templates": ["mine {text}"]}), {})
+    assert {recipe.templates for recipe in found.recipes.values()} == {("mine {text}",)}
+
+
+@pytest.mark.parametrize(("gpus", "dtype"), [(0, "float32"), (1, "bfloat16"), (0.5, "bfloat16")])
+def test_dtype_auto_is_settled_by_the_pool(tmp_path: Path, gpus: float, dtype: str) -> None:
+    written = draft(tmp_path, encoder={"model": "m"})
+    pool = Layer("--set", {"pool": {"gpus_per_actor": gpus}})
+    found = resolve(Draft((*written.layers, pool)), {})
+    assert {recipe.dtype for recipe in found.recipes.values()} == {dtype}
+
+
+def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> None:
+    found = default_model(draft(tmp_path, encoder={}))
+    assert found.get("encoder.model") == "the-model"
+    assert default_model(draft(tmp_path, encoder={"model": "m"})).get("encoder.model") == "m"
+    with pytest.raises(ConfigError, match=r"encoder\.model: is required"):
+        default_model(Draft((Layer("job", {"encoder": {}}),)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"encoder": {"poolin": "mean"}}, "unknown key poolin"),
+        ({"encoder": {"pooling": "meen"}}, "meen"),
+        ({"roles": {"quary": {}}}, "roles"),
+        ({"roles": {"query": {"span": "nothing"}}}, "nothing"),
+        ({"citation": {"authors": "A"}}, "citation.title: is required"),
+        ({"encoder": {"role": "query"}}, "a method cannot set role"),
+        ({"surprise": 1}, "unknown key surprise"),
+    ],
+)
+def test_a_malformed_method_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(draft(tmp_path, encoder={"model": "m"}, method={**METHOD, **change}), {})
+
+
+def test_an_unknown_method_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(ConfigError, match=r"got 'prompteoll', allowed are mean, prompteol"):
+        read_method("prompteoll")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_method_that_ships_is_sound(name: str) -> None:
+    method = read_method(name)
+    assert method.citation.year > 2000
+    assert method.summary.strip()

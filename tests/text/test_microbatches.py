@@ -1,0 +1,30 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedjob.text.microbatches import microbatches
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 200))
+def test_every_view_goes_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    sizes = np.array(lengths, np.int64)
+    batches = microbatches(sizes, budget=budget)
+    order = [int(view) for batch in batches for view in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[view] for view in order] == sorted(lengths, reverse=True)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * sizes[batch].max() <= budget
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(60, 400))
+def test_no_batch_could_have_taken_one_more(lengths: list[int], budget: int) -> None:
+    sizes = np.array(lengths, np.int64)
+    for batch in microbatches(sizes, budget=budget)[:-1]:
+        assert (len(batch) + 1) * sizes[batch].max() > budget
+
+
+def test_equal_lengths_keep_their_order_and_unsigned_lengths_sort() -> None:
+    batches = microbatches(np.array([3, 7, 3, 7], np.uint32), budget=14)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [0, 2]]

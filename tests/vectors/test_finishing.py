@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedjob.config import Fitted, Normalize, Recipe, Truncate
+from embedjob.errors import ConfigError
+from embedjob.vectors.aggregation import AGGREGATIONS
+from embedjob.vectors.finishing import finish, normalize, width
+
+UNIT = Normalize(normalize=True)
+
+
+def test_order_decides() -> None:
+    embeddings_RD = torch.tensor([[3.0, 4.0, 12.0]])
+    cut_last = finish(embeddings_RD, [UNIT, Truncate(truncate=2)])
+    cut_first = finish(embeddings_RD, [Truncate(truncate=2), UNIT])
+    torch.testing.assert_close(cut_last, torch.tensor([[3 / 13, 4 / 13]]))
+    torch.testing.assert_close(cut_first, torch.tensor([[0.6, 0.8]]))
+    assert finish(embeddings_RD, []).tolist() == embeddings_RD.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+def test_any_finite_vector_gets_unit_norm_and_zero_stays_zero(values: list[float]) -> None:
+    finished = normalize(torch.tensor([values]))[0]
+    # Below the smallest normal float32 a value has lost its precision already.
+    if max(map(abs, values)) >= torch.finfo(torch.float32).tiny:
+        assert math.isclose(float(finished.double().norm()), 1.0, abs_tol=1e-5)
+    else:
+        assert torch.isfinite(finished).all()
+    if not any(values):
+        assert finished.tolist() == [0.0] * len(values)
+
+
+def test_a_bad_vector_stays_visible() -> None:
+    finished = normalize(torch.tensor([[math.nan, 1.0], [3.0, 4.0]]))
+    assert not torch.isfinite(finished[0]).all()
+    torch.testing.assert_close(finished[1], torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("aggregation", sorted(AGGREGATIONS))
+@pytest.mark.parametrize("steps", [(), (UNIT,), (Truncate(truncate=3), UNIT)])
+def test_width_is_what_comes_out(aggregation: str, steps: tuple[Normalize | Truncate]) -> None:
+    recipe = Recipe(model="m", aggregation=aggregation, finish=steps)
+    joined = AGGREGATIONS[aggregation](torch.randn(2, 4, 5), torch.ones(4))
+    assert finish(joined, steps).shape[1] == width(5, views=4, recipe=recipe)
+
+
+def test_truncation_to_more_than_there_is_names_both_widths() -> None:
+    recipe = Recipe(model="m", finish=(Truncate(truncate=8), UNIT))
+    with pytest.raises(ConfigError, match=r"truncate: 8.*5 wide"):
+        width(5, views=1, recipe=recipe)
+
+
+def test_a_step_that_does_not_exist_yet_is_refused() -> None:
+    with pytest.raises(ConfigError, match="whiten"):
+        finish(torch.ones(1, 2), [Fitted(whiten="a.npz")])
