@@ -45,6 +45,7 @@ RetryQuarantined = Annotated[
 
 @app.command()
 def run(  # noqa: PLR0913 - each parameter is an option of the command line
+    *,
     job: JobFile,
     sets: Sets = None,
     address: Address = None,

@@ -1,6 +1,7 @@
 """How a run ends: its faults gathered, its snapshot published or not, and its numbers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from embedjob.shards.committed import Committed
 from embedjob.shards.lease import Lease
@@ -39,7 +40,7 @@ def conclude(
     faults = [*_faults(found, outcomes), *_quarantine(found, snapshot)]
     url = None
     if not faults or publish_partial:
-        publish(found.out, snapshot)
+        publish(found.out, replace(snapshot, faults=_named(found, outcomes)))
         url = _snapshot_url(found, snapshot)
     return Result(
         summary=summarize(outcomes, _facts(found, seconds, url)),
@@ -60,14 +61,19 @@ def nothing_to_do(found: Survey, standing: Snapshot, *, seconds: float) -> Resul
     )
 
 
-def _faults(found: Survey, outcomes: Sequence[Outcome]) -> list[str]:
-    planned = [f"{url}: {reason}" for url, reason in found.plan.faults]
+def _named(found: Survey, outcomes: Sequence[Outcome]) -> tuple[dict[str, str], ...]:
+    """What readers of a partial snapshot are told is missing, by shard."""
+    planned = [{"shard": url, "reason": reason} for url, reason in found.plan.faults]
     ended = [
-        f"{end.shard}, rows {end.start} to {end.stop}: {end.fault}"
+        {"shard": end.shard, "reason": f"rows {end.start} to {end.stop}: {end.fault}"}
         for end in outcomes
         if end.fault is not None
     ]
-    return planned + ended
+    return (*planned, *ended)
+
+
+def _faults(found: Survey, outcomes: Sequence[Outcome]) -> list[str]:
+    return [f"{fault['shard']}: {fault['reason']}" for fault in _named(found, outcomes)]
 
 
 def _quarantine(found: Survey, snapshot: Snapshot) -> list[str]:

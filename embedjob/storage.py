@@ -3,9 +3,7 @@
 Names are URLs; a plain path, a `~` path and `file://` are all local. Nothing is cached.
 """
 
-import errno
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -164,7 +162,7 @@ def download(url: str, to: str) -> None:
         files = [file for file in [stat(url)] if file]
         base = base.rpartition("/")[0]
     if not files:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
+        raise FileNotFoundError(f"{url}: nothing is there")
     targets = [_inside(to, file.url[len(base) :].strip("/")) for file in files]
     with ThreadPoolExecutor(_COPIERS) as pool:
         list(pool.map(_copy, files, targets))
@@ -178,25 +176,29 @@ def require_create_only(directory: str) -> None:
     if isinstance(backend, Local):
         with refusals(directory):
             backend.make_scratch(path)
-    # A bucket that is missing must be told here: some servers make it at the first put.
-    with refusals(directory):
-        next(backend.entries(path, ()), None)
-    probe = join(directory, f".embedjob-probe-{secrets.token_hex(8)}")
     try:
-        with ThreadPoolExecutor(_RACERS) as pool:
-            made = list(pool.map(create, [probe] * _RACERS, [b"probe"] * _RACERS))
-        made.append(create(probe, b"late"))
+        # A bucket that is missing must be told here: some servers make it at the first put.
+        _holds(directory)
+        made = _race(join(directory, f".embedjob-probe-{secrets.token_hex(8)}"))
     except (OSError, NotImplementedError, TypeError, ValueError) as error:
         raise OutputError(f"{directory}: cannot make a file here: {error}") from error
-    finally:
-        # Without the right to delete the probe stays; a run does not need that right.
-        with suppress(AccessError, OSError, NotImplementedError):
-            delete(probe)
     if made.count(True) != 1:
         raise OutputError(
             f"{directory}: {made.count(True)} of {len(made)} writers made the same file here, "
             "and one is allowed; use S3 or a filesystem that can create without overwriting"
         )
+
+
+def _race(url: str) -> list[bool]:
+    """Which of several writers, and one latecomer, made a file that is gone afterwards."""
+    try:
+        with ThreadPoolExecutor(_RACERS) as pool:
+            made = list(pool.map(create, [url] * _RACERS, [b"probe"] * _RACERS))
+        return [*made, create(url, b"late")]
+    finally:
+        # Without the right to delete the probe stays; a run does not need that right.
+        with suppress(AccessError, OSError, NotImplementedError):
+            delete(url)
 
 
 def _holds(folder: str) -> bool:

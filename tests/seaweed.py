@@ -62,6 +62,9 @@ def seaweed() -> Iterator[S3Server]:
             *(weed(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *("-s3", f"-s3.port={s3}", f"-s3.config={identities}"),
             *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
+            # On fixed ports: a second server on this machine would end at once.
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            *(f"-filer.localSocket={folder}/filer", f"-s3.localSocket={folder}/s3"),
             # Every bucket takes volumes of its own: with too few, the third bucket answers 500.
             *("-volume.max=500", "-master.volumeSizeLimitMB=128"),
         ]
@@ -75,6 +78,9 @@ def seaweed() -> Iterator[S3Server]:
             # A polite end takes weed ten seconds, and its files go anyway.
             process.kill()
             process.wait()
+            for port in (s3, master, volume, filer):
+                for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC_OFFSET}.sock"):
+                    left.unlink()
 
 
 def weed() -> str:

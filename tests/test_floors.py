@@ -27,11 +27,13 @@ FLOORS = {
     "encoder": 4,
     "stages": 5,
     "survey": 5,
-    "pipeline": 6,
-    "inspect": 6,
-    "cli": 7,
-    "jobs": 7,
-    "embedjob": 8,
+    "ownership": 6,
+    "conclusion": 6,
+    "pipeline": 7,
+    "inspect": 7,
+    "cli": 8,
+    "jobs": 8,
+    "embedjob": 9,
 }
 # What shares a room with the file it serves.
 SHARED_ROOMS = {

@@ -76,7 +76,7 @@ def test_a_file_that_is_no_job_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_and_an_unknown_section_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_draft(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="unknown key pol; allowed are .*did you mean pool"):
+    with pytest.raises(ConfigError, match=r"unknown key pol; allowed are .*did you mean pool"):
         read_draft(write(tmp_path, {**JOB, "pol": {}}))
 
 

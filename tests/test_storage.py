@@ -417,10 +417,7 @@ def test_any_other_filesystem_is_read(tmp_path: Path) -> None:
     assert storage.find("careful://in/c*") == storage.find("careful://in/c") != []
     storage.download("careful://in", str(tmp_path))
     assert (tmp_path / "a" / "1").read_bytes() == b"a/1"
-    assert [file.url for file in storage.find("careful://in")] == [
-        "careful:///in/a/1",
-        "careful:///in/c",
-    ]
+    assert names(storage.find("careful://in"), "careful://in") == ["a/1", "c"]
     file = storage.stat(urls[2])
     assert file
     assert storage.read_tail(file, 1) == b"c"

@@ -28,12 +28,8 @@ class Local:
         _first_visit(path, seen)
         for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise_unless_gone):
             above = Path(folder).relative_to(path).parts
-            folders[:] = sorted(
-                name
-                for name in folders
-                if may_lead((*above, name), pattern)
-                and _first_visit(os.path.join(folder, name), seen)
-            )
+            inner = [name for name in sorted(folders) if may_lead((*above, name), pattern)]
+            folders[:] = [x for x in inner if _first_visit(os.path.join(folder, x), seen)]
             for name in names:
                 # A name can be gone before it is looked at: other writers' temporary files.
                 with suppress(FileNotFoundError):

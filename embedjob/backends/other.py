@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -24,9 +25,10 @@ class Other:
         except (ImportError, ValueError) as error:
             raise AccessError(f"no filesystem for {protocol}:// here: {error}") from error
 
-    def own_name(self, path: str) -> str:
-        """The path as listings spell it."""
-        return cast(str, self.fs._strip_protocol(path))
+    def spelling(self, url: str) -> tuple[str, str]:
+        """The path as listings spell it, and what goes before it in a URL."""
+        path = self.fs._strip_protocol(url)
+        return path, self.fs.unstrip_protocol(path).removesuffix(path)
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
         """Files below a folder; none where it is missing."""
@@ -42,6 +44,9 @@ class Other:
 
     def _entry(self, info: dict[str, Any]) -> Entry:
         version = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
+        # A listing and a look at one file may spell the same moment differently.
+        if isinstance(version, datetime):
+            version = version.timestamp()
         return Entry(info["name"], info["size"], f"{info['size']}-{version}")
 
     def read(self, path: str) -> bytes:

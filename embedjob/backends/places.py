@@ -37,4 +37,4 @@ def locate(url: str) -> tuple[Backend, str, str]:
         with refusals(url):
             return S3(), path, "s3://"
     other = Other(protocol)
-    return other, other.own_name(path), f"{protocol}://"
+    return other, *other.spelling(f"{protocol}://{path}")

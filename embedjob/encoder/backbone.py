@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 
 from embedjob.config import Recipe
 from embedjob.encoder.attention import Attention, require_attention, set_attention
-from embedjob.encoder.facts import ModelFacts, config_of, facts_of, require_fit
+from embedjob.encoder.facts import T5_TYPES, ModelFacts, config_of, facts_of, require_fit
 from embedjob.encoder.quiet import quiet
 from embedjob.encoder.source import materialize, source_of, transformer_directory
 from embedjob.errors import ModelError
@@ -122,7 +122,7 @@ def _load(directory: Path, recipe: Recipe, dtype: torch.dtype) -> PreTrainedMode
     trust = recipe.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust)
-        auto = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        auto = AutoModelForTextEncoding if config.model_type in T5_TYPES else AutoModel
         with quiet():
             model, report = auto.from_pretrained(
                 directory,

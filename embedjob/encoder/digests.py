@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from embedjob import storage
 from embedjob.encoder import cache, hub
 from embedjob.encoder.files import ModelFile, model_files
-from embedjob.encoder.source import ModelSource, address, kind, materialize, require_weights
+from embedjob.encoder.source import ModelSource, files_at_hand, materialize, require_weights
 
 _BLOCK = 1 << 24
 # Read only where a model brings no tokenizer.json.
@@ -23,10 +23,10 @@ def digests(source: ModelSource) -> dict[str, str]:
     A file is read once per node: what was found is remembered until the file changes. Weights on
     the hub are not fetched for it, because the hub records their sha256.
     """
-    if kind(source.model) == "hub":
+    files = files_at_hand(source)
+    if not files:
         texts = model_files(str(materialize(source, tokenizer_only=True)))
         return _sha256s(texts, _texts(texts)) | _hub_weights(source)
-    files = model_files(address(source.model))
     if files[0].name.endswith(".gguf"):
         return {files[0].name: _sha256(files[0])}
     weights = require_weights([file.name for file in files], source)

@@ -11,10 +11,11 @@ from typing import Any
 from embedjob import storage
 from embedjob.config import Recipe
 from embedjob.encoder import gguf_file, hub
-from embedjob.encoder.files import ModelFile, is_weight, model_files
+from embedjob.encoder.files import ModelFile, is_weight
 from embedjob.encoder.source import (
     ModelSource,
     address,
+    files_at_hand,
     kind,
     materialize,
     read_json,
@@ -33,7 +34,7 @@ nystromformer perceiver rembert roberta roberta-prelayernorm roc_bert roformer s
 tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl xmod yoso
 """
 ENCODER_TYPES = frozenset(_ENCODER_TYPES_WORDS.split())
-_RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5"})
+T5_TYPES = frozenset({"t5", "mt5", "umt5"})
 # Their position table starts after the padding token's id, so that many places are never used.
 _OFFSET_POSITIONS_WORDS = """
 camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta
@@ -58,24 +59,28 @@ class ModelFacts:
 
 def facts(source: ModelSource) -> ModelFacts:
     """The facts of a model that has weights; ModelError if it has none or cannot be found."""
-    how = kind(source.model)
-    if how == "gguf":
+    if kind(source.model) == "gguf":
         return ModelFacts(**gguf_file.header(Path(address(source.model))))
     config = config_of(materialize(source, tokenizer_only=True))
-    return facts_of(config, parameters=_parameters(source, how))
+    return facts_of(config, parameters=_parameters(source))
 
 
 def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelFacts:
     """The facts that a config.json tells."""
     config = {**config, **(config.get("text_config") or {})}
     model_type = str(config.get("model_type"))
+    if config.get("is_encoder_decoder") and model_type not in T5_TYPES:
+        raise ModelError(
+            f"encoder.model: {model_type} models have an encoder and a decoder, which is not"
+            f" available in this version but for {', '.join(sorted(T5_TYPES))}"
+        )
     size, layers = _first(config, _SIZE_KEYS), _first(config, _LAYER_KEYS)
     if size is None or layers is None:
         raise ModelError(
             f"encoder.model: its config.json ({model_type}) tells no hidden size or layers;"
             f" looked for {', '.join(_SIZE_KEYS)} and {', '.join(_LAYER_KEYS)}"
         )
-    positions = None if model_type in _RELATIVE_POSITIONS else _first(config, _POSITION_KEYS)
+    positions = None if model_type in T5_TYPES else _first(config, _POSITION_KEYS)
     if positions and model_type in _OFFSET_POSITIONS:
         positions -= int(config.get("pad_token_id") or 0) + 1
     return ModelFacts(size, layers, is_causal(config), positions, parameters)
@@ -121,18 +126,14 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     return None if found is None else int(found)
 
 
-def _parameters(source: ModelSource, how: str) -> int | None:
-    directory = hub.local_snapshot(source.model, source.revision) if how == "hub" else None
-    if how == "hub" and directory is None:
-        counts = hub.described(source.model, source.revision).safetensors
-        return counts.total if counts else None
-    files = model_files(str(directory) if directory else address(source.model))
-    names = [file.name for file in files]
-    if how == "hub" and not any(is_weight(name) for name in names):
-        return None
-    require_weights(names, source)
-    sizes = [_tensor_elements(file) for file in files if is_weight(file.name)]
-    return sum(sizes) or None
+def _parameters(source: ModelSource) -> int | None:
+    files = files_at_hand(source)
+    if not files:
+        record = hub.described(source.model, source.revision)
+        require_weights([file.rfilename for file in record.siblings or ()], source)
+        return record.safetensors.total if record.safetensors else None
+    require_weights([file.name for file in files], source)
+    return sum(_tensor_elements(file) for file in files if is_weight(file.name)) or None
 
 
 def _tensor_elements(file: ModelFile) -> int:

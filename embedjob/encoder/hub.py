@@ -1,6 +1,6 @@
 """Models of the Hugging Face hub: their snapshot on this node, and what the hub says of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,31 +8,28 @@ from huggingface_hub import HfApi, ModelInfo, snapshot_download
 
 from embedjob.errors import ModelError
 
-TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-_EXPORTS = ("onnx/*", "openvino/*", "original/*", "coreml/*")
+_EXPORTS = ["onnx/*", "openvino/*", "original/*", "coreml/*"]
 _Answer = TypeVar("_Answer")
 
 
-def snapshot(model: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """The local snapshot of the model's files that match; fetched if it is not there."""
+def snapshot(
+    model: str, revision: str | None, patterns: Sequence[str], *, ask: bool = True
+) -> Path:
+    """The local snapshot of the model's files that match, fetched if it is not whole.
+
+    ModelError where it cannot be had, or is not here and the hub is not to be asked.
+    """
     found = _ask(
         model,
         lambda: snapshot_download(
             model,
             revision=revision,
             allow_patterns=list(patterns),
-            ignore_patterns=list(_EXPORTS),
+            ignore_patterns=_EXPORTS,
+            local_files_only=not ask,
         ),
     )
     return Path(found)
-
-
-def local_snapshot(model: str, revision: str | None) -> Path | None:
-    """The snapshot that this node already has; None if it has none."""
-    try:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except (OSError, ValueError):
-        return None
 
 
 def described(model: str, revision: str | None) -> ModelInfo:
@@ -43,8 +40,9 @@ def described(model: str, revision: str | None) -> ModelInfo:
 def _ask(model: str, question: Callable[[], _Answer]) -> _Answer:
     try:
         return question()
-    except (OSError, ValueError) as error:
-        # Errors of the hub's client are OSErrors, with a request id in the middle of the text.
+    except Exception as error:
+        # The client lets through whatever its HTTP library raises, which differs by version; its
+        # own errors have a request id in the middle of the text.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"encoder.model: got {model!r}, which is no local directory or .gguf file and could"

@@ -9,8 +9,18 @@ from typing import Any
 
 from embedjob.config import Recipe
 from embedjob.encoder import cache, gguf_file, hub
-from embedjob.encoder.files import TEXTS, copy, is_weight, model_files, weight_names
+from embedjob.encoder.files import (
+    PICKLES,
+    TEXTS,
+    ModelFile,
+    copy,
+    is_weight,
+    model_files,
+    weight_names,
+)
 from embedjob.errors import ModelError
+
+_TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,21 @@ def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
     if not tokenizer_only:
         require_weights([file.name for file in model_files(str(directory))], source)
     return directory
+
+
+def files_at_hand(source: ModelSource) -> list[ModelFile]:
+    """The model's files, weights included, that can be read now; [] while they are on the hub."""
+    if kind(source.model) != "hub":
+        return model_files(address(source.model))
+    weights = ["*.safetensors", *(["pytorch_model*.bin"] if source.allow_pickle else [])]
+    patterns = [*_TEXT_PATTERNS, *weights]
+    try:
+        here = hub.snapshot(source.model, source.revision, patterns, ask=False)
+    except ModelError:
+        return []
+    files = model_files(str(here))
+    held = any(is_weight(file.name) or PICKLES.search(file.name) for file in files)
+    return files if held else []
 
 
 def require_weights(names: list[str], source: ModelSource) -> list[str]:
@@ -136,12 +161,12 @@ def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
 
 
 def _from_hub(source: ModelSource, tokenizer_only: bool) -> Path:
-    patterns = hub.TEXT_FILES + (("*.py",) if source.trust_remote_code else ())
+    patterns = [*_TEXT_PATTERNS, *(["*.py"] if source.trust_remote_code else [])]
     if tokenizer_only:
         return hub.snapshot(source.model, source.revision, patterns)
-    safe = hub.snapshot(source.model, source.revision, (*patterns, "*.safetensors"))
+    safe = hub.snapshot(source.model, source.revision, [*patterns, "*.safetensors"])
     if source.allow_pickle and not any(is_weight(file.name) for file in model_files(str(safe))):
-        return hub.snapshot(source.model, source.revision, (*patterns, "pytorch_model*.bin"))
+        return hub.snapshot(source.model, source.revision, [*patterns, "pytorch_model*.bin"])
     return safe
 
 
@@ -156,7 +181,7 @@ _MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {
 def _require_config(directory: Path, source: ModelSource) -> None:
     config = read_json(transformer_directory(directory) / "config.json")
     if config is None:
-        found = ", ".join(sorted(path.name for path in directory.iterdir())[:12]) or "nothing"
+        found = ", ".join(sorted(path.name for path in directory.glob("*"))[:12]) or "nothing"
         raise ModelError(
             f"encoder.model: {source.model} has no config.json; found: {found}. Give a directory"
             " that a transformers or sentence-transformers model was saved to"

@@ -71,17 +71,15 @@ def show(described: Sequence[dict[str, Any]], console: Console) -> None:
     """Prints each view with its span underlined and its shared prefix dimmed."""
     for view in described:
         start, stop = view["span"]
-        line = Text()
-        for position, token in enumerate(view["tokens"]):
-            inside = start <= position < stop
-            style = (
-                "bold underline" if inside else "dim" if position < view["shared_prefix"] else ""
-            )
-            line.append(token, style=style).append(" ")
         console.print(
-            f"row {view['row']} view {view['view']}: {len(view['ids'])} tokens, span {start}:{stop},"
-            f" {view['shared_prefix']} shared, micro-batch {view['microbatch']}"
-            + (", cut" if view["truncated"] else ""),
+            f"row {view['row']} view {view['view']}: {len(view['ids'])} tokens,"
+            f" span {start}:{stop}, {view['shared_prefix']} shared,"
+            f" micro-batch {view['microbatch']}" + (", cut" if view["truncated"] else ""),
             highlight=False,
         )
+        line = Text()
+        for position, token in enumerate(view["tokens"]):
+            dimmed = "dim" if position < view["shared_prefix"] else ""
+            style = "bold underline" if start <= position < stop else dimmed
+            line.append(token, style=style).append(" ")
         console.print(line)

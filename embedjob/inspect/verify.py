@@ -1,7 +1,7 @@
 """Reads an output again, every byte of it, and lists whatever is not as promised."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,6 +42,15 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What was found in one file; its columns are None where it cannot be read."""
+
+    url: str
+    problems: tuple[str, ...]
+    columns: Mapping[str, str] | None = None
+
+
 def verify(out: str) -> Report:
     """The report on an output; OutputError where there is none."""
     out = absolute(out)
@@ -55,9 +64,11 @@ def verify(out: str) -> Report:
         return Report(0, 0, (*problems, f"{out}: no snapshot is published; no run has ended here"))
     newest = snapshots[-1]
     problems += _coverage(newest)
+    claim = claims[newest.fingerprint]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda file: list(_file(out, file, listed, claims, newest)), newest.files)
-        problems += [problem for several in found for problem in several]
+        checked = list(pool.map(lambda file: _file(out, file, listed, claim), newest.files))
+    problems += [problem for one in checked for problem in one.problems]
+    problems += _odd_columns(checked)
     return Report(len(newest.files), sum(file.rows for file in newest.files), tuple(problems))
 
 
@@ -79,16 +90,15 @@ def _coverage(snapshot: Snapshot) -> Iterator[str]:
     ranges: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for file in snapshot.files:
         ranges[file.shard, file.shard_etag].append((file.start, file.stop))
-    at_fault = {fault["shard"] for fault in snapshot.faults}
     for shard in snapshot.shards:
         spans = sorted(ranges.get((shard["url"], shard["etag"]), ()))
         row = 0
         for start, stop in spans:
-            if start != row and shard["url"] not in at_fault:
+            if start < row or (start > row and shard["complete"]):
                 what = "two files hold" if start < row else "no file holds"
                 yield f"{shard['url']}: {what} rows {min(start, row)} to {max(start, row)}"
             row = stop
-        if row < shard["rows"] and snapshot.limit is None and shard["url"] not in at_fault:
+        if row < shard["rows"] and shard["complete"]:
             yield f"{shard['url']}: no file holds rows {row} to {shard['rows']}"
 
 
@@ -96,32 +106,41 @@ def _file(
     out: str,
     file: SnapshotFile,
     listed: Mapping[str, Stored],
-    claims: Mapping[str, Claim],
-    snapshot: Snapshot,
-) -> Iterator[str]:
+    claim: Claim,
+) -> Checked:
     url = join(out, file.path)
     if url not in listed:
-        yield f"{url}: is missing"
-        return
+        return Checked(url, (f"{url}: is missing",))
     stored = listed[url]
-    if (stored.etag, stored.size) != (file.etag, file.bytes):
-        yield f"{url}: is not the object that was published (another etag or size)"
+    same = (stored.etag, stored.size) == (file.etag, file.bytes)
+    moved = () if same else (f"{url}: is not the object that was published (other etag or size)",)
     try:
-        yield from _contents(stored, file, claims[snapshot.fingerprint])
+        with open_unchanged(stored) as source:
+            parquet = pq.ParquetFile(source, page_checksum_verification=True)
+            table, metadata = parquet.read(), parquet.metadata
+        found = tuple(_contents(stored, file, table, metadata, claim))
     except (EmbedjobError, OSError, pa.ArrowException) as error:
-        yield f"{url}: cannot be read: {error}"
+        return Checked(url, (*moved, f"{url}: cannot be read: {error}"))
+    return Checked(url, (*moved, *found), schema_text(table.schema))
 
 
-def _contents(stored: Stored, file: SnapshotFile, claim: Claim) -> Iterator[str]:
-    with open_unchanged(stored) as source:
-        parquet = pq.ParquetFile(source, page_checksum_verification=True)
-        table = parquet.read()
-        metadata = parquet.metadata
+def _odd_columns(checked: Sequence[Checked]) -> Iterator[str]:
+    """Files whose columns are not those of the first file."""
+    columns = [(one.url, one.columns) for one in checked if one.columns is not None]
+    for url, found in columns:
+        if found != columns[0][1]:
+            yield f"{url}: its columns are {found}, and {columns[0][1]} in {columns[0][0]}"
+
+
+def _contents(
+    stored: Stored, file: SnapshotFile, table: pa.Table, metadata: pq.FileMetaData, claim: Claim
+) -> Iterator[str]:
     counts = committed(stored, metadata).counts
     if (metadata.metadata or {}).get(FINGERPRINT, b"").decode() != claim.fingerprint:
         yield f"{stored.url}: its footer names another fingerprint"
-    if schema_text(table.schema) != dict(claim.schema):
-        yield f"{stored.url}: its columns are {schema_text(table.schema)}, not {claim.schema}"
+    vectors = schema_text(table.schema).get("embedding")
+    if vectors != claim.schema["embedding"]:
+        yield f"{stored.url}: its embeddings are {vectors}, not {claim.schema['embedding']}"
         return
     if len(table) != file.rows or len(table) + counts["quarantined"] != counts["rows"]:
         yield f"{stored.url}: {len(table)} rows and {counts['quarantined']} quarantined of {counts}"

@@ -28,7 +28,7 @@ class MethodFile(Section):
     model: str
     forward_tokens: str
     encoder: dict[str, Any]
-    roles: dict[Role, dict[str, Any]] = {}
+    roles: dict[Role, dict[str, Any]] | None = None
 
 
 def names() -> list[str]:
@@ -49,7 +49,7 @@ def read_method(method: str) -> MethodFile:
             " .yaml file"
         )
     found = validate(MethodFile, read_yaml(path), at=str(path))
-    for values in (found.encoder, *found.roles.values()):
+    for values in (found.encoder, *(found.roles or {}).values()):
         forbidden = sorted({"method", "role"} & values.keys())
         if forbidden:
             raise ConfigError(f"{path}: a method cannot set {', '.join(forbidden)}; remove it")

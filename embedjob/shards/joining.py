@@ -47,9 +47,7 @@ def sound_text(text: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]
     return text, reason
 
 
-def _joined(
-    glue: pa.Scalar, left: pa.ChunkedArray, right: pa.ChunkedArray
-) -> pa.ChunkedArray:
+def _joined(glue: pa.Scalar, left: pa.ChunkedArray, right: pa.ChunkedArray) -> pa.ChunkedArray:
     # Not null_handling="skip": in pyarrow 26 it drops the rows where every part is null.
     both = pc.binary_join_element_wise(left, right, glue)
     return pc.coalesce(both, left, right)

@@ -18,7 +18,7 @@ from embedjob.storage import replace as put_over
 
 HEARTBEAT_SECONDS = 10.0
 WATCH_SECONDS = 30.0
-_LOOKS = 10  # how often a contender looks while it watches
+_LOOK_SECONDS = 1.0  # at most so long between two looks of a contender
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _watched(last: Lease, *, seconds: float) -> Lease:
     """The newest lease, once it was released or `last` did not move for `seconds` of our clock."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
-        time.sleep(seconds / _LOOKS)
+        time.sleep(min(_LOOK_SECONDS, seconds / 10))
         now = newest(last.out) or last
         if now.released:
             return now

@@ -48,10 +48,10 @@ def _is_sound(file: Stored) -> bool:
     try:
         standing = read_committed(file)
         with open_unchanged(file) as source:
-            rows = pq.ParquetFile(source, page_checksum_verification=True).read().num_rows
+            table = pq.ParquetFile(source, page_checksum_verification=True).read()
     except (EmbedjobError, OSError, pa.ArrowException):
         return False
-    return rows + standing.counts["quarantined"] == standing.counts["rows"]
+    return len(table) + standing.counts["quarantined"] == standing.counts["rows"]
 
 
 def _name(file: Stored) -> str:

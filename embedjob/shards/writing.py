@@ -11,7 +11,7 @@ from embedjob.shards.chunks import Chunk
 from embedjob.shards.committed import Committed, committed, file_metadata
 from embedjob.shards.files import FINGERPRINT, data_table, file_bytes, quarantine_table
 from embedjob.shards.names import data_directory, quarantine_directory
-from embedjob.shards.schema import Form
+from embedjob.shards.schema import Form, schema_text
 from embedjob.shards.verifying import check_rows, checked_vectors
 from embedjob.storage import Stored, create, join, read_bytes, stat
 
@@ -66,7 +66,7 @@ def _agreed(file: Stored, rows: int, form: Form) -> Committed:
     for what, there, ours in (
         ("rows", standing.rows, rows),
         ("fingerprint", fingerprint[:12], form.fingerprint[:12]),
-        ("columns", str(schema.remove_metadata()), str(form.data.remove_metadata())),
+        ("columns", _described(schema), _described(form.data)),
     ):
         if there != ours:
             raise ChunkError(
@@ -111,3 +111,7 @@ def _put_quarantine(
             f"{url}: names other bad rows than were found now ({len(there)} and {len(rows)});"
             " an earlier attempt at this chunk ended differently; `run --repair` deletes it"
         )
+
+
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{name}: {kind}" for name, kind in schema_text(schema).items())

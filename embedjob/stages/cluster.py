@@ -1,6 +1,7 @@
 """Joins a Ray cluster, and settles what the actor pool may ask of it before anything is loaded."""
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,8 @@ class NodeType:
 def connected(address: str | None) -> Iterator[None]:
     """Ray, joined at `address`, or where RAY_ADDRESS says, or started here; left at the end."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     on_terminate = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     # Ray's own handler would end the process at once, with finished chunks in hand.

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from embedjob.config import Recipe
-from embedjob.encoder.encoder import Encoded, Encoder
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
+
+if TYPE_CHECKING:
+    from embedjob.encoder.encoder import Encoded, Encoder
 
 
 class EncodesViews(Protocol):
@@ -22,7 +22,7 @@ class EncodesViews(Protocol):
         *,
         stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
-    ) -> Encoded:
+    ) -> "Encoded":
         """Float32 embeddings [texts, width] and the texts that failed."""
         ...
 
@@ -70,7 +70,11 @@ class RecipeEngine:
         """The recipe's tokenizer, from files that are fetched once per node."""
         return load_tokenizer(self.recipe)
 
-    def load_encoder(self) -> Encoder:
+    def load_encoder(self) -> "Encoder":
         """The recipe's encoder, on this actor's GPU if it has one."""
-        torch.set_num_threads(self.threads)
+        # Here alone: torch and transformers would cost every read worker seconds and memory.
+        from embedjob.encoder.encoder import Encoder
+        from embedjob.encoder.threads import use_threads
+
+        use_threads(self.threads)
         return Encoder.from_recipe(self.recipe, tokens_per_microbatch=self.tokens_per_microbatch)

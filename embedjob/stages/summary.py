@@ -17,7 +17,10 @@ _TIMES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What `run` prints; `rows = embedded + reused + deduplicated + nulls + quarantined`."""
+    """What `run` prints; `rows = embedded + reused + deduplicated + nulls + quarantined`.
+
+    `tokens` went through the model: those of a text that is there twice count once.
+    """
 
     rows: int
     embedded: int
@@ -68,7 +71,7 @@ def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
         stats.update(outcome.stats)
     shares = {name: stats[key] for name, key in _TIMES.items()}
     known = sum(shares.values())
-    computed = stats["tokens"] + stats["padding_tokens"]
+    tokens, padded = int(stats["forward_tokens"]), stats["padded_tokens"]
     return Summary(
         rows=counts["rows"],
         embedded=counts["embedded"],
@@ -76,17 +79,17 @@ def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
         deduplicated=counts["deduplicated"],
         nulls=counts["nulls"],
         quarantined=counts["quarantined"],
-        vectors=int(stats["vectors"]),
+        vectors=int(stats["distinct_views"]),
         chunks_planned=facts.chunks_planned,
         chunks_done_before=facts.chunks_done_before,
         chunks_written=len(kept),
         chunks_failed=len(ended) - len(kept),
-        tokens=int(stats["tokens"]),
+        tokens=tokens,
         prefix_tokens_saved=int(stats["prefix_tokens_saved"]),
-        padding_share=round(stats["padding_tokens"] / computed, 4) if computed else 0.0,
+        padding_share=round(1 - tokens / padded, 4) if padded else 0.0,
         truncated=counts["truncated"],
         seconds=round(facts.seconds, 3),
-        tokens_per_second=round(stats["tokens"] / facts.seconds, 1) if facts.seconds else 0.0,
+        tokens_per_second=round(tokens / facts.seconds, 1) if facts.seconds else 0.0,
         flops_utilization=None,
         time_share={k: round(v / known, 4) if known else 0.0 for k, v in shares.items()},
         fingerprint=facts.fingerprint,

@@ -59,7 +59,7 @@ def tokenize_rows(
     texts = coded.dictionary.to_pylist()
     views = tokenizer.views(texts)
     tokens = views.lengths.reshape(len(texts), views.views_per_text).sum(axis=1)
-    truncated: Flags = views.truncated.reshape(len(texts), views.views_per_text).any(axis=1)
+    truncated = np.asarray(views.truncated.reshape(len(texts), views.views_per_text).any(axis=1))
     reasons = _bad_texts(views, truncated, long_text)
     good = np.flatnonzero(reasons == "")
     place = np.full(len(texts), -1, dtype=np.int64)

@@ -147,10 +147,9 @@ class Fitter:
         kept = int(stop) - (len(ranges) - limit)
         if kept <= first:
             return 0
-        # A character that is several tokens goes as a whole: its tokens share one range.
-        end = min(ranges[kept - 1][1], ranges[kept][0])
-        end -= self._encoder.text_start(batch.which[place], piece)
-        return min(max(end, 0), len(piece) - 1)
+        end = ranges[kept - 1][1] - self._encoder.text_start(batch.which[place], piece)
+        # Always shorter than it was: a character that is several tokens ends where it ended.
+        return int(min(max(end, 0), len(piece) - 1))
 
     def _settle(self, job: _Job, batch: _Round, done: Fitted, ready: npt.NDArray[np.bool_]) -> None:
         """Put the finished rows in their places, their last text tokens cut off if too long."""

@@ -56,6 +56,10 @@ class PromptEncoder:
             found[row] = self._run(renamed, prompts, [which[row]], [texts[row]], offsets=True)[0]
         return found
 
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as the tokenizer spells them; one that it does not know as `<id>`."""
+        return [self._tokenizer.id_to_token(token) or f"<{token}>" for token in ids]
+
     def text_tokens(
         self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
     ) -> Ints:

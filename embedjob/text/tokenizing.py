@@ -48,6 +48,10 @@ class ViewTokenizer:
         """One view per text and template, text-major."""
         return self._views(texts, self.prefixes)
 
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as the tokenizer spells them, for people."""
+        return self._encoder.tokens(ids)
+
     def _views(self, texts: Sequence[str], prefixes: Sequence[Sequence[int]]) -> TokenViews:
         per_text = len(self._prompts)
         which = list(range(per_text)) * len(texts)

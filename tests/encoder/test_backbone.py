@@ -59,8 +59,10 @@ def test_a_view_has_the_same_states_alone_and_in_any_batch(
 def test_a_bidirectional_decoder_is_so_alone_and_padded_on_either_side(name: str) -> None:
     model = backbone(name, "bidirectional")
     changed = [[*IDS[0][:2], 50, *IDS[0][3:]], *IDS[1:]]
-    alone = [model.states(torch.tensor([r]), torch.ones(1, 7).bool(), layer=-1)[0] for r in
-             (IDS[0], changed[0])]
+    alone = [
+        model.states(torch.tensor([r]), torch.ones(1, 7).bool(), layer=-1)[0]
+        for r in (IDS[0], changed[0])
+    ]
     assert not close(alone[0][0], alone[1][0])
     for side in ("right", "left"):
         rows = [model.states(*padded(rows, side), layer=-1)[0] for rows in (IDS, changed)]

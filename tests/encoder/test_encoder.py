@@ -50,8 +50,14 @@ KNOBS: list[tuple[str, dict[str, Any]]] = [
     ("mistral", {"attention": "bidirectional", "pooling": "weighted_mean", "layer": (1, -1)}),
     ("gemma2", {"templates": ("Now: {text}",), "span": "text", "pooling": "max", "layer": 1}),
     ("bert", {"attention": "bidirectional", "span": "first_token", "finish": ()}),
-    ("roberta", {"attention": "bidirectional", "aggregation": "concat",
-                 "templates": ("query: {text}", "{text}")}),
+    (
+        "roberta",
+        {
+            "attention": "bidirectional",
+            "aggregation": "concat",
+            "templates": ("query: {text}", "{text}"),
+        },
+    ),
 ]
 
 
@@ -67,9 +73,7 @@ def test_an_embedding_does_not_depend_on_its_company(
     assert (np.abs(norms - 1) < 1e-5).all() == made.normalized
     for budget in (1, 64, 100_000):
         for side in ("right", "left"):
-            encoder = Encoder(
-                backbone, made, tokens_per_microbatch=budget, padding_side=side
-            )
+            encoder = Encoder(backbone, made, tokens_per_microbatch=budget, padding_side=side)
             together = encoder.encode(texts)
             assert cosine(together, alone).min() >= 0.999999, (budget, side)
             assert np.abs(together - alone).max() <= 1e-4 * np.abs(alone).max()
@@ -199,7 +203,7 @@ def test_each_role_has_its_own_template(folders: Callable[[str], Path]) -> None:
         atol=1e-6,
     )
     assert not np.allclose(encoder.encode(["fox"], role="query"), encoder.encode(["fox"]))
-    with pytest.raises(ConfigError, match="got symmetric.*loaded for query, document"):
+    with pytest.raises(ConfigError, match=r"got symmetric.*loaded for query, document"):
         encoder.encode(["fox"], role="symmetric")
 
 

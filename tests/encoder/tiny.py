@@ -74,7 +74,14 @@ ENCODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
     ),
 }
 MODELS = {**DECODERS, **ENCODERS}
-TOKENIZERS = {"gpt2": "gpt2", "neox": "gpt2", "opt": "gpt2", "qwen3": "qwen", "bert": "bert"}
+TOKENIZERS = {
+    "gpt2": "gpt2",
+    "neox": "gpt2",
+    "opt": "gpt2",
+    "qwen3": "qwen",
+    "bert": "bert",
+    "distilbert": "bert",
+}
 
 
 def model(name: str) -> PreTrainedModel:

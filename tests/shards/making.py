@@ -70,7 +70,7 @@ def finished(
         rows.drop_columns(["text", "reason"])
         .append_column("text_hash", pa.array(hashes, pa.binary(16)))
         .append_column("tokens", pa.array([len(text or "") for text in texts], pa.uint32()))
-        .append_column("truncated", pa.array([False] * len(texts)))
+        .append_column("truncated", pa.array([False] * len(texts), pa.bool_()))
         .append_column("excerpt", pa.array([text and text[:200] for text in texts], pa.string()))
         .append_column("reason", pa.array(reasons, pa.string()))
         .append_column("detail", pa.nulls(len(texts), pa.string()))

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +35,7 @@ def test_only_groups_that_are_too_large_are_split(layout: list[int], chunk_rows:
 @given(LAYOUTS, CHUNK_ROWS)
 def test_neighbours_that_fit_together_are_joined(layout: list[int], chunk_rows: int) -> None:
     found = ranges(layout, chunk_rows=chunk_rows)
-    for left, right in zip(found, found[1:], strict=False):
+    for left, right in pairwise(found):
         split = WHOLE_GROUP_FACTOR * chunk_rows < max(
             layout[left.first_group], layout[right.first_group]
         )

@@ -50,7 +50,9 @@ def _lying(whole: bytes) -> bytes:
 @pytest.mark.parametrize(
     "broken", [lambda _: b"", lambda _: b"PAR1", lambda _: b"a,b\n1,2\n" * 9, _cut, _holed, _lying]
 )
-def test_a_broken_shard_has_a_reason_and_the_others_a_footer(tmp_path: Path, broken: object) -> None:
+def test_a_broken_shard_has_a_reason_and_the_others_a_footer(
+    tmp_path: Path, broken: object
+) -> None:
     good, bad = tmp_path / "good.parquet", tmp_path / "bad.parquet"
     write_shard(good, {"t": ["a"] * 1000, "n": range(1000)})
     assert callable(broken)

@@ -145,8 +145,6 @@ def test_encodings_of_one_type_agree() -> None:
 def test_partitions_stand_in_for_columns() -> None:
     shard = Shard("/in/k=7/a.parquet", 1, "e", (("k", "7"),))
     footer = _footer(schema=pa.schema({"t": pa.string()}))
-    found = plan(
-        [shard], {shard.url: footer}, listed=(), request=Request(INPUT, "f" * 64, 10)
-    )
+    found = plan([shard], {shard.url: footer}, listed=(), request=Request(INPUT, "f" * 64, 10))
     assert found.types == {"k": pa.large_string()}
     assert len(found.chunks) == 1

@@ -27,11 +27,11 @@ def _read(job_input: Input, **options: Any) -> pa.Table:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
-    rows=st.integers(0, 120),
-    group_rows=st.integers(1, 130),
-    chunk_rows=st.integers(1, 20),
-    limit=st.none() | st.integers(1, 100),
-    low=st.none() | st.integers(0, 120),
+    rows=st.integers(0, 60),
+    group_rows=st.integers(1, 70),
+    chunk_rows=st.integers(2, 20),
+    limit=st.none() | st.integers(1, 70),
+    low=st.none() | st.integers(0, 70),
 )
 def test_chunks_give_every_row_that_passes_once_under_its_number(
     tmp_path: Path, rows: int, group_rows: int, chunk_rows: int, limit: int | None, low: int | None

@@ -67,9 +67,9 @@ def _names(out: str) -> list[str]:
     return [file.url.split("/out/")[-1].split("/")[0] for file in list_files(out)]
 
 
-def test_good_rows_and_bad_rows_lie_in_their_files(case: Case, out: str) -> None:
-    done = case.commit(out, finished(case.rows, bad={6: "model_error"}))
-    data, bad = (_table(out, folder, done.name) for folder in ("data", "quarantine"))
+def test_good_rows_and_bad_rows_lie_in_their_files(case: Case, any_out: str) -> None:
+    done = case.commit(any_out, finished(case.rows, bad={6: "model_error"}))
+    data, bad = (_table(any_out, folder, done.name) for folder in ("data", "quarantine"))
     assert data.column_names == [
         *("row", "shard", "id", "reason", "t", "embedding", "text_hash", "tokens", "truncated")
     ]
@@ -156,7 +156,10 @@ SPOILERS: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
     ),
     "unexplained": ("row 3 has neither", lambda t: _with(t, 3, None)),
     "holes": ("1 numbers of its vectors are null", lambda t: _with(t, 3, [1, None, 0, 0])),
-    "nan": ("row 5 has a vector that is not finite", lambda t: _with(t, 5, [float("nan"), 1, 0, 0])),
+    "nan": (
+        "row 5 has a vector that is not finite",
+        lambda t: _with(t, 5, [float("nan"), 1, 0, 0]),
+    ),
     "infinite": ("row 5 has a vector that", lambda t: _with(t, 5, [float("inf"), 0, 0, 0])),
     "long": ("row 5 has a vector whose norm", lambda t: _with(t, 5, [1, 0.1, 0, 0])),
     "zero": ("row 5 has a vector whose norm", lambda t: _with(t, 5, [0, 0, 0, 0])),
@@ -185,25 +188,25 @@ def test_a_vector_too_large_for_half_precision_is_refused(tmp_path: Path) -> Non
         case.commit(str(tmp_path / "out"), _with(finished(case.rows), 2, [1e6, 0, 0, 0]))
 
 
-def test_two_writers_of_one_chunk_make_one_file(case: Case, out: str) -> None:
+def test_two_writers_of_one_chunk_make_one_file(case: Case, any_out: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        ends = [end.result() for end in [pool.submit(case.commit, out) for _ in range(4)]]
+        ends = [end.result() for end in [pool.submit(case.commit, any_out) for _ in range(4)]]
     assert sorted(end.written for end in ends) == [False, False, False, True]
     assert len({(end.name, end.rows, end.etag) for end in ends}) == 1
-    assert sorted(_names(out)) == ["data", "quarantine"]
+    assert sorted(_names(any_out)) == ["data", "quarantine"]
 
 
 def test_a_lost_answer_to_the_put_is_no_loss(
-    case: Case, out: str, monkeypatch: pytest.MonkeyPatch
+    case: Case, any_out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def put_and_hear_nothing(url: str, data: memoryview) -> bool:
         create(url, data)
         return create(url, data)
 
     monkeypatch.setattr(writing, "create", put_and_hear_nothing)
-    done = case.commit(out)
+    done = case.commit(any_out)
     assert (done.rows, done.written) == (9, False)
-    assert _table(out, "data", done.name).num_rows == 9
+    assert _table(any_out, "data", done.name).num_rows == 9
 
 
 def _killed_before_the_data_file(case: Case, out: str, table: pa.Table) -> None:
@@ -219,9 +222,9 @@ def _killed_before_the_data_file(case: Case, out: str, table: pa.Table) -> None:
     assert _names(out) == ["quarantine"]
 
 
-def test_a_death_between_the_two_puts_is_mended_by_the_next_run(case: Case, out: str) -> None:
-    _killed_before_the_data_file(case, out, finished(case.rows))
-    done = case.commit(out)
+def test_a_death_between_the_two_puts_is_mended_by_the_next_run(case: Case, any_out: str) -> None:
+    _killed_before_the_data_file(case, any_out, finished(case.rows))
+    done = case.commit(any_out)
     assert (done.rows, done.written) == (9, True)
 
 
@@ -252,20 +255,20 @@ def _replaced(case: Case, out: str, **metadata: str) -> None:
     table = _table(out, "data", case.chunk.name)
     keep = table.select(["row"]) if "columns" in metadata else table
     keep = keep.slice(1) if "rows" in metadata else keep
-    stamp = {f"embedjob.{key}": value for key, value in metadata.items()}
+    stamp = {f"embedjob.{key}".encode(): value.encode() for key, value in metadata.items()}
     file = io.BytesIO()
     pq.write_table(keep.replace_schema_metadata({**table.schema.metadata, **stamp}), file)
     replace(url, file.getvalue())
 
 
 @pytest.mark.parametrize("what", ["rows", "columns", "fingerprint"])
-def test_a_taken_name_is_checked(case: Case, out: str, what: str) -> None:
-    assert case.commit(out).written
-    _replaced(case, out)
-    assert not case.commit(out).written
-    _replaced(case, out, **{what: "other"})
+def test_a_taken_name_is_checked(case: Case, any_out: str, what: str) -> None:
+    assert case.commit(any_out).written
+    _replaced(case, any_out)
+    assert not case.commit(any_out).written
+    _replaced(case, any_out, **{what: "other"})
     with pytest.raises(ChunkError, match=rf"name is taken by a file with {what}.*run --repair"):
-        case.commit(out)
+        case.commit(any_out)
 
 
 @pytest.mark.parametrize("content", [b"", b"not Parquet", None])
@@ -304,7 +307,9 @@ def test_a_flipped_bit_is_seen_by_its_checksum(case: Case, tmp_path: Path) -> No
     path = Path(f"{out}/data/{FINGERPRINT[:12]}/{case.commit(out).name}")
     whole = bytearray(path.read_bytes())
     column = pq.read_metadata(path).row_group(0).column(0)
-    place = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size
+    place = (
+        column.dictionary_page_offset or column.data_page_offset
+    ) + column.total_compressed_size
     whole[place - 2] ^= 1
     path.write_bytes(whole)
     with pytest.raises(OSError, match=r"(?i)crc|checksum|decompress|corrupt"):

@@ -34,7 +34,7 @@ def _words(family: str, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("template", ["{text}", "Query: {text}", EOL])
+@pytest.mark.parametrize("template", ["Query: {text}", EOL])
 @settings(max_examples=1, deadline=None)
 @given(seed=st.integers(0, 10**6), max_tokens=st.sampled_from([48, 300]))
 def test_reading_only_the_beginning_of_100_kb_changes_nothing(
@@ -51,6 +51,18 @@ def test_reading_only_the_beginning_of_100_kb_changes_nothing(
     assert cut.ids.tolist() == whole.ids.tolist()
     assert cut.span.tolist() == whole.span.tolist()
     assert cut.truncated.tolist() == whole.truncated.tolist() == [True, True, False]
+
+
+def test_a_long_word_is_never_read_in_part() -> None:
+    # To WordPiece 150 letters are one unknown word, and the first 50 of them are not.
+    made = _tokenizer("bert", "{text}", 40)
+    texts = ["river " * words + "x" * 150 + " bank" * 400 for words in range(20, 200)]
+    cut = made.views(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "_CHARS_PER_TOKEN", 10**9)
+        patch.setattr(cutting, "_MOST_CHARS_PER_TOKEN", 10**9)
+        whole = made.views(texts)
+    assert cut.ids.tolist() == whole.ids.tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -37,7 +37,7 @@ def _rows(views: TokenViews) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(TEXTS, max_size=4))
 def test_views_are_the_rendered_templates_text_major(family: str, texts: list[str]) -> None:
     views = _tokenizer(family, templates=TEMPLATES, span="last_token").views(texts)
@@ -49,7 +49,7 @@ def test_views_are_the_rendered_templates_text_major(family: str, texts: list[st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(text=TEXTS.map(lambda text: text * 4), max_tokens=st.integers(34, 60))
 def test_only_the_text_is_cut_when_the_template_goes_on_after_it(
     family: str, text: str, max_tokens: int
@@ -73,7 +73,7 @@ def test_only_the_text_is_cut_when_the_template_goes_on_after_it(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("template", ["{text}", "Query: {text}"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(text=TEXTS.map(lambda text: text * 4), max_tokens=st.integers(12, 30))
 def test_without_a_suffix_the_ids_themselves_are_cut(
     family: str, template: str, text: str, max_tokens: int
@@ -257,7 +257,7 @@ def _robust_texts() -> list[str]:
         pytest.skip(f"no robustness texts beside the checkout, in {DATA}")
     texts: list[str] = json.loads(blns.read_text())
     with udhr.open() as lines:
-        texts += [json.loads(line)["text"] for line in islice(lines, 0, None, 5)]
+        texts += [json.loads(line)["text"] for line in islice(lines, 0, None, 9)]
     return texts
 
 
@@ -273,4 +273,4 @@ def test_minilm_ids_are_those_of_transformers_on_naughty_and_on_all_languages() 
     views = ViewTokenizer(Tokenizer.from_file(str(model / "tokenizer.json")), recipe).views(texts)
     expected = theirs(texts, truncation=True, max_length=128)["input_ids"]
     assert _rows(views) == expected
-    assert views.truncated.sum() > 50
+    assert views.truncated.sum() > 30

@@ -1,0 +1,83 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedjob.config import Recipe
+from embedjob.encoder.digests import digests
+from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.source import source_of
+from embedjob.errors import ModelError, OutputError
+from embedjob.shards.claim import Claim, Probes, put_claim
+from embedjob.shards.fingerprint import fingerprint
+from embedjob.shards.snapshot import Snapshot, publish
+from tests.encoder import tiny
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EMBEDJOB_CACHE", str(tmp_path / "cache"))
+    return tiny.save("llama", tmp_path / "model")
+
+
+def recipes(model: Path, layer: int = -1) -> dict[str, Recipe]:
+    common = {"model": str(model), "max_tokens": 40, "dtype": "float32", "layer": layer}
+    document = Recipe.model_validate({**common, "role": "document"})
+    query = {**common, "role": "query", "templates": ("Query: {text}",)}
+    return {"document": document, "query": Recipe.model_validate(query)}
+
+
+def claim(model: Path, layer: int = -1) -> Claim:
+    """The claim of a run that wrote documents."""
+    made = recipes(model, layer)
+    found = digests(source_of(made["document"]))
+    return Claim(
+        chunk_rows=100,
+        fingerprint=fingerprint(made["document"], found),
+        recipes={role: recipe.model_dump(mode="json") for role, recipe in made.items()},
+        digests=found,
+        schema={},
+        probes=Probes([], [], []),
+        versions={},
+    )
+
+
+def test_queries_are_embedded_by_the_recipe_that_wrote(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    encoder = Encoder.from_output(out, device="cpu")
+    for role, recipe in recipes(model).items():
+        expected = Encoder.from_recipe(recipe, device="cpu").encode(["a fox"])
+        assert np.array_equal(encoder.encode(["a fox"], role=role), expected)
+    assert np.array_equal(encoder.encode(["fox"]), encoder.encode(["fox"], role="document"))
+
+
+def test_of_two_recipes_the_published_one_counts(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    later = put_claim(out, claim(model, layer=1), new_fingerprint=True)
+    assert Encoder.from_output(out, device="cpu").recipe.layer == -1
+    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=(), shards=()))
+    assert Encoder.from_output(out, device="cpu").recipe.layer == 1
+
+
+def test_another_model_in_the_same_place_is_refused(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    moved = model.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="does not exist"):
+        Encoder.from_output(out)
+    tiny.save("qwen3", model)
+    with pytest.raises(ModelError, match=r"is not the model that wrote .*safetensors"):
+        Encoder.from_output(out)
+    assert Encoder.from_output(out, model=str(moved)).encode(["a"]).shape == (1, 32)
+
+
+def test_a_place_without_a_recipe_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no _embedjob\.json"):
+        Encoder.from_output(str(tmp_path / "nothing"))
+    out = str(tmp_path / "out")
+    put_claim(out, replace(claim(model), fingerprint="0" * 64))
+    with pytest.raises(OutputError, match="was it edited"):
+        Encoder.from_output(out)

@@ -1,0 +1,63 @@
+"""Engines whose model fails at one token; they travel to workers, which import this module."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from embedjob.pipeline import recipe_engine
+from embedjob.stages.engine import Engine, RecipeEngine
+from embedjob.survey import Survey
+from embedjob.text.tokenizing import ViewTokenizer
+
+# A byte that only begins characters of four bytes: no text but those with an emoji has it.
+MARKER = "\N{SKULL}\N{GRINNING FACE}"
+MARKER_TOKEN = "<0xF0>"
+
+
+@dataclass(frozen=True)
+class FailingEngine:
+    """A real engine, its model hooked: a batch with the marker raises, or ends the process.
+
+    Each time is one line in `log`.
+    """
+
+    inner: RecipeEngine
+    token: int
+    how: Literal["raise", "exit"]
+    log: str
+
+    @property
+    def long_text(self) -> str:
+        return self.inner.long_text
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        return self.inner.load_tokenizer()
+
+    def load_encoder(self) -> Any:
+        encoder = self.inner.load_encoder()
+        encoder.backbone.model.register_forward_pre_hook(self._fail, with_kwargs=True)
+        return encoder
+
+    def _fail(self, _model: Any, _args: Any, inputs: dict[str, Any]) -> None:
+        if not (inputs["input_ids"] == self.token).any():
+            return
+        with Path(self.log).open("a") as log:
+            log.write(f"{os.getpid()}\n")
+        if self.how == "exit":
+            os._exit(1)
+        raise RuntimeError("this model cannot bear that token")
+
+
+def failing(
+    how: Literal["raise", "exit"], token: int, log: Path
+) -> Callable[[Survey, int], Engine]:
+    """What `embed` takes as `engine_of`."""
+
+    def engine_of(found: Survey, threads: int) -> Engine:
+        inner = recipe_engine(found, threads)
+        assert isinstance(inner, RecipeEngine)
+        return FailingEngine(inner, token, how, str(log))
+
+    return engine_of

@@ -1,0 +1,172 @@
+"""Whole runs for tests: a tiny model, a job, the command line in this process, and what it left."""
+
+import contextlib
+import io
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from embedjob.cli import main
+from embedjob.inspect.progress import shown
+from embedjob.jobfile import Draft, Layer
+from embedjob.pipeline import Console, Options, embed
+from embedjob.shards.snapshot import newest
+from embedjob.stages.engine import Engine
+from embedjob.stages.summary import Result
+from embedjob.storage import absolute, list_files
+from embedjob.survey import Survey
+from tests.fakes import SENTENCES
+
+COUNTED = ("embedded", "reused", "deduplicated", "nulls", "quarantined")
+Job = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `--json` printed as its last line."""
+        document: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return document
+
+
+def job(source: str | Path, out: str | Path, model: str | Path, **sections: Job) -> Job:
+    """A job that embeds `body` with `doc_id` on one small CPU actor, in chunks of ten rows."""
+    base: Job = {
+        "input": {"path": str(source), "text": "body", "id": "doc_id"},
+        "encoder": {"model": str(model), "max_tokens": 24},
+        "pool": {"actors": 1, "gpus_per_actor": 0},
+        "output": {"path": str(out), "chunk_rows": 10},
+        "run": {"wait_for_resources": "60s"},
+    }
+    return {
+        name: {**base.get(name, {}), **sections.get(name, {})} for name in base.keys() | sections
+    }
+
+
+def command(*arguments: str) -> Ran:
+    """One command, in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(arguments)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def job_file(document: Job, folder: Path) -> Path:
+    """The job as a file."""
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def run(document: Job, folder: Path, *options: str) -> Ran:
+    """`embedjob run --json` of a job, in this process."""
+    return command("run", str(job_file(document, folder)), "--json", *options)
+
+
+def run_with(
+    document: Job,
+    options: Options,
+    engine_of: Callable[[Survey, int], Engine] | None = None,
+) -> Result:
+    """A run with an engine of the test's own."""
+    console = Console(lambda line: sys.stderr.write(f"{line}\n") and None, shown)
+    return embed(Draft((Layer("job.yaml", document),)), options, console, engine_of=engine_of)
+
+
+def texts(count: int, *, seed: int = 0) -> list[str]:
+    """Different sentences of different lengths."""
+    words = " ".join(SENTENCES[:8]).split()
+    return [
+        f"{seed} {i} " + " ".join(words[(7 * i + seed) % 40 :][: 1 + (3 * i) % 13])
+        for i in range(count)
+    ]
+
+
+def write_shard(
+    path: Path, bodies: Sequence[str | None], *, group_rows: int = 10, **columns: Sequence[Any]
+) -> Path:
+    """A shard of `doc_id`, `body` and further columns."""
+    table = pa.table(
+        {
+            "doc_id": pa.array([f"{path.stem}-{i}" for i in range(len(bodies))], pa.string()),
+            "body": pa.array(bodies, pa.string()),
+            **{name: pa.array(values) for name, values in columns.items()},
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=group_rows)
+    return path
+
+
+def written(out: str | Path) -> dict[str, str]:
+    """The etag of every file under `data/`, by its name."""
+    return {
+        file.url.rsplit("/", 1)[-1]: file.etag
+        for file in list_files(f"{absolute(str(out))}/data")
+    }
+
+
+def published(out: str | Path) -> pa.Table:
+    """All rows of the newest snapshot, its files one after the other as it lists them."""
+    snapshot = newest(str(out))
+    assert snapshot is not None, f"no snapshot in {out}"
+    tables = [pq.read_table(f"{out}/{file.path}") for file in snapshot.files]
+    return pa.concat_tables(tables)
+
+
+def clone(out: Path, to: Path) -> Path:
+    """A copy of a local output whose snapshots name the copies: a local etag holds the inode."""
+    shutil.copytree(out, to)
+    for path in (to / "snapshots").iterdir():
+        reissue(to, path)
+    return to
+
+
+def reissue(out: Path, snapshot: Path, edit: Callable[[Job], None] = lambda _: None) -> None:
+    """Rewrites a snapshot of a local output so that it names the files as they are now."""
+    document = json.loads(snapshot.read_text())
+    etags = {file.url: file for file in list_files(str(out / "data"))}
+    for file in document["files"]:
+        stored = etags.get(str(out / file["path"]))
+        if stored is not None:
+            file |= {"etag": stored.etag, "bytes": stored.size}
+    edit(document)
+    snapshot.write_text(json.dumps(document))
+
+
+@contextlib.contextmanager
+def instead(path: Path, replacement: Callable[[Path], object]) -> Iterator[None]:
+    """Within it another file lies at `path`; afterwards the very same one as before."""
+    aside = path.with_name(f".{path.name}.aside")
+    path.rename(aside)
+    try:
+        replacement(path)
+        yield
+    finally:
+        aside.replace(path)
+
+
+def require_sum(summary: Mapping[str, Any]) -> None:
+    """rows = embedded + reused + deduplicated + nulls + quarantined."""
+    assert summary["rows"] == sum(summary[key] for key in COUNTED), summary

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from embedjob.errors import LeaseHeldError, OutputError
+from embedjob.shards import lease
+from embedjob.shards.pruning import Pruned, prune
+from embedjob.shards.snapshot import open_snapshot, publish, published
+from embedjob.storage import create, list_files
+from tests.shards.test_snapshot import _corpus, _run
+
+
+def test_only_what_no_kept_snapshot_names_is_deleted(tmp_path: Path, any_out: str) -> None:
+    for rows in (25, 15, 5):
+        job_input = _corpus(tmp_path, rows=rows)
+        with lease.held(lease.claim(any_out, job="job")) as mine:
+            _, snapshot = _run(job_input, any_out, epoch=mine.epoch)
+            publish(any_out, snapshot)
+    create(f"{any_out}/data/orphan.parquet", b"x")
+    # The first version: two shards of three chunks and one quarantine file each.
+    assert prune(any_out, keep=2) == Pruned(files=9, snapshots=1)
+    assert published(any_out) == (2, 3)
+    assert prune(any_out, keep=2) == Pruned(files=0, snapshots=0)
+    assert prune(any_out, keep=1) == Pruned(files=6, snapshots=1)
+    assert open_snapshot(any_out).count_rows() == 8
+    assert len(list_files(f"{any_out}/data")) == 2
+
+
+def test_nothing_is_deleted_while_a_run_holds_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    _, snapshot = _run(_corpus(tmp_path), out, epoch=1)
+    publish(out, snapshot)
+    create(f"{out}/data/not-yet-published.parquet", b"x")
+    with lease.held(lease.claim(out, job="job"), every=0.5), pytest.raises(LeaseHeldError):
+        prune(out, keep=1)
+    assert prune(out, keep=1).files == 1
+
+
+def test_without_a_snapshot_nothing_is_deleted(tmp_path: Path) -> None:
+    create(f"{tmp_path}/data/a.parquet", b"x")
+    with pytest.raises(OutputError, match="every file would go"):
+        prune(str(tmp_path), keep=2)
