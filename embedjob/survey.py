@@ -52,10 +52,12 @@ def survey(draft: Draft) -> Survey:
     source = source_in(draft)
     known = facts(source)
     resolved = resolve(draft, folder_layer(materialize(source, tokenizer_only=True)))
+    source = pinned(source)
+    resolved = resolved.on(model=source.model, revision=source.revision)
     job = resolved.job
     require_fit(job.encoder, known)
     storage.require_create_only(job.output.path)
-    found = digests(pinned(source))
+    found = digests(source)
     mark = fingerprint(job.encoder, found)
     done = storage.list_files(data_directory(job.output.path, mark))
     request = Request(job.input, mark, job.output.chunk_rows, job.run.limit)

@@ -23,7 +23,7 @@ AUTH = {"RAY_AUTH_MODE": "disabled"}
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where drivers join, where jobs are submitted, and the process that all others descend from."""
+    """Where drivers join, where jobs are submitted, and the ancestor of all its processes."""
 
     address: str
     dashboard: str
@@ -53,7 +53,7 @@ def ray_cluster(
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
         *(f"--port={gcs}", f"--num-cpus={cpus}", "--num-gpus=0", f"--temp-dir={folder}"),
-        *("--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}"),
+        *("--min-worker-port=0", "--max-worker-port=0", f"--ray-client-server-port={client}"),
         *(f"--include-dashboard={dashboard}", f"--dashboard-port={board}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"),
         *(f"--metrics-export-port={metrics}", "--disable-usage-stats"),

@@ -3,9 +3,11 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.cluster import AUTH, ROOT, Cluster, ray_cluster
 from tests.seaweed import S3Server, seaweed
 
 
@@ -24,3 +26,22 @@ def s3() -> Iterator[S3Server]:
 def bucket(s3: S3Server) -> str:
     """The URL of a fresh bucket."""
     return s3.make_bucket(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: S3Server) -> Iterator[Cluster]:
+    """A Ray cluster of two CPUs whose workers have the credentials of `s3`."""
+    environment = {**os.environ, **s3.environment, "PYTHONPATH": str(ROOT)}
+    with ray_cluster(environment) as started, pytest.MonkeyPatch.context() as patch:
+        for name, value in AUTH.items():
+            patch.setenv(name, value)
+        yield started
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny, untrained Llama and its tokenizer."""
+    # Here alone: transformers would cost the tests that need no model five seconds.
+    from tests.encoder.tiny import save
+
+    return save("llama", tmp_path_factory.mktemp("model"))

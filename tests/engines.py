@@ -12,7 +12,7 @@ from embedjob.survey import Survey
 from embedjob.text.tokenizing import ViewTokenizer
 
 # A byte that only begins characters of four bytes: no text but those with an emoji has it.
-MARKER = "\N{SKULL}\N{GRINNING FACE}"
+MARKER = "\N{GRINNING FACE}"
 MARKER_TOKEN = "<0xF0>"
 
 

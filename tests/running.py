@@ -49,7 +49,7 @@ def job(source: str | Path, out: str | Path, model: str | Path, **sections: Job)
     """A job that embeds `body` with `doc_id` on one small CPU actor, in chunks of ten rows."""
     base: Job = {
         "input": {"path": str(source), "text": "body", "id": "doc_id"},
-        "encoder": {"model": str(model), "max_tokens": 24},
+        "encoder": {"model": str(model), "templates": ["It says: {text}."], "max_tokens": 24},
         "pool": {"actors": 1, "gpus_per_actor": 0},
         "output": {"path": str(out), "chunk_rows": 10},
         "run": {"wait_for_resources": "60s"},
@@ -122,8 +122,7 @@ def write_shard(
 def written(out: str | Path) -> dict[str, str]:
     """The etag of every file under `data/`, by its name."""
     return {
-        file.url.rsplit("/", 1)[-1]: file.etag
-        for file in list_files(f"{absolute(str(out))}/data")
+        file.url.rsplit("/", 1)[-1]: file.etag for file in list_files(f"{absolute(str(out))}/data")
     }
 
 

@@ -35,7 +35,7 @@ def _write_file(path: Path, *, first: int, rows: int) -> None:
     vectors = pa.array([[float(n), 1.0] for n in numbers], pa.list_(pa.float32(), 2))
     columns = {
         "row": pa.array(numbers, pa.uint32()),
-        "doc_id": [f"d{n}" for n in numbers],
+        "id": [f"d{n}" for n in numbers],
         "title": [f"title {n}" for n in numbers],
         "embedding": vectors,
         "tokens": pa.array(numbers, pa.uint32()),
@@ -71,11 +71,11 @@ def test_reading_recipes_read_the_newest_snapshot(
     assert len(names["documents"]) == ROWS
     assert "title 22" in capsys.readouterr().out
     exec(polars, names)
-    assert names["documents"]["doc_id"].to_list() == ["d10", "d11", "d20", "d21", "d22"]
+    assert names["documents"]["id"].to_list() == ["d10", "d11", "d20", "d21", "d22"]
     exec(lancedb, names)
     assert names["table"].count_rows() == ROWS
     nearest = names["table"].search([11.0, 1.0], vector_column_name="embedding").limit(1)
-    assert nearest.to_list()[0]["doc_id"] == "d11"
+    assert nearest.to_list()[0]["id"] == "d11"
 
 
 def test_the_job_shown_is_the_job_that_ships() -> None:

@@ -52,6 +52,8 @@ class Encoder:
         self.backbone = backbone
         self.recipe = recipe
         self._recipes = {**(recipes or {}), recipe.role: recipe}
+        for other in self._recipes.values():
+            _require_one_model(other, recipe)
         auto = _DEFAULT_BUDGETS.get(backbone.device.type, _DEFAULT_BUDGETS["cuda"])
         self._budget = auto if tokens_per_microbatch == "auto" else tokens_per_microbatch
         self._side: Side = padding_side
@@ -170,6 +172,15 @@ class _ViewForward:
     def precisely(self, view: int) -> Vectors:
         with self.backbone.float32():
             return self(np.array([view]))
+
+
+def _require_one_model(one: Recipe, other: Recipe) -> None:
+    for key in ("model", "revision", "attention", "dtype"):
+        if getattr(one, key) != getattr(other, key):
+            raise ConfigError(
+                f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"
+                f" {getattr(other, key)} for {other.role}; one encoder holds one model"
+            )
 
 
 def _progress(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -9,6 +10,7 @@ from embedjob import storage
 from embedjob.errors import ModelError
 from embedjob.storage import Stored
 
+_COPIES_AT_ONCE = 4
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 TEXTS = re.compile(r".*\.(json|txt|model|jinja)")
@@ -68,5 +70,5 @@ def is_weight(name: str) -> bool:
 
 def copy(files: Iterable[ModelFile], to: Path) -> None:
     """Put the files below the local directory `to`, under their names."""
-    for file in files:
-        storage.download(file.stored.url, str((to / file.name).parent))
+    with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
+        list(pool.map(lambda f: storage.download(f.stored.url, str((to / f.name).parent)), files))

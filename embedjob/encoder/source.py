@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,13 @@ def require_weights(names: list[str], source: ModelSource) -> list[str]:
 
 
 def pinned(source: ModelSource) -> ModelSource:
-    """The source with a hub revision settled to a commit, so that every node reads the same."""
-    if kind(source.model) != "hub":
+    """The source named so that every node reads the same: a commit, or a path from the root."""
+    if source.model.startswith("package:") or kind(source.model) == "stored":
         return source
+    if kind(source.model) != "hub":
+        return replace(source, model=str(Path(address(source.model)).resolve()))
     commit = materialize(source, tokenizer_only=True).name
-    return ModelSource(source.model, commit, source.trust_remote_code, source.allow_pickle)
+    return replace(source, revision=commit)
 
 
 def transformer_directory(directory: Path) -> Path:

@@ -1,7 +1,7 @@
 """From a draft, a method file and what the model folder says, to the recipe that will run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from embedjob.config import Job, Recipe, Role
@@ -19,6 +19,13 @@ class Resolved:
     job: Job
     recipes: Mapping[Role, Recipe]
     origins: Mapping[str, str]
+
+    def on(self, *, model: str, revision: str | None) -> "Resolved":
+        """The same job with its model named so that every node and every day finds the same."""
+        place = {"model": model, "revision": revision}
+        recipes = {role: one.model_copy(update=place) for role, one in self.recipes.items()}
+        job = self.job.model_copy(update={"encoder": recipes[self.job.encoder.role]})
+        return replace(self, job=job, recipes=recipes)
 
 
 def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:

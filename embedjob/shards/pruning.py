@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from embedjob.backends.local import SCRATCH
 from embedjob.errors import OutputError
 from embedjob.shards import lease
 from embedjob.shards.snapshot import Snapshot, published, read_snapshot
@@ -33,7 +34,9 @@ def prune(out: str, *, keep: int) -> Pruned:
             for file in list_files(join(out, folder))
             if file.url not in named
         ]
-        for url in doomed:
+        # What writers that were killed had not linked into place yet.
+        left_over = [file.url for file in list_files(join(out, SCRATCH))]
+        for url in [*doomed, *left_over]:
             delete(url)
         for epoch in epochs[:-keep]:
             delete(join(out, "snapshots", f"{epoch:08d}.json"))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private import state
@@ -43,7 +44,10 @@ def connected(address: str | None) -> Iterator[None]:
     # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    joins = address is not None or "RAY_ADDRESS" in os.environ
+    # A Ray that lives for one run needs no dashboard, which takes seconds to start.
+    mine: dict[str, Any] = {} if joins else {"include_dashboard": False}
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
     # Ray's own handler would end the process at once, with finished chunks in hand.
     signal.signal(signal.SIGTERM, on_terminate)
     context = DataContext.get_current()

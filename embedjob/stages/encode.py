@@ -46,7 +46,12 @@ def encode(
         fn_constructor_args=(engine, prove, ledger),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=pool.smallest, max_size=pool.largest),
+        compute=ActorPoolStrategy(
+            min_size=pool.smallest,
+            max_size=pool.largest,
+            # One chunk in the model and one at hand: more would wait here while others idle.
+            max_tasks_in_flight_per_actor=2,
+        ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )

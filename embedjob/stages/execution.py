@@ -52,9 +52,9 @@ def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
             if ending is not None:
                 _drain(ledger, worker, str(ending))
                 raise ending
-    refusal = ray.get(ledger.tally.remote()).refusal
-    if refusal:
-        raise RefusedError(refusal)
+    tally = ray.get(ledger.tally.remote())
+    if tally.refusal:
+        raise _refused(tally)
     if worker.error is not None:
         # Ray's message is the worker's whole traceback; its cause is what happened.
         cause = getattr(worker.error, "cause", None) or worker.error
@@ -79,7 +79,7 @@ class _Worker(threading.Thread):
 
 def _ending(tally: Tally, watch: Watch, interrupted: list[str]) -> Exception | None:
     if tally.refusal:
-        return RefusedError(tally.refusal)
+        return _refused(tally)
     if interrupted:
         return InterruptedRunError(
             f"stopped by {interrupted[0]}; finished chunks are committed, run again to resume"
@@ -89,6 +89,11 @@ def _ending(tally: Tally, watch: Watch, interrupted: list[str]) -> Exception | N
             f"nothing moved for {watch.stall_seconds:g} s (run.stall_seconds); run again to resume"
         )
     return None
+
+
+def _refused(tally: Tally) -> Exception:
+    """A refusal, unless another encoder has written meanwhile: then it is a fault of this one."""
+    return (FaultError if tally.chunks else RefusedError)(tally.refusal)
 
 
 def _drain(ledger: Any, worker: threading.Thread, reason: str) -> None:

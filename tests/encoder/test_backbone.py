@@ -55,6 +55,14 @@ def test_a_view_has_the_same_states_alone_and_in_any_batch(
             assert close(states[row][mask[row]], expected), (name, side, row)
 
 
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_the_states_are_those_of_the_plain_model(name: str) -> None:
+    ids = torch.tensor([IDS[0]])
+    with torch.inference_mode():
+        expected = inner(name)(input_ids=ids).last_hidden_state
+    assert close(backbone(name).states(ids, torch.ones_like(ids).bool(), layer=-1), expected)
+
+
 @pytest.mark.parametrize("name", tiny.DECODERS)
 def test_a_bidirectional_decoder_is_so_alone_and_padded_on_either_side(name: str) -> None:
     model = backbone(name, "bidirectional")
@@ -129,6 +137,18 @@ def test_weights_that_are_not_all_there_are_refused(tmp_path: Path) -> None:
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lack 1 tensors.*up_proj"):
+        load_backbone(Recipe(model=str(folder), max_tokens=64), device=CPU)
+
+
+def test_pickled_weights_give_the_same_states_where_allowed(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path)
+    recipe = Recipe(model=str(folder), max_tokens=64, allow_pickle=True)
+    ids, mask = padded(IDS, "right")
+    expected = load_backbone(recipe, device=CPU).states(ids, mask, layer=-1)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(load_backbone(recipe, device=CPU).states(ids, mask, layer=-1), expected)
+    with pytest.raises(ModelError, match="allow_pickle"):
         load_backbone(Recipe(model=str(folder), max_tokens=64), device=CPU)
 
 

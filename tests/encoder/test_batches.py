@@ -48,4 +48,11 @@ def test_views_are_one_exactly_when_ids_and_span_are(
     firsts, which = distinct(views)
     full = [tuple(views.full_ids(view).tolist()) for view in range(len(rows))]
     assert [full[firsts[one]] for one in which] == full
-    assert len(firsts) == len({(ids, bool(s)) for ids, s in zip(full, shared, strict=True)})
+    assert len(firsts) == len({(ids, s) for ids, s in zip(full, shared, strict=True)})
+
+
+def test_equal_ids_under_another_span_are_another_view() -> None:
+    views = views_of([[1, 2], [1, 2], [1, 2]], [7], [False] * 3)
+    views.span[1] = (0, 2)
+    firsts, which = distinct(views)
+    assert (firsts.tolist(), which.tolist()) == ([0, 1], [0, 1, 0])

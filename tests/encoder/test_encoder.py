@@ -207,6 +207,12 @@ def test_each_role_has_its_own_template(folders: Callable[[str], Path]) -> None:
         encoder.encode(["fox"], role="symmetric")
 
 
+def test_all_roles_share_one_model(folders: Callable[[str], Path]) -> None:
+    document, query = recipe(folders("llama")), recipe(folders("qwen3"), role="query")
+    with pytest.raises(ConfigError, match="one encoder holds one model"):
+        Encoder.from_recipe(document, recipes={"query": query}, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [

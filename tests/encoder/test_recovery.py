@@ -121,8 +121,7 @@ def test_out_of_memory_lowers_the_budget_for_all_that_follows(
     assert not passage.failed
     failures = [b for b in views.batches if len(b) * max(sizes[b]) > memory]
     assert len(failures) <= 6
-    assert views.batches[: len(failures)] == failures
-    assert passage.budget > memory / 2 or not failures
+    assert passage.budget >= memory // 2
 
 
 def test_a_view_too_large_for_the_memory_alone_is_left_out() -> None:

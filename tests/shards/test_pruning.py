@@ -42,3 +42,14 @@ def test_without_a_snapshot_nothing_is_deleted(tmp_path: Path) -> None:
     create(f"{tmp_path}/data/a.parquet", b"x")
     with pytest.raises(OutputError, match="every file would go"):
         prune(str(tmp_path), keep=2)
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    _, snapshot = _run(_corpus(tmp_path), out, epoch=1)
+    publish(out, snapshot)
+    left_over = tmp_path / "out" / ".embedjob-tmp" / "half-written"
+    left_over.parent.mkdir(exist_ok=True)
+    left_over.write_bytes(b"half")
+    assert prune(out, keep=1) == Pruned(files=0, snapshots=0)
+    assert not left_over.exists()

@@ -1,0 +1,471 @@
+"""The job as a whole, folder to folder: real Ray, real Parquet, a tiny real model."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import ray
+from tokenizers import Tokenizer
+
+from embedjob.encoder.encoder import Encoder
+from embedjob.pipeline import Options
+from embedjob.shards.claim import read_claims
+from embedjob.shards.snapshot import newest, open_snapshot, read_snapshot
+from tests import running
+from tests.cluster import Cluster
+from tests.engines import MARKER, MARKER_TOKEN, failing
+from tests.running import Job, Ran, clone, instead, published, texts, write_shard, written
+
+pytestmark = pytest.mark.ray
+SECONDS_OF_NOTHING = 5.0
+INVALID = b"caf\xe9 \xff\xfe"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An input that was embedded, and how."""
+
+    folder: Path
+    document: Job
+    ran: Ran
+
+    @property
+    def out(self) -> Path:
+        return Path(self.document["output"]["path"])
+
+    def to(self, out: Path, **sections: Job) -> Job:
+        """The same job with another output."""
+        changed = {**sections, "output": {"path": str(out), **sections.get("output", {})}}
+        merged = {**self.document, **{k: {**self.document[k], **v} for k, v in changed.items()}}
+        return merged
+
+
+def _many_kinds(path: Path) -> None:
+    """50 rows in five row groups: texts twice, one null, one that is no UTF-8, one empty."""
+    bodies: list[bytes | None] = [text.encode() for text in texts(50)]
+    bodies[3], bodies[14], bodies[20], bodies[33] = None, INVALID, b"", bodies[31]
+    bodies[45] = bodies[5]
+    raw = pa.array(bodies, pa.binary())
+    body = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers(), raw.null_count)
+    ids = [f"a-{i}" for i in range(50)]
+    table = pa.table({"doc_id": ids, "body": body, "stars": pa.array(range(50), pa.int64())})
+    pq.write_table(table, path, row_group_size=10)
+
+
+@pytest.fixture(scope="module")
+def corpus(cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Small row groups, no rows at all, one group below and one above eight chunks."""
+    folder = tmp_path_factory.mktemp("corpus")
+    source = folder / "in"
+    source.mkdir()
+    _many_kinds(source / "a.parquet")
+    write_shard(source / "b.parquet", [], stars=pa.array([], pa.int64()))
+    write_shard(source / "c.parquet", texts(25, seed=1), group_rows=25, stars=list(range(25)))
+    write_shard(source / "d.parquet", texts(90, seed=2), group_rows=90, stars=list(range(90)))
+    document = running.job(
+        source,
+        folder / "out",
+        model,
+        input={"keep": ["stars"]},
+        run={"max_quarantined": 0.05},
+    )
+    return Corpus(folder, document, running.run(document, folder, "--address", cluster.address))
+
+
+def _input_rows(source: Path, name: str) -> list[dict[str, object]]:
+    """What the file holds, its text as bytes."""
+    table = pq.read_table(source / name)
+    body = table["body"].combine_chunks()
+    raw = pa.Array.from_buffers(pa.binary(), len(body), body.buffers(), body.null_count)
+    rows = table.set_column(table.schema.get_field_index("body"), "body", raw).to_pylist()
+    return [{**row, "shard": str(source / name), "row": i} for i, row in enumerate(rows)]
+
+
+def _good_rows(source: Path) -> list[dict[str, object]]:
+    names = sorted(path.name for path in source.glob("*.parquet"))
+    rows = [row for name in names for row in _input_rows(source, name)]
+    return [row for row in rows if row["body"] not in (None, INVALID)]
+
+
+def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return np.einsum("rd,rd->r", one, other) / norms
+
+
+def _vectors(table: pa.Table) -> np.ndarray:
+    return np.stack(table["embedding"].to_pylist()).astype(np.float64)
+
+
+def _reference(document: Job, bodies: list[str]) -> np.ndarray:
+    """The embeddings that the encoder gives by itself, without a job."""
+    return Encoder.from_output(document["output"]["path"]).encode(bodies)
+
+
+class TestOneRun:
+    def test_it_ends_well_and_the_numbers_add_up(self, corpus: Corpus) -> None:
+        assert corpus.ran.code == 0, corpus.ran.err
+        summary = corpus.ran.summary
+        running.require_sum(summary)
+        # 5 row groups; one group of 25 rows is one chunk; one of 90 rows is split in nine.
+        assert (summary["chunks_planned"], summary["chunks_written"]) == (15, 15)
+        assert (summary["rows"], summary["quarantined"]) == (165, 2)
+        # Of the two texts that are there twice, those in one chunk are embedded once.
+        assert summary["deduplicated"] == 1
+        assert summary["snapshot"] == str(corpus.out / "snapshots" / "00000001.json")
+        assert sum(summary["time_share"].values()) == pytest.approx(1, abs=0.01)
+
+    def test_every_row_is_there_once_in_order_with_what_it_carries(self, corpus: Corpus) -> None:
+        rows = published(corpus.out).drop_columns(["embedding", "truncated"]).to_pylist()
+        wanted = _good_rows(corpus.folder / "in")
+        assert [(row["shard"], row["row"], row["id"], row["stars"]) for row in rows] == [
+            (row["shard"], row["row"], row["doc_id"], row["stars"]) for row in wanted
+        ]
+        assert all(0 < row["tokens"] <= 24 for row in rows)
+
+    def test_the_vectors_are_those_of_the_encoder_alone(self, corpus: Corpus) -> None:
+        bodies = [row["body"].decode() for row in _good_rows(corpus.folder / "in")]
+        vectors = _vectors(published(corpus.out))
+        assert _cosines(vectors, _reference(corpus.document, bodies)).min() >= 0.99999
+        # And they differ from row to row, or the line above would say little.
+        assert _cosines(vectors[:1], vectors[1:2]).max() < 0.9999
+
+    def test_bad_rows_are_set_aside_with_reasons_and_the_empty_string_is_none(
+        self, corpus: Corpus
+    ) -> None:
+        files = sorted((corpus.out / "quarantine").rglob("*.parquet"))
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        assert [(row["row"], row["id"], row["reason"]) for row in rows] == [
+            (3, "a-3", "null_text"),
+            (14, "a-14", "invalid_utf8"),
+        ]
+        snapshot = newest(str(corpus.out))
+        assert [str(corpus.out / path) for path in snapshot.quarantine] == list(map(str, files))
+        embedded = published(corpus.out).filter(pc.equal(pc.field("id"), "a-20"))
+        assert len(embedded) == 1
+
+    def test_the_empty_shard_is_named_in_the_snapshot(self, corpus: Corpus) -> None:
+        shards = {shard["url"]: shard for shard in newest(str(corpus.out)).shards}
+        empty = shards[str(corpus.folder / "in" / "b.parquet")]
+        assert (empty["rows"], empty["complete"]) == (0, True)
+        assert len(shards) == 4
+
+    def test_readers_need_nothing_of_ours(self, corpus: Corpus) -> None:
+        dataset = open_snapshot(str(corpus.out))
+        assert dataset.count_rows() == 163
+        assert dataset.schema.field("embedding").type.list_size == 32
+
+    def test_it_verifies(self, corpus: Corpus) -> None:
+        ran = running.command("verify", str(corpus.out), "--json")
+        assert (ran.code, ran.summary["problems"]) == (0, [])
+        assert (ran.summary["files"], ran.summary["rows"]) == (15, 163)
+
+    def test_a_second_run_does_nothing_in_seconds_and_starts_no_ray(
+        self, corpus: Corpus, tmp_path: Path
+    ) -> None:
+        before, started = written(corpus.out), time.monotonic()
+        ran = running.run(corpus.document, tmp_path, "--address", "127.0.0.1:1")
+        assert ran.code == 0, ran.err
+        assert time.monotonic() - started < SECONDS_OF_NOTHING
+        assert (ran.summary["chunks_done_before"], ran.summary["chunks_written"]) == (15, 0)
+        assert "nothing to do" in ran.err
+        assert written(corpus.out) == before
+        assert not ray.is_initialized()
+
+    def test_progress_is_told_in_lines(self, corpus: Corpus) -> None:
+        lines = [line for line in corpus.ran.err.splitlines() if line.startswith("progress:")]
+        assert "165/165 rows, 15/15 chunks" in lines[-1]
+        assert "ETA" in lines[-1]
+
+
+class TestWhatChanged:
+    def test_a_changed_shard_costs_only_its_own_chunks(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = clone(corpus.out, tmp_path / "out")
+        before = written(out)
+        shard = corpus.folder / "in" / "c.parquet"
+        fresh = texts(12, seed=9)
+        with instead(shard, lambda path: write_shard(path, fresh, stars=list(range(12)))):
+            ran = running.run(corpus.to(out), tmp_path, "--address", cluster.address)
+            assert ran.code == 0, ran.err
+            assert (ran.summary["chunks_done_before"], ran.summary["chunks_written"]) == (14, 2)
+            after = written(out)
+            # Nothing that was there is touched, and the new snapshot names none of the old.
+            assert {name: after[name] for name in before} == before
+            table = published(out)
+            mine = table.filter(pc.equal(table["shard"], str(shard)))
+            assert mine["row"].to_pylist() == list(range(12))
+            assert _cosines(_vectors(mine), _reference(corpus.document, fresh)).min() >= 0.99999
+            assert len(table) == 163 - 25 + 12
+            snapshots = [read_snapshot(str(out), epoch) for epoch in (1, 2)]
+            assert {file.path for file in snapshots[0].files} - {
+                file.path for file in snapshots[1].files
+            } == {f.path for f in snapshots[0].files if f.shard == str(shard)}
+            self._prune(out, old=snapshots[0], new=snapshots[1])
+
+    def _prune(self, out: Path, *, old: object, new: object) -> None:
+        kept = running.command("prune", str(out), "--keep", "2")
+        assert (kept.code, "0 files and 0 snapshots" in kept.out) == (0, True)
+        pruned = running.command("prune", str(out), "--keep", "1")
+        assert (pruned.code, "1 files and 1 snapshots" in pruned.out) == (0, True)
+        assert {f"data/{path.parent.name}/{path.name}" for path in out.rglob("data/*/*")} == {
+            file.path for file in new.files
+        }
+        assert running.command("verify", str(out)).code == 0
+        assert old.epoch not in (int(path.stem) for path in (out / "snapshots").iterdir())
+
+    def test_damage_is_found_and_repaired_and_nothing_else_is_done_again(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = clone(corpus.out, tmp_path / "out")
+        before = written(out)
+        damaged = sorted((out / "data").rglob("*.parquet"))[4]
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 3] ^= 1
+        damaged.write_bytes(content)
+        assert running.command("verify", str(out)).code == 1
+        ran = running.run(corpus.to(out), tmp_path, "--address", cluster.address, "--repair")
+        assert ran.code == 0, ran.err
+        assert (ran.summary["chunks_written"], "repair: 1 chunks" in ran.err) == (1, True)
+        after = written(out)
+        assert {name for name in before if after[name] != before[name]} == {damaged.name}
+        assert running.command("verify", str(out)).code == 0
+        assert (
+            published(out)
+            .drop_columns(["embedding"])
+            .equals(published(corpus.out).drop_columns(["embedding"]))
+        )
+
+    def test_a_trial_reads_its_rows_exactly_and_filters_after(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        document = corpus.to(
+            out, input={"filter": ["stars", ">=", 2]}, run={"limit": 23, "max_quarantined": 0.2}
+        )
+        ran = running.run(document, tmp_path, "--address", cluster.address)
+        assert ran.code == 0, ran.err
+        rows = published(out)["row"].to_pylist()
+        assert rows == [row for row in range(2, 23) if row not in (3, 14)]
+        assert (ran.summary["rows"], ran.summary["chunks_written"]) == (21, 3)
+        assert running.command("verify", str(out)).code == 0
+        # The same rows again are nothing to do; a whole corpus may not be replaced by a trial.
+        assert running.run(document, tmp_path, "--address", "127.0.0.1:1").code == 0
+        onto = corpus.to(corpus.out, run={"limit": 23})
+        refused = running.run(onto, tmp_path, "--address", "127.0.0.1:1")
+        assert (refused.code, "run.limit" in refused.err) == (2, True)
+
+
+class TestOtherRecipes:
+    def test_another_recipe_is_refused_then_written_beside_and_switched(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = clone(corpus.out, tmp_path / "out")
+        before, first = written(out), newest(str(out))
+        other = corpus.to(out, encoder={"pooling": "max"}, input={"path": _one_shard(corpus)})
+        refused = running.run(other, tmp_path, "--address", "127.0.0.1:1")
+        assert refused.code == 2
+        assert 'pooling: the output has "mean", this job has "max"' in refused.err
+        assert first.fingerprint[:12] in refused.err
+        options = ("--address", cluster.address, "--new-fingerprint")
+        ran = running.run(other, tmp_path, *options)
+        assert ran.code == 0, ran.err
+        second = newest(str(out))
+        assert second.fingerprint == ran.summary["fingerprint"] != first.fingerprint
+        assert second.fingerprint[:12] in ran.summary["snapshot"] or second.epoch == 2
+        assert {name: written(out)[name] for name in before} == before
+        assert all(file.path.split("/")[1] == second.fingerprint[:12] for file in second.files)
+        assert running.command("verify", str(out)).code == 0
+        # Back to the first one: asked for again, and done without a model.
+        back = corpus.to(out)
+        refused = running.run(back, tmp_path, "--address", "127.0.0.1:1")
+        assert (refused.code, "--new-fingerprint" in refused.err) == (2, True)
+        again = running.run(back, tmp_path, "--address", "127.0.0.1:1", "--new-fingerprint")
+        assert again.code == 0, again.err
+        assert newest(str(out)).fingerprint == first.fingerprint
+
+    def test_other_chunk_rows_are_refused_with_their_cost(
+        self, corpus: Corpus, tmp_path: Path
+    ) -> None:
+        document = corpus.to(corpus.out, output={"chunk_rows": 20})
+        ran = running.run(document, tmp_path, "--address", "127.0.0.1:1")
+        assert ran.code == 2
+        assert "begun with 10, got 20" in ran.err
+        assert "embedded and stored again" in " ".join(ran.err.split())
+
+    def test_vectors_that_are_not_reproduced_stop_the_run_before_it_writes(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = clone(corpus.out, tmp_path / "out")
+        sorted((out / "data").rglob("*.parquet"))[0].unlink()
+        claim = out / "_embedjob.json"
+        document = json.loads(claim.read_text())
+        document["probes"]["vectors"][1][0] += 0.5
+        claim.write_text(json.dumps(document))
+        before = written(out)
+        ran = running.run(corpus.to(out), tmp_path, "--address", cluster.address)
+        assert ran.code == 2
+        assert "the cosine with the vector of then is" in ran.err
+        assert document["probes"]["texts"][1] in ran.err
+        assert "Traceback" not in ran.err
+        assert written(out) == before
+        assert newest(str(out)).epoch == 1
+
+
+def _one_shard(corpus: Corpus) -> str:
+    return str(corpus.folder / "in" / "c.parquet")
+
+
+class TestBadRows:
+    def test_too_many_fail_the_run_with_everything_committed(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        source = str(corpus.folder / "in" / "a.parquet")
+        document = corpus.to(out, input={"path": source}, run={"max_quarantined": 0.03})
+        ran = running.run(document, tmp_path, "--address", cluster.address)
+        assert ran.code == 1
+        assert "2 of 50 rows are quarantined, allowed is 3.00%" in ran.err
+        assert "nothing was published" in ran.err
+        assert (ran.summary["chunks_written"], ran.summary["snapshot"]) == (5, None)
+        assert newest(str(out)) is None
+        problems = running.command("verify", str(out), "--json").summary["problems"]
+        assert any("no snapshot is published" in problem for problem in problems)
+        files = written(out)
+        partial = running.run(document, tmp_path, "--address", "127.0.0.1:1", "--publish-partial")
+        assert partial.code == 1
+        assert len(published(out)) == 48
+        assert written(out) == files
+
+    def test_as_null_they_keep_their_place(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        source = str(corpus.folder / "in" / "a.parquet")
+        document = corpus.to(out, input={"path": source, "on_bad_row": "null"})
+        ran = running.run(document, tmp_path, "--address", cluster.address)
+        assert ran.code == 0, ran.err
+        running.require_sum(ran.summary)
+        assert (ran.summary["nulls"], ran.summary["quarantined"]) == (2, 0)
+        table = published(out)
+        assert table["row"].to_pylist() == list(range(50))
+        empty = table.filter(pc.is_null(table["embedding"]))
+        assert empty["row"].to_pylist() == [3, 14]
+        assert not (out / "quarantine").exists()
+        assert running.command("verify", str(out)).code == 0
+
+
+@pytest.fixture(scope="module")
+def marker(model: Path) -> int:
+    """The id that the marker has in the tiny tokenizer, and no other text."""
+    found = Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id(MARKER_TOKEN)
+    assert isinstance(found, int)
+    return found
+
+
+class TestTroubleWithTheModel:
+    def test_a_row_that_breaks_the_model_is_isolated_and_can_be_retried(
+        self, cluster: Cluster, model: Path, marker: int, tmp_path: Path
+    ) -> None:
+        bodies = texts(40)
+        bodies[17] += MARKER
+        write_shard(tmp_path / "in" / "a.parquet", bodies)
+        document = running.job(
+            tmp_path / "in", tmp_path / "out", model, run={"max_quarantined": 0.1}
+        )
+        log = tmp_path / "log"
+        result = running.run_with(
+            document,
+            Options(address=cluster.address),
+            failing("raise", marker, log),
+        )
+        assert result.faults == ()
+        running.require_sum(result.summary.as_dict())
+        assert (result.summary.quarantined, result.summary.chunks_written) == (1, 4)
+        rows = pq.read_table(tmp_path / "out" / "quarantine").to_pylist()
+        assert [(row["row"], row["reason"]) for row in rows] == [(17, "model_error")]
+        assert "cannot bear that token" in rows[0]["detail"]
+        assert MARKER in rows[0]["excerpt"]
+        assert len(log.read_text().splitlines()) > 2  # ten rows were halved, and one tried again
+        self._retry(document, cluster, tmp_path, bodies)
+
+    def _retry(self, document: Job, cluster: Cluster, folder: Path, bodies: list[str]) -> None:
+        out = folder / "out"
+        before = written(out)
+        plain = running.run(document, folder, "--address", "127.0.0.1:1")
+        assert (plain.code, plain.summary["chunks_written"]) == (0, 0)
+        ran = running.run(document, folder, "--address", cluster.address, "--retry-quarantined")
+        assert ran.code == 0, ran.err
+        assert (ran.summary["chunks_written"], ran.summary["quarantined"]) == (1, 0)
+        assert len({name for name in before if written(out)[name] != before[name]}) == 1
+        assert not list((out / "quarantine").rglob("*.parquet"))
+        table = published(out)
+        assert table["row"].to_pylist() == list(range(40))
+        assert _cosines(_vectors(table), _reference(document, bodies)).min() >= 0.99999
+
+    def test_faults_are_named_and_cost_only_their_own_chunks(
+        self, cluster: Cluster, model: Path, marker: int, tmp_path: Path
+    ) -> None:
+        """A truncated shard, one without a column, a bad row, a text that kills its actor."""
+        source, out = tmp_path / "in", tmp_path / "out"
+        killer = texts(30)
+        killer[15] += MARKER
+        write_shard(source / "a.parquet", killer, stars=list(range(30)))
+        whole = write_shard(source / "b.parquet", texts(40, seed=1), stars=list(range(40)))
+        cut = whole.read_bytes()
+        whole.write_bytes(cut[: len(cut) // 2])
+        write_shard(source / "c.parquet", texts(10, seed=2))
+        bad: list[str | None] = [*texts(20, seed=3)]
+        bad[12] = None
+        write_shard(source / "d.parquet", bad, stars=list(range(20)))
+        document = running.job(source, out, model, input={"keep": ["stars"], "on_bad_row": "fail"})
+        log = tmp_path / "log"
+        options = Options(address=cluster.address)
+        result = running.run_with(document, options, failing("exit", marker, log))
+        assert len(set(log.read_text().split())) == len(log.read_text().split()) == 3
+        told = sorted(result.faults)
+        assert len(told) == 4
+        for fault, shard, word in zip(
+            told,
+            ("a.parquet, rows 10 to 20", "b.parquet", "c.parquet", "d.parquet, rows 10 to 20"),
+            ("died 3 times", "Parquet", "stars", "row 12 is bad: null_text"),
+            strict=True,
+        ):
+            assert shard in fault
+            assert word in fault
+        assert (result.summary.chunks_written, result.summary.chunks_failed) == (3, 2)
+        assert (len(written(out)), newest(str(out))) == (3, None)
+        # Mended, a plain run does what is left: the one chunk, the whole shards.
+        before = written(out)
+        whole.write_bytes(cut)
+        write_shard(source / "c.parquet", texts(10, seed=2), stars=list(range(10)))
+        (source / "d.parquet").unlink()
+        ran = running.run(document, tmp_path, "--address", cluster.address)
+        assert ran.code == 0, ran.err
+        assert (ran.summary["chunks_done_before"], ran.summary["chunks_written"]) == (2, 6)
+        assert {name: written(out)[name] for name in before} == before
+        assert published(out)["row"].to_pylist() == [*range(30), *range(40), *range(10)]
+
+    def test_a_model_that_does_not_load_refuses_the_run_in_one_message(
+        self, cluster: Cluster, model: Path, tmp_path: Path
+    ) -> None:
+        broken = tmp_path / "model"
+        shutil.copytree(model, broken)
+        weights = broken / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        write_shard(tmp_path / "in" / "a.parquet", texts(30))
+        document = running.job(tmp_path / "in", tmp_path / "out", broken)
+        ran = running.run(document, tmp_path, "--address", cluster.address)
+        assert ran.code == 2
+        last = ran.err.strip().splitlines()[-1]
+        assert last.startswith("embedjob: the encoder did not load: ")
+        assert "Traceback" not in ran.err
+        assert not (tmp_path / "out" / "data").exists()
+        assert read_claims(str(tmp_path / "out")) == ()
