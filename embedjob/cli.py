@@ -162,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EmbedjobError as error:
         _say(f"embedjob: {error}")
         return error.exit_code
+    except OSError as error:  # a full disk, a network that is gone: no traceback helps with these
+        _say(f"embedjob: {error}; what is committed stays, run again to resume")
+        return 1
     return 0
 
 

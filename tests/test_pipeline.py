@@ -375,7 +375,7 @@ class TestTroubleWithTheModel:
         self, cluster: Cluster, model: Path, marker: int, tmp_path: Path
     ) -> None:
         bodies = texts(40)
-        bodies[17] += MARKER
+        bodies[17] = MARKER + bodies[17]
         write_shard(tmp_path / "in" / "a.parquet", bodies)
         document = running.job(
             tmp_path / "in", tmp_path / "out", model, run={"max_quarantined": 0.1}
@@ -416,7 +416,7 @@ class TestTroubleWithTheModel:
         """A truncated shard, one without a column, a bad row, a text that kills its actor."""
         source, out = tmp_path / "in", tmp_path / "out"
         killer = texts(30)
-        killer[15] += MARKER
+        killer[15] = MARKER + killer[15]
         write_shard(source / "a.parquet", killer, stars=list(range(30)))
         whole = write_shard(source / "b.parquet", texts(40, seed=1), stars=list(range(40)))
         cut = whole.read_bytes()
@@ -459,7 +459,7 @@ class TestTroubleWithTheModel:
         broken = tmp_path / "model"
         shutil.copytree(model, broken)
         weights = broken / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:1000])
+        weights.write_bytes(weights.read_bytes()[:-1000])
         write_shard(tmp_path / "in" / "a.parquet", texts(30))
         document = running.job(tmp_path / "in", tmp_path / "out", broken)
         ran = running.run(document, tmp_path, "--address", cluster.address)
