@@ -9,6 +9,7 @@ from embedjob.encoder.digests import digests
 from embedjob.encoder.facts import ModelFacts, facts, require_fit
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.source import ModelSource, materialize, pinned
+from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import InputError
 from embedjob.jobfile import Draft, merge, validate, validate_partial
 from embedjob.methods.resolution import Resolved, default_model, resolve
@@ -56,6 +57,8 @@ def survey(draft: Draft) -> Survey:
     resolved = resolved.on(model=source.model, revision=source.revision)
     job = resolved.job
     require_fit(job.encoder, known)
+    # Refuses templates without a slot, or without room for a token of text.
+    load_tokenizer(job.encoder)
     storage.require_create_only(job.output.path)
     found = digests(source)
     mark = fingerprint(job.encoder, found)

@@ -1,5 +1,6 @@
 """A real Ray cluster of one node, in processes of its own, for as long as a `with` lasts."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -17,6 +19,15 @@ from tests.seaweed import free_ports
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 120
+_COMMANDS = (
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
 # The mode is set on both sides: a token in ~/.ray would switch `ray start`, and not its clients.
 AUTH = {"RAY_AUTH_MODE": "disabled"}
 
@@ -44,9 +55,16 @@ class Cluster:
 
 @contextmanager
 def ray_cluster(
-    environment: Mapping[str, str], *, cpus: int = 2, dashboard: bool = False
+    environment: Mapping[str, str],
+    *,
+    cpus: int = 2,
+    dashboard: bool = False,
+    worker: Mapping[str, float] | None = None,
 ) -> Iterator[Cluster]:
-    """A cluster that has come up; its workers see this environment and nothing of the drivers'."""
+    """A cluster that has come up; its workers see this environment and nothing of the drivers'.
+
+    `worker` is what one node has that its autoscaler may add, as a process on this machine.
+    """
     # Ray's sockets lie under it, and their paths may have 107 characters.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     gcs, board, client, agent, grpc, metrics = free_ports(6)
@@ -59,6 +77,11 @@ def ray_cluster(
         *(f"--metrics-export-port={metrics}", "--disable-usage-stats"),
         *(f"--object-store-memory={200 * 2**20}", "--log-color=false"),
     ]
+    if worker is not None:
+        settings = Path(folder, "autoscaling.json")
+        settings.write_text(json.dumps(_autoscaling(f"127.0.0.1:{gcs}", cpus, worker)))
+        command.append(f"--autoscaling-config={settings}")
+        environment = {**environment, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     log = Path(folder, "start.log")
     with log.open("wb") as output:
@@ -76,6 +99,33 @@ def ray_cluster(
     finally:
         cluster.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _autoscaling(address: str, cpus: int, worker: Mapping[str, float]) -> dict[str, Any]:
+    """A cluster file for Ray's own provider of local nodes, which asks for every key."""
+    head = {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}
+    added = {"resources": dict(worker), "node_config": {}, "min_workers": 0, "max_workers": 1}
+    nothing: dict[str, Any] = {key: [] for key in _COMMANDS}
+    return nothing | {
+        "cluster_name": "test",
+        "max_workers": 1,
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "gcs_address": address,
+        },
+        "head_node_type": "head",
+        "available_node_types": {"head": head, "worker": added},
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5.0,
+        "auth": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "head_node": {},
+        "worker_nodes": {},
+    }
 
 
 def kill(processes: list[psutil.Process]) -> None:

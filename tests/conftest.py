@@ -29,12 +29,31 @@ def bucket(s3: S3Server) -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster(s3: S3Server) -> Iterator[Cluster]:
-    """A Ray cluster of two CPUs whose workers have the credentials of `s3`."""
-    environment = {**os.environ, **s3.environment, "PYTHONPATH": str(ROOT)}
-    with ray_cluster(environment) as started, pytest.MonkeyPatch.context() as patch:
-        for name, value in AUTH.items():
+def ray_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What drivers and clusters must agree on, set in the environment of this process."""
+    settings = {**AUTH, "EMBEDJOB_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
             patch.setenv(name, value)
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: S3Server, ray_settings: dict[str, str]) -> Iterator[Cluster]:
+    """A Ray cluster of two CPUs whose workers have the credentials of `s3`."""
+    # What a test sends to the workers lies under tests/.
+    settings = {**ray_settings, "PYTHONPATH": str(ROOT)}
+    with ray_cluster({**os.environ, **s3.environment, **settings}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def dashboard_cluster(ray_settings: dict[str, str]) -> Iterator[Cluster]:
+    """A Ray cluster that takes submissions, and whose workers have no credentials for S3."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    # The default is three seconds, as the README says.
+    settings = {**ray_settings, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    with ray_cluster({**environment, **settings}, dashboard=True) as started:
         yield started
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedjob.cli import main
 from embedjob.inspect.progress import shown
@@ -24,7 +26,7 @@ from embedjob.stages.engine import Engine
 from embedjob.stages.summary import Result
 from embedjob.storage import absolute, list_files
 from embedjob.survey import Survey
-from tests.fakes import SENTENCES
+from tests.fakes import SENTENCES, tiny_tokenizer
 
 COUNTED = ("embedded", "reused", "deduplicated", "nulls", "quarantined")
 Job = dict[str, Any]
@@ -117,6 +119,16 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=group_rows)
     return path
+
+
+def save_slow_model(folder: Path) -> Path:
+    """A Llama that takes a tenth of a second for ten rows: time to do something meanwhile."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    rest = {"vocab_size": 600, "num_attention_heads": 8, "max_position_embeddings": 80}
+    LlamaForCausalLM(LlamaConfig(**size, **rest)).save_pretrained(folder)
+    tiny_tokenizer("llama").save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def written(out: str | Path) -> dict[str, str]:

@@ -248,7 +248,7 @@ class TestWhatChanged:
     ) -> None:
         out = tmp_path / "out"
         document = corpus.to(
-            out, input={"filter": ["stars", ">=", 2]}, run={"limit": 23, "max_quarantined": 0.2}
+            out, input={"filter": [["stars", ">=", 2]]}, run={"limit": 23, "max_quarantined": 0.2}
         )
         ran = running.run(document, tmp_path, "--address", cluster.address)
         assert ran.code == 0, ran.err
@@ -432,14 +432,14 @@ class TestTroubleWithTheModel:
         assert len(set(log.read_text().split())) == len(log.read_text().split()) == 3
         told = sorted(result.faults)
         assert len(told) == 4
-        for fault, shard, word in zip(
-            told,
-            ("a.parquet, rows 10 to 20", "b.parquet", "c.parquet", "d.parquet, rows 10 to 20"),
-            ("died 3 times", "Parquet", "stars", "row 12 is bad: null_text"),
-            strict=True,
-        ):
-            assert shard in fault
-            assert word in fault
+        wanted = (
+            ("a.parquet", "rows 10 to 20", "died 3 times"),
+            ("b.parquet", "Parquet"),
+            ("c.parquet", "stars"),
+            ("d.parquet", "rows 10 to 20", "row 12 is bad: null_text"),
+        )
+        for fault, words in zip(told, wanted, strict=True):
+            assert [word for word in words if word not in fault] == []
         assert (result.summary.chunks_written, result.summary.chunks_failed) == (3, 2)
         assert (len(written(out)), newest(str(out))) == (3, None)
         # Mended, a plain run does what is left: the one chunk, the whole shards.

@@ -88,12 +88,14 @@ class _Lines:
         self._total = total
         self._clock = _Clock()
         self._printed = 0.0
+        self._finished = False
 
     def __call__(self, now: Tally) -> None:
         elapsed = self._clock.elapsed(now)
-        finished = now.chunks == self._total.chunks
-        if time.monotonic() - self._printed >= LINE_SECONDS or finished:
+        finishes = now.chunks == self._total.chunks and not self._finished
+        if time.monotonic() - self._printed >= LINE_SECONDS or finishes:
             self._printed = time.monotonic()
+            self._finished = self._finished or finishes
             sys.stderr.write(line(now, self._total, elapsed) + "\n")
             sys.stderr.flush()
 

@@ -3,43 +3,33 @@
 import logging
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private import state
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 
 from embedjob.config import ActorRange, Pool
 from embedjob.errors import ResourceError
+from embedjob.stages.autoscaling import NodeType, alive, is_infeasible, launchable
 from embedjob.stages.encode import PoolSize
 
 POLL_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class NodeType:
-    """Nodes of one shape: how many CPUs and GPUs each has, and how many there are or could be."""
-
-    cpus: float
-    gpus: float
-    count: int
-
-    def holds(self, cpus: float, gpus: float) -> int:
-        """How many actors of this size such nodes can hold together."""
-        per_cpu = self.cpus / cpus if cpus else float("inf")
-        per_gpu = self.gpus / gpus if gpus else float("inf")
-        each = min(per_cpu, per_gpu)
-        return 0 if each == float("inf") else int(each + 1e-6) * self.count
+ANSWER_SECONDS = 10.0
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Ray, joined at `address`, or where RAY_ADDRESS says, or started here; left at the end."""
+    """Ray, joined at `address`, or where RAY_ADDRESS says, or started here; left at the end.
+
+    Raises:
+        ResourceError: no cluster answers there.
+    """
+    _require_answer(address or os.environ.get("RAY_ADDRESS") or "local")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -47,7 +37,10 @@ def connected(address: str | None) -> Iterator[None]:
     joins = address is not None or "RAY_ADDRESS" in os.environ
     # A Ray that lives for one run needs no dashboard, which takes seconds to start.
     mine: dict[str, Any] = {} if joins else {"include_dashboard": False}
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
+    except ConnectionError as error:
+        raise _unanswered(address or os.environ.get("RAY_ADDRESS", "local"), error) from error
     # Ray's own handler would end the process at once, with finished chunks in hand.
     signal.signal(signal.SIGTERM, on_terminate)
     context = DataContext.get_current()
@@ -60,6 +53,24 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _require_answer(address: str) -> None:
+    """ResourceError where nobody listens; Ray itself would try for more than five minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise _unanswered(address, error) from error
+
+
+def _unanswered(address: str, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"--address {address}: no Ray cluster answers there ({error}); give the host and port of"
+        " its head (ray start names them), auto on one of its nodes, or none for a local Ray"
+    )
+
+
 def size_pool(pool: Pool, *, chunks: int, wait: float, say: Callable[[str], None]) -> PoolSize:
     """The pool that fits this cluster, waited for while it scales up.
 
@@ -67,25 +78,28 @@ def size_pool(pool: Pool, *, chunks: int, wait: float, say: Callable[[str], None
         ResourceError: no node that exists or could be launched holds one actor, no CPU would be
             left to read with (Ray Data would then wait for ever), or the wait was in vain.
     """
-    now, ever = _alive(), [*_alive(), *_launchable()]
+    addable = launchable()
+    if not _most(pool, alive()) and addable is None:
+        # Ray does not say what could be launched: ask for one actor's node, and see.
+        _await(PoolSize(1, 1, pool.cpus, pool.gpus_per_actor), wait, say)
+    ever = [*alive(), *(addable or ())]
     need = f"one actor needs {pool.cpus:g} CPUs and {pool.gpus_per_actor:g} GPUs"
-    most = sum(kind.holds(pool.cpus, pool.gpus_per_actor) for kind in ever)
+    most = _most(pool, ever)
     if not most:
         raise ResourceError(
             f"pool: {need}, and no node has that or could be launched with it; there are"
             f" {_listed(ever)}. Lower pool.gpus_per_actor or pool.cpus_per_actor"
         )
-    smallest, largest = _asked(pool, ever, most)
-    smallest, largest = min(smallest, chunks), min(largest, chunks)
+    asked = _asked(pool, ever, most)
+    smallest, largest = (min(number, chunks) for number in asked)
     spare = sum(kind.cpus * kind.count for kind in ever) - smallest * pool.cpus
-    if smallest > most or spare < 1:
+    if addable is not None and (smallest > most or spare < 1):
         raise ResourceError(
             f"pool.actors: {smallest} were asked for and {need}, beside 1 CPU to read with; there"
             f" are {_listed(ever)}. Lower pool.actors or pool.cpus_per_actor"
         )
     size = PoolSize(smallest, largest, pool.cpus, pool.gpus_per_actor)
-    if sum(kind.holds(size.cpus, size.gpus) for kind in now) < smallest:
-        _await(size, wait, say)
+    _await(size, wait, say)
     return size
 
 
@@ -93,11 +107,15 @@ def threads_per_actor(size: PoolSize) -> int:
     """Torch threads for each actor: on CPU the cluster's cores are shared out, beside a GPU one."""
     if size.gpus:
         return 1
-    cores = sum(kind.cpus * kind.count for kind in _alive())
+    cores = sum(kind.cpus * kind.count for kind in alive())
     return max(1, int(cores // size.largest))
 
 
-def _asked(pool: Pool, kinds: list[NodeType], most: int) -> tuple[int, int]:
+def _most(pool: Pool, kinds: Sequence[NodeType]) -> int:
+    return sum(kind.holds(pool.cpus, pool.gpus_per_actor) for kind in kinds)
+
+
+def _asked(pool: Pool, kinds: Sequence[NodeType], most: int) -> tuple[int, int]:
     if isinstance(pool.actors, ActorRange):
         return pool.actors.min, pool.actors.max
     if isinstance(pool.actors, int):
@@ -111,16 +129,20 @@ def _asked(pool: Pool, kinds: list[NodeType], most: int) -> tuple[int, int]:
 
 
 def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
+    """Return once the smallest pool fits on nodes that are there."""
+    if _fits(size):
+        return
     bundle = {"CPU": size.cpus, **({"GPU": size.gpus} if size.gpus else {})}
     request_resources(bundles=[bundle] * size.smallest)
     deadline = time.monotonic() + wait
     try:
-        while sum(kind.holds(size.cpus, size.gpus) for kind in _alive()) < size.smallest:
+        while not _fits(size):
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or is_infeasible():
+                reason = "no node type fits" if left > 0 else f"waited {wait:g} s in vain"
                 raise ResourceError(
-                    f"run.wait_for_resources: waited {wait:g} s for {size.smallest} x {bundle};"
-                    f" there are {_listed(_alive())}"
+                    f"run.wait_for_resources: {size.smallest} x {bundle}: {reason}; there are"
+                    f" {_listed(alive())}. Lower what pool asks for, or wait longer"
                 )
             say(f"waiting for {size.smallest} x {bundle}, {left:.0f} s left")
             time.sleep(min(POLL_SECONDS, left))
@@ -128,21 +150,10 @@ def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
         request_resources(bundles=[])
 
 
-def _alive() -> list[NodeType]:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [_node_type(resources, 1) for resources in nodes]
+def _fits(size: PoolSize) -> bool:
+    return sum(kind.holds(size.cpus, size.gpus) for kind in alive()) >= size.smallest
 
 
-def _launchable() -> list[NodeType]:
-    config = state.state.get_cluster_config()
-    groups = config.node_group_configs if config else []
-    return [_node_type(group.resources, group.max_count) for group in groups]
-
-
-def _node_type(resources: Mapping[str, float], count: int) -> NodeType:
-    return NodeType(resources.get("CPU", 0.0), resources.get("GPU", 0.0), count)
-
-
-def _listed(kinds: list[NodeType]) -> str:
+def _listed(kinds: Sequence[NodeType]) -> str:
     shown = [f"{k.count} x ({k.cpus:g} CPU, {k.gpus:g} GPU)" for k in kinds if k.count]
     return ", ".join(shown) or "no nodes"

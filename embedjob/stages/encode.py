@@ -81,7 +81,7 @@ class EncodeActor:
         except Exception as error:
             ray.get(self._ledger.refuse.remote(f"the encoder did not load: {describe(error)}"))
             return None
-        self._ledger.ready.remote()
+        self._ledger.ready.remote(ray.get_runtime_context().get_actor_id())
         return encoder
 
     def _encode(self, parcel: Parcel) -> Parcel:

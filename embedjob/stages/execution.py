@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from embedjob.errors import FaultError, InterruptedRunError, RefusedError
 from embedjob.stages.ledger import Tally
@@ -34,8 +35,18 @@ def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
     Raises:
         RefusedError: no encoder could be loaded, or it is not the one that wrote this output.
         InterruptedRunError: SIGINT or SIGTERM came; what was in hand is committed.
-        FaultError: the pipeline broke, stalled, or was taken over by another run.
+        FaultError: the pipeline broke, stalled, was taken over by another run, or lost its cluster.
     """
+    try:
+        _supervise(work, ledger, watch)
+    except RayError as error:
+        raise FaultError(
+            f"the Ray cluster no longer answers ({type(error).__name__}); finished chunks are"
+            " committed, run again to resume"
+        ) from error
+
+
+def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
     worker = _Worker(work)
     looked = time.monotonic()
     with _signals() as interrupted:

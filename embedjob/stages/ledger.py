@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 MAX_ATTEMPTS = 3
 
@@ -51,7 +52,7 @@ class LedgerState:
         self._ended: Counter[str] = Counter()
         self._partial: dict[str, tuple[int, int]] = {}
         self._in_hand: set[str] = set()
-        self._actors = 0
+        self._actors: set[str] = set()
         self._stopping: str | None = None
         self._refusal: str | None = None
         self._moved = time.monotonic()
@@ -74,9 +75,9 @@ class LedgerState:
             self._in_hand.add(key)
         return len(tried)
 
-    def ready(self) -> None:
-        """Notes that one more encoder is loaded."""
-        self._actors += 1
+    def ready(self, actor: str) -> None:
+        """Notes that an actor has its encoder loaded, be it after a restart."""
+        self._actors.add(actor)
         self._moved = time.monotonic()
 
     def refuse(self, message: str) -> None:
@@ -121,7 +122,7 @@ class LedgerState:
             tokens=int(self._ended["forward_tokens"]) + partial_tokens,
             chunk_tokens=int(self._ended["forward_tokens"]),
             text_bytes=int(self._ended["text_bytes"]),
-            actors=self._actors,
+            actors=len(self._actors),
             in_hand=len(self._in_hand),
             refusal=self._refusal,
             idle_seconds=time.monotonic() - self._moved,
@@ -145,7 +146,10 @@ class _LedgerActor(LedgerState):
 
 def new_ledger() -> Any:
     """A fresh ledger actor; it asks for no CPU, so that it never waits for one."""
-    return ray.remote(num_cpus=0)(_LedgerActor).remote()
+    # On the driver's own node: elsewhere, the end of a spot machine would be the end of the run.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(_LedgerActor)
+    return actor.options(scheduling_strategy=here).remote()
 
 
 def outcomes_of(ledger: Any) -> list[Outcome]:

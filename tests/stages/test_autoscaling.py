@@ -1,0 +1,111 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedjob.config import ActorRange, Pool
+from embedjob.errors import ResourceError
+from embedjob.stages import autoscaling
+from embedjob.stages.autoscaling import NodeType, alive, launchable, types_in
+from embedjob.stages.cluster import connected, size_pool
+from embedjob.stages.encode import PoolSize
+from tests.cluster import AUTH, ROOT, Cluster, ray_cluster
+
+GPU_WORKER = {"CPU": 2, "GPU": 1}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "held"),
+    [(1, 0, 8), (0.5, 0, 16), (1, 1, 2), (1, 0.5, 4), (8, 1, 0), (0, 1, 2), (0, 0, 0), (1, 2, 0)],
+)
+def test_a_node_type_holds_as_many_as_its_scarcer_resource(
+    cpus: float, gpus: float, held: int
+) -> None:
+    assert NodeType(cpus=4, gpus=1, count=2).holds(cpus, gpus) == held
+
+
+def test_the_workers_of_the_cluster_file_that_ships_are_understood() -> None:
+    shipped = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    workers = types_in(shipped)
+    assert len(workers) == len(shipped["available_node_types"]) - 1
+    assert all(kind.gpus >= 1 and kind.count > 0 for kind in workers)
+
+
+@pytest.fixture(scope="module")
+def growing() -> Iterator[Cluster]:
+    """A head without GPU, whose autoscaler may start one node with a GPU (that is none)."""
+    with ray_cluster({**os.environ, "PYTHONPATH": str(ROOT)}, worker=GPU_WORKER) as started:
+        yield started
+
+
+@pytest.mark.ray
+def test_a_growing_cluster(
+    growing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One story, since each part needs the cluster as the one before left it."""
+    for name, value in AUTH.items():
+        monkeypatch.setenv(name, value)
+    bootstrap = tmp_path / "bootstrap.yaml"
+    monkeypatch.setattr(autoscaling, "BOOTSTRAP", bootstrap)
+    said: list[str] = []
+    with connected(growing.address):
+        assert launchable() is None
+        worker = {"resources": GPU_WORKER, "max_workers": 1}
+        types = {"head": {"resources": {"CPU": 2}}, "worker": worker}
+        bootstrap.write_text(
+            yaml.safe_dump(
+                {"head_node_type": "head", "max_workers": 1, "available_node_types": types}
+            )
+        )
+        assert launchable() == [NodeType(2, 1, 1)]
+        # Never to be had: refused at once, although one could wait for an hour.
+        with pytest.raises(ResourceError, match=r"no node has that .*1 x \(2 CPU, 1 GPU\)"):
+            size_pool(Pool(gpus_per_actor=4), chunks=9, wait=3600, say=said.append)
+        with pytest.raises(ResourceError, match="2 were asked for"):
+            size_pool(Pool(actors=2), chunks=9, wait=3600, say=said.append)
+        assert said == []
+        bootstrap.unlink()
+        # Ray does not say that this is in vain: waited for, and no longer than was asked.
+        with pytest.raises(ResourceError, match=r"run\.wait_for_resources: .* in vain"):
+            size_pool(Pool(gpus_per_actor=4), chunks=9, wait=3, say=said.append)
+        # To be had: asked for, waited for, and there.
+        found = size_pool(
+            Pool(actors=ActorRange(min=1, max=4)), chunks=9, wait=120, say=said.append
+        )
+        assert found == PoolSize(smallest=1, largest=4, cpus=1.0, gpus=1.0)
+        assert "waiting for 1 x {'CPU': 1.0, 'GPU': 1}" in said[-1]
+        assert NodeType(2, 1, 1) in alive()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("pool", "found"),
+    [
+        (Pool(gpus_per_actor=0), PoolSize(2, 2, 0.5, 0.0)),
+        (Pool(gpus_per_actor=0, actors=1), PoolSize(1, 1, 0.5, 0.0)),
+        (Pool(gpus_per_actor=0, actors=ActorRange(min=1, max=2)), PoolSize(1, 2, 0.5, 0.0)),
+        (Pool(gpus_per_actor=0, cpus_per_actor=2), "beside 1 CPU to read with"),
+        (Pool(gpus_per_actor=0, cpus_per_actor=3), "no node has that"),
+        (Pool(gpus_per_actor=1), "no node has that"),
+    ],
+)
+def test_a_fixed_cluster_gives_what_it_has_or_refuses_at_once(
+    cluster: Cluster, pool: Pool, found: PoolSize | str
+) -> None:
+    said: list[str] = []
+    with connected(cluster.address):
+        if isinstance(found, PoolSize):
+            assert size_pool(pool, chunks=9, wait=60, say=said.append) == found
+        else:
+            with pytest.raises(ResourceError, match=found):
+                size_pool(pool, chunks=9, wait=3600, say=said.append)
+    assert said == []
+
+
+@pytest.mark.ray
+def test_there_are_never_more_actors_than_chunks(cluster: Cluster) -> None:
+    with connected(cluster.address):
+        size = size_pool(Pool(gpus_per_actor=0), chunks=1, wait=60, say=print)
+    assert size == PoolSize(1, 1, 0.5, 0.0)
