@@ -3,10 +3,9 @@
 import contextlib
 import io
 import json
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ from embedjob.cli import main
 from embedjob.inspect.progress import shown
 from embedjob.jobfile import Draft, Layer
 from embedjob.pipeline import Console, Options, embed
-from embedjob.shards.snapshot import newest
 from embedjob.stages.engine import Engine
 from embedjob.stages.summary import Result
-from embedjob.storage import absolute, list_files
 from embedjob.survey import Survey
 from tests.fakes import SENTENCES, tiny_tokenizer
 
@@ -129,53 +126,6 @@ def save_slow_model(folder: Path) -> Path:
     LlamaForCausalLM(LlamaConfig(**size, **rest)).save_pretrained(folder)
     tiny_tokenizer("llama").save(str(folder / "tokenizer.json"))
     return folder
-
-
-def written(out: str | Path) -> dict[str, str]:
-    """The etag of every file under `data/`, by its name."""
-    return {
-        file.url.rsplit("/", 1)[-1]: file.etag for file in list_files(f"{absolute(str(out))}/data")
-    }
-
-
-def published(out: str | Path) -> pa.Table:
-    """All rows of the newest snapshot, its files one after the other as it lists them."""
-    snapshot = newest(str(out))
-    assert snapshot is not None, f"no snapshot in {out}"
-    tables = [pq.read_table(f"{out}/{file.path}") for file in snapshot.files]
-    return pa.concat_tables(tables)
-
-
-def clone(out: Path, to: Path) -> Path:
-    """A copy of a local output whose snapshots name the copies: a local etag holds the inode."""
-    shutil.copytree(out, to)
-    for path in (to / "snapshots").iterdir():
-        reissue(to, path)
-    return to
-
-
-def reissue(out: Path, snapshot: Path, edit: Callable[[Job], None] = lambda _: None) -> None:
-    """Rewrites a snapshot of a local output so that it names the files as they are now."""
-    document = json.loads(snapshot.read_text())
-    etags = {file.url: file for file in list_files(str(out / "data"))}
-    for file in document["files"]:
-        stored = etags.get(str(out / file["path"]))
-        if stored is not None:
-            file |= {"etag": stored.etag, "bytes": stored.size}
-    edit(document)
-    snapshot.write_text(json.dumps(document))
-
-
-@contextlib.contextmanager
-def instead(path: Path, replacement: Callable[[Path], object]) -> Iterator[None]:
-    """Within it another file lies at `path`; afterwards the very same one as before."""
-    aside = path.with_name(f".{path.name}.aside")
-    path.rename(aside)
-    try:
-        replacement(path)
-        yield
-    finally:
-        aside.replace(path)
 
 
 def require_sum(summary: Mapping[str, Any]) -> None:

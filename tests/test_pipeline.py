@@ -21,7 +21,8 @@ from embedjob.shards.snapshot import newest, open_snapshot, read_snapshot
 from tests import running
 from tests.cluster import Cluster
 from tests.engines import MARKER, MARKER_TOKEN, failing
-from tests.running import Job, Ran, clone, instead, published, texts, write_shard, written
+from tests.outputs import clone, instead, published, written
+from tests.running import Job, Ran, texts, write_shard
 
 pytestmark = pytest.mark.ray
 SECONDS_OF_NOTHING = 5.0

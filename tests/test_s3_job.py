@@ -26,7 +26,8 @@ from embedjob.stages.engine import Engine
 from embedjob.survey import Survey, survey
 from tests import running
 from tests.cluster import ROOT, Cluster
-from tests.running import Draft, Job, Layer, Ran, job_file, save_slow_model, texts, written
+from tests.outputs import written
+from tests.running import Draft, Job, Layer, Ran, job_file, save_slow_model, texts
 from tests.seaweed import S3Server
 
 pytestmark = pytest.mark.ray

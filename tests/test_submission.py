@@ -13,7 +13,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tests import running
 from tests.cluster import ROOT, Cluster
-from tests.running import Job, job_file, published, save_slow_model, texts, write_shard, written
+from tests.outputs import published, written
+from tests.running import Job, job_file, save_slow_model, texts, write_shard
 
 pytestmark = pytest.mark.ray
 SECRET = "the-secret-of-whoever-submits"

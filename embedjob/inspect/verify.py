@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from embedjob.errors import EmbedjobError, OutputError
 from embedjob.shards.claim import Claim, read_claims
 from embedjob.shards.committed import committed
-from embedjob.shards.files import FINGERPRINT
-from embedjob.shards.names import data_directory, quarantine_directory
+from embedjob.shards.files import COUNTS, FINGERPRINT
 from embedjob.shards.schema import schema_text
 from embedjob.shards.snapshot import Snapshot, SnapshotFile, published, read_snapshot
 from embedjob.storage import Stored, absolute, join, list_files, open_unchanged
 
+PARTS = ("data", "quarantine")
 THREADS = 4
 NORM_TOLERANCE = 2e-3
 
@@ -58,24 +58,21 @@ def verify(out: str) -> Report:
     if not claims:
         raise OutputError(f"{out}: there is no _embedjob.json; is it an output of a run?")
     snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
-    listed = {file.url: file for claim in claims.values() for file in _files(out, claim)}
+    listed = {file.url: file for part in PARTS for file in list_files(join(out, part))}
     problems = [*_orphans(out, listed, snapshots)]
     if not snapshots:
         return Report(0, 0, (*problems, f"{out}: no snapshot is published; no run has ended here"))
     newest = snapshots[-1]
     problems += _coverage(newest)
-    claim = claims[newest.fingerprint]
+    claim = claims.get(newest.fingerprint)
+    if claim is None:
+        unclaimed = f"no claim has fingerprint {newest.fingerprint[:12]} of snapshot {newest.epoch}"
+        return Report(0, 0, (*problems, f"{out}: {unclaimed}; was it deleted?"))
     with ThreadPoolExecutor(THREADS) as pool:
         checked = list(pool.map(lambda file: _file(out, file, listed, claim), newest.files))
     problems += [problem for one in checked for problem in one.problems]
     problems += _odd_columns(checked)
     return Report(len(newest.files), sum(file.rows for file in newest.files), tuple(problems))
-
-
-def _files(out: str, claim: Claim) -> list[Stored]:
-    mark = claim.fingerprint
-    places = (data_directory(out, mark), quarantine_directory(out, mark))
-    return [file for place in places for file in list_files(place)]
 
 
 def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:
@@ -118,7 +115,7 @@ def _file(
         with open_unchanged(stored) as source:
             parquet = pq.ParquetFile(source, page_checksum_verification=True)
             table, metadata = parquet.read(), parquet.metadata
-        found = tuple(_contents(stored, file, table, metadata, claim))
+        found = (*_contents(stored, file, table, metadata, claim), *_set_aside(out, file, listed))
     except (EmbedjobError, OSError, pa.ArrowException) as error:
         return Checked(url, (*moved, f"{url}: cannot be read: {error}"))
     return Checked(url, (*moved, *found), schema_text(table.schema))
@@ -135,6 +132,9 @@ def _odd_columns(checked: Sequence[Checked]) -> Iterator[str]:
 def _contents(
     stored: Stored, file: SnapshotFile, table: pa.Table, metadata: pq.FileMetaData, claim: Claim
 ) -> Iterator[str]:
+    if COUNTS not in (metadata.metadata or {}):
+        yield f"{stored.url}: is a Parquet file that embedjob did not write"
+        return
     counts = committed(stored, metadata).counts
     if (metadata.metadata or {}).get(FINGERPRINT, b"").decode() != claim.fingerprint:
         yield f"{stored.url}: its footer names another fingerprint"
@@ -142,9 +142,32 @@ def _contents(
     if vectors != claim.schema["embedding"]:
         yield f"{stored.url}: its embeddings are {vectors}, not {claim.schema['embedding']}"
         return
+    lacking = [name for name in ("row", "shard") if name not in table.column_names]
+    if lacking:
+        yield f"{stored.url}: it has no column {', '.join(lacking)}"
+        return
     if len(table) != file.rows or len(table) + counts["quarantined"] != counts["rows"]:
         yield f"{stored.url}: {len(table)} rows and {counts['quarantined']} quarantined of {counts}"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
+
+
+def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
+    """What is wrong with the file of the chunk's bad rows."""
+    bad = file.counts["quarantined"]
+    url = join(out, file.path.replace("data/", "quarantine/", 1))
+    if not bad:
+        return
+    if url not in listed:
+        yield f"{url}: is missing, and {bad} rows are quarantined in it"
+        return
+    try:
+        with open_unchanged(listed[url]) as source:
+            rows = len(pq.ParquetFile(source, page_checksum_verification=True).read())
+    except (EmbedjobError, OSError, pa.ArrowException) as error:
+        yield f"{url}: cannot be read: {error}"
+        return
+    if rows != bad:
+        yield f"{url}: {rows} rows, and {bad} are quarantined"
 
 
 def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:

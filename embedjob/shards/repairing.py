@@ -17,17 +17,12 @@ THREADS = 8
 def delete_damaged(out: str, fingerprint: str) -> int:
     """How many chunks were deleted: files that cannot be read whole, and half-put chunks."""
     data = list_files(data_directory(out, fingerprint))
+    aside = {_name(file): file for file in list_files(quarantine_directory(out, fingerprint))}
     with ThreadPoolExecutor(THREADS) as pool:
-        damaged = [
-            file for file, sound in zip(data, pool.map(_is_sound, data), strict=True) if not sound
-        ]
-    names = {_name(file) for file in data}
-    halves = [
-        file
-        for file in list_files(quarantine_directory(out, fingerprint))
-        if _name(file) not in names
-    ]
-    return _delete(out, fingerprint, [*damaged, *halves])
+        sound = list(pool.map(lambda file: _is_sound(file, aside.get(_name(file))), data))
+    damaged = [file for file, whole in zip(data, sound, strict=True) if not whole]
+    halves = aside.keys() - {_name(file) for file in data}
+    return _delete(out, fingerprint, [*damaged, *(aside[name] for name in halves)])
 
 
 def delete_quarantined(out: str, fingerprint: str) -> int:
@@ -44,14 +39,20 @@ def _delete(out: str, fingerprint: str, files: Sequence[Stored]) -> int:
     return len(names)
 
 
-def _is_sound(file: Stored) -> bool:
+def _is_sound(file: Stored, aside: Stored | None) -> bool:
+    """Whether the chunk's good rows, and those that were set aside, are all there."""
     try:
-        standing = read_committed(file)
-        with open_unchanged(file) as source:
-            table = pq.ParquetFile(source, page_checksum_verification=True).read()
+        counts = read_committed(file).counts
+        if counts["quarantined"] and (aside is None or _rows(aside) != counts["quarantined"]):
+            return False
+        return _rows(file) + counts["quarantined"] == counts["rows"]
     except (EmbedjobError, OSError, pa.ArrowException):
         return False
-    return len(table) + standing.counts["quarantined"] == standing.counts["rows"]
+
+
+def _rows(file: Stored) -> int:
+    with open_unchanged(file) as source:
+        return len(pq.ParquetFile(source, page_checksum_verification=True).read())
 
 
 def _name(file: Stored) -> str:

@@ -21,7 +21,8 @@ from embedjob.config import Recipe
 from embedjob.encoder.encoder import Encoder
 from tests import running
 from tests.cluster import AUTH, ROOT, Cluster, kill
-from tests.running import Job, job_file, published, save_slow_model, texts, write_shard, written
+from tests.outputs import published, written
+from tests.running import Job, job_file, save_slow_model, texts, write_shard
 
 pytestmark = pytest.mark.ray
 SHARDS, SHARD_ROWS, CHUNK_ROWS = 4, 100, 10

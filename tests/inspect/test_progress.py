@@ -1,9 +1,12 @@
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from embedjob.inspect.progress import Estimate, Total, estimate, line, shown
+from embedjob.shards.chunks import Chunk, Shard
+from embedjob.shards.planning import Plan
 from embedjob.stages.ledger import Tally
 
 TOTAL = Total(chunks=4, rows=400, text_bytes=8000)
@@ -58,19 +61,17 @@ def test_a_line_says_rows_tokens_rate_and_eta() -> None:
     assert line(tally(faults=3), TOTAL, 0.0).endswith("0 encoders, 3 faults")
 
 
-class _Plan:
-    left = ()
-
-
-class _Found:
-    plan = _Plan()
-
-
 def test_off_a_terminal_lines_come_at_once_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     told = io.StringIO()
     monkeypatch.setattr(sys, "stderr", told)
-    with shown(_Found()) as show:
+    shard = Shard("in/a.parquet", 10, "etag")
+    chunk = Chunk(shard, 0, 10, (0, 1), 0, "a-name.parquet", 30, 100)
+    plan = Plan(chunks=(chunk,), left=(chunk,), faults=(), empty=(), types={})
+    with shown(SimpleNamespace(plan=plan)) as show:
         for _ in range(5):
-            show(tally(actors=1))
-    # The plan has no chunk, so that the first line is the last one too.
-    assert told.getvalue().count("progress:") == 1
+            show(tally(actors=1, rows=4, tokens=8))
+        for _ in range(5):
+            show(tally(actors=1, rows=10, tokens=20, chunks=1))
+    first, last = told.getvalue().splitlines()
+    assert first.startswith("progress: 4/10 rows, 0/1 chunks, 8 tokens")
+    assert last.startswith("progress: 10/10 rows, 1/1 chunks, 20 tokens")

@@ -1,0 +1,73 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from embedjob.errors import InputError
+from embedjob.inspect.preview import preview, show
+from embedjob.jobfile import Draft, Layer
+from tests import running
+from tests.running import texts, write_shard
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Path) -> Path:
+    """An input with a null, and a model whose weights are gone: a preview needs none."""
+    bodies: list[str | None] = [*texts(20)]
+    bodies[1] = None
+    write_shard(tmp_path / "in" / "a.parquet", bodies)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "model" / name).write_bytes((model / name).read_bytes())
+    return tmp_path
+
+
+def job(folder: Path, **encoder: object) -> running.Job:
+    return running.job(folder / "in", folder / "out", folder / "model", encoder=encoder)
+
+
+def draft(folder: Path, **encoder: object) -> Draft:
+    return Draft((Layer("job.yaml", job(folder, **encoder)),))
+
+
+def test_every_good_row_is_shown_as_the_model_would_see_it(folder: Path) -> None:
+    found = preview(draft(folder, span="text"), 4)
+    assert [view["row"] for view in found] == [0, 2, 3]
+    for view in found:
+        assert len(view["tokens"]) == len(view["ids"])
+        start, stop = view["span"]
+        spelled = "".join(view["tokens"][start:stop]).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+        assert spelled.strip().startswith(f"0 {view['row']} ")
+        assert view["shared_prefix"] <= start
+        assert view["truncated"] is False
+    assert not (folder / "out").exists()
+
+
+def test_each_template_is_a_view(folder: Path) -> None:
+    found = preview(draft(folder, templates=["It says: {text}", "{text} means"]), 3)
+    assert [(view["row"], view["view"]) for view in found] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+
+
+def test_the_command_prints_one_object_per_view(folder: Path) -> None:
+    path = running.job_file(job(folder), folder)
+    ran = running.command("preview", str(path), "--json", "--rows", "3")
+    assert ran.code == 0, ran.err
+    objects = [json.loads(line) for line in ran.out.splitlines()]
+    assert [one["row"] for one in objects] == [0, 2]
+    assert all({"ids", "tokens", "span"} <= one.keys() for one in objects)
+
+
+def test_people_see_tokens_and_spans(folder: Path) -> None:
+    told = io.StringIO()
+    show(preview(draft(folder, max_tokens=12), 5), Console(file=told, width=200))
+    assert "row 0 view 0: " in told.getvalue()
+    assert "span 0:" in told.getvalue()
+    assert ", cut" in told.getvalue()
+
+
+def test_an_input_without_rows_has_no_preview(folder: Path) -> None:
+    write_shard(folder / "in" / "a.parquet", [])
+    with pytest.raises(InputError, match="every shard is empty"):
+        preview(draft(folder), 3)

@@ -1,0 +1,38 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from embedjob.inspect.summary import show_summary
+from embedjob.stages.summary import Result, RunFacts, summarize
+from tests.stages.test_summary import outcome
+
+
+def shown(result: Result) -> str:
+    told = io.StringIO()
+    show_summary(result, Console(file=told, width=200))
+    return told.getvalue()
+
+
+def result(*keys: str, faults: tuple[str, ...] = (), verdict: str = "published") -> Result:
+    facts = RunFacts(
+        chunks_planned=5, chunks_done_before=2, seconds=10.0, fingerprint="f" * 64, snapshot=None
+    )
+    ends = [outcome(key) for key in keys] + [outcome(fault, fault="lost") for fault in faults]
+    return Result(summarize(ends, facts), "the/output", faults, verdict)
+
+
+def test_what_was_done_is_on_one_screen() -> None:
+    said = shown(result("a", "b", faults=("c",)))
+    assert "5 planned, 2 done before, 2 written, 1 failed" in said
+    assert "20 rows, 12 embedded, 4 deduplicated, 2 nulls, 2 quarantined" in said
+    assert "the/output" in said
+    assert "f" * 12 in said
+    assert "nothing to do" not in said
+    assert len(said.splitlines()) < 24
+
+
+@pytest.mark.parametrize(("faults", "idle"), [((), True), (("a: lost",), False)])
+def test_a_run_without_work_says_why(faults: tuple[str, ...], idle: bool) -> None:
+    said = shown(result(faults=faults, verdict="every chunk has its file"))
+    assert ("nothing to do: every chunk has its file" in said) is idle

@@ -1,0 +1,286 @@
+"""Every problem that `verify` can name, provoked for real in an output that was whole."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedjob.config import Input, Recipe
+from embedjob.errors import OutputError
+from embedjob.inspect.verify import verify
+from embedjob.shards.claim import Claim, Probes, put_claim
+from embedjob.shards.names import data_directory
+from embedjob.shards.planning import Request
+from embedjob.shards.publishing import snapshot_of
+from embedjob.shards.reading import read_chunk
+from embedjob.shards.repairing import delete_damaged
+from embedjob.shards.schema import schema_text
+from embedjob.shards.snapshot import publish, read_snapshot
+from embedjob.shards.writing import commit
+from embedjob.storage import list_files
+from tests.outputs import reissue
+from tests.shards.making import FINGERPRINT, WIDTH, finished, form, plan_of, write_shard
+
+Edit = Callable[[pa.Table], pa.Table]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Two shards of 25 rows in chunks of ten, row 3 of each quarantined."""
+    for number in range(2):
+        texts = [None if row == 3 else f"{number} {row}" for row in range(25)]
+        write_shard(tmp_path / "in" / f"{number}.parquet", {"t": texts}, group_rows=5)
+    job_input, made = Input(path=str(tmp_path / "in"), text="t"), tmp_path / "out"
+    plan = plan_of(job_input)
+    ours = form(job_input, plan.types)
+    for chunk in plan.left:
+        rows = read_chunk(chunk, job_input)
+        commit(str(made), chunk, finished(rows), rows_in=len(rows), form=ours)
+    recipe = Recipe(model="m").model_dump(mode="json", exclude_none=True)
+    claim = Claim(
+        chunk_rows=10,
+        fingerprint=FINGERPRINT,
+        recipes={"document": recipe},
+        digests={},
+        schema=schema_text(ours.data),
+        probes=Probes((), (), ()),
+        versions={},
+    )
+    put_claim(str(made), claim)
+    listed = list_files(data_directory(str(made), FINGERPRINT))
+    request = Request(job_input, FINGERPRINT, 10)
+    publish(str(made), snapshot_of(plan, request=request, epoch=1, listed=listed))
+    return made
+
+
+def data(out: Path) -> list[Path]:
+    return sorted((out / "data").rglob("*.parquet"))
+
+
+def snapshot(out: Path) -> Path:
+    return out / "snapshots" / "00000001.json"
+
+
+def change(
+    out: Path, edit: Edit, *, number: int = 1, stamp: dict[bytes, bytes] | None = None
+) -> None:
+    """Another table in one file, which the snapshot then names as if nothing had happened."""
+    path = data(out)[number]
+    table = pq.read_table(path)
+    changed = edit(table.replace_schema_metadata())
+    changed = changed.replace_schema_metadata({**table.schema.metadata, **(stamp or {})})
+    pq.write_table(changed, path, write_page_checksum=True)
+    reissue(out, snapshot(out))
+
+
+def swap(name: str, values: Callable[[pa.ChunkedArray], Any]) -> Edit:
+    """An edit of one column."""
+
+    def edit(table: pa.Table) -> pa.Table:
+        field = table.schema.field(name)
+        column = pa.array(values(table[name]), field.type)
+        return table.set_column(table.schema.get_field_index(name), field, column)
+
+    return edit
+
+
+def vectors(of: Callable[[np.ndarray], np.ndarray]) -> Edit:
+    def values(column: pa.ChunkedArray) -> list[list[float]]:
+        matrix = np.stack(column.to_pylist()).astype(np.float32)
+        return of(matrix).tolist()
+
+    return swap("embedding", values)
+
+
+def test_a_whole_output_has_no_problem(out: Path) -> None:
+    report = verify(str(out))
+    assert (report.ok, report.problems) == (True, ())
+    assert (report.files, report.rows) == (6, 48)
+    assert report.as_dict()["ok"] is True
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no _embedjob\.json"):
+        verify(str(tmp_path))
+
+
+def test_an_output_in_which_no_run_has_ended(out: Path) -> None:
+    snapshot(out).unlink()
+    problems = verify(str(out)).problems
+    assert "no snapshot is published" in problems[-1]
+    assert sum("orphan" in problem for problem in problems) == 8
+
+
+CHANGED: dict[str, tuple[Edit, str]] = {
+    "a row that is there twice": (
+        lambda table: pa.concat_tables([table.slice(0, 1), table.slice(0, len(table) - 1)]),
+        "its rows are repeated or out of order",
+    ),
+    "rows in another order": (
+        lambda table: table.take(list(reversed(range(len(table))))),
+        "its rows are repeated or out of order",
+    ),
+    "a row of another chunk": (
+        swap("row", lambda column: [row + 90 for row in column.to_pylist()]),
+        "are not all inside 10 to 20",
+    ),
+    "rows of another shard": (
+        swap("shard", lambda column: ["elsewhere"] * len(column)),
+        "it holds rows of another shard",
+    ),
+    "a row too few": (lambda table: table.slice(1), "9 rows and 0 quarantined of"),
+    "a vector that is not finite": (
+        vectors(lambda matrix: np.where(np.arange(len(matrix))[:, None] == 2, np.nan, matrix)),
+        "a vector is not finite",
+    ),
+    "a vector that is too long": (vectors(lambda matrix: matrix * 1.5), "norm is off by 0.5"),
+    "vectors of another width": (
+        lambda table: table.set_column(
+            table.schema.get_field_index("embedding"),
+            "embedding",
+            pa.FixedSizeListArray.from_arrays(np.zeros(len(table) * 2, np.float32), 2),
+        ),
+        f"not fixed_size_list<element: float>[{WIDTH}]",
+    ),
+    "a column that is gone": (lambda table: table.drop_columns(["shard"]), "no column shard"),
+    "a column too many": (
+        lambda table: table.append_column("more", pa.nulls(len(table), pa.int8())),
+        "its columns are",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_changed_table_is_found(what: str, out: Path) -> None:
+    edit, words = CHANGED[what]
+    change(out, edit)
+    report = verify(str(out))
+    assert not report.ok
+    assert any(data(out)[1].name in one and words in one for one in report.problems), report
+
+
+def test_a_file_of_another_fingerprint_is_found(out: Path) -> None:
+    change(out, lambda table: table, stamp={b"embedjob.fingerprint": b"0" * 64})
+    [problem] = verify(str(out)).problems
+    assert "its footer names another fingerprint" in problem
+
+
+def test_a_parquet_file_of_somebody_else_is_found(out: Path) -> None:
+    pq.write_table(pa.table({"row": [1]}), data(out)[1])
+    problems = verify(str(out)).problems
+    assert any("not the object that was published" in problem for problem in problems)
+    assert any("embedjob did not write" in problem for problem in problems)
+
+
+def test_a_deleted_file_is_found(out: Path) -> None:
+    lost = data(out)[4]
+    lost.unlink()
+    [problem] = verify(str(out)).problems
+    assert problem == f"{lost}: is missing"
+
+
+def test_a_flipped_bit_is_found_by_its_checksum_alone(out: Path) -> None:
+    path = data(out)[2]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    reissue(out, snapshot(out))
+    [problem] = verify(str(out)).problems
+    assert problem.startswith(f"{path}: cannot be read: ")
+
+
+def test_a_truncated_file_is_found(out: Path) -> None:
+    path = data(out)[2]
+    path.write_bytes(path.read_bytes()[:-100])
+    problems = verify(str(out)).problems
+    assert [word for word in ("not the object", "cannot be read") if word in str(problems)] == [
+        "not the object",
+        "cannot be read",
+    ]
+
+
+@pytest.mark.parametrize("place", ["data/ffffffffffff", "data/0123456789ab", "quarantine/x"])
+def test_an_orphan_is_found_wherever_it_lies(place: str, out: Path) -> None:
+    stray = out / place / "stray.parquet"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(data(out)[0].read_bytes())
+    [problem] = verify(str(out)).problems
+    assert problem.startswith(f"{stray}: orphan")
+
+
+def test_what_an_older_snapshot_names_is_no_orphan(out: Path) -> None:
+    newer = replace(read_snapshot(str(out), 1), epoch=2, files=(), shards=(), quarantine=())
+    publish(str(out), newer)
+    assert verify(str(out)).ok
+
+
+class TestQuarantine:
+    def _file(self, out: Path) -> Path:
+        return sorted((out / "quarantine").rglob("*.parquet"))[0]
+
+    def test_a_missing_file_is_found_and_repaired(self, out: Path) -> None:
+        self._file(out).unlink()
+        [problem] = verify(str(out)).problems
+        assert "is missing, and 1 rows are quarantined in it" in problem
+        assert delete_damaged(str(out), FINGERPRINT) == 1
+        assert len(data(out)) == 5
+
+    def test_a_damaged_file_is_found_and_repaired(self, out: Path) -> None:
+        path = self._file(out)
+        path.write_bytes(path.read_bytes()[:-1])
+        [problem] = verify(str(out)).problems
+        assert problem.startswith(f"{path}: cannot be read")
+        assert delete_damaged(str(out), FINGERPRINT) == 1
+        assert not path.exists()
+
+    def test_another_number_of_rows_is_found(self, out: Path) -> None:
+        path = self._file(out)
+        pq.write_table(pq.read_table(path).slice(1), path)
+        [problem] = verify(str(out)).problems
+        assert "0 rows, and 1 are quarantined" in problem
+
+
+class TestSnapshot:
+    def _edit(self, out: Path, edit: Callable[[dict[str, Any]], None]) -> tuple[str, ...]:
+        reissue(out, snapshot(out), edit)
+        return verify(str(out)).problems
+
+    def test_rows_that_no_file_holds_are_found(self, out: Path) -> None:
+        problems = self._edit(out, lambda document: document["files"].pop(1))
+        assert any("no file holds rows 10 to 20" in problem for problem in problems)
+        assert any("orphan" in problem for problem in problems)
+
+    def test_the_end_of_a_shard_that_no_file_holds_is_found(self, out: Path) -> None:
+        problems = self._edit(out, lambda document: document["files"].pop(2))
+        assert any("no file holds rows 20 to 25" in problem for problem in problems)
+
+    def test_rows_that_two_files_hold_are_found(self, out: Path) -> None:
+        def overlap(document: dict[str, Any]) -> None:
+            document["files"][1]["start"] = 5
+
+        assert any("two files hold rows 5 to 10" in one for one in self._edit(out, overlap))
+
+    def test_a_file_that_was_published_as_another_object_is_found(self, out: Path) -> None:
+        def other(document: dict[str, Any]) -> None:
+            document["files"][1]["etag"] = "another"
+
+        [problem] = self._edit(out, other)
+        assert "is not the object that was published" in problem
+
+    def test_a_fingerprint_that_nobody_claimed_is_found(self, out: Path) -> None:
+        def other(document: dict[str, Any]) -> None:
+            document["fingerprint"] = "0" * 64
+
+        assert "no claim has fingerprint 000000000000" in self._edit(out, other)[-1]
+
+    def test_one_that_is_not_json_is_refused(self, out: Path) -> None:
+        snapshot(out).write_text("{")
+        with pytest.raises(OutputError, match="is not JSON"):
+            verify(str(out))
+        assert json.loads((out / "_embedjob.json").read_text())["chunk_rows"] == 10

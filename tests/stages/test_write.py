@@ -1,0 +1,82 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedjob.errors import ChunkError
+from embedjob.shards.chunks import Chunk, Shard
+from embedjob.shards.committed import Committed
+from embedjob.stages.parcels import Failure, Parcel, Vectors
+from embedjob.stages.write import assembled, end_of
+
+CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
+UNIQUES = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=10)
+
+
+def parcel(unique: list[int | None], failed: dict[int, tuple[str, str]]) -> Parcel:
+    """Text number t has the vector (t, 1), and a row without a text has a reason."""
+    embeddings = np.array([[t, 1] for t in range(5)], np.float32)
+    embeddings[list(failed)] = np.nan
+    reasons = [None if text is not None else "null_text" for text in unique]
+    rows = pa.table(
+        {
+            "row": pa.array(range(len(unique)), pa.uint32()),
+            "reason": pa.array(reasons, pa.string()),
+            "detail": pa.nulls(len(unique), pa.string()),
+            "unique": pa.array(unique, pa.uint32()),
+        }
+    )
+    return Parcel(CHUNK, rows, vectors=Vectors(embeddings, failed), stats={"rows": len(unique)})
+
+
+@given(UNIQUES, st.sets(st.integers(0, 4)))
+def test_every_row_gets_its_texts_vector_or_a_reason(
+    unique: list[int | None], lost: set[int]
+) -> None:
+    failed = {text: ("model_error", f"text {text}") for text in lost}
+    table = assembled(parcel(unique, failed))
+    assert table.column_names == ["row", "reason", "detail", "embedding"]
+    for text, row in zip(unique, table.to_pylist(), strict=True):
+        if text is None:
+            wanted = ("null_text", None, None)
+        elif text in lost:
+            wanted = ("model_error", f"text {text}", None)
+        else:
+            wanted = (None, None, [text, 1])
+        assert (row["reason"], row["detail"], row["embedding"]) == wanted
+
+
+def committed(_: Parcel) -> Committed:
+    return Committed("a-name.parquet", 3, 100, "etag", {"rows": 3}, written=True)
+
+
+def test_a_parcel_ends_committed_with_its_numbers() -> None:
+    end = end_of(parcel([0, 1, 2], {}), committed)
+    assert (end.key, end.shard, end.start, end.stop) == ("a-name.parquet", "in/a.parquet", 2, 5)
+    assert (end.fault, end.committed.rows, end.stats) == (None, 3, {"rows": 3})
+
+
+def test_a_failed_parcel_is_a_fault_and_nothing_is_put() -> None:
+    failed = Parcel(CHUNK, failure=Failure("fault", "no such file"))
+    end = end_of(failed, pytest.fail)
+    assert (end.fault, end.committed) == ("no such file", None)
+
+
+def test_an_abandoned_parcel_has_no_end() -> None:
+    assert end_of(Parcel(CHUNK, failure=Failure("abandoned", "stopping")), pytest.fail) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (ChunkError("a vector is not finite"), "a vector is not finite"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_what_cannot_be_put_is_the_fault_of_this_chunk_alone(error: Exception, fault: str) -> None:
+    def commit(_: Parcel) -> Committed:
+        raise error
+
+    end = end_of(parcel([0], {}), commit)
+    assert (end.fault, end.committed) == (fault, None)
