@@ -26,16 +26,20 @@ class MicroBatch:
     span_VT: Tensor
 
 
-def assemble(views: TokenViews, which: Indices, *, side: Side = "right") -> MicroBatch:
-    """The chosen views, padded on one side to the longest of them."""
-    lengths = views.lengths[which]
+def assemble(
+    views: TokenViews, which: Indices, *, side: Side = "right", whole: bool = True
+) -> MicroBatch:
+    """The chosen views, or what comes after their prefixes, padded to the longest of them."""
+    skip = np.zeros(len(which), np.int64) if whole else views.prefix_lengths[which]
+    lengths = views.lengths[which] - skip
     longest = int(lengths.max())
     first = longest - lengths if side == "left" else np.zeros_like(lengths)
     ids_VT = np.zeros((len(which), longest), np.int64)
     for row, view in enumerate(which):
-        ids_VT[row, first[row] : first[row] + lengths[row]] = views.full_ids(int(view))
+        ids = views.full_ids(int(view)) if whole else views.own_ids(int(view))
+        ids_VT[row, first[row] : first[row] + lengths[row]] = ids
     position_VT = np.arange(longest) - first[:, None]
-    span = views.span[which]
+    span = views.span[which] - skip[:, None]
     mask_VT = (position_VT >= 0) & (position_VT < lengths[:, None])
     span_VT = (position_VT >= span[:, :1]) & (position_VT < span[:, 1:])
     return MicroBatch(*map(torch.from_numpy, (ids_VT, mask_VT, span_VT)))
@@ -47,7 +51,7 @@ def distinct(views: TokenViews) -> tuple[Indices, Indices]:
     firsts: list[int] = []
     which = np.empty(len(views.prefix), np.int64)
     for view in range(len(views.prefix)):
-        ids = views.ids[views.offsets[view] : views.offsets[view + 1]]
+        ids = views.own_ids(view)
         key = (int(views.prefix[view]), ids.tobytes(), views.span[view].tobytes())
         which[view] = seen.setdefault(key, len(firsts))
         if which[view] == len(firsts):

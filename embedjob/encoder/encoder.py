@@ -13,15 +13,16 @@ import torch
 
 from embedjob.config import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
-from embedjob.encoder.batches import Indices, Side, assemble, distinct
+from embedjob.encoder.batches import Indices, Side, distinct
 from embedjob.encoder.embeddings import Failures, embeddings, of_texts
+from embedjob.encoder.forward import Loaded, ViewForward
+from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.recorded import recorded
-from embedjob.encoder.recovery import Passage, Vectors, Watch, pass_through
+from embedjob.encoder.recovery import Vectors, Watch, pass_through
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
-from embedjob.vectors.pooling import POOLINGS
 
 _DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
 _EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
@@ -50,6 +51,7 @@ class Encoder:
     ) -> None:
         """Takes a loaded model; `from_recipe` loads one."""
         self.backbone = backbone
+        self._prefixes = Prefixes(backbone)
         self.recipe = recipe
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
@@ -118,10 +120,15 @@ class Encoder:
         recipe, started = self._recipe(role), time.monotonic()
         firsts, which = distinct(views)
         full = np.flatnonzero(views.span[firsts, 0] < views.span[firsts, 1])
-        forward = _ViewForward(self.backbone, views, firsts[full], recipe, self._side)
-        counts = np.bincount(which, minlength=len(firsts))[full]
-        watch = Watch(stop, _progress(forward.lengths, counts, views.views_per_text, on_progress))
-        passage = pass_through(forward, forward.lengths, budget=self._budget, watch=watch)
+        loaded = Loaded(self._prefixes, recipe, self._side)
+        forward = ViewForward(views, firsts[full], loaded)
+        counts, run_before = (
+            np.bincount(which, minlength=len(firsts))[full],
+            self._prefixes.tokens_run,
+        )
+        lengths = views.lengths[firsts[full]]
+        watch = Watch(stop, _progress(lengths, counts, views.views_per_text, on_progress))
+        passage = pass_through(forward, budget=self._budget, watch=watch)
         self._budget = passage.budget
         vectors_VD = np.full((len(firsts), forward.width), np.nan, np.float32)
         vectors_VD[full] = passage.vectors_VD
@@ -131,7 +138,16 @@ class Encoder:
         finished, failed = embeddings(vectors_VD, which_RV, recipe)
         failed |= of_texts(troubles, which_RV)
         finished[list(failed)] = np.nan
-        return Encoded(finished, failed, _stats(passage, time.monotonic() - started))
+        prefix_tokens = self._prefixes.tokens_run - run_before
+        stats = {
+            "forward_tokens": passage.tokens + prefix_tokens,
+            "padded_tokens": passage.padded_tokens + prefix_tokens,
+            "prefix_tokens_saved": int(forward.saved.sum()) - prefix_tokens,
+            "distinct_views": len(passage.vectors_VD),
+            "microbatches": passage.microbatches,
+            "compute_seconds": time.monotonic() - started,
+        }
+        return Encoded(finished, failed, stats)
 
     def _recipe(self, role: Role | None) -> Recipe:
         if role is None:
@@ -142,36 +158,6 @@ class Encoder:
                 " give Encoder.from_recipe the recipes of all roles"
             )
         return self._recipes[role]
-
-
-@dataclass(frozen=True)
-class _ViewForward:
-    """Views through the model and the pooling: what recovery calls again and again."""
-
-    backbone: Backbone
-    views: TokenViews
-    chosen: Indices
-    recipe: Recipe
-    side: Side
-
-    @property
-    def lengths(self) -> Indices:
-        return self.views.lengths[self.chosen]
-
-    @property
-    def width(self) -> int:
-        return self.backbone.width
-
-    def __call__(self, which: Indices) -> Vectors:
-        batch = assemble(self.views, self.chosen[which], side=self.side)
-        hidden_VTD = self.backbone.states(batch.ids_VT, batch.mask_VT, layer=self.recipe.layer)
-        pool = POOLINGS[self.recipe.pooling]
-        vectors_VD = pool(hidden_VTD, batch.span_VT.to(hidden_VTD.device))
-        return vectors_VD.float().cpu().numpy()
-
-    def precisely(self, view: int) -> Vectors:
-        with self.backbone.float32():
-            return self(np.array([view]))
 
 
 def _require_one_model(one: Recipe, other: Recipe) -> None:
@@ -194,13 +180,3 @@ def _progress(
         tell(int(done[0]) // per_text, int(done[1]))
 
     return on_views
-
-
-def _stats(passage: Passage, seconds: float) -> dict[str, float]:
-    return {
-        "forward_tokens": passage.tokens,
-        "padded_tokens": passage.padded_tokens,
-        "distinct_views": len(passage.vectors_VD),
-        "microbatches": passage.microbatches,
-        "compute_seconds": seconds,
-    }

@@ -41,9 +41,13 @@ class TokenViews:
         """Tokens of each full view [N]."""
         return np.diff(self.offsets) + self.prefix_lengths
 
+    def own_ids(self, view: int) -> Ids:
+        """The ids of one view after its prefix."""
+        return self.ids[self.offsets[view] : self.offsets[view + 1]]
+
     def full_ids(self, view: int) -> Ids:
         """All ids of one view, prefix included."""
-        ids = self.ids[self.offsets[view] : self.offsets[view + 1]]
+        ids = self.own_ids(view)
         which = int(self.prefix[view])
         return ids if which < 0 else np.concatenate([self.prefixes[which], ids])
 

@@ -39,6 +39,15 @@ def test_nothing_of_a_view_is_lost_or_added_by_padding(
         assert batch.mask_VT[row, 0 if side == "right" else -1]
 
 
+@given(rows=ROWS)
+def test_without_its_prefix_a_view_is_its_own_ids(rows: list[list[int]]) -> None:
+    views = views_of(rows, [7, 8], [True] * len(rows))
+    batch = assemble(views, np.arange(len(rows)), whole=False)
+    for row, ids in enumerate(rows):
+        assert batch.ids_VT[row][batch.mask_VT[row]].tolist() == ids
+        assert batch.ids_VT[row][batch.span_VT[row]].tolist() == ids[-1:]
+
+
 @given(rows=ROWS, data=st.data())
 def test_views_are_one_exactly_when_ids_and_span_are(
     rows: list[list[int]], data: st.DataObject
