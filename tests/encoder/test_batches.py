@@ -19,6 +19,7 @@ def views_of(rows: list[list[int]], prefix: list[int], shared: list[bool]) -> To
         prefix=which,
         ids=np.concatenate([np.array(row, np.uint32) for row in rows]),
         offsets=offsets_of(sizes),
+        common=np.zeros(len(rows), np.int32),
         span=np.stack([last - 1, last], axis=1).astype(np.int32),
         truncated=np.zeros(len(rows), bool),
     )
