@@ -63,10 +63,13 @@ class Backbone:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @torch.inference_mode()
-    def states(self, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer, position: int = 0) -> Tensor:
+    def states(
+        self, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer, position: int | Tensor = 0
+    ) -> Tensor:
         """The hidden states of a layer [V, T, D]: -1 is after the final norm, a tuple the average.
 
-        Padding may be on either side: positions are counted along the mask, from `position` on.
+        Padding may be on either side: positions are counted along the mask, from `position` on,
+        unless that is all of them [V, T].
         """
         # On a GPU an id outside the table would kill the process, not the row.
         if int(ids_VT.max()) >= self.vocabulary:
@@ -77,8 +80,9 @@ class Backbone:
         ids_VT, mask_VT = ids_VT.to(self.device), mask_VT.to(self.device)
         inputs = {"input_ids": ids_VT, "attention_mask": mask_VT.long()}
         if self.takes_positions:
-            counted_VT = mask_VT.long().cumsum(dim=1) - 1
-            inputs["position_ids"] = counted_VT.clamp(min=0) + self._first_position + position
+            if isinstance(position, int):
+                position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
+            inputs["position_ids"] = position.to(self.device) + self._first_position
         layers = (layer,) if isinstance(layer, int) else layer
         # One more than the blocks: 0 is the embeddings.
         chosen = [one % (self.facts.layers + 1) for one in layers]

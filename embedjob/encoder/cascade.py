@@ -6,11 +6,11 @@ is neither computed nor copied per view.
 Legend: V views, H heads, K key heads, G = H / K, T tokens, S shared tokens, E head width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,14 @@ class KeyValues:
 class _Pieces:
     shared: KeyValues | None
     kept: KeyValues | None
+    bias_VHTT: Tensor | None
+
+
+class _Scores(NamedTuple):
+    """How scores are made of queries and keys."""
+
+    scale: float
+    softcap: float | None
 
 
 _pieces: ContextVar[_Pieces] = ContextVar("pieces")
@@ -51,15 +59,24 @@ _pieces: ContextVar[_Pieces] = ContextVar("pieces")
 
 @contextmanager
 def cascading(
-    model: PreTrainedModel, *, shared: KeyValues | None = None, kept: KeyValues | None = None
+    model: PreTrainedModel,
+    *,
+    shared: KeyValues | None = None,
+    kept: KeyValues | None = None,
+    sees_VTT: Tensor | None = None,
 ) -> Iterator[None]:
     """Within it the model's attention sees `shared` before a view's own tokens, and fills `kept`.
 
-    It is causal, and knows no padding: views are padded on the right, where no token sees it.
+    Among its own tokens it is causal, or looks where it is told to. It knows no padding: views are
+    padded on the right, where no token sees it.
     """
+    bias_VHTT = None
+    if sees_VTT is not None:
+        blank = torch.zeros(sees_VTT.shape, dtype=model.dtype)
+        bias_VHTT = blank.masked_fill(~sees_VTT, -torch.inf)[:, None].to(model.device)
     configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
     before = [config._attn_implementation for config in configs]
-    token = _pieces.set(_Pieces(shared, kept))
+    token = _pieces.set(_Pieces(shared, kept, bias_VHTT))
     try:
         for config in configs:
             config._attn_implementation = NAME
@@ -80,23 +97,18 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: the attention's output [V, T, H, E]."""
     pieces, layer = _pieces.get(), int(module.layer_idx)  # type: ignore[arg-type]
-    length = query_VHTE.shape[2] + (pieces.shared.length if pieces.shared else 0)
-    unknown = sorted(
-        name for name, value in asked.items() if value is not None and name not in _KNOWN
-    )
-    if unknown or attention_mask is not None or (asked.get("sliding_window") or length) < length:
-        raise NotImplementedError(f"attention with {unknown or 'a mask or a sliding window'}")
+    _require_known(asked, pieces, tokens=query_VHTE.shape[2], mask=attention_mask)
     if pieces.kept is not None:
         pieces.kept.layers[layer] = (key_VKTE.clone(), value_VKTE.clone())
-    scale = asked.get("scaling") or query_VHTE.shape[-1] ** -0.5
-    softcap = asked.get("softcap")
+    scores = _Scores(asked.get("scaling") or query_VHTE.shape[-1] ** -0.5, asked.get("softcap"))
     groups = query_VHTE.shape[1] // key_VKTE.shape[1]
-    own = [piece.repeat_interleave(groups, dim=1) for piece in (key_VKTE, value_VKTE)]
-    out, weight = _attend(query_VHTE, *own, causal=True, scale=scale, softcap=softcap)
+    keys, values = (one.repeat_interleave(groups, dim=1) for one in (key_VKTE, value_VKTE))
+    bias = pieces.bias_VHTT
+    out, weight = _attend(query_VHTE, keys, values, scores, causal=bias is None, bias=bias)
     if pieces.shared is not None:
         keys, values = pieces.shared.layers[layer]
         folded = _fold(query_VHTE, keys.shape[1])
-        other = _attend(folded, keys, values, causal=False, scale=scale, softcap=softcap)
+        other = _attend(folded, keys, values, scores, causal=False, bias=None)
         there, its_weight = (_unfold(part, like=query_VHTE) for part in other)
         share = torch.sigmoid(its_weight.float() - weight.float()).unsqueeze(-1)
         out = torch.lerp(out.float(), there.float(), share).to(query_VHTE.dtype)
@@ -121,25 +133,40 @@ def _unfold(folded: Tensor, *, like: Tensor) -> Tensor:
     return split.transpose(0, 1).reshape(views, heads, tokens, *rest)
 
 
+def _require_known(
+    asked: Mapping[str, Any], pieces: _Pieces, *, tokens: int, mask: Tensor | None
+) -> None:
+    """NotImplementedError if a model's attention asks for more than is heeded here."""
+    unknown = sorted(name for name, one in asked.items() if one is not None and name not in _KNOWN)
+    length = tokens + (pieces.shared.length if pieces.shared else 0)
+    # Tails that stand side by side are more tokens than any of them looks back on.
+    narrow = pieces.bias_VHTT is None and (asked.get("sliding_window") or length) < length
+    if unknown or mask is not None or narrow:
+        raise NotImplementedError(f"attention with {unknown or 'a mask or a sliding window'}")
+
+
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, scores: _Scores, *, causal: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The attention's output, and the log-sum-exp of its scores per query."""
-    aten = torch.ops.aten
-    same_width = key.shape[-1] == value.shape[-1]
-    if softcap is None and same_width and query.device.type == "cpu":
-        flash = aten._scaled_dot_product_flash_attention_for_cpu
-        out, weight = flash(query, key, value, 0.0, causal, scale=scale)
+    scale, softcap = scores
+    plain = softcap is None and key.shape[-1] == value.shape[-1]
+    if plain and query.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        bias = None if bias is None else bias.to(query.dtype)
+        out, weight = flash(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
         return out, weight
-    fits = same_width and query.shape[-1] % 8 == 0 and query.dtype in _FLASH_TYPES
-    if softcap is None and fits and query.device.type == "cuda":
-        flash = aten._scaled_dot_product_flash_attention
+    fits = bias is None and query.shape[-1] % 8 == 0 and query.dtype in _FLASH_TYPES
+    if plain and fits and query.device.type == "cuda":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
         out, weight = flash(query, key, value, 0.0, causal, False, scale=scale)[:2]
         return out, weight
-    scores = (query @ key.transpose(-1, -2)).float() * scale
+    made = (query @ key.transpose(-1, -2)).float() * scale
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+        made = torch.tanh(made / softcap) * softcap
+    if bias is not None:
+        made = made + bias
     if causal:
-        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(ahead, -torch.inf)
-    return torch.softmax(scores, dim=-1).to(value.dtype) @ value, torch.logsumexp(scores, dim=-1)
+        ahead = torch.ones(made.shape[-2:], dtype=torch.bool, device=made.device).triu(1)
+        made = made.masked_fill(ahead, -torch.inf)
+    return torch.softmax(made, dim=-1).to(value.dtype) @ value, torch.logsumexp(made, dim=-1)

@@ -13,19 +13,19 @@ import torch
 
 from embedjob.config import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
-from embedjob.encoder.batches import Indices, Side, distinct
+from embedjob.encoder.batches import Side
 from embedjob.encoder.embeddings import Failures, embeddings, of_texts
-from embedjob.encoder.forward import Loaded, ViewForward
+from embedjob.encoder.forward import Loaded
+from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.recorded import recorded
-from embedjob.encoder.recovery import Vectors, Watch, pass_through
+from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 
 _DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
-_EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
 
 
 @dataclass(frozen=True)
@@ -118,36 +118,15 @@ class Encoder:
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
         """
         recipe, started = self._recipe(role), time.monotonic()
-        firsts, which = distinct(views)
-        full = np.flatnonzero(views.span[firsts, 0] < views.span[firsts, 1])
         loaded = Loaded(self._prefixes, recipe, self._side)
-        forward = ViewForward(views, firsts[full], loaded)
-        counts, run_before = (
-            np.bincount(which, minlength=len(firsts))[full],
-            self._prefixes.tokens_run,
-        )
-        lengths = views.lengths[firsts[full]]
-        watch = Watch(stop, _progress(lengths, counts, views.views_per_text, on_progress))
-        passage = pass_through(forward, budget=self._budget, watch=watch)
-        self._budget = passage.budget
-        vectors_VD = np.full((len(firsts), forward.width), np.nan, np.float32)
-        vectors_VD[full] = passage.vectors_VD
-        troubles = dict.fromkeys(set(range(len(firsts))) - set(full.tolist()), _EMPTY_SPAN)
-        troubles |= {int(full[view]): reason for view, reason in passage.failed.items()}
-        which_RV = which.reshape(views.texts, views.views_per_text)
-        finished, failed = embeddings(vectors_VD, which_RV, recipe)
-        failed |= of_texts(troubles, which_RV)
+        caller = Caller(stop, on_progress)
+        passed = pass_all(views, loaded, budget=self._budget, caller=caller)
+        self._budget = passed.budget
+        finished, failed = embeddings(passed.vectors_VD, passed.which_RV, recipe)
+        failed |= of_texts(passed.failed, passed.which_RV)
         finished[list(failed)] = np.nan
-        prefix_tokens = self._prefixes.tokens_run - run_before
-        stats = {
-            "forward_tokens": passage.tokens + prefix_tokens,
-            "padded_tokens": passage.padded_tokens + prefix_tokens,
-            "prefix_tokens_saved": int(forward.saved.sum()) - prefix_tokens,
-            "distinct_views": len(passage.vectors_VD),
-            "microbatches": passage.microbatches,
-            "compute_seconds": time.monotonic() - started,
-        }
-        return Encoded(finished, failed, stats)
+        seconds = time.monotonic() - started
+        return Encoded(finished, failed, {**passed.stats, "compute_seconds": seconds})
 
     def _recipe(self, role: Role | None) -> Recipe:
         if role is None:
@@ -167,16 +146,3 @@ def _require_one_model(one: Recipe, other: Recipe) -> None:
                 f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"
                 f" {getattr(other, key)} for {other.role}; one encoder holds one model"
             )
-
-
-def _progress(
-    lengths: Indices, counts: Indices, per_text: int, tell: Callable[[int, int], None]
-) -> Callable[[Indices], None]:
-    """Tells texts and tokens done so far; a view that stands for several equal ones counts so."""
-    done = np.zeros(2, np.int64)
-
-    def on_views(passed: Indices) -> None:
-        done[:] += counts[passed].sum(), (counts[passed] * lengths[passed]).sum()
-        tell(int(done[0]) // per_text, int(done[1]))
-
-    return on_views

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embedjob.encoder.backbone import Backbone, Layer
+from embedjob.encoder.batches import Grove
 from embedjob.encoder.cascade import KeyValues, cascading
 from embedjob.text.views import Ids
 
@@ -47,6 +48,14 @@ class Prefixes:
         shared = self._key_values(prefix)
         with cascading(self.backbone.model, shared=shared):
             return self.backbone.states(ids_VT, mask_VT, layer=layer, position=shared.length)
+
+    def tree_states(self, prefix: Ids | None, grove: Grove, *, layer: Layer) -> Tensor:
+        """The hidden states [R, T, D] of trees, after their prefix if it is not in them."""
+        shared = None if prefix is None else self._key_values(prefix)
+        with cascading(self.backbone.model, shared=shared, sees_VTT=grove.sees_RTT):
+            return self.backbone.states(
+                grove.ids_RT, grove.mask_RT, layer=layer, position=grove.position_RT
+            )
 
     def _key_values(self, prefix: Ids) -> KeyValues:
         key = prefix.tobytes()

@@ -56,9 +56,15 @@ def recipe(**knobs: Any) -> Recipe:
 
 
 def views_of(rows: list[list[int]], prefixes: list[list[int]], spans: list[int]) -> TokenViews:
-    """Views whose span begins where it is told to and goes on to the end."""
+    """Views of a causal model whose span begins where it is told to and goes on to the end."""
     span = np.array([[start, len(row)] for start, row in zip(spans, rows, strict=True)], np.int32)
-    return assemble(rows, span=span, truncated=np.zeros(len(rows), np.bool_), prefixes=prefixes)
+    return assemble(
+        rows,
+        span=span,
+        truncated=np.zeros(len(rows), np.bool_),
+        prefixes=prefixes,
+        text_first=True,
+    )
 
 
 def reference(name: str, views: TokenViews, made: Recipe) -> np.ndarray:
@@ -94,13 +100,15 @@ def _views(draw: st.DrawFn) -> TokenViews:
     if draw(st.booleans()):
         prefixes = [prefixes[0]] * per_text
     rows, spans = [], []
-    for view in range(draw(st.integers(1, 5)) * per_text):
-        prefix = prefixes[view % per_text]
-        row = [*prefix, *draw(_ids(draw(st.integers(1, 12))))]
-        spans.append(draw(st.integers(min(len(prefix), len(row) - 1), len(row) - 1)))
-        if draw(st.integers(0, 5)) == 0:
-            row[draw(st.integers(0, len(row) - 1))] = draw(TOKENS)
-        rows.append(row)
+    for _ in range(draw(st.integers(1, 5))):
+        text = draw(_ids(draw(st.sampled_from([0, 1, 8]))))
+        for prefix in prefixes:
+            row = [*prefix, *text, *draw(_ids(draw(st.integers(1, 6))))]
+            first = len(prefix) + (len(text) if draw(st.booleans()) else 0)
+            spans.append(draw(st.integers(min(first, len(row) - 1), len(row) - 1)))
+            if draw(st.integers(0, 5)) == 0:
+                row[draw(st.integers(0, len(row) - 1))] = draw(TOKENS)
+            rows.append(row)
     return views_of(rows, prefixes, spans)
 
 
@@ -145,6 +153,59 @@ def test_a_prefix_is_run_once_per_encoder(name: str) -> None:
     assert first["prefix_tokens_saved"] == 12 * 9 - 2 * 9
     assert second["forward_tokens"] == 12 * 5
     assert second["prefix_tokens_saved"] == 12 * 9
+
+
+def text_first_views(count: int = 6, *, prefix: int = 0) -> TokenViews:
+    """Texts of ten tokens, and three tails of two that no two texts share."""
+    random = np.random.default_rng(4)
+    begin = random.integers(3, 590, prefix).tolist()
+    texts = [[*begin, *random.integers(3, 590, 10).tolist()] for _ in range(count)]
+    tails = [[600 - 3 * number, 5] for number in (1, 2, 3)]
+    rows = [[*text, *tail] for text in texts for tail in tails]
+    return views_of(rows, [begin] * 3, [len(row) - 1 for row in rows])
+
+
+@pytest.mark.parametrize("prefix", [0, 2, 8])
+@pytest.mark.parametrize("name", _FAST)
+def test_a_text_is_run_once_for_all_its_tails(name: str, prefix: int) -> None:
+    views = text_first_views(prefix=prefix)
+    encoded = Encoder(backbone(name), recipe()).encode_views(views)
+    apart = prefix >= FEWEST_TOKENS
+    computed = 6 * (10 + 3 * 2) + (prefix if apart else 6 * prefix)
+    assert encoded.stats["forward_tokens"] == computed
+    assert encoded.stats["prefix_tokens_saved"] == views.lengths.sum() - computed
+    assert encoded.stats["distinct_views"] == 18
+    got = encoded.embeddings.reshape(len(views.prefix), -1)
+    assert same(got, reference(name, views, recipe()))
+
+
+def test_texts_that_are_there_twice_are_run_once_and_counted_twice() -> None:
+    views = text_first_views().take([0, 1, 0, 0])
+    told: list[tuple[int, int]] = []
+    encoded = Encoder(backbone("llama"), recipe()).encode_views(
+        views, on_progress=lambda texts, tokens: told.append((texts, tokens))
+    )
+    assert encoded.stats["forward_tokens"] == 2 * 16
+    assert told[-1] == (4, views.lengths.sum())
+    assert np.array_equal(encoded.embeddings[0], encoded.embeddings[3])
+
+
+def test_a_text_with_a_tail_that_breaks_the_model_fails_alone() -> None:
+    views = text_first_views()
+    encoder = Encoder(Backbone(tiny.model("llama").base_model, attention="causal"), recipe())
+    expected = encoder.encode_views(views).embeddings
+    poison = int(views.own_ids(6)[3])
+
+    def refuse(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if (kwargs["input_ids"] == poison).any():
+            raise IndexError("poison")
+
+    encoder.backbone.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    encoded = encoder.encode_views(views)
+    assert list(encoded.failed) == [2]
+    assert encoded.failed[2][0] == "model_error"
+    left = [0, 1, 3, 4, 5]
+    assert same(encoded.embeddings[left], expected[left])
 
 
 @pytest.mark.parametrize("name", _PLAIN)
