@@ -43,6 +43,7 @@ class NullTokenizer:
             prefix=np.full(count, -1, np.int32),
             ids=np.ones(count, np.uint32),
             offsets=np.arange(count + 1, dtype=np.int64),
+            common=np.zeros(count, np.int32),
             span=np.tile(np.array([0, 1], np.int32), (count, 1)),
             truncated=np.zeros(count, np.bool_),
         )

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 from embedjob.config import Recipe
 from embedjob.encoder.attention import Attention, require_attention, set_attention
 from embedjob.encoder.facts import T5_TYPES, ModelFacts, config_of, facts_of, require_fit
+from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.quiet import quiet
 from embedjob.encoder.source import materialize, source_of, transformer_directory
 from embedjob.errors import ModelError
@@ -34,8 +35,9 @@ class Backbone:
         # No cache is kept: every view goes through once.
         model.config.use_cache = False
         self.facts: ModelFacts = facts_of(model.config.to_dict())
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._first_position = _first_position(model)
+        self._reader = LayerReader(self.model, layers=self.facts.layers, vocabulary=self.vocabulary)
         set_attention(model, attention)
         require_attention(
             lambda ids, mask: self.states(ids, mask, layer=-1),
@@ -61,10 +63,13 @@ class Backbone:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @torch.inference_mode()
-    def states(self, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer) -> Tensor:
+    def states(
+        self, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer, position: int | Tensor = 0
+    ) -> Tensor:
         """The hidden states of a layer [V, T, D]: -1 is after the final norm, a tuple the average.
 
-        Padding may be on either side: positions are counted along the mask.
+        Padding may be on either side: positions are counted along the mask, from `position` on,
+        unless that is all of them [V, T].
         """
         # On a GPU an id outside the table would kill the process, not the row.
         if int(ids_VT.max()) >= self.vocabulary:
@@ -74,16 +79,17 @@ class Backbone:
             )
         ids_VT, mask_VT = ids_VT.to(self.device), mask_VT.to(self.device)
         inputs = {"input_ids": ids_VT, "attention_mask": mask_VT.long()}
-        if self._takes_positions:
-            counted_VT = mask_VT.long().cumsum(dim=1) - 1
-            inputs["position_ids"] = counted_VT.clamp(min=0) + self._first_position
+        if self.takes_positions:
+            if isinstance(position, int):
+                position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
+            inputs["position_ids"] = position.to(self.device) + self._first_position
         layers = (layer,) if isinstance(layer, int) else layer
-        last = all(one in (-1, self.facts.layers) for one in layers)
-        output = self.model(**inputs, output_hidden_states=not last, return_dict=True)
-        if last:
-            return output.last_hidden_state  # type: ignore[no-any-return]
-        chosen = [self._layer(output, one) for one in layers]
-        return torch.stack(chosen).mean(dim=0) if len(chosen) > 1 else chosen[0]
+        # One more than the blocks: 0 is the embeddings.
+        chosen = [one % (self.facts.layers + 1) for one in layers]
+        found = self._reader.read(inputs, frozenset(chosen))
+        if len(chosen) == 1:
+            return found[chosen[0]]
+        return torch.stack([found[one] for one in chosen]).mean(dim=0)
 
     @contextmanager
     def float32(self) -> Iterator[None]:
@@ -100,11 +106,6 @@ class Backbone:
         finally:
             for tensor, dtype in narrow:
                 tensor.data = tensor.data.to(dtype)
-
-    def _layer(self, output: object, layer: int) -> Tensor:
-        if layer in (-1, self.facts.layers):
-            return output.last_hidden_state  # type: ignore[attr-defined, no-any-return]
-        return output.hidden_states[layer]  # type: ignore[attr-defined, no-any-return]
 
 
 def load_backbone(recipe: Recipe, *, device: torch.device) -> Backbone:

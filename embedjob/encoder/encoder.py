@@ -13,18 +13,19 @@ import torch
 
 from embedjob.config import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
-from embedjob.encoder.batches import Indices, Side, assemble, distinct
+from embedjob.encoder.batches import Side
 from embedjob.encoder.embeddings import Failures, embeddings, of_texts
+from embedjob.encoder.forward import Loaded
+from embedjob.encoder.passes import Caller, pass_all
+from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.recorded import recorded
-from embedjob.encoder.recovery import Passage, Vectors, Watch, pass_through
+from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
-from embedjob.vectors.pooling import POOLINGS
 
 _DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
-_EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Encoder:
     ) -> None:
         """Takes a loaded model; `from_recipe` loads one."""
         self.backbone = backbone
+        self._prefixes = Prefixes(backbone)
         self.recipe = recipe
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
@@ -116,22 +118,15 @@ class Encoder:
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
         """
         recipe, started = self._recipe(role), time.monotonic()
-        firsts, which = distinct(views)
-        full = np.flatnonzero(views.span[firsts, 0] < views.span[firsts, 1])
-        forward = _ViewForward(self.backbone, views, firsts[full], recipe, self._side)
-        counts = np.bincount(which, minlength=len(firsts))[full]
-        watch = Watch(stop, _progress(forward.lengths, counts, views.views_per_text, on_progress))
-        passage = pass_through(forward, forward.lengths, budget=self._budget, watch=watch)
-        self._budget = passage.budget
-        vectors_VD = np.full((len(firsts), forward.width), np.nan, np.float32)
-        vectors_VD[full] = passage.vectors_VD
-        troubles = dict.fromkeys(set(range(len(firsts))) - set(full.tolist()), _EMPTY_SPAN)
-        troubles |= {int(full[view]): reason for view, reason in passage.failed.items()}
-        which_RV = which.reshape(views.texts, views.views_per_text)
-        finished, failed = embeddings(vectors_VD, which_RV, recipe)
-        failed |= of_texts(troubles, which_RV)
+        loaded = Loaded(self._prefixes, recipe, self._side)
+        caller = Caller(stop, on_progress)
+        passed = pass_all(views, loaded, budget=self._budget, caller=caller)
+        self._budget = passed.budget
+        finished, failed = embeddings(passed.vectors_VD, passed.which_RV, recipe)
+        failed |= of_texts(passed.failed, passed.which_RV)
         finished[list(failed)] = np.nan
-        return Encoded(finished, failed, _stats(passage, time.monotonic() - started))
+        seconds = time.monotonic() - started
+        return Encoded(finished, failed, {**passed.stats, "compute_seconds": seconds})
 
     def _recipe(self, role: Role | None) -> Recipe:
         if role is None:
@@ -144,36 +139,6 @@ class Encoder:
         return self._recipes[role]
 
 
-@dataclass(frozen=True)
-class _ViewForward:
-    """Views through the model and the pooling: what recovery calls again and again."""
-
-    backbone: Backbone
-    views: TokenViews
-    chosen: Indices
-    recipe: Recipe
-    side: Side
-
-    @property
-    def lengths(self) -> Indices:
-        return self.views.lengths[self.chosen]
-
-    @property
-    def width(self) -> int:
-        return self.backbone.width
-
-    def __call__(self, which: Indices) -> Vectors:
-        batch = assemble(self.views, self.chosen[which], side=self.side)
-        hidden_VTD = self.backbone.states(batch.ids_VT, batch.mask_VT, layer=self.recipe.layer)
-        pool = POOLINGS[self.recipe.pooling]
-        vectors_VD = pool(hidden_VTD, batch.span_VT.to(hidden_VTD.device))
-        return vectors_VD.float().cpu().numpy()
-
-    def precisely(self, view: int) -> Vectors:
-        with self.backbone.float32():
-            return self(np.array([view]))
-
-
 def _require_one_model(one: Recipe, other: Recipe) -> None:
     for key in ("model", "revision", "attention", "dtype"):
         if getattr(one, key) != getattr(other, key):
@@ -181,26 +146,3 @@ def _require_one_model(one: Recipe, other: Recipe) -> None:
                 f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"
                 f" {getattr(other, key)} for {other.role}; one encoder holds one model"
             )
-
-
-def _progress(
-    lengths: Indices, counts: Indices, per_text: int, tell: Callable[[int, int], None]
-) -> Callable[[Indices], None]:
-    """Tells texts and tokens done so far; a view that stands for several equal ones counts so."""
-    done = np.zeros(2, np.int64)
-
-    def on_views(passed: Indices) -> None:
-        done[:] += counts[passed].sum(), (counts[passed] * lengths[passed]).sum()
-        tell(int(done[0]) // per_text, int(done[1]))
-
-    return on_views
-
-
-def _stats(passage: Passage, seconds: float) -> dict[str, float]:
-    return {
-        "forward_tokens": passage.tokens,
-        "padded_tokens": passage.padded_tokens,
-        "distinct_views": len(passage.vectors_VD),
-        "microbatches": passage.microbatches,
-        "compute_seconds": seconds,
-    }

@@ -29,6 +29,16 @@ class Forward(Protocol):
         """The length of one vector."""
         ...
 
+    @property
+    def lengths(self) -> Indices:
+        """Tokens that each view runs."""
+        ...
+
+    @property
+    def groups(self) -> Indices:
+        """Per view a number: only views of one number go through the model together."""
+        ...
+
     def __call__(self, which: Indices) -> Vectors:
         """The vectors [V, D] of these views, which go through the model together."""
         ...
@@ -66,23 +76,22 @@ class Passage:
     microbatches: int = 0
 
 
-def pass_through(
-    forward: Forward, lengths: npt.NDArray[np.int64], *, budget: int, watch: Watch
-) -> Passage:
+def pass_through(forward: Forward, *, budget: int, watch: Watch) -> Passage:
     """The vectors of all views, and why some have none; InterruptedRunError when told to stop.
 
     A micro-batch that raises is halved until the culprit is alone; alone it is tried once more in
     float32. Out of memory halves the budget of all that is left.
     """
+    lengths = forward.lengths
     passage = Passage(np.full((len(lengths), forward.width), np.nan, np.float32), budget)
-    queue = deque(microbatches(lengths, budget=budget))
+    queue = deque(microbatches(lengths, budget=budget, groups=forward.groups))
     while queue:
         if watch.stop():
             raise InterruptedRunError("stopped between two micro-batches")
         which = queue.popleft()
         outcome = _attempt(forward, which)
         if isinstance(outcome, Trouble) and len(which) > 1:
-            queue = _smaller(outcome, [which, *queue], lengths=lengths, passage=passage)
+            queue = _smaller(outcome, [which, *queue], forward=forward, passage=passage)
             continue
         if isinstance(outcome, Trouble):
             outcome = _rescued(forward, int(which[0]), passage, outcome)
@@ -113,7 +122,7 @@ def _attempt(forward: Callable[[Indices], Vectors], which: Indices) -> Vectors |
 
 
 def _smaller(
-    trouble: Trouble, left: list[Indices], *, lengths: npt.NDArray[np.int64], passage: Passage
+    trouble: Trouble, left: list[Indices], *, forward: Forward, passage: Passage
 ) -> deque[Indices]:
     """What is left, in smaller micro-batches: all of it after out of memory, else the first."""
     first = left[0]
@@ -122,10 +131,12 @@ def _smaller(
         return deque([first[:middle], first[middle:], *left[1:]])
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    padded = int(lengths[first].max()) * len(first)
+    padded = int(forward.lengths[first].max()) * len(first)
     passage.budget = max(1, min(passage.budget, padded) // 2)
     views = np.concatenate(left)
-    return deque(views[batch] for batch in microbatches(lengths[views], budget=passage.budget))
+    lengths, groups = forward.lengths[views], forward.groups[views]
+    smaller = microbatches(lengths, budget=passage.budget, groups=groups)
+    return deque(views[batch] for batch in smaller)
 
 
 def _rescued(forward: Forward, view: int, passage: Passage, trouble: Trouble | None) -> Vectors:

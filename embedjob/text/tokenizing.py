@@ -30,6 +30,8 @@ class ViewTokenizer:
         tokenizer.add_special_tokens(list(recipe.special_tokens.add))
         self._prompts = prompts(recipe)
         self._prepare = prepare(recipe.prepare)
+        # Else what comes later changes the states of what comes first.
+        self._causal = recipe.attention == "causal"
         self._rule, self._offset = _span_rule(recipe)
         self._encoder = PromptEncoder(
             tokenizer, self._prompts, special_tokens=recipe.special_tokens.bos == "auto"
@@ -42,7 +44,7 @@ class ViewTokenizer:
         )
         framed = any(prompt.before or prompt.after for prompt in self._prompts)
         self._fitter = Fitter(self._encoder, limits, needs_text=framed and self._rule in NEED_TEXT)
-        self.prefixes = self._shared_prefixes(recipe)
+        self.prefixes = self._shared_prefixes()
 
     def views(self, texts: Sequence[str]) -> TokenViews:
         """One view per text and template, text-major."""
@@ -63,6 +65,7 @@ class ViewTokenizer:
             span=spans(self._layout(fitted, which), rule=self._rule, offset=self._offset),
             truncated=fitted.truncated,
             prefixes=prefixes,
+            text_first=self._causal,
         )
 
     def _layout(self, fitted: Fitted, which: Sequence[int]) -> Layout:
@@ -105,13 +108,13 @@ class ViewTokenizer:
                     f" set it to {needed} or more, or shorten the template"
                 )
 
-    def _shared_prefixes(self, recipe: Recipe) -> tuple[tuple[int, ...], ...]:
+    def _shared_prefixes(self) -> tuple[tuple[int, ...], ...]:
         """Per template, the ids that all its views begin with and no span can hold."""
         nothing: tuple[tuple[int, ...], ...] = ((),) * len(self._prompts)
         probes = self._views(_PROBES, nothing)
         self._check_span(probes)
-        if recipe.attention != "causal":
-            return nothing  # What comes later changes the prefix's own states.
+        if not self._causal:
+            return nothing
         found = []
         for number in range(len(self._prompts)):
             mine = range(number, len(probes.prefix), len(self._prompts))

@@ -14,8 +14,9 @@ Ids = npt.NDArray[np.uint32]
 class TokenViews:
     """N views of N / views_per_text texts, text-major: view v of text t is at t * V + v.
 
-    `ids[offsets[i]:offsets[i + 1]]` are the ids of view i after its prefix; `prefix[i]` is an
-    index into `prefixes`, or -1 where they are all its ids. Spans are positions in the full view.
+    `prefix[i]` is an index into `prefixes`, or -1 where view i shares none. After their prefixes
+    all views of text r begin with the same `common[r]` ids, which only its first view keeps in
+    `ids[offsets[i]:offsets[i + 1]]`. Spans are positions in the full view, and lie after both.
     """
 
     views_per_text: int
@@ -23,6 +24,7 @@ class TokenViews:
     prefix: npt.NDArray[np.int32]
     ids: Ids
     offsets: npt.NDArray[np.int64]
+    common: npt.NDArray[np.int32]
     span: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
 
@@ -39,11 +41,22 @@ class TokenViews:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each full view [N]."""
-        return np.diff(self.offsets) + self.prefix_lengths
+        left_out = np.repeat(self.common.astype(np.int64), self.views_per_text)
+        left_out[:: self.views_per_text] = 0
+        return np.diff(self.offsets) + self.prefix_lengths + left_out
+
+    def own_ids(self, view: int) -> Ids:
+        """The ids of one view after its prefix."""
+        ids = self.ids[self.offsets[view] : self.offsets[view + 1]]
+        text, number = divmod(view, self.views_per_text)
+        if not number or not self.common[text]:
+            return ids
+        start = self.offsets[view - number]
+        return np.concatenate([self.ids[start : start + self.common[text]], ids])
 
     def full_ids(self, view: int) -> Ids:
         """All ids of one view, prefix included."""
-        ids = self.ids[self.offsets[view] : self.offsets[view + 1]]
+        ids = self.own_ids(view)
         which = int(self.prefix[view])
         return ids if which < 0 else np.concatenate([self.prefixes[which], ids])
 
@@ -60,6 +73,7 @@ class TokenViews:
             prefix=self.prefix[views],
             ids=self.ids[source + np.arange(offsets[-1])],
             offsets=offsets,
+            common=self.common[np.asarray(texts, np.int64)],
             span=self.span[views],
             truncated=self.truncated[views],
         )
@@ -85,8 +99,12 @@ def assemble(
     span: npt.NDArray[np.int32],
     truncated: npt.NDArray[np.bool_],
     prefixes: Sequence[Sequence[int]],
+    text_first: bool = False,
 ) -> TokenViews:
-    """The rows' views, one template per prefix, each prefix taken off wherever it can be shared."""
+    """The rows' views, one template per prefix, each prefix taken off wherever it can be shared.
+
+    With `text_first`, what comes after the prefixes is shared by the views of a text as well.
+    """
     flat, offsets = flatten(rows)
     per_text = len(prefixes)
     shared = np.full(len(rows), -1, np.int32)
@@ -96,6 +114,12 @@ def assemble(
         fits = _begins_with(flat, offsets, prefix, mine) & (span[mine, 0] >= len(prefix))
         shared[mine] = np.where(fits, template, -1)
         skip[mine] = np.where(fits, len(prefix), 0)
+    common = np.zeros(len(rows) // per_text, np.int32)
+    if text_first and per_text > 1 and len(set(map(tuple, prefixes))) == 1:
+        most = np.minimum(np.diff(offsets) - 1, span[:, 0]) - skip
+        common = _shared_beginnings(flat, offsets[:-1] + skip, most, per_text=per_text)
+        common[np.ptp(skip.reshape(-1, per_text), axis=1) > 0] = 0
+        skip.reshape(-1, per_text)[:, 1:] += common[:, None]
     sizes = np.diff(offsets)
     position = np.arange(len(flat)) - np.repeat(offsets[:-1], sizes)
     return TokenViews(
@@ -104,9 +128,26 @@ def assemble(
         prefix=shared,
         ids=flat[position >= np.repeat(skip, sizes)],
         offsets=offsets_of(sizes - skip),
+        common=common,
         span=span,
         truncated=truncated,
     )
+
+
+def _shared_beginnings(
+    flat: Ids, starts: npt.NDArray[np.int64], most: npt.NDArray[np.int64], *, per_text: int
+) -> npt.NDArray[np.int32]:
+    """Per text, how many ids its runs of `flat` begin with alike: of each at most `most`."""
+    begin = starts.reshape(-1, per_text)
+    alike = np.maximum(most.reshape(-1, per_text).min(axis=1), 0)
+    for view in range(1, per_text):
+        step = np.arange(int(alike.sum())) - np.repeat(offsets_of(alike)[:-1], alike)
+        first, other = (np.repeat(begin[:, column], alike) + step for column in (0, view))
+        differ = np.flatnonzero(flat[first] != flat[other])
+        text = np.repeat(np.arange(len(alike)), alike)[differ]
+        np.minimum.at(alike, text, step[differ])
+    shared: npt.NDArray[np.int32] = alike.astype(np.int32)
+    return shared
 
 
 def _begins_with(

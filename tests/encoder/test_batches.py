@@ -19,6 +19,7 @@ def views_of(rows: list[list[int]], prefix: list[int], shared: list[bool]) -> To
         prefix=which,
         ids=np.concatenate([np.array(row, np.uint32) for row in rows]),
         offsets=offsets_of(sizes),
+        common=np.zeros(len(rows), np.int32),
         span=np.stack([last - 1, last], axis=1).astype(np.int32),
         truncated=np.zeros(len(rows), bool),
     )
@@ -37,6 +38,15 @@ def test_nothing_of_a_view_is_lost_or_added_by_padding(
         assert batch.ids_VT[row][batch.mask_VT[row]].tolist() == ids
         assert batch.ids_VT[row][batch.span_VT[row]].tolist() == ids[-1:]
         assert batch.mask_VT[row, 0 if side == "right" else -1]
+
+
+@given(rows=ROWS)
+def test_without_its_prefix_a_view_is_its_own_ids(rows: list[list[int]]) -> None:
+    views = views_of(rows, [7, 8], [True] * len(rows))
+    batch = assemble(views, np.arange(len(rows)), whole=False)
+    for row, ids in enumerate(rows):
+        assert batch.ids_VT[row][batch.mask_VT[row]].tolist() == ids
+        assert batch.ids_VT[row][batch.span_VT[row]].tolist() == ids[-1:]
 
 
 @given(rows=ROWS, data=st.data())

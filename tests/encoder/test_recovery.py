@@ -29,10 +29,16 @@ class Views:
     trouble_alone: Callable[[Indices], None] = nothing
     not_finite: frozenset[int] = frozenset()
     still_not_finite: frozenset[int] = frozenset()
+    kinds: int = 1
     batches: list[list[int]] = field(default_factory=list)
     width: int = 2
 
+    @property
+    def groups(self) -> Indices:
+        return np.arange(len(self.lengths)) % self.kinds
+
     def __call__(self, which: Indices) -> Vectors:
+        assert len(set(self.groups[which].tolist())) == 1
         self.batches.append(which.tolist())
         self.trouble(which)
         return self._vectors(which, self.not_finite)
@@ -47,7 +53,7 @@ class Views:
         return vectors
 
     def passed(self, budget: int = 40, watch: Watch = WATCH) -> Passage:
-        return pass_through(self, self.lengths, budget=budget, watch=watch)
+        return pass_through(self, budget=budget, watch=watch)
 
 
 def poison(*views: int) -> Callable[[Indices], None]:
@@ -79,9 +85,10 @@ def right(passage: Passage) -> bool:
     poisoned=st.sets(st.integers(0, 39)),
     holes=st.sets(st.integers(0, 39)),
     budget=st.integers(1, 200),
+    kinds=st.integers(1, 3),
 )
 def test_exactly_the_views_that_break_the_model_have_no_vector(
-    lengths: list[int], poisoned: set[int], holes: set[int], budget: int
+    lengths: list[int], poisoned: set[int], holes: set[int], budget: int, kinds: int
 ) -> None:
     views = Views(
         np.array(lengths, np.int64),
@@ -89,6 +96,7 @@ def test_exactly_the_views_that_break_the_model_have_no_vector(
         trouble_alone=poison(*poisoned),
         not_finite=frozenset(holes),
         still_not_finite=frozenset(holes),
+        kinds=kinds,
     )
     passage = views.passed(budget)
     here = set(range(len(lengths)))

@@ -50,13 +50,13 @@ _SIZE = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-_GROUPED = {**_SIZE, "num_key_value_heads": 2, "head_dim": 8}
+GROUPED = {**_SIZE, "num_key_value_heads": 2, "head_dim": 8}
 
 DECODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GROUPED)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_GROUPED)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**_GROUPED, sliding_window=4)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_GROUPED, sliding_window=4)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=4)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, sliding_window=4)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_SIZE)),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZE)),
     "opt": lambda: OPTForCausalLM(OPTConfig(**_SIZE, ffn_dim=64, word_embed_proj_dim=32)),

@@ -28,3 +28,21 @@ def test_no_batch_could_have_taken_one_more(lengths: list[int], budget: int) -> 
 def test_equal_lengths_keep_their_order_and_unsigned_lengths_sort() -> None:
     batches = microbatches(np.array([3, 7, 3, 7], np.uint32), budget=14)
     assert [batch.tolist() for batch in batches] == [[1, 3], [0, 2]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 2)), max_size=80), st.integers(1, 200)
+)
+def test_views_of_different_groups_never_go_together(
+    views: list[tuple[int, int]], budget: int
+) -> None:
+    sizes, groups = (np.array(column, np.int64) for column in zip(*[(0, 0), *views], strict=True))
+    batches = microbatches(sizes, budget=budget, groups=groups)
+    assert sorted(int(view) for batch in batches for view in batch) == list(range(len(sizes)))
+    for batch in batches:
+        assert len(set(groups[batch].tolist())) == 1
+        assert len(batch) == 1 or len(batch) * sizes[batch].max() <= budget
+    for group in set(groups.tolist()):
+        order = [sizes[view] for batch in batches for view in batch if groups[view] == group]
+        assert order == sorted(order, reverse=True)

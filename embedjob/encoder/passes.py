@@ -1,0 +1,103 @@
+"""All views of a chunk to their vectors: equal ones once, and what views share once.
+
+Legend: R texts, V views, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from embedjob.encoder.batches import Indices, distinct
+from embedjob.encoder.embeddings import Failures
+from embedjob.encoder.forward import Loaded, ViewForward
+from embedjob.encoder.recovery import Forward, Passage, Vectors, Watch, pass_through
+from embedjob.encoder.trees import TreeForward, worthwhile
+from embedjob.text.views import TokenViews
+
+_EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Asked between micro-batches whether to stop, and told the texts and tokens done so far."""
+
+    stop: Callable[[], bool]
+    tell: Callable[[int, int], None]
+
+
+@dataclass
+class Passed:
+    """The vectors of distinct views, NaN where `failed` says why; `which_RV` is each text's."""
+
+    vectors_VD: Vectors
+    which_RV: Indices
+    budget: int
+    failed: Failures = field(default_factory=dict)
+    stats: dict[str, float] = field(default_factory=dict)
+
+    def take(self, passage: Passage, units: Indices) -> None:
+        """Adds what came of units [N, V], each some of the distinct views."""
+        self.vectors_VD[units] = passage.vectors_VD.reshape(*units.shape, -1)
+        for unit, reason in passage.failed.items():
+            self.failed.update(dict.fromkeys(units[unit].tolist(), reason))
+        self.budget = passage.budget
+        self.stats["forward_tokens"] += passage.tokens
+        self.stats["padded_tokens"] += passage.padded_tokens
+        self.stats["microbatches"] += passage.microbatches
+
+
+def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) -> Passed:
+    """The vectors of all views that have a span, and why some have none."""
+    firsts, which = distinct(views)
+    which_RV = which.reshape(views.texts, views.views_per_text)
+    full = views.span[firsts, 0] < views.span[firsts, 1]
+    texts = _unlike(which_RV, np.flatnonzero(worthwhile(views, loaded)))
+    alone = np.setdiff1d(np.flatnonzero(full), which_RV[texts])
+    width, run_before = loaded.prefixes.backbone.width, loaded.prefixes.tokens_run
+    passed = Passed(np.full((len(firsts), width), np.nan, np.float32), which_RV, budget)
+    passed.failed.update(dict.fromkeys(np.flatnonzero(~full).tolist(), _EMPTY_SPAN))
+    passed.stats = {"forward_tokens": 0, "padded_tokens": 0, "microbatches": 0}
+    lengths = views.lengths[firsts]
+    progress = _Progress(np.bincount(which, minlength=len(firsts)), lengths, views.views_per_text)
+    ways: list[tuple[Forward, Indices]] = [
+        (TreeForward(views, texts, loaded), which_RV[texts]),
+        (ViewForward(views, firsts[alone], loaded), alone[:, None]),
+    ]
+    for forward, units in ways:
+        watch = Watch(caller.stop, progress.of(units, caller.tell))
+        if len(units):
+            passed.take(pass_through(forward, budget=passed.budget, watch=watch), units)
+    prefix_tokens = loaded.prefixes.tokens_run - run_before
+    passed.stats["forward_tokens"] += prefix_tokens
+    passed.stats["padded_tokens"] += prefix_tokens
+    saved = int(lengths[full].sum()) - passed.stats["forward_tokens"]
+    passed.stats.update(prefix_tokens_saved=saved, distinct_views=int(full.sum()))
+    return passed
+
+
+def _unlike(which_RV: Indices, texts: Indices) -> Indices:
+    """Of these texts, one of each kind."""
+    return texts[np.unique(which_RV[texts], axis=0, return_index=True)[1]]
+
+
+@dataclass
+class _Progress:
+    """Texts and tokens done so far; a view that stands for several equal ones counts so."""
+
+    counts: Indices
+    lengths: Indices
+    per_text: int
+    views: int = 0
+    tokens: int = 0
+
+    def of(self, units: Indices, tell: Callable[[int, int], None]) -> Callable[[Indices], None]:
+        """What tells the progress when units of views have passed."""
+
+        def on_units(passed: Indices) -> None:
+            views = units[passed]
+            self.views += int(self.counts[views].sum())
+            self.tokens += int((self.counts * self.lengths)[views].sum())
+            tell(self.views // self.per_text, self.tokens)
+
+        return on_units

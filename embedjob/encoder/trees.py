@@ -1,0 +1,99 @@
+"""Text first: the views of a text that begin alike go through the model as one, a text with tails.
+
+Every tail sees the text and itself, at the positions that it has in its own view. That tokens meet
+in the attention alone, and by their positions, is what `Prefixes` has seen when it serves.
+
+Legend: R texts, V views, T tokens, D width.
+"""
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from embedjob.encoder.batches import Indices, plant
+from embedjob.encoder.forward import Loaded, ViewForward
+from embedjob.encoder.prefixes import FEWEST_TOKENS
+from embedjob.encoder.recovery import Vectors
+from embedjob.text.views import TokenViews
+from embedjob.vectors.pooling import POOLINGS
+
+# Tails look at each other in vain: past so many tokens that costs more than the text saves.
+_MOST_TAIL_TOKENS = 512
+_WORTH = 0.9
+
+
+class TreeForward:
+    """The way of whole texts to the vectors of their views: one after the other, V x D wide."""
+
+    def __init__(self, views: TokenViews, texts: Indices, loaded: Loaded) -> None:
+        """Runs nothing yet."""
+        self._views = views
+        self._texts = texts
+        self._prefixes, self._recipe, self._side = loaded
+        self._whole = ViewForward(views, np.arange(len(views.prefix)), loaded)
+
+    @property
+    def width(self) -> int:
+        """The length of the vectors of one text."""
+        return self._views.views_per_text * self._whole.width
+
+    @cached_property
+    def groups(self) -> Indices:
+        """Per text, the prefix that is run once for its group, or -1 if the text runs it itself."""
+        prefix = self._views.prefix[self._texts * self._views.views_per_text].astype(np.int64)
+        long = np.array([*(len(p) >= FEWEST_TOKENS for p in self._views.prefixes), False])
+        return np.where(long[prefix], prefix, -1)
+
+    @cached_property
+    def lengths(self) -> Indices:
+        """Tokens that each text runs itself, with all its tails."""
+        return tree_lengths(self._views)[self._texts] - np.where(
+            self.groups >= 0,
+            self._views.prefix_lengths[self._texts * self._views.views_per_text],
+            0,
+        )
+
+    def __call__(self, which: Indices) -> Vectors:
+        """The vectors [R, V x D] of these texts, all of one group."""
+        group = int(self.groups[which[0]])
+        grove = plant(self._views, self._texts[which], whole=group < 0)
+        prefix = self._views.prefixes[group] if group >= 0 else None
+        hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=self._recipe.layer)
+        pool = POOLINGS[self._recipe.pooling]
+        spans = grove.span_RVT.to(hidden_RTD.device).unbind(dim=1)
+        vectors_RVD = torch.stack([pool(hidden_RTD, span_RT) for span_RT in spans], dim=1)
+        return vectors_RVD.flatten(1).float().cpu().numpy()
+
+    def precisely(self, view: int) -> Vectors:
+        """The vectors [1, V x D] of one text, each view whole and in float32."""
+        first = int(self._texts[view]) * self._views.views_per_text
+        each = range(first, first + self._views.views_per_text)
+        return np.concatenate([self._whole.precisely(one) for one in each], axis=1)
+
+
+def tree_lengths(views: TokenViews) -> Indices:
+    """Tokens of each text [R] when what its views share is there once."""
+    own = np.diff(views.offsets).reshape(-1, views.views_per_text).sum(axis=1)
+    total: Indices = own + views.prefix_lengths[:: views.views_per_text]
+    return total
+
+
+def worthwhile(views: TokenViews, loaded: Loaded) -> npt.NDArray[np.bool_]:
+    """The texts [R] that are better run as trees than view by view, and can be."""
+    lengths_RV = views.lengths.reshape(-1, views.views_per_text)
+    prefix = views.prefix_lengths[:: views.views_per_text]
+    if loaded.side == "left" or not views.common.any():
+        return np.zeros(len(lengths_RV), np.bool_)
+    if not loaded.prefixes.serve(FEWEST_TOKENS, int(lengths_RV.max())):
+        return np.zeros(len(lengths_RV), np.bool_)
+    saved = np.where(prefix >= FEWEST_TOKENS, prefix, 0)
+    view_by_view = (lengths_RV - saved[:, None]).sum(axis=1)
+    trees = tree_lengths(views) - saved
+    tails = trees - views.common
+    spans = views.span.reshape(-1, views.views_per_text, 2)
+    full = (spans[..., 0] < spans[..., 1]).all(axis=1)
+    worth = (trees <= _WORTH * view_by_view) & (tails <= _MOST_TAIL_TOKENS)
+    chosen: npt.NDArray[np.bool_] = (views.common > 0) & full & worth
+    return chosen
