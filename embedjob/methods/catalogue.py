@@ -20,13 +20,16 @@ class Citation(Section):
 
 
 class MethodFile(Section):
-    """One recipe of the literature: what it is, and the knobs that make it."""
+    """One recipe of the literature: what it is, and the knobs that make it.
+
+    `licence` is of the default model's weights; `model` is null where none were published.
+    """
 
     summary: str
     citation: Citation
     good_for: str
     licence: str
-    model: str
+    model: str | None
     forward_tokens: str
     encoder: dict[str, Any]
     roles: dict[Role, dict[str, Any]] | None = None
@@ -54,5 +57,5 @@ def read_method(method: str) -> MethodFile:
         forbidden = sorted({"method", "role"} & values.keys())
         if forbidden:
             raise ConfigError(f"{path}: a method cannot set {', '.join(forbidden)}; remove it")
-        recipe_from({"model": found.model, **found.encoder, **values}, {})
+        recipe_from({"model": found.model or "-", **found.encoder, **values}, {})
     return found

@@ -175,11 +175,10 @@ def _demonstration(one: Demonstration, recipe: Recipe) -> str:
 
 
 def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None:
-    rule, _ = span_rule(recipe)
-    reads_pool = rule == "pooled" and not isinstance(recipe.span, SpanTag)
-    if any(segment.pooled for segment in template) and not reads_pool:
+    """Any span but the default one was chosen over the marks by somebody."""
+    if span_rule(recipe)[0] == "all" and any(segment.pooled for segment in template):
         raise ConfigError(
-            f"encoder.span: got {rule!r}, but a segment has pool: true, which only span: pooled"
+            "encoder.span: got 'all', but a segment has pool: true, which only span: pooled"
             " reads; set span: pooled, or leave pool out"
         )
 

@@ -106,7 +106,7 @@ def test_a_malformed_method_is_refused(tmp_path: Path, change: dict[str, Any], s
 
 
 def test_an_unknown_method_is_refused_with_the_names_of_all() -> None:
-    with pytest.raises(ConfigError, match=r"got 'prompteoll', allowed are mean, prompteol"):
+    with pytest.raises(ConfigError, match=r"got 'prompteoll', allowed are autoregembed, bert_cls"):
         read_method("prompteoll")
 
 

@@ -75,7 +75,7 @@ def test_demonstrations_go_into_strings_too() -> None:
         ([{"text": {"max_tokens": 9}}], {}, "join: separate only"),
         ([{"text": {"after": "x"}}], {}, "after is not of a text segment"),
         ([POOLED], {}, "span: pooled reads"),
-        ([POOLED], {"span": {"tag": "a"}}, "span: pooled reads"),
+        ([POOLED], {"span": {"tag": "a"}}, "has tag: a"),
         ([TEXT], {"span": "pooled"}, "no segment of a template has pool: true"),
         (["{text}"], {"span": "pooled"}, "templates"),
         ([TEXT], {"span": {"tag": "a"}}, "has tag: a"),
