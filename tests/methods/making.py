@@ -1,7 +1,7 @@
 """Every method on a tiny untrained model of its architecture, with a tokenizer of its family."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -82,6 +82,10 @@ class Setting:
             "output": {"path": "out"},
         }
         return resolve(Draft((Layer("job", job),)), {}).recipes[self.role]
+
+    def with_knobs(self, **more: Any) -> "Setting":
+        """The same method with these knobs over its own."""
+        return replace(self, knobs={**self.knobs, **more})
 
     def tokenizer(self) -> Tokenizer:
         """A fresh tokenizer; one that `ends` puts its EOS last by itself."""
