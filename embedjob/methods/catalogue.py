@@ -57,5 +57,8 @@ def read_method(method: str) -> MethodFile:
         forbidden = sorted({"method", "role"} & values.keys())
         if forbidden:
             raise ConfigError(f"{path}: a method cannot set {', '.join(forbidden)}; remove it")
-        recipe_from({"model": found.model or "-", **found.encoder, **values}, {})
+        try:
+            recipe_from({"model": found.model or "-", **found.encoder, **values}, {})
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     return found
