@@ -3,10 +3,14 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from embedjob.segments import Demonstration, Section, Segment
 
 Role = Literal["query", "document", "symmetric"]
-SpanRule = Literal["all", "text", "last_text", "last_token", "first_token", "tail"]
+SpanRule = Literal[
+    "all", "text", "last_text", "from_text", "last_token", "first_token", "tail", "pooled"
+]
 Pooling = Literal["mean", "weighted_mean", "max", "latent_attention"]
 Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat", "keep"]
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
@@ -14,22 +18,11 @@ Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
-OUTPUT_COLUMNS = frozenset(
-    [
-        "row",
-        "shard",
-        "id",
-        "embedding",
-        "text_hash",
-        "tokens",
-        "truncated",
-        "part",
-        "char_start",
-        "char_stop",
-        "sparse_indices",
-        "sparse_values",
-    ]
-)
+_OUTPUT_COLUMNS_WORDS = """
+row shard id embedding text_hash tokens truncated part char_start char_stop sparse_indices
+sparse_values
+"""
+OUTPUT_COLUMNS = frozenset(_OUTPUT_COLUMNS_WORDS.split())
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 # What the config can say and no engine does yet: refused, never accepted and ignored.
@@ -39,13 +32,7 @@ _NOT_YET: dict[str, frozenset[Any]] = {
     "vector_dtype": frozenset({"int8", "uint8", "binary", "ubinary"}),
     "long_text": frozenset({"chunk_mean", "late_chunk"}),
 }
-_EMPTY_UNTIL_BUILT = ("adapters", "demonstrations", "interventions", "heads")
-
-
-class Section(BaseModel):
-    """One frozen, strict part of the config; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+_EMPTY_UNTIL_BUILT = ("adapters", "interventions", "heads")
 
 
 class Input(Section):
@@ -61,25 +48,45 @@ class Input(Section):
 
 
 class SpecialTokens(Section):
-    """Which tokens frame a view; EOS is appended by id, after truncation."""
+    """Which tokens frame a view; EOS is appended by id, after truncation.
 
-    bos: Literal["auto", "none"] = "auto"
+    `bos: literal` is none from the tokenizer, and requires that every template begins with one.
+    """
+
+    bos: Literal["auto", "none", "literal"] = "auto"
     eos: Literal["none", "append"] = "none"
     eos_id: int | None = None
     add: tuple[str, ...] = ()
 
 
 class WeightedTemplate(Section):
-    """A template and its weight under `aggregation: weighted`."""
+    """A template, its weight under `aggregation: weighted`, and how its segments are joined.
 
-    template: str
+    Joint segments are tokenized as one string; separate ones each alone, their ids joined.
+    """
+
+    template: str | tuple[Segment, ...]
     weight: float = 1.0
+    join: Literal["joint", "separate"] = "joint"
+
+    @model_validator(mode="after")
+    def _has_what_it_joins(self) -> "WeightedTemplate":
+        if self.join == "separate" and isinstance(self.template, str):
+            raise ValueError("join: separate is of a list of segments; got a string")
+        return self
 
 
 class SpanOffset(Section):
     """A span rule whose first token is moved by `offset`."""
 
     rule: SpanRule
+    offset: int = 0
+
+
+class SpanTag(Section):
+    """The segments of a tag, their first token moved by `offset`."""
+
+    tag: str
     offset: int = 0
 
 
@@ -114,13 +121,14 @@ class Recipe(Section):
     method: str | None = None
     role: Role = "document"
     instruction: str | None = None
-    demonstrations: tuple[Any, ...] = ()
-    prepare: Literal["none", "eol"] = "none"
-    templates: tuple[str | WeightedTemplate | tuple[Any, ...], ...] = ("{text}",)
+    demonstrations: tuple[str | Demonstration, ...] = ()
+    demonstration: str | None = None
+    prepare: Literal["none", "eol", "fullstop", "strip"] = "none"
+    templates: tuple[str | WeightedTemplate | tuple[Segment, ...], ...] = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"
     layer: int | tuple[int, ...] = -1
-    span: SpanRule | SpanOffset = "all"
+    span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling = "mean"
     aggregation: Aggregation = "mean"
     interventions: tuple[Any, ...] = ()
@@ -140,8 +148,6 @@ class Recipe(Section):
         for key in _EMPTY_UNTIL_BUILT:
             if getattr(self, key):
                 raise ValueError(f"{key} is not available in this version; leave it empty")
-        if any(isinstance(template, tuple) for template in self.templates):
-            raise ValueError("templates: segment lists are not available in this version")
         if any(isinstance(step, Fitted) for step in self.finish):
             raise ValueError("finish: fitted steps are not available in this version")
         return self

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from embedjob.config import Job, Recipe, Section
+from embedjob.config import Job, Recipe
 from embedjob.errors import ConfigError
+from embedjob.segments import Section
 
 DEFAULT = "library default"
 _PATHS = ("input.path", "output.path", "output.reuse_from", "encoder.model", "encoder.adapters")

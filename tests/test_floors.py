@@ -38,6 +38,7 @@ FLOORS = {
 # What shares a room with the file it serves.
 SHARED_ROOMS = {
     "jobfile": "config",
+    "segments": "config",
     "backends": "storage",
     "patterns": "storage",
     "__main__": "cli",

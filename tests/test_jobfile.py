@@ -47,7 +47,7 @@ def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
         ("encoder.vector_dtype=int8", "int8 is not available in this version"),
         ("encoder.aggregation=keep", "keep is not available in this version"),
         ("output.reuse_from=[s3://other/]", "output.reuse_from: not available in this version"),
-        ("encoder.templates=[[{text: {}}]]", "segment lists are not available in this version"),
+        ("encoder.templates=[[{text: {}, literal: x}]]", "a segment is one of literal, special"),
         ("generate.model=x", "generate: not available in this version"),
         ("input.path=12", "input.path: got 12"),
     ],

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from embedjob.encoder.facts import ModelFacts, config_of, facts_of
 from embedjob.encoder.source import read_json, transformer_directory
-from embedjob.encoder.tokenizer import lowercases
+from embedjob.encoder.tokenizer import lowercases, read_tokenizer
 from embedjob.errors import ModelError
 
 _DEFAULT_MAX_TOKENS = 512
@@ -25,6 +27,7 @@ _OLD_POOLINGS: Mapping[str, str] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_FIRST_WORDS = ("a", "the", "The", "of", "for", "it", "7")
 _ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
@@ -45,11 +48,14 @@ def folder_layer(directory: Path) -> dict[str, Any]:
     if settings.get("similarity_fn_name"):
         encoder["similarity"] = settings["similarity_fn_name"]
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
-    if prompts:
-        _require_prompts_are_pooled(modules, directory)
+    if prompts and not _pools_prompts(modules, directory):
+        pooled = _without_prompt(encoder, list(prompts.values()), directory)
+    else:
+        pooled = {}
+    roles = _roles(prompts, pooled)
     if default := prompts.get(settings.get("default_prompt_name")):
-        encoder["templates"] = [_template(default)]
-    return {"encoder": encoder, "roles": _roles(prompts)}
+        encoder |= {"templates": [_template(default)], **pooled}
+    return {"encoder": encoder, "roles": roles}
 
 
 def _module(module: Mapping[str, Any], directory: Path) -> dict[str, Any]:
@@ -116,22 +122,53 @@ def _max_tokens(directory: Path, known: ModelFacts) -> dict[str, Any]:
     return {"max_tokens": min(limits)} if limits and min(limits) < 10**9 else {}
 
 
-def _require_prompts_are_pooled(modules: list[Mapping[str, Any]], directory: Path) -> None:
-    for module in modules:
-        config = read_json(directory / str(module.get("path", "")) / "config.json") or {}
-        if config.get("include_prompt") is False:
+def _pools_prompts(modules: list[Mapping[str, Any]], directory: Path) -> bool:
+    configs = [
+        read_json(directory / str(module.get("path", "")) / "config.json") for module in modules
+    ]
+    return all((config or {}).get("include_prompt") is not False for config in configs)
+
+
+def _without_prompt(
+    encoder: Mapping[str, Any], prompts: list[str], directory: Path
+) -> dict[str, Any]:
+    """The keys of texts that have a prompt, where it is read and not pooled."""
+    how = (encoder.get("span"), encoder.get("pooling"))
+    if how == ("last_token", "mean"):
+        return {}
+    # Weights are counted from the view's first token there, and [CLS] is left out with the prompt.
+    if how not in (("all", "mean"), ("all", "max")):
+        raise ModelError(
+            f"{directory}: pooling that leaves the prompt out (include_prompt: false) is available"
+            " for mean, max and lasttoken only"
+        )
+    tokenizer = read_tokenizer(directory)
+    for prompt in prompts:
+        if not _ends_a_token(tokenizer, prompt):
             raise ModelError(
-                f"{directory}: pooling that leaves the prompt out (include_prompt: false) is not"
-                " available in this version"
+                f"{directory}: the prompt {prompt!r} is to be left out of pooling, but its last"
+                " token merges with the text's first in this tokenizer, which is not available in"
+                " this version"
             )
+    return {"span": "from_text"}
 
 
-def _roles(prompts: Mapping[str, str]) -> dict[str, Any]:
+def _ends_a_token(tokenizer: Tokenizer, prompt: str) -> bool:
+    """Whether a prompt has as many tokens alone, but for closing ones, as stand before a text."""
+    alone = tokenizer.encode(prompt)
+    closing = sum(alone.special_tokens_mask[-1:])
+    starts = {tokenizer.encode(prompt + w).char_to_token(len(prompt)) for w in _FIRST_WORDS}
+    return starts == {len(alone.ids) - closing}
+
+
+def _roles(prompts: Mapping[str, str], pooled: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         role: next((prompts[name] for name in names if name in prompts), None)
         for role, names in _ROLE_PROMPTS.items()
     }
-    return {role: {"templates": [_template(text)]} for role, text in found.items() if text}
+    return {
+        role: {"templates": [_template(text)], **pooled} for role, text in found.items() if text
+    }
 
 
 def _template(prompt: str) -> str:

@@ -1,14 +1,53 @@
-"""The methods there are, and what a job makes of one."""
+"""The methods there are, as tables for people and for the docs; what a job makes of one."""
 
 from rich.console import Console
 from rich.table import Table
 
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.source import materialize
-from embedjob.jobfile import DEFAULT, Draft, validate_partial
-from embedjob.methods.catalogue import names, read_method
+from embedjob.jobfile import DEFAULT, Draft, recipe_from, validate_partial
+from embedjob.methods.catalogue import MethodFile, names, read_method
 from embedjob.methods.resolution import default_model, resolve
 from embedjob.survey import source_in
+
+_HEADER = """\
+# Methods
+
+`encoder.method: NAME` in a job file takes one of these recipes; every key of the job file still
+overrides it. `embedjob methods NAME` prints one, `embedjob methods NAME --resolved JOB.yaml` every
+key with who set it. This page is made from the files in `embedjob/methods/` by
+`embedjob.inspect.methods.page`; a test holds it to them.
+
+| Method | Passes | Forward tokens per text | Attention | Default model |
+|---|---|---|---|---|
+"""
+_WRITING = """
+## Writing one
+
+A method is one YAML file; `method: path/to/file.yaml` takes any. A template is a string with one
+`{text}`, and `{instruction}` and `{demonstrations}` if wanted, or a list of segments:
+
+```yaml
+templates:
+  - join: separate                       # beside `template`; joint if left out, or if a bare list
+    template:
+      - {literal: "<s>Instruct:"}        # special tokens in it are parsed, in texts never
+      - {instruction: {after: ","}}      # `after` is of the same piece
+      - {literal: "\\nQuery:"}
+      - {text: {max_tokens: 300}}        # a budget of its own, with join: separate
+      - {literal: "\\nQuery again:"}
+      - {text: {pool: true}}
+      - {special: </s>, pool: true}      # one token, by its name
+span: pooled                             # all segments with pool: true, or {tag: NAME, offset: 0}
+```
+
+Joint segments are tokenized as one string and their tokens found by character offsets; separate
+ones each alone, as some authors do, which gives other ids at the seams. Where a text stands several
+times its copies are cut alike, and `span: text` means the last. `demonstrations` are strings, or
+`{text, answer}` written by the pattern in `demonstration`. Of special tokens, `bos: auto` is what
+the tokenizer adds, `none` nothing, `literal` what every template itself begins with; `eos: append`
+is added by id after the text is cut. Each role (query, document, symmetric) may have other keys.
+"""
 
 
 def show_methods(console: Console) -> None:
@@ -16,21 +55,33 @@ def show_methods(console: Console) -> None:
     table = Table("method", "paper", "forward tokens", "good for", box=None)
     for name in names():
         method = read_method(name)
-        paper = f"{method.citation.authors.split(',')[0]} et al. {method.citation.year}"
-        table.add_row(name, paper, method.forward_tokens, method.good_for)
+        cited = method.citation
+        first, *others = cited.authors.split(",")
+        paper = f"{first}{' et al.' if others else ''} {cited.year}"
+        table.add_row(name, paper, method.forward_tokens, method.good_for.strip())
     console.print(table)
 
 
 def show_method(name: str, console: Console) -> None:
     """Prints what one method is, where it comes from, and its knobs."""
     method = read_method(name)
-    cited = method.citation
-    arxiv = f", arXiv:{cited.arxiv}" if cited.arxiv else ""
+    model = method.model or "none published"
     console.print(f"[bold]{name}[/]: {method.summary.strip()}", highlight=False)
-    console.print(f"{cited.authors}. {cited.title}. {cited.year}{arxiv}", highlight=False)
-    console.print(f"good for: {method.good_for}; default model: {method.model}", highlight=False)
+    console.print(_reference(method), highlight=False)
+    good, licence = method.good_for.strip(), method.licence.strip()
+    console.print(f"good for: {good}; default model: {model} ({licence})", highlight=False)
     for key, value in method.encoder.items():
         console.print(f"  {key}: {value!r}", highlight=False, markup=False)
+    for role, values in (method.roles or {}).items():
+        for key, value in values.items():
+            console.print(f"  {role}: {key}: {value!r}", highlight=False, markup=False)
+
+
+def page() -> str:
+    """The text of docs/methods.md: a table of all methods, and a paragraph on each."""
+    methods = {name: read_method(name) for name in names()}
+    rows = "".join(_row(name, method) for name, method in methods.items())
+    return _HEADER + rows + "".join(_paragraph(n, m) for n, m in methods.items()) + _WRITING
 
 
 def resolved_lines(draft: Draft) -> list[str]:
@@ -47,3 +98,26 @@ def resolved_lines(draft: Draft) -> list[str]:
             origin = resolved.origins.get(f"{section}.{key}", DEFAULT)
             lines.append(f"{section}.{key}: {value}  # {origin}")
     return lines
+
+
+def _row(name: str, method: MethodFile) -> str:
+    recipe = recipe_from({"model": method.model or "-", **method.encoder}, {})
+    attention = recipe.attention if "attention" in method.encoder else "the model's own"
+    model = f"`{method.model}`" if method.model else "yours"
+    passes = len(recipe.templates)
+    return f"| [{name}](#{name}) | {passes} | {method.forward_tokens} | {attention} | {model} |\n"
+
+
+def _paragraph(name: str, method: MethodFile) -> str:
+    roles = ", ".join(method.roles or ())
+    apart = f" Its own keys for: {roles}." if roles else ""
+    return (
+        f"\n### {name}\n\n{method.summary.strip()}{apart} Good for {method.good_for.strip()}."
+        f" Weights: {method.licence.strip()}. {_reference(method)}\n"
+    )
+
+
+def _reference(method: MethodFile) -> str:
+    cited = method.citation
+    arxiv = f", arXiv:{cited.arxiv}" if cited.arxiv else ""
+    return f"{cited.authors.strip()}. {cited.title.strip()}. {cited.year}{arxiv}."

@@ -4,9 +4,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from embedjob.config import Role, Section
+from embedjob.config import Role
 from embedjob.errors import ConfigError
 from embedjob.jobfile import read_yaml, recipe_from, validate
+from embedjob.segments import Section
 
 
 class Citation(Section):
@@ -19,13 +20,16 @@ class Citation(Section):
 
 
 class MethodFile(Section):
-    """One recipe of the literature: what it is, and the knobs that make it."""
+    """One recipe of the literature: what it is, and the knobs that make it.
+
+    `licence` is of the default model's weights; `model` is null where none were published.
+    """
 
     summary: str
     citation: Citation
     good_for: str
     licence: str
-    model: str
+    model: str | None
     forward_tokens: str
     encoder: dict[str, Any]
     roles: dict[Role, dict[str, Any]] | None = None
@@ -53,5 +57,8 @@ def read_method(method: str) -> MethodFile:
         forbidden = sorted({"method", "role"} & values.keys())
         if forbidden:
             raise ConfigError(f"{path}: a method cannot set {', '.join(forbidden)}; remove it")
-        recipe_from({"model": found.model, **found.encoder, **values}, {})
+        try:
+            recipe_from({"model": found.model or "-", **found.encoder, **values}, {})
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     return found

@@ -60,7 +60,13 @@ def default_model(draft: Draft) -> Draft:
     name = draft.get("encoder.method")
     if not name:
         raise ConfigError("encoder.model: is required and was not given; a method would name one")
-    layer = Layer(f"method {name}", {"encoder": {"model": read_method(name).model}})
+    model = read_method(name).model
+    if model is None:
+        raise ConfigError(
+            f"encoder.model: is required, because no weights were published for {name}; give the"
+            " path of a model that was trained for it"
+        )
+    layer = Layer(f"method {name}", {"encoder": {"model": model}})
     return Draft((layer, *draft.layers))
 
 

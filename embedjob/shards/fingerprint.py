@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from embedjob.config import Input, Recipe, SpanOffset, WeightedTemplate
+from embedjob.config import Input, Recipe, SpanOffset, SpanTag, WeightedTemplate
+from embedjob.segments import Segment
 from embedjob.shards.names import digest
 
 SCHEMA_VERSION = 1
@@ -36,7 +37,7 @@ VERSION_1: Mapping[str, Any] = {
     "long_text": "truncate",
     "dtype": "float32",
 }
-LATER: Mapping[str, Any] = {}
+LATER: Mapping[str, Any] = {"demonstration": None}
 
 # The digests carry what a model is, wherever it lies; method and role choose templates before
 # the recipe is resolved; the rest changes how vectors are compared or what may be loaded.
@@ -61,13 +62,12 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     special = knobs.pop("special_tokens")
     if special["eos"] == "none":
         special["eos_id"] = None
+    if special["bos"] == "literal":
+        special["bos"] = "none"
     knobs |= {f"special_tokens.{key}": value for key, value in special.items()}
     knobs["templates"] = _templates(recipe)
-    if "{instruction}" not in canonical(knobs["templates"]):
-        knobs["instruction"] = None
-    if isinstance(recipe.span, SpanOffset):
-        moved = [recipe.span.rule, recipe.span.offset]
-        knobs["span"] = moved if recipe.span.offset else recipe.span.rule
+    knobs |= _unused_slots(knobs, recipe)
+    knobs["span"] = _span(recipe)
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
         knobs["layer"] = recipe.layer[0]
     knobs["finish"] = [
@@ -103,14 +103,50 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
+def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What fills slots that no template has, blanked: queries may have demonstrations alone."""
+    blank: dict[str, Any] = {}
+    templates = canonical(knobs["templates"])
+    if not _has(templates, "demonstrations"):
+        blank |= {"demonstrations": [], "demonstration": None}
+    elif any(not isinstance(one, str) for one in recipe.demonstrations):
+        templates += recipe.demonstration or ""
+    else:
+        blank["demonstration"] = None
+    if not _has(templates, "instruction"):
+        blank["instruction"] = None
+    return blank
+
+
+def _has(templates: str, slot: str) -> bool:
+    return f"{{{slot}}}" in templates or f'"{slot}":' in templates
+
+
+def _span(recipe: Recipe) -> Any:
+    span = recipe.span
+    if isinstance(span, SpanTag):
+        return ["tag", span.tag, span.offset]
+    if isinstance(span, SpanOffset):
+        return [span.rule, span.offset] if span.offset else span.rule
+    return span
+
+
 def _templates(recipe: Recipe) -> list[Any]:
     """Templates with their weights where these count, and without where they do not."""
     split = [
-        (template.template, template.weight)
-        if isinstance(template, WeightedTemplate)
-        else (template, 1.0)
-        for template in recipe.templates
+        (_template(one.template, one.join), one.weight)
+        if isinstance(one, WeightedTemplate)
+        else (_template(one, "joint"), 1.0)
+        for one in recipe.templates
     ]
     if recipe.aggregation == "weighted":
         return [[template, weight] for template, weight in split]
     return [template for template, _ in split]
+
+
+def _template(template: str | tuple[Segment, ...], join: str) -> Any:
+    if isinstance(template, str):
+        return template
+    # Only what is written: a later release may give segments more keys.
+    segments = [one.model_dump(mode="json", exclude_defaults=True) for one in template]
+    return segments if join == "joint" else {join: segments}

@@ -22,19 +22,21 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fitted:
-    """Ids of N views without EOS, the positions [N, 2] of their text, and which were cut."""
+    """Ids of N views without EOS, where [N, 2] text and marked segments are, and which were cut."""
 
     ids: list[list[int]]
     text: Ints
+    marked: Ints
     truncated: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Per template: the most tokens before EOS, and whether anything stands after the text."""
+    """Per template: the most tokens before EOS, what is after the text, how often it stands."""
 
     tokens: Ints
     suffix: npt.NDArray[np.bool_]
+    copies: Ints
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _Round:
     encodings: list[Encoding]
     length: Ints
     text: Ints
+    marked: Ints
     has_offsets: bool
 
 
@@ -81,7 +84,8 @@ class Fitter:
         """
         job = self._job(which, texts)
         count = len(texts)
-        done = Fitted([[]] * count, np.zeros((count, 2), np.int64), np.zeros(count, np.bool_))
+        nowhere = np.zeros((count, 2), np.int64)
+        done = Fitted([[]] * count, nowhere, nowhere.copy(), np.zeros(count, np.bool_))
         todo = np.arange(count)
         # Offsets say where to cut a text that has a suffix; first only where that is likely.
         likely = bool((job.suffix & (job.size > job.limit)).any())
@@ -112,15 +116,15 @@ class Fitter:
         pieces = [job.texts[row][: job.reach[row]] for row in rows]
         encodings = self._encoder.encode(which, pieces, offsets=offsets)
         length = np.fromiter(map(len, encodings), np.int64, len(rows))
+        framed = self._encoder.framed(length)
         return _Round(
             rows=rows,
             which=which,
             pieces=pieces,
             encodings=encodings,
             length=length,
-            text=self._encoder.text_tokens(encodings, which, pieces)
-            if offsets
-            else self._encoder.framed(length),
+            text=self._encoder.text_tokens(encodings, which, pieces) if offsets else framed,
+            marked=self._encoder.marked_tokens(encodings, which, pieces) if offsets else framed,
             has_offsets=offsets,
         )
 
@@ -144,7 +148,9 @@ class Fitter:
         piece = batch.pieces[place]
         ranges = batch.encodings[place].offsets
         first, stop = batch.text[place]
-        kept = int(stop) - (len(ranges) - limit)
+        # What is cut off is cut off each copy of the text.
+        copies = int(self._limits.copies[batch.which[place]])
+        kept = int(stop) - -(-(len(ranges) - limit) // copies)
         if kept <= first:
             return 0
         end = ranges[kept - 1][1] - self._encoder.text_start(batch.which[place], piece)
@@ -163,3 +169,5 @@ class Fitter:
             done.ids[batch.rows[place]] = ids
         stop = np.where(over, limit - closing, batch.text[:, 1])
         done.text[batch.rows[ready]] = np.minimum(batch.text, stop[:, None])[ready]
+        kept = np.minimum(batch.marked, np.where(over, stop, batch.length)[:, None])
+        done.marked[batch.rows[ready]] = kept[ready]

@@ -73,21 +73,46 @@ class PromptEncoder:
             found[row] = self._overlap(encoding, self._prompts[template], text)
         return found
 
+    def marked_tokens(
+        self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
+    ) -> Ints:
+        """Positions [N, 2] of the tokens that overlap each template's marked segments."""
+        found = np.zeros((len(encodings), 2), np.int64)
+        if not any(prompt.marked for prompt in self._prompts):
+            return found
+        for row, (encoding, template, text) in enumerate(zip(encodings, which, texts, strict=True)):
+            prompt = self._prompts[template]
+            if prompt.marked is not None:
+                start, stop = (prompt.at(place, text) for place in prompt.marked)
+                whole = prompt.render(text)
+                found[row] = self._tokens(
+                    encoding, max(start, 0), stop, opens=start <= 0, closes=stop >= len(whole)
+                )
+        return found
+
     def _overlap(self, encoding: Encoding, prompt: Prompt, text: str) -> tuple[int, int]:
         start = prompt.text_start(text)
-        stop = start + len(text)
+        opens = not (prompt.before or prompt.between) or start <= 0
+        return self._tokens(
+            encoding, start, start + len(text), opens=opens, closes=not prompt.after
+        )
+
+    def _tokens(
+        self, encoding: Encoding, start: int, stop: int, *, opens: bool, closes: bool
+    ) -> tuple[int, int]:
+        """The tokens over these characters, which open the prompt, close it, both, or neither."""
         first: int | None = self.frame.before
         last: int | None = len(encoding) - self.frame.after
-        if prompt.before and start > 0:
+        if not opens:
             first = encoding.char_to_token(start)
-        if prompt.after:
+        if not closes:
             last = encoding.char_to_token(stop)
         # No token holds that character, or one holds it and some of the text: count them.
         if first is None:
             first = self._count_before(encoding, start)
-        if last is None or (prompt.after and _first_character(encoding, last) < stop):
+        if last is None or (not closes and _first_character(encoding, last) < stop):
             last = self._count_until(encoding, stop)
-        return first, max(first, last) if text else first
+        return first, max(first, last) if start < stop else first
 
     def framed(self, lengths: Ints) -> Ints:
         """Positions [N, 2] of all tokens but the tokenizer's own special ones."""
@@ -158,7 +183,12 @@ class PromptEncoder:
             return pattern.sub(lambda found: names[found.group()], piece)
 
         return renamed, tuple(
-            replace(prompt, before=rewrite(prompt.before), after=rewrite(prompt.after))
+            replace(
+                prompt,
+                before=rewrite(prompt.before),
+                after=rewrite(prompt.after),
+                between=tuple(map(rewrite, prompt.between)),
+            )
             for prompt in self._prompts
         )
 

@@ -1,92 +1,87 @@
-"""Templates around a text: parsed once, rendered per row."""
+"""Joint templates as the string around a text, and the named cleanings of a text."""
 
 import string
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from embedjob.config import Recipe, WeightedTemplate
-from embedjob.errors import ConfigError
+from embedjob.config import Recipe
+from embedjob.text.pieces import Piece, templates
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a rendered prompt: how many texts, and template characters, stand before it."""
+
+    texts: int
+    characters: int
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One template, its other slots filled: what stands before the text and after it."""
+    """One template, its other slots filled: what stands before the text and after it.
+
+    With several text slots, `between` stands between them, and "the text" is the last of them.
+    """
 
     before: str
     after: str
     weight: float = 1.0
     strip: bool = False
+    between: tuple[str, ...] = ()
+    marked: tuple[Place, Place] | None = None
+
+    @property
+    def copies(self) -> int:
+        """How many text slots there are."""
+        return len(self.between) + 1
+
+    @property
+    def shown(self) -> str:
+        """The template for people, shortened."""
+        whole = "{text}".join([self.before, *self.between, self.after])
+        return repr(whole if len(whole) <= 200 else f"{whole[:100]} ... {whole[-100:]}")
 
     def render(self, text: str) -> str:
-        """The whole prompt with the text in its slot."""
-        whole = self.before + text + self.after
+        """The whole prompt with the text in its slots."""
+        whole = self._whole(text)
         return whole.strip() if self.strip else whole
 
     def text_start(self, text: str) -> int:
         """Where in `render(text)` the text begins; negative if stripping ate into it."""
+        return self.at(Place(len(self.between), len(self.before + "".join(self.between))), text)
+
+    def at(self, place: Place, text: str) -> int:
+        """Where in `render(text)` the place is; negative if stripping ate into it."""
+        found = place.texts * len(text) + place.characters
         if not self.strip:
-            return len(self.before)
-        whole = self.before + text + self.after
-        return len(self.before) - (len(whole) - len(whole.lstrip()))
+            return found
+        whole = self._whole(text)
+        return found - (len(whole) - len(whole.lstrip()))
+
+    def _whole(self, text: str) -> str:
+        return text.join([self.before, *self.between, self.after])
 
 
 def prompts(recipe: Recipe) -> tuple[Prompt, ...]:
-    """The recipe's templates in order, one view each."""
-    return tuple(_prompt(template, recipe) for template in recipe.templates)
+    """The recipe's joint templates in order, one view each."""
+    strip = recipe.prepare == "eol"
+    return tuple(_prompt(one.pieces, one.weight, strip) for one in templates(recipe))
 
 
-def _prompt(template: object, recipe: Recipe) -> Prompt:
-    if isinstance(template, WeightedTemplate):
-        return replace(_prompt(template.template, recipe), weight=template.weight)
-    if not isinstance(template, str):
-        raise ConfigError(
-            f"encoder.templates: got {template!r}; allowed is a string with one {{text}} slot"
-        )
-    before, *after = _fill(template, recipe.instruction)
-    if len(after) != 1:
-        raise ConfigError(
-            f"encoder.templates: {template!r} has {len(after)} {{text}} slots;"
-            " exactly one is allowed (write a literal brace as '{{' or '}}')"
-        )
-    return Prompt(before, after[0], strip=recipe.prepare == "eol")
-
-
-def _fill(template: str, instruction: str | None) -> list[str]:
-    """The template's pieces around its text slots, other slots filled."""
-    pieces = [""]
-    for literal, slot in _slots(template):
-        pieces[-1] += literal
-        if slot == "text":
-            pieces.append("")
-        elif slot == "instruction":
-            if instruction is None:
-                raise ConfigError(
-                    f"encoder.templates: {template!r} has an {{instruction}} slot,"
-                    " but encoder.instruction is not set; set it ('' is allowed)"
-                )
-            pieces[-1] += instruction
-        elif slot is not None:
-            raise ConfigError(
-                f"encoder.templates: {template!r} has an unknown slot {{{slot}}};"
-                " allowed are {text} and {instruction} (a literal brace is '{{' or '}}')"
-            )
-    return pieces
-
-
-def _slots(template: str) -> list[tuple[str, str | None]]:
-    """Each literal with the slot after it, None where the template ends or a brace is literal."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(
-            f"encoder.templates: {template!r} cannot be read ({error});"
-            " a literal brace is written '{{' or '}}'"
-        ) from error
-    found: list[tuple[str, str | None]] = []
-    for literal, name, spec, conversion in parsed:
-        dressed = f"!{conversion}" if conversion else f":{spec}" if spec else ""
-        found.append((literal, None if name is None else name + dressed))
-    return found
+def _prompt(pieces: Sequence[Piece], weight: float, strip: bool) -> Prompt:
+    literals = [""]
+    marks = []
+    for piece in pieces:
+        start = Place(len(literals) - 1, sum(map(len, literals)))
+        if piece.content is None:
+            literals.append("")
+        else:
+            literals[-1] += piece.content
+        if piece.marked:
+            marks += [start, Place(len(literals) - 1, sum(map(len, literals)))]
+    before, *between, after = literals
+    marked = (marks[0], marks[-1]) if marks else None
+    return Prompt(before, after, weight, strip, tuple(between), marked)
 
 
 def prepare(name: str) -> Callable[[str], str]:
@@ -107,4 +102,14 @@ def _eol(text: str) -> str:
     return text[:-1] + "." if text.endswith("?") else text
 
 
-_PREPARATIONS: dict[str, Callable[[str], str]] = {"none": _as_read, "eol": _eol}
+def _fullstop(text: str) -> str:
+    """A full stop after a text that ends in no punctuation; an empty text stays empty."""
+    return text + "." if text and text[-1] not in string.punctuation else text
+
+
+_PREPARATIONS: dict[str, Callable[[str], str]] = {
+    "none": _as_read,
+    "eol": _eol,
+    "fullstop": _fullstop,
+    "strip": str.strip,
+}

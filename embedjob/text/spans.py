@@ -7,21 +7,24 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
-NEED_TEXT = frozenset({"text", "last_text", "tail"})
+NEED_TEXT = frozenset({"text", "last_text", "from_text", "tail", "pooled"})
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where things lie in N views, in token positions without padding.
 
-    `text_start` and `text_stop` bound the tokens that overlap the text; `closing` counts the
-    special tokens at the very end that the tokenizer or the EOS policy put there.
+    `text_start` and `text_stop` bound the tokens that overlap the text, the last one where it
+    stands several times, `marked_start` and `marked_stop` those of the marked segments; `closing`
+    counts the special tokens at the very end that the tokenizer or the EOS policy put there.
     """
 
     length: Ints
     text_start: Ints
     text_stop: Ints
     closing: Ints
+    marked_start: Ints
+    marked_stop: Ints
 
 
 def spans(layout: Layout, *, rule: str, offset: int = 0) -> npt.NDArray[np.int32]:
@@ -49,6 +52,16 @@ def _last_text(layout: Layout) -> tuple[Ints, Ints]:
     return np.maximum(layout.text_start, layout.text_stop - 1), layout.text_stop
 
 
+def _from_text(layout: Layout) -> tuple[Ints, Ints]:
+    """From the text's first token to the very end, closing special tokens included."""
+    return layout.text_start, layout.length
+
+
+def _pooled(layout: Layout) -> tuple[Ints, Ints]:
+    """The tokens that overlap the segments with `pool: true`, or with the span's tag."""
+    return layout.marked_start, layout.marked_stop
+
+
 def _last_token(layout: Layout) -> tuple[Ints, Ints]:
     """The last token, EOS included."""
     return np.maximum(layout.length - 1, 0), layout.length
@@ -70,7 +83,9 @@ SPANS: dict[str, Callable[[Layout], tuple[Ints, Ints]]] = {
     "all": _all,
     "text": _text,
     "last_text": _last_text,
+    "from_text": _from_text,
     "last_token": _last_token,
     "first_token": _first_token,
     "tail": _tail,
+    "pooled": _pooled,
 }

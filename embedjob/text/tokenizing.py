@@ -2,20 +2,49 @@
 
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.config import Recipe, SpanOffset
+from embedjob.config import Recipe
 from embedjob.errors import ConfigError
-from embedjob.text.cutting import Fitted, Fitter, Limits
-from embedjob.text.encoding import PromptEncoder
-from embedjob.text.prompts import Prompt, prepare, prompts
+from embedjob.text.cutting import Fitted
+from embedjob.text.joint import JointFitter
+from embedjob.text.pieces import span_rule, templates
+from embedjob.text.prompts import prepare, prompts
+from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
 
 # Texts that have no token in common, so that what their views share is the template's.
 _PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
+
+
+class Fits(Protocol):
+    """Puts texts into templates; `closing` counts the tokenizer's own tokens at the end."""
+
+    closing: int
+
+    def limit(self, tokens: Ints) -> None:
+        """Cut texts from now on."""
+        ...
+
+    def whole(self, template: int, text: str) -> list[int]:
+        """All ids of a text under a template."""
+        ...
+
+    def shown(self, template: int) -> str:
+        """The template for people."""
+        ...
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as the tokenizer spells them."""
+        ...
+
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """Each text under a template."""
+        ...
 
 
 class ViewTokenizer:
@@ -28,22 +57,17 @@ class ViewTokenizer:
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, *, eos_id: int | None = None) -> None:
         """Refuses a recipe whose templates leave the text no room, or its span no token."""
         tokenizer.add_special_tokens(list(recipe.special_tokens.add))
-        self._prompts = prompts(recipe)
         self._prepare = prepare(recipe.prepare)
         # Else what comes later changes the states of what comes first.
         self._causal = recipe.attention == "causal"
-        self._rule, self._offset = _span_rule(recipe)
-        self._encoder = PromptEncoder(
-            tokenizer, self._prompts, special_tokens=recipe.special_tokens.bos == "auto"
-        )
+        self._rule, self._offset = span_rule(recipe)
+        self._fitter = _fitter(tokenizer, recipe, needs_text=self._rule in NEED_TEXT)
+        self._templates = len(recipe.templates)
+        if recipe.special_tokens.bos == "literal":
+            self._require_literal_bos(tokenizer)
         self._eos = self._closing(recipe, eos_id)
         self._check_room(recipe.max_tokens)
-        limits = Limits(
-            tokens=recipe.max_tokens - np.array([len(eos) for eos in self._eos], np.int64),
-            suffix=np.array([bool(prompt.after) for prompt in self._prompts]),
-        )
-        framed = any(prompt.before or prompt.after for prompt in self._prompts)
-        self._fitter = Fitter(self._encoder, limits, needs_text=framed and self._rule in NEED_TEXT)
+        self._fitter.limit(recipe.max_tokens - np.array([len(eos) for eos in self._eos], np.int64))
         self.prefixes = self._shared_prefixes()
 
     def views(self, texts: Sequence[str]) -> TokenViews:
@@ -52,10 +76,10 @@ class ViewTokenizer:
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The ids as the tokenizer spells them, for people."""
-        return self._encoder.tokens(ids)
+        return self._fitter.tokens(ids)
 
     def _views(self, texts: Sequence[str], prefixes: Sequence[Sequence[int]]) -> TokenViews:
-        per_text = len(self._prompts)
+        per_text = self._templates
         which = list(range(per_text)) * len(texts)
         cleaned = [self._prepare(text) for text in texts]
         fitted = self._fitter.fit(which, [text for text in cleaned for _ in range(per_text)])
@@ -74,17 +98,26 @@ class ViewTokenizer:
             length=np.fromiter(map(len, fitted.ids), np.int64, len(which)) + eos,
             text_start=fitted.text[:, 0],
             text_stop=fitted.text[:, 1],
-            closing=eos + self._encoder.frame.after,
+            closing=eos + self._fitter.closing,
+            marked_start=fitted.marked[:, 0],
+            marked_stop=fitted.marked[:, 1],
         )
 
-    def _template_ids(self, prompt: int, text: str) -> list[int]:
-        return self._encoder.encode([prompt], [text], offsets=False)[0].ids
+    def _require_literal_bos(self, tokenizer: Tokenizer) -> None:
+        specials = {i for i, one in tokenizer.get_added_tokens_decoder().items() if one.special}
+        for number in range(self._templates):
+            if not specials.intersection(self._fitter.whole(number, _PROBES[0])[:1]):
+                raise ConfigError(
+                    "encoder.special_tokens.bos: got literal, but the template"
+                    f" {self._fitter.shown(number)} begins with no special token of this"
+                    " tokenizer; write it there, or set bos: auto"
+                )
 
     def _closing(self, recipe: Recipe, eos_id: int | None) -> tuple[tuple[int, ...], ...]:
         """Per template, the EOS that is appended: none where one is last already."""
         specials = recipe.special_tokens
         if specials.eos == "none":
-            return ((),) * len(self._prompts)
+            return ((),) * self._templates
         eos = eos_id if specials.eos_id is None else specials.eos_id
         if eos is None:
             raise ConfigError(
@@ -92,32 +125,33 @@ class ViewTokenizer:
                 " set encoder.special_tokens.eos_id, or eos: none"
             )
         return tuple(
-            () if self._template_ids(prompt, _PROBES[0])[-1:] == [eos] else (eos,)
-            for prompt in range(len(self._prompts))
+            () if self._fitter.whole(number, _PROBES[0])[-1:] == [eos] else (eos,)
+            for number in range(self._templates)
         )
 
     def _check_room(self, max_tokens: int) -> None:
-        for number, prompt in enumerate(self._prompts):
-            empty = len(self._template_ids(number, ""))
-            filled = min(len(self._template_ids(number, probe)) for probe in _PROBES)
+        for number in range(self._templates):
+            empty = len(self._fitter.whole(number, ""))
+            filled = min(len(self._fitter.whole(number, probe)) for probe in _PROBES)
             needed = max(empty, filled) + len(self._eos[number])
             if needed > max_tokens:
                 raise ConfigError(
-                    f"encoder.max_tokens: got {max_tokens}, but the template {_shown(prompt)}"
-                    f" with special tokens and one token of text needs {needed};"
+                    f"encoder.max_tokens: got {max_tokens}, but the template"
+                    f" {self._fitter.shown(number)} with special tokens and one token of text"
+                    f" needs {needed};"
                     f" set it to {needed} or more, or shorten the template"
                 )
 
     def _shared_prefixes(self) -> tuple[tuple[int, ...], ...]:
         """Per template, the ids that all its views begin with and no span can hold."""
-        nothing: tuple[tuple[int, ...], ...] = ((),) * len(self._prompts)
+        nothing: tuple[tuple[int, ...], ...] = ((),) * self._templates
         probes = self._views(_PROBES, nothing)
         self._check_span(probes)
         if not self._causal:
             return nothing
         found = []
-        for number in range(len(self._prompts)):
-            mine = range(number, len(probes.prefix), len(self._prompts))
+        for number in range(self._templates):
+            mine = range(number, len(probes.prefix), self._templates)
             rows = [probes.full_ids(view).tolist() for view in mine]
             most = min([int(probes.span[mine, 0].min()), *(len(row) - 1 for row in rows)])
             columns = zip(*(row[:most] for row in rows), strict=True)
@@ -126,20 +160,22 @@ class ViewTokenizer:
         return tuple(found)
 
     def _check_span(self, probes: TokenViews) -> None:
-        empty = (probes.span[:, 0] == probes.span[:, 1]).reshape(-1, len(self._prompts))
-        for number, prompt in enumerate(self._prompts):
+        empty = (probes.span[:, 0] == probes.span[:, 1]).reshape(-1, self._templates)
+        for number in range(self._templates):
             if empty[:, number].all():
                 raise ConfigError(
                     f"encoder.span: {self._rule!r} with offset {self._offset} holds no token"
-                    f" under the template {_shown(prompt)}; choose another span or template"
+                    f" under the template {self._fitter.shown(number)}; choose another span or"
+                    " template"
                 )
 
 
-def _span_rule(recipe: Recipe) -> tuple[str, int]:
-    span = recipe.span
-    return (span.rule, span.offset) if isinstance(span, SpanOffset) else (span, 0)
-
-
-def _shown(prompt: Prompt) -> str:
-    whole = prompt.before + "{text}" + prompt.after
-    return repr(whole if len(whole) <= 200 else f"{whole[:100]} ... {whole[-100:]}")
+def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, needs_text: bool) -> Fits:
+    """What puts texts into the recipe's templates: as one string, or piece by piece."""
+    adds = recipe.special_tokens.bos == "auto"
+    found = templates(recipe)
+    for piece in (piece for one in found for piece in one.pieces if piece.special):
+        special_id(tokenizer, str(piece.content))
+    if found[0].joint:
+        return JointFitter(tokenizer, prompts(recipe), special_tokens=adds, needs_text=needs_text)
+    return PieceFitter(tokenizer, found, special_tokens=adds)

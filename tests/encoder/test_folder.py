@@ -113,12 +113,34 @@ def test_what_no_engine_does_yet_is_refused(
         folder_layer(folder)
 
 
-def test_a_pooling_that_leaves_prompts_out_is_refused_if_there_are_any(tmp_path: Path) -> None:
-    pooling = {"pooling_mode": "mean", "include_prompt": False}
-    folder = layout(tmp_path / "model", "bert", pooling)
-    assert folder_layer(folder)["encoder"]["span"] == "all"
-    write(folder / "config_sentence_transformers.json", {"prompts": {"query": "q: "}})
-    with pytest.raises(ModelError, match="include_prompt"):
+@pytest.mark.parametrize("mode", ["mean", "max", "lasttoken"])
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_a_prompt_may_be_read_and_not_pooled(mode: str, name: str, tmp_path: Path) -> None:
+    theirs = pytest.importorskip("sentence_transformers").SentenceTransformer
+    pooling = {"pooling_mode": mode, "include_prompt": False}
+    folder = layout(tmp_path / "model", name, pooling)
+    write(folder / "config_sentence_transformers.json", {"prompts": {"query": "find it:"}})
+    model, texts = theirs(str(folder), device="cpu"), [" The fox", " a b c " * 20, " Zürich"]
+    assert agree(encoder(folder, "query").encode(texts), model.encode(texts, prompt_name="query"))
+    assert agree(encoder(folder).encode(texts), model.encode(texts))
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "prompt", "message"),
+    [
+        ("cls", "bert", "find: ", "mean, max and lasttoken only"),
+        ("weightedmean", "bert", "find: ", "mean, max and lasttoken only"),
+        ("mean", "qwen3", "find: ", "merges with the text's first"),
+    ],
+)
+def test_a_prompt_that_cannot_be_left_out_as_they_do_is_refused(
+    mode: str, name: str, prompt: str, message: str, tmp_path: Path
+) -> None:
+    pooling = {"pooling_mode": mode, "include_prompt": False}
+    folder = layout(tmp_path / "model", name, pooling)
+    assert folder_layer(folder)["encoder"]["pooling"] in ("mean", "weighted_mean")
+    write(folder / "config_sentence_transformers.json", {"prompts": {"query": prompt}})
+    with pytest.raises(ModelError, match=message):
         folder_layer(folder)
 
 

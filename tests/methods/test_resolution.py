@@ -92,7 +92,7 @@ def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> No
     ("change", "said"),
     [
         ({"encoder": {"poolin": "mean"}}, "unknown key poolin"),
-        ({"encoder": {"pooling": "meen"}}, "meen"),
+        ({"encoder": {"pooling": "meen"}}, r"method\.yaml: encoder\.pooling: got .*meen"),
         ({"roles": {"quary": {}}}, "roles"),
         ({"roles": {"query": {"span": "nothing"}}}, "nothing"),
         ({"citation": {"authors": "A"}}, "citation.title: is required"),
@@ -105,8 +105,15 @@ def test_a_malformed_method_is_refused(tmp_path: Path, change: dict[str, Any], s
         resolve(draft(tmp_path, encoder={"model": "m"}, method={**METHOD, **change}), {})
 
 
+def test_a_method_without_published_weights_asks_for_a_model() -> None:
+    layer = Layer("job", {"encoder": {"method": "autoregembed"}})
+    with pytest.raises(ConfigError, match=r"encoder\.model: .* no weights were published"):
+        default_model(Draft((layer,)))
+    assert read_method("autoregembed").model is None
+
+
 def test_an_unknown_method_is_refused_with_the_names_of_all() -> None:
-    with pytest.raises(ConfigError, match=r"got 'prompteoll', allowed are mean, prompteol"):
+    with pytest.raises(ConfigError, match=r"got 'prompteoll', allowed are autoregembed, bert_cls"):
         read_method("prompteoll")
 
 

@@ -14,12 +14,13 @@ from embedjob.config import (
     Normalize,
     Output,
     Recipe,
-    Section,
     SpanOffset,
+    SpanTag,
     SpecialTokens,
     Truncate,
     WeightedTemplate,
 )
+from embedjob.segments import Demonstration, Section, Segment, Slot
 from embedjob.shards.fingerprint import (
     LATER,
     NOT_HASHED,
@@ -53,7 +54,6 @@ CHANGES: dict[str, Any] = {
     "input.on_bad_row": "null",
     "encoder.adapters": ("a",),
     "encoder.instruction": "Summarize",
-    "encoder.demonstrations": ("a",),
     "encoder.prepare": "eol",
     "encoder.templates": ("{text}!", "{text}"),
     "encoder.special_tokens.bos": "none",
@@ -96,6 +96,8 @@ KEEPS: dict[str, Any] = {
     "run.wait_for_resources": "1m",
     "run.stall_seconds": 1,
 }
+# They decide vectors if a template has a slot for them, and are decided in a test of their own.
+SLOTTED = {"encoder.demonstrations", "encoder.demonstration"}
 # Keys that can only be null in this release.
 ALWAYS_NULL = {"generate", "fit"}
 
@@ -121,7 +123,7 @@ def _version(job: Job, etag: str = "e") -> str:
 
 
 def test_every_key_is_decided() -> None:
-    assert sorted([*CHANGES, *KEEPS, *ALWAYS_NULL]) == sorted(_leaves(Job))
+    assert sorted([*CHANGES, *KEEPS, *SLOTTED, *ALWAYS_NULL]) == sorted(_leaves(Job))
     assert all(get_args(Job.model_fields[key].annotation) == () for key in ALWAYS_NULL)
 
 
@@ -159,6 +161,9 @@ def _recipe(**knobs: Any) -> Recipe:
     return Recipe(**{"model": "m", "dtype": "float32", **knobs})
 
 
+SEGMENTS = (Segment(literal="x"), Segment(text=Slot(pool=True)))
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -167,6 +172,23 @@ def _recipe(**knobs: Any) -> Recipe:
         ({"instruction": "unused"}, {}),
         ({"special_tokens": SpecialTokens(eos_id=7)}, {}),
         ({"templates": (WeightedTemplate(template="{text}", weight=3.0),)}, {}),
+        (
+            {"special_tokens": SpecialTokens(bos="literal")},
+            {"special_tokens": SpecialTokens(bos="none")},
+        ),
+        ({"demonstrations": ("unused",), "demonstration": "{text}"}, {}),
+        (
+            {"templates": ("{demonstrations}{text}",), "demonstrations": ("x",)},
+            {
+                "templates": ("{demonstrations}{text}",),
+                "demonstrations": ("x",),
+                "demonstration": "unused",
+            },
+        ),
+        (
+            {"templates": (WeightedTemplate(template=SEGMENTS),)},
+            {"templates": (SEGMENTS,)},
+        ),
     ],
 )
 def test_two_spellings_of_one_meaning_are_one(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -181,8 +203,27 @@ def test_what_looks_alike_and_is_not() -> None:
         for weight in (1.0, 2.0)
     ]
     moved = [_recipe(span=SpanOffset(rule="text", offset=offset)) for offset in (0, 1, 2)]
-    found = {fingerprint(recipe, DIGESTS) for recipe in (*weighted, *moved)}
-    assert len(found) == 5
+    segments = [
+        _recipe(templates=(WeightedTemplate(template=template, join=join),))
+        for template in (SEGMENTS, (Segment(literal="x"), Segment(text=Slot())))
+        for join in ("joint", "separate")
+    ]
+    tagged = [
+        _recipe(span=SpanTag(tag=tag, offset=at)) for tag, at in (("a", 0), ("b", 0), ("a", 1))
+    ]
+    slots = ("{demonstrations}{text}",)
+    shown = [
+        _recipe(templates=slots, demonstrations=given, demonstration=pattern)
+        for given, pattern in [
+            ((), None),
+            (("a",), None),
+            ((Demonstration(text="a", answer="b"),), "{text}"),
+            ((Demonstration(text="a", answer="b"),), "{text} {answer}"),
+        ]
+    ]
+    every = (*weighted, *moved, *segments, *tagged, *shown)
+    found = {fingerprint(recipe, DIGESTS) for recipe in every}
+    assert len(found) == len(every)
 
 
 def test_a_separator_that_joins_nothing_says_nothing() -> None:
@@ -208,7 +249,7 @@ class _RecipeOfALaterRelease(Recipe):
 def test_a_new_knob_or_default_changes_nobodys_fingerprint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedjob.shards.fingerprint.LATER", {"new_knob": "as before"})
+    monkeypatch.setattr("embedjob.shards.fingerprint.LATER", {**LATER, "new_knob": "as before"})
     written = _recipe(pooling="max").model_dump()
     later = _RecipeOfALaterRelease.model_validate(written, strict=False)
     assert fingerprint(later, DIGESTS) == fingerprint(_recipe(pooling="max"), DIGESTS)

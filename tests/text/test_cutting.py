@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.config import Recipe
+from embedjob.jobfile import recipe_from
 from embedjob.text import cutting
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, LITERALS, SENTENCES, tiny_tokenizer
@@ -115,3 +116,14 @@ def test_a_special_token_typed_beyond_the_first_reading_is_plain_text_too(family
     frame = tiny_tokenizer(family).encode("a").ids
     expected = sum(token in specials for token in frame)
     assert sum(token in specials for token in made_from_twin) == expected
+
+
+def test_ten_megabytes_piece_by_piece_cost_no_more_than_a_page() -> None:
+    template = {"template": [{"text": {}}, {"literal": "x"}, {"text": {}}], "join": "separate"}
+    recipe = recipe_from({"model": "m", "templates": [template], "max_tokens": 64}, {})
+    made = ViewTokenizer(tiny_tokenizer("qwen"), recipe)
+    made.views(["fox"])
+    started = time.perf_counter()
+    views = made.views(["the quick brown fox " * 500_000])
+    assert time.perf_counter() - started < 1.0
+    assert (views.truncated.tolist(), views.lengths.tolist()) == ([True], [63])

@@ -80,3 +80,17 @@ def test_the_text_lies_where_it_is_said_to_lie(before: str, text: str, after: st
 def test_only_eol_strips_the_whole_prompt() -> None:
     assert _one(" {text} ", prepare="eol").render(" x. ") == "x."
     assert _one(" {text} ").render(" x ") == "  x  "
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "stripped"),
+    [
+        ("A dog runs", "A dog runs.", "A dog runs"),
+        ("A dog runs!", "A dog runs!", "A dog runs!"),
+        (" 'x' ", " 'x' .", "'x'"),
+        ("", "", ""),
+    ],
+)
+def test_other_cleanings(text: str, ended: str, stripped: str) -> None:
+    assert prepare("fullstop")(text) == ended
+    assert prepare("strip")(text) == stripped

@@ -18,6 +18,8 @@ def _layout() -> Layout:
         text_start=start,
         text_stop=start + parts[:, 2],
         closing=parts[:, 4],
+        marked_start=start - parts[:, 1],
+        marked_stop=start + parts[:, 2],
     )
 
 
@@ -29,6 +31,8 @@ def _expected(rule: str, parts: tuple[int, ...]) -> list[str]:
         "all": view,
         "text": view[bos + before : bos + before + text],
         "last_text": view[bos + before : bos + before + text][-1:],
+        "from_text": view[bos + before :],
+        "pooled": view[bos : bos + before + text],
         "last_token": view[-1:],
         "first_token": view[:1],
         "tail": ["after"] * after or ["closing"] * closing,

@@ -1,0 +1,56 @@
+"""Templates tokenized as one string with the text in it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from embedjob.text.cutting import Fitted, Fitter, Ints, Limits
+from embedjob.text.encoding import PromptEncoder
+from embedjob.text.prompts import Prompt
+
+
+class JointFitter:
+    """Encodes texts under joint templates, within limits once they are set."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        *,
+        special_tokens: bool,
+        needs_text: bool,
+    ) -> None:
+        """`needs_text` says whether the span depends on where in its prompt the text lies."""
+        self._prompts = tuple(prompts)
+        self._encoder = PromptEncoder(tokenizer, self._prompts, special_tokens=special_tokens)
+        framed = any(p.before or p.after or p.between or p.marked for p in self._prompts)
+        self._needs_text = needs_text and framed
+        self.closing = self._encoder.frame.after
+        self._fitter: Fitter | None = None
+
+    def limit(self, tokens: Ints) -> None:
+        """Cut texts from now on so that no view has more tokens than its template may."""
+        limits = Limits(
+            tokens=tokens,
+            suffix=np.array([bool(one.after or one.between) for one in self._prompts]),
+            copies=np.array([one.copies for one in self._prompts], np.int64),
+        )
+        self._fitter = Fitter(self._encoder, limits, needs_text=self._needs_text)
+
+    def whole(self, template: int, text: str) -> list[int]:
+        """All ids of a text under a template."""
+        return list(self._encoder.encode([template], [text], offsets=False)[0].ids)
+
+    def shown(self, template: int) -> str:
+        """The template for people."""
+        return self._prompts[template].shown
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as the tokenizer spells them."""
+        return self._encoder.tokens(ids)
+
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """Each text under template number `which`, cut where it must be."""
+        assert self._fitter is not None, "limits are not set"
+        return self._fitter.fit(which, texts)

@@ -1,0 +1,146 @@
+"""Templates tokenized piece by piece: the ids of the pieces are joined, never their strings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from embedjob.errors import ConfigError
+from embedjob.text.cutting import Fitted, Fitter, Ints, Limits
+from embedjob.text.encoding import PromptEncoder
+from embedjob.text.pieces import Piece, Template
+from embedjob.text.prompts import Prompt
+
+_BARE = Prompt("", "")
+_NO_BUDGET = 2**31
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """A template's ids in order, None where the text goes, and how much of it each slot takes."""
+
+    ids: tuple[tuple[int, ...] | None, ...]
+    budgets: tuple[int, ...]
+    marked: tuple[int, int]
+    shown: str
+
+    @property
+    def fixed(self) -> int:
+        return sum(len(ids) for ids in self.ids if ids is not None)
+
+
+class PieceFitter:
+    """Encodes texts once, and puts their ids between those of each template."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, templates: Sequence[Template], *, special_tokens: bool
+    ) -> None:
+        """`special_tokens` says whether the tokenizer puts its own around the joined pieces."""
+        self._encoder = PromptEncoder(tokenizer, (_BARE,), special_tokens=False)
+        framed = PromptEncoder(tokenizer, (_BARE,), special_tokens=special_tokens)
+        whole = framed.encode([0], ["a"], offsets=False)[0].ids
+        self.closing = framed.frame.after
+        opening = framed.frame.before
+        self._before, self._after = whole[:opening], whole[len(whole) - self.closing :]
+        self._templates = [_read(tokenizer, template) for template in templates]
+        self._limits: Ints = np.full(len(templates), _NO_BUDGET, np.int64)
+
+    def limit(self, tokens: Ints) -> None:
+        """Cut texts from now on so that no view has more tokens than its template may."""
+        self._limits = tokens
+
+    def whole(self, template: int, text: str) -> list[int]:
+        """All ids of a text under a template."""
+        ids = self._encoder.encode([0], [text], offsets=False)[0].ids
+        pieces = self._templates[template]
+        return self._joined(pieces, ids, [len(ids)] * len(pieces.budgets))[0]
+
+    def shown(self, template: int) -> str:
+        """The template for people."""
+        return self._templates[template].shown
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as the tokenizer spells them."""
+        return self._encoder.tokens(ids)
+
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """Each text under template number `which`, every copy of it cut alike where it must be."""
+        distinct = list(dict.fromkeys(texts))
+        place = {text: number for number, text in enumerate(distinct)}
+        alone = self._texts(distinct)
+        positions: Ints = np.zeros((len(texts), 4), np.int64)
+        truncated = np.zeros(len(texts), np.bool_)
+        rows = []
+        for row, (number, text) in enumerate(zip(which, texts, strict=True)):
+            pieces, ids = self._templates[number], alone.ids[place[text]]
+            takes = self._takes(pieces, len(ids), int(self._limits[number]))
+            joined, positions[row] = self._joined(pieces, ids, takes)
+            rows.append(joined)
+            truncated[row] = alone.truncated[place[text]] or min(takes) < len(ids)
+        return Fitted(rows, positions[:, :2], positions[:, 2:], truncated)
+
+    def _texts(self, texts: Sequence[str]) -> Fitted:
+        most = max(
+            max(self._takes(pieces, _NO_BUDGET, int(limit)))
+            for pieces, limit in zip(self._templates, self._limits, strict=True)
+        )
+        limits = Limits(np.array([most]), suffix=np.array([False]), copies=np.array([1]))
+        return Fitter(self._encoder, limits, needs_text=False).fit([0] * len(texts), texts)
+
+    def _takes(self, pieces: _Pieces, length: int, limit: int) -> list[int]:
+        """The tokens of a text of this length that each slot takes: an even share of the room."""
+        room = limit - pieces.fixed - len(self._before) - len(self._after)
+        wanted = [min(length, budget) for budget in pieces.budgets]
+        level = length
+        for done, want in enumerate(sorted(wanted)):
+            share = max(0, room // (len(wanted) - done))
+            level = min(level, share) if want > share else level
+            room -= min(want, share)
+        return [min(want, level) for want in wanted]
+
+    def _joined(
+        self, pieces: _Pieces, ids: Sequence[int], takes: Sequence[int]
+    ) -> tuple[list[int], tuple[int, int, int, int]]:
+        """The view's ids; where its last text starts and stops, and its marked pieces."""
+        found = list(self._before)
+        edges, text = [len(found)], (0, 0)
+        slots = iter(takes)
+        for piece in pieces.ids:
+            found += ids[: next(slots)] if piece is None else piece
+            edges.append(len(found))
+            text = (edges[-2], edges[-1]) if piece is None else text
+        first, stop = pieces.marked
+        return [*found, *self._after], (*text, edges[first], edges[stop])
+
+
+def _read(tokenizer: Tokenizer, template: Template) -> _Pieces:
+    marked = [number for number, piece in enumerate(template.pieces) if piece.marked]
+    texts = [piece for piece in template.pieces if piece.content is None]
+    whole = "|".join("{text}" if p.content is None else p.content for p in template.pieces)
+    return _Pieces(
+        ids=tuple(_ids(tokenizer, piece) for piece in template.pieces),
+        budgets=tuple(piece.max_tokens or _NO_BUDGET for piece in texts),
+        marked=(marked[0], marked[-1] + 1) if marked else (0, 0),
+        shown=repr(whole if len(whole) <= 200 else f"{whole[:100]} ... {whole[-100:]}"),
+    )
+
+
+def _ids(tokenizer: Tokenizer, piece: Piece) -> tuple[int, ...] | None:
+    if piece.content is None:
+        return None
+    if piece.special:
+        return (special_id(tokenizer, piece.content),)
+    return tuple(tokenizer.encode(piece.content, add_special_tokens=False).ids)
+
+
+def special_id(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a special token; ConfigError if the tokenizer has none of that name."""
+    added = tokenizer.get_added_tokens_decoder()
+    found = next((token for token, entry in added.items() if entry.content == name), None)
+    if found is None:
+        raise ConfigError(
+            f"encoder.templates: got special: {name!r}, which this tokenizer does not have; use"
+            " the model that was trained with it, or name it in encoder.special_tokens.add"
+        )
+    return found

@@ -1,0 +1,38 @@
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from embedjob.inspect.methods import page, show_method, show_methods
+from embedjob.methods.catalogue import names, read_method
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+
+
+def test_the_page_is_what_the_files_say() -> None:
+    said = (
+        "docs/methods.md is not what the method files give; write it anew with python -c"
+        " 'from embedjob.inspect.methods import page; print(page(), end=\"\")' > docs/methods.md"
+    )
+    assert PAGE.read_text(encoding="utf-8") == page(), said
+
+
+def test_the_list_names_every_method() -> None:
+    console = Console(file=StringIO(), width=400)
+    show_methods(console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in lines[1:]] == names()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_method_is_shown_with_its_paper_and_every_key(name: str) -> None:
+    console = Console(file=StringIO(), width=10_000)
+    show_method(name, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    method = read_method(name)
+    assert method.citation.title in shown
+    assert all(f"{key}: " in shown for key in method.encoder)
+    assert all(
+        f"{role}: {key}: " in shown for role, keys in (method.roles or {}).items() for key in keys
+    )

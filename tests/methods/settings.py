@@ -1,0 +1,107 @@
+"""The table of methods: the tiny model each one runs on, and the reference it must equal."""
+
+from embedjob.methods.catalogue import read_method
+from tests.methods import references as r
+from tests.methods.making import Setting
+
+CUT = {"max_tokens": r.MAX_LENGTH}
+BGE_TOKENS = ("<instruct>", "<query>", "<response>")
+S = tuple(f"<s{n}>" for n in range(1, 17))
+EMBEDS = tuple(f"<EMBED{n}>" for n in range(5))
+EXAMPLES = (("what is a fox", "A fox is an animal."), ("and a dog?", "So is a dog."))
+SHOWN = [{"text": text, "answer": answer} for text, answer in EXAMPLES]
+ECHO_QUERY = "<s>Instruct:{!%%prompt%%,}\nQuery:{!%%text%%}\nQuery again:{%%text%%}{</s>}"
+ECHO_DOCUMENT = "<s>Document:{!%%text%%}\nDocument again:{%%text%%}{</s>}"
+SUMMARY = '", summarize the above passage within eight words: ' + "".join(S[:8])
+PREDICTION = '", predict the following passage within eight words: ' + "".join(S[8:])
+TAILS = (
+    "means in one word",
+    "is, in one word, about",
+    "can be summarised in one word",
+    "describes, in one word, the action of",
+)
+FIRST = [f'This sentence : "*sent_0*" {tail}:"' for tail in TAILS]
+ICL = f'This sentence : "A jockey riding a horse." means in one word:"Equestrian".{r.EOL}'
+# Their text is pinned in test_references.py; here it is only given the authors' slot.
+META = [text.replace("{text}", "*sent_0*") for text in read_method("metaeol").encoder["templates"]]
+
+
+def of_eos(family: str, prefix: str = "") -> r.Reference:
+    return r.last_of_eos(prefix, eos="</s>" if family != "qwen" else "<|endoftext|>")
+
+
+BOTH_WAYS = {**CUT, "attention": "bidirectional"}
+QWEN = {**CUT, "special_tokens": {"eos_id": 420}}
+
+CASES: list[tuple[Setting, r.Reference]] = [
+    (Setting("bert_cls", "document", "bert", "bert", knobs=CUT), r.bert(cls=True)),
+    (Setting("bert_mean", "document", "bert", "bert", knobs=CUT), r.bert()),
+    (
+        Setting("mean", "document", "bert", "bert", knobs=BOTH_WAYS),
+        r.bert(),
+    ),
+    (Setting("bert_first_last", "document", "bert", "bert", knobs=CUT), r.bert(first_last=True)),
+    (Setting("sbert", "document", "bert", "bert", knobs=CUT), r.bert()),
+    (Setting("simcse_unsup", "document", "bert", "bert", knobs=CUT), r.bert(cls=True)),
+    (Setting("e5", "query", "bert", "bert", knobs=CUT), r.bert("query: ")),
+    (Setting("e5", "document", "bert", "bert", knobs=CUT), r.bert("passage: ")),
+    (Setting("e5", "symmetric", "bert", "bert", knobs=CUT), r.bert("query: ")),
+    (Setting("gte", "document", "bert", "bert", knobs=CUT), r.bert()),
+    (Setting("bge", "document", "bert", "bert", knobs=CUT), r.bert(cls=True)),
+    (
+        Setting("bge", "query", "bert", "bert", knobs=CUT),
+        r.bert("Represent this sentence for searching relevant passages: ", cls=True),
+    ),
+    (Setting("e5_instruct", "document", "xlmr", "xlmr", knobs=CUT), r.bert()),
+    (
+        Setting("e5_instruct", "query", "xlmr", "xlmr", knobs={**CUT, "instruction": "Find it"}),
+        r.bert("Instruct: Find it\nQuery: "),
+    ),
+    (Setting("e5_mistral", "document", "mistral", "mistral", knobs=CUT), of_eos("mistral")),
+    (
+        Setting("e5_mistral", "query", "mistral", "llama", knobs={**CUT, "instruction": "Find"}),
+        of_eos("llama", "Instruct: Find\nQuery: "),
+    ),
+    (Setting("qwen3_embedding", "document", "qwen3", "qwen", knobs=QWEN), of_eos("qwen")),
+    (
+        Setting("qwen3_embedding", "query", "qwen3", "qwen", knobs={**QWEN, "instruction": "F"}),
+        of_eos("qwen", "Instruct: F\nQuery:"),
+    ),
+    (Setting("bge_en_icl", "document", "mistral", "llama", BGE_TOKENS, True), r.bare_with_eos),
+    (
+        Setting("bge_en_icl", "query", "mistral", "llama", BGE_TOKENS, True),
+        r.bge_en_icl(r.SEARCH, ()),
+    ),
+    (
+        Setting(
+            "bge_en_icl", "query", "mistral", "mistral", BGE_TOKENS, True, {"demonstrations": SHOWN}
+        ),
+        r.bge_en_icl(r.SEARCH, EXAMPLES),
+    ),
+    (Setting("llara", "document", "llama", "llama", S), r.llara(SUMMARY)),
+    (Setting("llara", "symmetric", "llama", "llama", S), r.llara(SUMMARY)),
+    (Setting("llara", "query", "llama", "llama", S), r.llara(PREDICTION)),
+    (Setting("gritlm", "document", "mistral", "mistral"), r.gritlm("")),
+    (Setting("gritlm", "query", "mistral", "mistral"), r.gritlm(r.SEARCH)),
+    (Setting("gritlm", "symmetric", "mistral", "llama"), r.gritlm(r.STS)),
+    (Setting("echo_finetuned", "document", "mistral", "mistral"), r.echo(ECHO_DOCUMENT)),
+    (Setting("echo_finetuned", "query", "mistral", "mistral"), r.echo(ECHO_QUERY, r.SEARCH)),
+    (Setting("echo_finetuned", "symmetric", "mistral", "llama"), r.echo(ECHO_QUERY, r.STS)),
+    (
+        Setting("echo", "document", "llama", "llama"),
+        r.echo("Query:{!%%text%%}\nQuery again:{%%text%%}", bos=True),
+    ),
+    (
+        Setting("echo_rewrite", "document", "qwen3", "qwen"),
+        r.echo("Rewrite the following paragraph: {!%%text%%}\nThe rewritten paragraph: {%%text%%}"),
+    ),
+    (Setting("autoregembed", "document", "llama", "llama", EMBEDS), r.autoregembed),
+    (Setting("prompteol", "document", "opt", "gpt2"), r.eol(r.EOL)),
+    (Setting("prompteol", "document", "llama", "llama3"), r.eol(r.EOL)),
+    (Setting("prompteol_icl", "document", "opt", "gpt2"), r.eol(ICL)),
+    (Setting("pretended_cot", "document", "llama", "llama"), r.eol(r.COT, layer=-2)),
+    (Setting("knowledge_enhanced", "document", "qwen3", "qwen"), r.eol(r.KE, layer=-2)),
+    (Setting("cot_ke_mean", "document", "llama", "llama"), r.eol(r.COT, r.KE, layer=-2)),
+    (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*META)),
+    (Setting("text_first_views", "document", "llama", "llama3"), r.eol(*FIRST)),
+]

@@ -1,0 +1,126 @@
+"""What must hold for every method, whatever its knobs: METHODS' eight invariants."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedjob.encoder.encoder import Encoded
+from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenViews
+from tests.fakes import LITERALS
+from tests.methods.making import Setting
+from tests.methods.settings import CASES
+
+SETTINGS = [setting for setting, _ in CASES]
+EVERY = pytest.mark.parametrize("setting", SETTINGS, ids=[one.name for one in SETTINGS])
+FEW = settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+NAMES = sorted({*LITERALS.values(), "<s1>", "<EMBED0>", "<query>", "{text}", "{instruction}"})
+TEXTS = st.lists(
+    st.text(alphabet="ab Tte.?\n\"'é日😀{}", max_size=25) | st.sampled_from(NAMES), max_size=4
+).map("".join)
+MADE: dict[str, ViewTokenizer] = {}
+
+
+def tokenizer(setting: Setting) -> ViewTokenizer:
+    key = f"{setting.name} {setting.knobs}"
+    if key not in MADE:
+        MADE[key] = setting.views()
+    return MADE[key]
+
+
+def same(one: Encoded, other: Encoded) -> bool:
+    good = [row for row in range(len(one.embeddings)) if row not in one.failed]
+    ours, theirs = one.embeddings[good], other.embeddings[good]
+    return one.failed == other.failed and np.allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+def special_counts(setting: Setting, views: TokenViews) -> list[int]:
+    added = setting.tokenizer().get_added_tokens_decoder()
+    specials = {token for token, entry in added.items() if entry.special}
+    # A letter that the tokenizer does not know is no special token that somebody typed.
+    specials -= {setting.tokenizer().token_to_id(name) for name in ("[UNK]", "<unk>")}
+    rows = range(len(views.prefix))
+    return [sum(int(token) in specials for token in views.full_ids(row)) for row in rows]
+
+
+@EVERY
+@FEW
+@given(texts=st.lists(TEXTS, min_size=1, max_size=3))
+def test_the_company_order_and_day_of_a_text_do_not_matter(
+    setting: Setting, texts: list[str]
+) -> None:
+    """Alone, in a padded batch, padded on the other side, in another order, and again."""
+    views = tokenizer(setting)
+    texts = [*texts, "", "the quick brown fox jumps over the lazy dog"]
+    whole = setting.encode(views, texts)
+    assert set(whole.failed.values()) <= {("empty_span", "no token of the view counts for pooling")}
+    assert np.isfinite(np.delete(whole.embeddings, list(whole.failed), axis=0)).all()
+    assert len(texts) - 1 not in whole.failed
+    again = setting.encode(views, texts)
+    assert np.array_equal(again.embeddings, whole.embeddings, equal_nan=True)
+    assert same(whole, setting.encode(views, texts, side="left"))
+    assert same(whole, setting.encode(views, texts, budget=1))
+    backwards = setting.encode(views, texts[::-1])
+    for row in range(len(texts)):
+        if row not in whole.failed:
+            mirrored = backwards.embeddings[len(texts) - 1 - row]
+            assert np.allclose(mirrored, whole.embeddings[row], atol=1e-5, rtol=0)
+
+
+@EVERY
+@FEW
+@given(text=TEXTS)
+def test_special_tokens_in_a_text_are_plain_text(setting: Setting, text: str) -> None:
+    views = tokenizer(setting).views(["fox", text, f"{text}{LITERALS[setting.family]}"])
+    counts = np.array(special_counts(setting, views)).reshape(3, -1)
+    assert (counts == counts[0]).all()
+
+
+@EVERY
+def test_a_long_text_keeps_the_template_and_its_eos(setting: Setting) -> None:
+    """What is after the text, and before it, is the same as for a short one."""
+    long = setting.recipe().max_tokens
+    texts = ["a", "a b " * long]
+    whole = tokenizer(setting).views(texts)
+    after = setting.views(span={"rule": "text"}).views(texts)
+    assert whole.truncated.reshape(2, -1)[1].all()
+    assert whole.lengths.max() <= long
+    for view in range(whole.views_per_text):
+        rows = (view, whole.views_per_text + view)
+        ids = [whole.full_ids(row).tolist() for row in rows]
+        ends = [row[int(after.span[at, 1]) :] for row, at in zip(ids, rows, strict=True)]
+        kept = min(map(len, ends))
+        # The text's last letter may share a token with the first of what is after it.
+        assert max(map(len, ends)) - kept <= 1
+        assert ends[0][len(ends[0]) - kept :] == ends[1][len(ends[1]) - kept :]
+        prefix = len(whole.prefixes[view])
+        assert ids[0][:prefix] == ids[1][:prefix]
+        start, stop = whole.span[rows[1]].tolist()
+        assert 0 <= start < stop <= len(ids[1])
+
+
+@EVERY
+def test_vectors_are_of_unit_norm_if_and_only_if_asked(setting: Setting) -> None:
+    texts = ["the fox", "a dog", "Why?"]
+    assert setting.recipe().normalized
+    finished = setting.encode(setting.views(), texts).embeddings
+    assert np.allclose(np.linalg.norm(finished, axis=1), 1, atol=1e-5)
+    raw = setting.with_knobs(finish=[]).encode(setting.views(), texts).embeddings
+    norms = np.linalg.norm(raw, axis=1)
+    assert not np.allclose(norms, 1, atol=1e-2)
+    assert np.allclose(raw / norms[:, None], finished, atol=1e-5)
+
+
+@EVERY
+def test_later_tokens_are_seen_in_a_padded_batch_exactly_by_bidirectional_methods(
+    setting: Setting,
+) -> None:
+    texts = ["the fox is brown", "the fox is lazy", "the river bank is here " * 3]
+    bare = {"templates": ["{text}"], "special_tokens": {"bos": "none", "eos": "none"}}
+    first = setting.with_knobs(span="first_token", finish=[], **bare)
+    vectors = first.encode(first.views(), texts).embeddings
+    moved = float(np.abs(vectors[0] - vectors[1]).max())
+    assert (moved > 1e-3) == (setting.recipe().attention == "bidirectional")

@@ -1,0 +1,121 @@
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+
+from embedjob.errors import FaultError, InterruptedRunError, RefusedError
+from embedjob.stages import execution
+from embedjob.stages.execution import Watch, supervise
+from embedjob.stages.ledger import Tally, new_ledger
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
+
+
+@pytest.fixture
+def ledger() -> Any:
+    return new_ledger()
+
+
+def watch(
+    *, superseded: Callable[[], str | None] = lambda: None, stall_seconds: float = 60
+) -> Watch:
+    return Watch(lambda tally: None, superseded, stall_seconds)
+
+
+def until_stopped(ledger: Any) -> Callable[[], None]:
+    """Work that goes on until the run is asked to stop."""
+
+    def work() -> None:
+        while not ray.get(ledger.stopping.remote()):
+            time.sleep(0.05)
+
+    return work
+
+
+def test_work_runs_to_its_end_and_is_shown(ledger: Any) -> None:
+    tallies: list[Tally] = []
+
+    def work() -> None:
+        ray.get(ledger.progress.remote("a", 4, 40))
+        time.sleep(2 * execution.POLL_SECONDS)
+
+    supervise(work, ledger, Watch(tallies.append, lambda: None, 60))
+    assert (tallies[-1].rows, tallies[-1].tokens) == (4, 40)
+
+
+def test_work_that_breaks_is_a_fault_with_its_cause_and_no_traceback(ledger: Any) -> None:
+    @ray.remote(num_cpus=0, max_retries=0)
+    def task() -> None:
+        raise ValueError("a bad thing")
+
+    with pytest.raises(FaultError) as caught:
+        supervise(lambda: ray.get(task.remote()), ledger, watch())
+    assert str(caught.value) == "the pipeline broke: ValueError: a bad thing"
+
+
+def test_a_refusal_of_an_encoder_stops_the_work(ledger: Any) -> None:
+    ray.get(ledger.refuse.remote("the encoder did not load: no weights"))
+    with pytest.raises(RefusedError, match="no weights"):
+        supervise(until_stopped(ledger), ledger, watch())
+
+
+def test_a_refusal_counts_although_the_work_ended_first(ledger: Any) -> None:
+    def work() -> None:
+        ray.get(ledger.refuse.remote("not the model of then"))
+
+    with pytest.raises(RefusedError, match="not the model of then"):
+        supervise(work, ledger, watch())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_work_end_and_puts_the_handlers_back(
+    ledger: Any, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+    with pytest.raises(InterruptedRunError, match=f"stopped by {number.name}"):
+        supervise(until_stopped(ledger), ledger, watch())
+    assert number.name in ray.get(ledger.stopping.remote())
+    assert signal.getsignal(number) is before
+
+
+def test_chunks_in_hand_are_waited_for(ledger: Any) -> None:
+    ray.get(ledger.begin.remote("encode", "a", "node"))
+    put: list[str] = []
+
+    def work() -> None:
+        until_stopped(ledger)()
+        time.sleep(3 * execution.POLL_SECONDS)
+        put.append("a")
+        ray.get(ledger.abandon.remote("a"))
+
+    with pytest.raises(FaultError):
+        supervise(work, ledger, watch(stall_seconds=0.1))
+    assert put == ["a"]
+
+
+def test_nothing_that_moves_is_a_stall(ledger: Any) -> None:
+    with pytest.raises(FaultError, match=r"nothing moved for 1 s \(run.stall_seconds\)"):
+        supervise(until_stopped(ledger), ledger, watch(stall_seconds=1))
+
+
+def test_a_run_that_was_taken_over_ends(ledger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "LEASE_SECONDS", 0.0)
+    with pytest.raises(FaultError, match="another run took OUT over"):
+        supervise(
+            until_stopped(ledger), ledger, watch(superseded=lambda: "another run took OUT over")
+        )
+
+
+def test_a_ledger_that_is_gone_ends_the_run_in_one_sentence(ledger: Any) -> None:
+    def work() -> None:
+        ray.kill(ledger)
+        time.sleep(30)
+
+    with pytest.raises(FaultError, match="the Ray cluster no longer answers"):
+        supervise(work, ledger, watch())

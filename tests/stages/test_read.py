@@ -1,0 +1,66 @@
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from embedjob.errors import InputChangedError
+from embedjob.shards.chunks import Chunk, Shard
+from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
+from embedjob.stages.parcels import unpack
+from embedjob.stages.read import ChunkSource, read, read_parcel
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
+
+
+def chunk(number: int) -> Chunk:
+    shard = Shard(f"in/{number}.parquet", 10, "etag")
+    return Chunk(shard, 0, 10, (0, 1), 0, f"{number}.parquet", 30, 100)
+
+
+CHUNKS = [chunk(number) for number in range(5)]
+
+
+def rows_of(part: Chunk) -> pa.Table:
+    if part.key == "3.parquet":
+        raise InputChangedError("it was replaced")
+    return pa.table({"row": pa.array(range(10), pa.uint32()), "text": [part.key] * 10})
+
+
+@pytest.fixture
+def ledger() -> Any:
+    return new_ledger()
+
+
+def test_every_chunk_is_one_parcel_and_a_failed_one_is_a_value(ledger: Any) -> None:
+    # Sent by value: a worker cannot import a test module by the name that pytest gives it.
+    ray.cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
+    blocks = read(CHUNKS, rows_of, ledger=ledger).to_arrow_refs()
+    parcels = [parcel for block in ray.get(blocks) for parcel in unpack(block)]
+    assert [parcel.chunk for parcel in parcels] == CHUNKS
+    for parcel in parcels:
+        if parcel.chunk.key == "3.parquet":
+            assert (parcel.rows, parcel.failure.detail) == (None, "it was replaced")
+        else:
+            assert parcel.rows["text"].to_pylist() == [parcel.chunk.key] * 10
+            assert parcel.stats["rows"] == 10
+
+
+def test_there_is_one_task_per_chunk_whatever_is_asked(ledger: Any) -> None:
+    source = ChunkSource(CHUNKS, rows_of, ledger)
+    tasks = source.get_read_tasks(parallelism=2)
+    assert [task.metadata.input_files[0] for task in tasks] == [c.shard.url for c in CHUNKS]
+    assert source.estimate_inmemory_data_size() == 150
+
+
+def test_a_chunk_is_given_up_after_so_many_attempts(ledger: Any) -> None:
+    tried = [read_parcel(chunk(0), rows_of, ledger) for _ in range(MAX_ATTEMPTS + 1)]
+    assert [parcel.failure is None for parcel in tried] == [*([True] * MAX_ATTEMPTS), False]
+    assert tried[-1].failure.kind == "fault"
+    assert f"died {MAX_ATTEMPTS} times" in tried[-1].failure.detail
+
+
+def test_nothing_is_read_once_the_run_is_stopping(ledger: Any) -> None:
+    ray.get(ledger.stop.remote("SIGTERM"))
+    parcel = read_parcel(chunk(0), pytest.fail, ledger)
+    assert (parcel.rows, parcel.failure.kind) == (None, "abandoned")

@@ -1,0 +1,117 @@
+from typing import Any
+
+import pytest
+
+from embedjob.config import Recipe
+from embedjob.errors import ConfigError
+from embedjob.jobfile import recipe_from
+from embedjob.text.pieces import Piece, Template, templates
+
+TEXT: dict[str, Any] = {"text": {}}
+POOLED: dict[str, Any] = {"text": {"pool": True}}
+
+
+def recipe(*found: Any, **knobs: Any) -> Recipe:
+    return recipe_from({"model": "m", "templates": list(found), **knobs}, {})
+
+
+def one(*segments: Any, **knobs: Any) -> Template:
+    return templates(recipe(list(segments), **knobs))[0]
+
+
+def test_segments_become_pieces_in_order() -> None:
+    found = one(
+        {"special": "<s>"},
+        {"literal": "{x} "},
+        {"instruction": {"after": ","}},
+        {"demonstrations": {}},
+        TEXT,
+        POOLED,
+        {"special": "</s>", "pool": True},
+        instruction="Find {text}",
+        demonstrations=["One. ", {"text": "a", "answer": "b"}],
+        demonstration="{{{text}}} {instruction} {answer}; ",
+        span="pooled",
+    )
+    assert found == Template(
+        (
+            Piece("<s>", special=True),
+            Piece("{x} "),
+            Piece("Find {text},"),
+            Piece("One. {a} Find {text} b; "),
+            Piece(None),
+            Piece(None, marked=True),
+            Piece("</s>", marked=True, special=True),
+        )
+    )
+
+
+def test_a_tag_marks_its_own_segments() -> None:
+    segments = ({"literal": "x", "tag": "a"}, {"text": {"tag": "b"}}, {"literal": "y", "tag": "b"})
+    marked = [piece.marked for piece in one(*segments, span={"tag": "b"}).pieces]
+    assert marked == [False, True, True]
+
+
+def test_join_and_weight_stand_beside_the_segments() -> None:
+    written = {"template": [TEXT, {"literal": "!"}], "join": "separate", "weight": 2.0}
+    assert templates(recipe(written)) == (Template((Piece(None), Piece("!")), False, 2.0),)
+
+
+def test_demonstrations_go_into_strings_too() -> None:
+    found = templates(recipe("{demonstrations}Q: {text}", demonstrations=["Q: a\n"]))[0]
+    assert [piece.content for piece in found.pieces] == ["Q: a\nQ: ", None, ""]
+    none = templates(recipe("{demonstrations}Q: {text}"))[0]
+    assert [piece.content for piece in none.pieces] == ["Q: ", None, ""]
+
+
+@pytest.mark.parametrize(
+    ("template", "knobs", "message"),
+    [
+        ([{"literal": "x"}], {}, r"no \{text: \{\}\}"),
+        ([{"literal": "x", "text": {}}], {}, "got literal and text"),
+        ([{}], {}, "a segment is one of literal, .* got none"),
+        ([{"text": {}, "pool": True}], {}, r"write pool and tag inside, as \{text:"),
+        ([TEXT, {"instruction": {"max_tokens": 3}}], {}, "max_tokens is of a text segment only"),
+        ([{"text": {"max_tokens": 9}}], {}, "join: separate only"),
+        ([{"text": {"after": "x"}}], {}, "after is not of a text segment"),
+        ([POOLED], {}, "span: pooled reads"),
+        ([POOLED], {"span": {"tag": "a"}}, "has tag: a"),
+        ([TEXT], {"span": "pooled"}, "no segment of a template has pool: true"),
+        (["{text}"], {"span": "pooled"}, "templates"),
+        ([TEXT], {"span": {"tag": "a"}}, "has tag: a"),
+        ([POOLED, {"literal": "x"}, POOLED], {"span": "pooled"}, "not neighbours"),
+        ([{"instruction": {}}, TEXT], {}, "encoder.instruction is not set"),
+        ({"template": [TEXT], "join": "separate"}, {"prepare": "eol"}, "strips the whole prompt"),
+        ({"template": "{text}", "join": "separate"}, {}, "of a list of segments"),
+        ({"template": [TEXT], "join": "sideways"}, {}, "sideways"),
+        (
+            "{demonstrations}{text}",
+            {"demonstrations": [{"text": "a", "answer": "b"}]},
+            "encoder.demonstration: is not set",
+        ),
+        (
+            "{demonstrations}{text}",
+            {"demonstrations": [{"text": "a", "answer": "b"}], "demonstration": "{x}"},
+            r"encoder.demonstration: .* unknown slot \{x\}",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(
+    template: Any, knobs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        templates(recipe(template, **knobs))
+
+
+def test_joint_and_separate_views_do_not_mix() -> None:
+    with pytest.raises(ConfigError, match="joined alike"):
+        templates(recipe("{text}", {"template": [TEXT], "join": "separate"}))
+
+
+def test_a_recipe_with_segments_survives_its_record() -> None:
+    found = recipe(
+        {"template": [{"special": "<s>"}, POOLED], "join": "separate"},
+        span={"tag": "x", "offset": -1},
+        demonstrations=[{"text": "a", "answer": "b"}],
+    )
+    assert recipe_from(found.model_dump(mode="json"), {}) == found
