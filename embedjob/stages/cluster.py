@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import auto_init_hook
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 
@@ -33,6 +34,8 @@ def connected(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Once this Ray is left, what still runs of an interrupted pipeline would start another one.
+    auto_init_hook.enable_auto_connect = False
     on_terminate = signal.getsignal(signal.SIGTERM)
     joins = address is not None or "RAY_ADDRESS" in os.environ
     # A Ray that lives for one run needs no dashboard, which takes seconds to start.

@@ -115,7 +115,7 @@ def test_a_run_that_was_taken_over_ends(ledger: Any, monkeypatch: pytest.MonkeyP
 def test_a_ledger_that_is_gone_ends_the_run_in_one_sentence(ledger: Any) -> None:
     def work() -> None:
         ray.kill(ledger)
-        time.sleep(30)
+        time.sleep(5)
 
     with pytest.raises(FaultError, match="the Ray cluster no longer answers"):
         supervise(work, ledger, watch())
