@@ -1,7 +1,5 @@
 """`python -m embedjob` is the console script."""
 
-import sys
+from embedjob.cli import program
 
-from embedjob.cli import main
-
-sys.exit(main())
+program()

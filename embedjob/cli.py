@@ -4,11 +4,12 @@ Heavy rooms are imported inside the commands, so that `--help` and a typo cost n
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -166,6 +167,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"embedjob: {error}; what is committed stays, run again to resume")
         return 1
     return 0
+
+
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Ends this process with the exit code of one command."""
+    code = main(argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    execution = sys.modules.get("embedjob.stages.execution")
+    if execution is not None and execution.is_unfinished():
+        # An orderly end would have Ray shut down under a thread that uses it, and lose the code.
+        os._exit(code)
+    sys.exit(code)
 
 
 def _draft(job: str, sets: Sequence[str] | None) -> Draft:

@@ -2,7 +2,7 @@
 
 import sys
 
-from embedjob.cli import main
+from embedjob.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["run", *sys.argv[1:]]))
+    program(["run", *sys.argv[1:]])

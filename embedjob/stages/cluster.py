@@ -18,6 +18,7 @@ from embedjob.config import ActorRange, Pool
 from embedjob.errors import ResourceError
 from embedjob.stages.autoscaling import NodeType, alive, is_infeasible, launchable
 from embedjob.stages.encode import PoolSize
+from embedjob.stages.execution import is_unfinished
 
 POLL_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
@@ -53,7 +54,10 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        # Under a thread that still talks to it, Ray's core ends the process with a code of its own;
+        # the end of the process ends what Ray runs for it, too.
+        if not is_unfinished():
+            ray.shutdown()
 
 
 def _require_answer(address: str) -> None:

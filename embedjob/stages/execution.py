@@ -18,6 +18,8 @@ from embedjob.stages.parcels import describe
 POLL_SECONDS = 0.5
 LEASE_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
+SETTLE_SECONDS = 5.0
+_THREAD = "embedjob-pipeline"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class _Worker(threading.Thread):
     """Ray Data's blocking call, beside the main thread, which alone can take signals."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        super().__init__(daemon=True)
+        super().__init__(name=_THREAD, daemon=True)
         self._work = work
         self.error: Exception | None = None
 
@@ -113,8 +115,15 @@ def _drain(ledger: Any, worker: threading.Thread, reason: str) -> None:
     deadline = time.monotonic() + DRAIN_SECONDS
     while worker.is_alive() and time.monotonic() < deadline:
         if not ray.get(ledger.tally.remote()).in_hand:
-            return
+            break
         time.sleep(POLL_SECONDS)
+    # Ray Data has now only to be told by each task that there is nothing to do.
+    worker.join(SETTLE_SECONDS)
+
+
+def is_unfinished() -> bool:
+    """Whether Ray Data is still at work in this process, although the run has ended."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 @contextmanager
