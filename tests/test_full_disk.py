@@ -8,7 +8,8 @@ import pytest
 from embedjob.shards.snapshot import newest
 from tests import running
 from tests.cluster import Cluster
-from tests.running import published, texts, write_shard, written
+from tests.outputs import published, written
+from tests.running import texts, write_shard
 
 pytestmark = pytest.mark.ray
 ROWS = 400
