@@ -113,9 +113,18 @@ def test_a_run_that_was_taken_over_ends(ledger: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_a_ledger_that_is_gone_ends_the_run_in_one_sentence(ledger: Any) -> None:
+    seen = threading.Event()
+
     def work() -> None:
         ray.kill(ledger)
-        time.sleep(5)
+        seen.wait(60)
 
     with pytest.raises(FaultError, match="the Ray cluster no longer answers"):
         supervise(work, ledger, watch())
+    # Ray is left running under work that goes on, so that it cannot end the process with its code.
+    assert execution.is_unfinished()
+    seen.set()
+    deadline = time.monotonic() + 30
+    while execution.is_unfinished() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not execution.is_unfinished()
