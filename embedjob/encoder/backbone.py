@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 
-from embedjob.config import Recipe
 from embedjob.encoder.attention import Attention, require_attention, set_attention
 from embedjob.encoder.facts import T5_TYPES, ModelFacts, config_of, facts_of, require_fit
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.quiet import quiet
 from embedjob.encoder.source import materialize, source_of, transformer_directory
 from embedjob.errors import ModelError
+from embedjob.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Layer = int | tuple[int, ...]

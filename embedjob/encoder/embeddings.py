@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from embedjob.config import Recipe, WeightedTemplate
 from embedjob.encoder.batches import Indices
 from embedjob.encoder.recovery import Vectors
+from embedjob.recipe import Recipe, WeightedTemplate
 from embedjob.vectors.aggregation import AGGREGATIONS
 from embedjob.vectors.finishing import finish, width
 

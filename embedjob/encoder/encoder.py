@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from embedjob.config import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
 from embedjob.encoder.embeddings import Failures, embeddings, of_texts
@@ -22,6 +21,7 @@ from embedjob.encoder.recorded import recorded
 from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError
+from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 

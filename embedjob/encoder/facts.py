@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from embedjob import storage
-from embedjob.config import Recipe
 from embedjob.encoder import gguf_file, hub
 from embedjob.encoder.files import ModelFile, is_weight
 from embedjob.encoder.source import (
@@ -23,6 +22,7 @@ from embedjob.encoder.source import (
     transformer_directory,
 )
 from embedjob.errors import ModelError
+from embedjob.recipe import Recipe
 
 # Architectures whose attention looks both ways by themselves; every other one is a decoder. Only
 # a table lets the driver know without importing transformers, and a test compares the two.

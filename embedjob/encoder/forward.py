@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from embedjob.config import Recipe
 from embedjob.encoder.batches import Indices, Side, assemble
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.recovery import Vectors
+from embedjob.recipe import Recipe
 from embedjob.text.views import TokenViews
 from embedjob.vectors.pooling import POOLINGS
 

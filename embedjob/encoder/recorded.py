@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from embedjob.config import Recipe, Role
 from embedjob.encoder.digests import digests
 from embedjob.encoder.source import source_of
 from embedjob.errors import ModelError, OutputError
 from embedjob.jobfile import recipe_from
+from embedjob.recipe import Recipe, Role
 from embedjob.shards.claim import Claim, read_claims
 from embedjob.shards.fingerprint import fingerprint
 from embedjob.shards.snapshot import newest

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedjob.config import Recipe
 from embedjob.encoder import cache, gguf_file, hub
 from embedjob.encoder.files import (
     PICKLES,
@@ -19,6 +18,7 @@ from embedjob.encoder.files import (
     weight_names,
 )
 from embedjob.errors import ModelError
+from embedjob.recipe import Recipe
 
 _TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
 

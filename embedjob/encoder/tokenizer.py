@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from embedjob.config import Recipe
 from embedjob.encoder.facts import config_of
 from embedjob.encoder.source import materialize, source_of, transformer_directory
 from embedjob.errors import ModelError
+from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 
 

@@ -4,9 +4,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from embedjob.config import Role
 from embedjob.errors import ConfigError
 from embedjob.jobfile import read_yaml, recipe_from, validate
+from embedjob.recipe import Role
 from embedjob.segments import Section
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from embedjob.config import Job, Recipe, Role
+from embedjob.config import Job
 from embedjob.errors import ConfigError
 from embedjob.jobfile import Draft, Layer, merge, recipe_from, validate
 from embedjob.methods.catalogue import read_method
+from embedjob.recipe import Recipe, Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
 

@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from embedjob.config import Input, Recipe, SpanOffset, SpanTag, WeightedTemplate
+from embedjob.config import Input
+from embedjob.recipe import Recipe, SpanOffset, SpanTag, WeightedTemplate
 from embedjob.segments import Segment
 from embedjob.shards.names import digest
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from embedjob.config import Input, Recipe
+from embedjob.config import Input
+from embedjob.recipe import Recipe
 from embedjob.shards.columns import columns_of
 
 FORMAT_VERSION = 1

@@ -76,21 +76,6 @@ def _agreed(file: Stored, rows: int, form: Form) -> Committed:
     return standing
 
 
-def _counts(table: pa.Table, good: pa.ChunkedArray, form: Form) -> dict[str, int]:
-    kept = table.select(["text_hash", "tokens", "truncated"]).filter(good)
-    bad = table.num_rows - kept.num_rows
-    embedded = pc.count_distinct(kept.column("text_hash")).as_py()
-    return {
-        "rows": table.num_rows,
-        "embedded": embedded,
-        "deduplicated": kept.num_rows - embedded,
-        "quarantined": 0 if form.on_bad_row == "null" else bad,
-        "nulls": bad if form.on_bad_row == "null" else 0,
-        "tokens": pc.sum(kept.column("tokens")).as_py() or 0,
-        "truncated": pc.sum(kept.column("truncated")).as_py() or 0,
-    }
-
-
 def _put_quarantine(
     out: str, chunk: Chunk, table: pa.Table, *, form: Form, counts: Mapping[str, int]
 ) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from embedjob.config import Recipe
 from embedjob.encoder.tokenizer import load_tokenizer
+from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 

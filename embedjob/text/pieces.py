@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from embedjob.config import Recipe, SpanOffset, SpanTag, WeightedTemplate
 from embedjob.errors import ConfigError
+from embedjob.recipe import Recipe, SpanOffset, SpanTag, WeightedTemplate
 from embedjob.segments import Demonstration, Segment
 
 _BRACES = "a literal brace is written '{{' or '}}'"

@@ -4,7 +4,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from embedjob.config import Recipe
+from embedjob.recipe import Recipe
 from embedjob.text.pieces import Piece, templates
 
 

@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.config import Recipe
 from embedjob.errors import ConfigError
+from embedjob.recipe import Recipe
 from embedjob.text.cutting import Fitted
 from embedjob.text.joint import JointFitter
 from embedjob.text.pieces import span_rule, templates

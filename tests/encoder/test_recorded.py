@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedjob.config import Recipe
 from embedjob.encoder.digests import digests
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.source import source_of
 from embedjob.errors import ModelError, OutputError
+from embedjob.recipe import Recipe
 from embedjob.shards.claim import Claim, Probes, put_claim
 from embedjob.shards.fingerprint import fingerprint
 from embedjob.shards.snapshot import Snapshot, publish

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizer
 
-from embedjob.config import Recipe, SpecialTokens
 from embedjob.encoder.tokenizer import load_tokenizer, lowercases, read_tokenizer
 from embedjob.errors import ModelError
+from embedjob.recipe import Recipe, SpecialTokens
 from tests.encoder import tiny
 
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedjob.config import Input, Recipe
+from embedjob.config import Input
 from embedjob.errors import OutputError
 from embedjob.inspect.verify import verify
+from embedjob.recipe import Recipe
 from embedjob.shards.claim import Claim, Probes, put_claim
 from embedjob.shards.names import data_directory
 from embedjob.shards.planning import Request

@@ -23,12 +23,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from embedjob.config import Recipe, Role
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.batches import Side
 from embedjob.encoder.encoder import Encoded, Encoder
 from embedjob.jobfile import Draft, Layer
 from embedjob.methods.resolution import resolve
+from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import tiny_tokenizer
 

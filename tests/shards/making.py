@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedjob.config import Input, Recipe
+from embedjob.config import Input
+from embedjob.recipe import Recipe
 from embedjob.shards.chunks import Chunk, Shard
 from embedjob.shards.footers import Footer, read_footers
 from embedjob.shards.joining import text_columns

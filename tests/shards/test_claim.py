@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from embedjob.config import Recipe
 from embedjob.errors import OutputError
+from embedjob.recipe import Recipe
 from embedjob.shards.claim import Claim, Probes, check, check_probes, put_claim, read_claims
 from embedjob.storage import create, read_bytes
 

@@ -7,12 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedjob.config import (
-    ActorRange,
-    Input,
-    Job,
+from embedjob.config import ActorRange, Input, Job, Output
+from embedjob.recipe import (
     Normalize,
-    Output,
     Recipe,
     SpanOffset,
     SpanTag,

@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from embedjob.config import Recipe
 from embedjob.errors import ConfigError
 from embedjob.jobfile import recipe_from
+from embedjob.recipe import Recipe
 from embedjob.text.pieces import Piece, Template, templates
 
 TEXT: dict[str, Any] = {"text": {}}

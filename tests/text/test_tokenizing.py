@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from embedjob.config import Recipe
 from embedjob.errors import ConfigError
+from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from tests.fakes import EOS, FAMILIES, LITERALS, tiny_tokenizer

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from embedjob.config import Recipe
+from embedjob.recipe import Recipe
 from embedjob.vectors.aggregation import AGGREGATIONS
 
 VECTORS_RVD = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 0.0]]])

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config import Fitted, Normalize, Recipe, Truncate
 from embedjob.errors import ConfigError
+from embedjob.recipe import Fitted, Normalize, Recipe, Truncate
 from embedjob.vectors.aggregation import AGGREGATIONS
 from embedjob.vectors.finishing import finish, normalize, width
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config import Recipe
+from embedjob.recipe import Recipe
 from embedjob.vectors.pooling import POOLINGS
 
 PADDING = 999.0
