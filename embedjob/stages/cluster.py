@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook
+from ray._private.services import find_bootstrap_address
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 
@@ -31,20 +32,21 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         ResourceError: no cluster answers there.
     """
-    _require_answer(address or os.environ.get("RAY_ADDRESS") or "local")
+    # Not None: Ray would then join whatever it started here last, even where that is long dead.
+    place = address or os.environ.get("RAY_ADDRESS") or "local"
+    _require_answer(place)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Once this Ray is left, what still runs of an interrupted pipeline would start another one.
     auto_init_hook.enable_auto_connect = False
     on_terminate = signal.getsignal(signal.SIGTERM)
-    joins = address is not None or "RAY_ADDRESS" in os.environ
     # A Ray that lives for one run needs no dashboard, which takes seconds to start.
-    mine: dict[str, Any] = {} if joins else {"include_dashboard": False}
+    mine: dict[str, Any] = {"include_dashboard": False} if place == "local" else {}
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
+        ray.init(address=place, logging_level=logging.ERROR, log_to_driver=False, **mine)
     except ConnectionError as error:
-        raise _unanswered(address or os.environ.get("RAY_ADDRESS", "local"), error) from error
+        raise _unanswered(place, error) from error
     # Ray's own handler would end the process at once, with finished chunks in hand.
     signal.signal(signal.SIGTERM, on_terminate)
     context = DataContext.get_current()
@@ -62,7 +64,9 @@ def connected(address: str | None) -> Iterator[None]:
 
 def _require_answer(address: str) -> None:
     """ResourceError where nobody listens; Ray itself would try for more than five minutes."""
-    host, _, port = address.rpartition(":")
+    # With auto, Ray joins the one that was started here last: by then it may be dead.
+    latest = (find_bootstrap_address(None) or "") if address == "auto" else address
+    host, _, port = latest.rpartition(":")
     if "/" in host or not (host and port.isdigit()):
         return
     try:

@@ -1,5 +1,8 @@
 import signal
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -36,4 +39,27 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
 def test_an_address_in_the_environment_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ResourceError, match=r"127\.0\.0\.1:1"), connected(None):
+        pass
+
+
+@pytest.fixture
+def dead_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What a Ray that was killed leaves behind: the address where nobody listens any more."""
+    # Not tmp_path: Ray's sockets lie under it, and their paths may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        Path(folder, "ray").mkdir()
+        Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:1")
+        yield "127.0.0.1:1"
+
+
+def test_a_dead_cluster_is_not_waited_for_when_none_is_asked_for(dead_cluster: str) -> None:
+    with connected(None):
+        assert ray.get_runtime_context().gcs_address != dead_cluster
+        assert ray.get(ray.put(1)) == 1
+
+
+def test_auto_is_refused_at_once_where_the_latest_cluster_is_dead(dead_cluster: str) -> None:
+    with pytest.raises(ResourceError, match="auto: no Ray cluster answers"), connected("auto"):
         pass
