@@ -57,7 +57,7 @@ class NullEncoder:
         self, views: Any, *, stop: Callable[[], bool], on_progress: Callable[[int, int], None]
     ) -> Any:
         """Constant embeddings."""
-        from embedjob.encoder.encoder import Encoded
+        from embedjob.vectors.encoded import Encoded
 
         embeddings = np.full((views.texts, WIDTH), WIDTH**-0.5, np.float32)
         tokens = int(views.lengths.sum())

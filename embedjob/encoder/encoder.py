@@ -5,7 +5,6 @@ Legend: R texts, V views, T tokens, D width.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,10 +12,11 @@ import torch
 
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
-from embedjob.encoder.embeddings import Failures, embeddings, of_texts
+from embedjob.encoder.embeddings import embeddings, of_texts
 from embedjob.encoder.forward import Loaded
 from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
+from embedjob.encoder.readout import Readout
 from embedjob.encoder.recorded import recorded
 from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.tokenizer import load_tokenizer
@@ -24,17 +24,9 @@ from embedjob.errors import ConfigError, InputError
 from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Encoded
 
 _DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Embeddings [R, D] in float32, NaN where `failed` gives a text's reason and detail."""
-
-    embeddings: Vectors
-    failed: Failures
-    stats: dict[str, float]
 
 
 class Encoder:
@@ -52,6 +44,7 @@ class Encoder:
         """Takes a loaded model; `from_recipe` loads one."""
         self.backbone = backbone
         self._prefixes = Prefixes(backbone)
+        self._readouts: dict[Role, Readout] = {}
         self.recipe = recipe
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
@@ -118,7 +111,7 @@ class Encoder:
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
         """
         recipe, started = self._recipe(role), time.monotonic()
-        loaded = Loaded(self._prefixes, recipe, self._side)
+        loaded = Loaded(self._prefixes, self._readout(recipe), recipe, self._side)
         caller = Caller(stop, on_progress)
         passed = pass_all(views, loaded, budget=self._budget, caller=caller)
         self._budget = passed.budget
@@ -127,6 +120,11 @@ class Encoder:
         finished[list(failed)] = np.nan
         seconds = time.monotonic() - started
         return Encoded(finished, failed, {**passed.stats, "compute_seconds": seconds})
+
+    def _readout(self, recipe: Recipe) -> Readout:
+        if recipe.role not in self._readouts:
+            self._readouts[recipe.role] = Readout(self.backbone, recipe)
+        return self._readouts[recipe.role]
 
     def _recipe(self, role: Role | None) -> Recipe:
         if role is None:

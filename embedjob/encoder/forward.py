@@ -7,20 +7,20 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from embedjob.encoder.batches import Indices, Side, assemble
 from embedjob.encoder.prefixes import Prefixes
+from embedjob.encoder.readout import Readout
 from embedjob.encoder.recovery import Vectors
 from embedjob.recipe import Recipe
 from embedjob.text.views import TokenViews
-from embedjob.vectors.pooling import POOLINGS
 
 
 class Loaded(NamedTuple):
     """What an encoder runs views with."""
 
     prefixes: Prefixes
+    readout: Readout
     recipe: Recipe
     side: Side
 
@@ -32,13 +32,13 @@ class ViewForward:
         """Runs nothing yet."""
         self._views = views
         self._chosen = chosen
-        self._prefixes, self._recipe, self._side = loaded
+        self._prefixes, self._readout, self._recipe, self._side = loaded
         self._backbone = loaded.prefixes.backbone
 
     @property
     def width(self) -> int:
         """The length of one vector."""
-        return self._backbone.width
+        return self._readout.width
 
     @cached_property
     def groups(self) -> Indices:
@@ -74,7 +74,7 @@ class ViewForward:
         prefix = self._views.prefixes[group]
         layer = self._recipe.layer
         hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
-        return self._pooled(hidden_VTD, batch.span_VT)
+        return self._readout(hidden_VTD, batch.span_VT)
 
     def precisely(self, view: int) -> Vectors:
         """The vector [1, D] of one view, whole and in float32."""
@@ -84,8 +84,4 @@ class ViewForward:
     def _whole(self, which: Indices) -> Vectors:
         batch = assemble(self._views, self._chosen[which], side=self._side)
         hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=self._recipe.layer)
-        return self._pooled(hidden_VTD, batch.span_VT)
-
-    def _pooled(self, hidden_VTD: Tensor, span_VT: Tensor) -> Vectors:
-        vectors_VD = POOLINGS[self._recipe.pooling](hidden_VTD, span_VT.to(hidden_VTD.device))
-        return vectors_VD.float().cpu().numpy()
+        return self._readout(hidden_VTD, batch.span_VT)

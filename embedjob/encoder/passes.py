@@ -54,7 +54,7 @@ def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) 
     full = views.span[firsts, 0] < views.span[firsts, 1]
     texts = _unlike(which_RV, np.flatnonzero(worthwhile(views, loaded)))
     alone = np.setdiff1d(np.flatnonzero(full), which_RV[texts])
-    width, run_before = loaded.prefixes.backbone.width, loaded.prefixes.tokens_run
+    width, run_before = loaded.readout.width, loaded.prefixes.tokens_run
     passed = Passed(np.full((len(firsts), width), np.nan, np.float32), which_RV, budget)
     passed.failed.update(dict.fromkeys(np.flatnonzero(~full).tolist(), _EMPTY_SPAN))
     passed.stats = {"forward_tokens": 0, "padded_tokens": 0, "microbatches": 0}

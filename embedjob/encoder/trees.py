@@ -10,14 +10,12 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from embedjob.encoder.batches import Indices, plant
 from embedjob.encoder.forward import Loaded, ViewForward
 from embedjob.encoder.prefixes import FEWEST_TOKENS
 from embedjob.encoder.recovery import Vectors
 from embedjob.text.views import TokenViews
-from embedjob.vectors.pooling import POOLINGS
 
 # Tails look at each other in vain: past so many tokens that costs more than the text saves.
 _MOST_TAIL_TOKENS = 512
@@ -31,7 +29,7 @@ class TreeForward:
         """Runs nothing yet."""
         self._views = views
         self._texts = texts
-        self._prefixes, self._recipe, self._side = loaded
+        self._prefixes, self._readout, self._recipe, self._side = loaded
         self._whole = ViewForward(views, np.arange(len(views.prefix)), loaded)
 
     @property
@@ -61,10 +59,8 @@ class TreeForward:
         grove = plant(self._views, self._texts[which], whole=group < 0)
         prefix = self._views.prefixes[group] if group >= 0 else None
         hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=self._recipe.layer)
-        pool = POOLINGS[self._recipe.pooling]
-        spans = grove.span_RVT.to(hidden_RTD.device).unbind(dim=1)
-        vectors_RVD = torch.stack([pool(hidden_RTD, span_RT) for span_RT in spans], dim=1)
-        return vectors_RVD.flatten(1).float().cpu().numpy()
+        spans = grove.span_RVT.unbind(dim=1)
+        return np.concatenate([self._readout(hidden_RTD, span_RT) for span_RT in spans], axis=1)
 
     def precisely(self, view: int) -> Vectors:
         """The vectors [1, V x D] of one text, each view whole and in float32."""

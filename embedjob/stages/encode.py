@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy
 
 from embedjob.errors import InterruptedRunError
 from embedjob.stages.engine import EncodesViews, Engine
-from embedjob.stages.parcels import Failure, Parcel, Vectors, describe, pack, unpack
+from embedjob.stages.parcels import Failure, Parcel, describe, pack, unpack
 from embedjob.stages.read import attempt_at
 
 REPORT_SECONDS = 2.0
@@ -110,8 +110,7 @@ class EncodeActor:
             "wait_seconds": waited,
             "encode_seconds": self._free_since - started,
         }
-        vectors = Vectors(encoded.embeddings, encoded.failed)
-        return replace(parcel, views=None, vectors=vectors, stats=stats)
+        return replace(parcel, views=None, encoded=encoded, stats=stats)
 
     def _reporter(self, parcel: Parcel) -> Callable[[int, int], None]:
         reported = time.monotonic()

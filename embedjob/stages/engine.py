@@ -8,9 +8,10 @@ from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Encoded
 
 if TYPE_CHECKING:
-    from embedjob.encoder.encoder import Encoded, Encoder
+    from embedjob.encoder.encoder import Encoder
 
 
 class EncodesViews(Protocol):
@@ -22,7 +23,7 @@ class EncodesViews(Protocol):
         *,
         stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
-    ) -> "Encoded":
+    ) -> Encoded:
         """Float32 embeddings [texts, width] and the texts that failed."""
         ...
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from embedjob.errors import EmbedjobError
 from embedjob.shards.chunks import Chunk
 from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Encoded
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,13 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """The finished embeddings of a chunk's distinct texts, and the texts that failed."""
-
-    embeddings: np.ndarray
-    failed: Mapping[int, tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Parcel:
     """One chunk and what has been made of it so far, or why nothing can be."""
 
     chunk: Chunk
     rows: pa.Table | None = None
     views: TokenViews | None = None
-    vectors: Vectors | None = None
+    encoded: Encoded | None = None
     failure: Failure | None = None
     stats: Mapping[str, float] = field(default_factory=dict)
 
@@ -50,7 +43,7 @@ def pack(parcel: Parcel) -> pa.Table:
     rest = (
         parcel.chunk,
         parcel.views,
-        parcel.vectors,
+        parcel.encoded,
         parcel.failure,
         dict(parcel.stats),
     )
@@ -60,9 +53,9 @@ def pack(parcel: Parcel) -> pa.Table:
 def unpack(block: pa.Table) -> Iterator[Parcel]:
     """The parcels in a block; their rows are views of the block's memory."""
     for rows, rest in zip(block["rows"], block["rest"], strict=True):
-        chunk, views, vectors, failure, stats = pickle.loads(rest.as_buffer())
+        chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
         table = pa.ipc.open_stream(rows.as_buffer()).read_all() if rows.is_valid else None
-        yield Parcel(chunk, table, views, vectors, failure, stats)
+        yield Parcel(chunk, table, views, encoded, failure, stats)
 
 
 def describe(error: BaseException) -> str:

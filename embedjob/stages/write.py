@@ -79,20 +79,20 @@ def end_of(parcel: Parcel, commit: Commit) -> Outcome | None:
 
 def assembled(parcel: Parcel) -> pa.Table:
     """The parcel's rows with their embeddings; null, with a reason, where a row has none."""
-    rows, vectors = parcel.rows, parcel.vectors
+    rows, encoded = parcel.rows, parcel.encoded
     assert rows is not None
-    assert vectors is not None
+    assert encoded is not None
     texts = rows["unique"]
     good = texts.is_valid().to_numpy()
     which = texts.fill_null(0).to_numpy()
-    lost = np.array([text in vectors.failed for text in range(len(vectors.embeddings))], bool)
+    lost = np.array([text in encoded.failed for text in range(len(encoded.embeddings))], bool)
     good[good] = ~lost[which[good]]
-    matrix = np.zeros((len(good), vectors.embeddings.shape[1]), np.float32)
-    matrix[good] = vectors.embeddings[which[good]]
+    matrix = np.zeros((len(good), encoded.embeddings.shape[1]), np.float32)
+    matrix[good] = encoded.embeddings[which[good]]
     embedding = pa.FixedSizeListArray.from_arrays(
         pa.array(matrix.reshape(-1)), matrix.shape[1], mask=pa.array(~good)
     )
-    failures = [vectors.failed.get(text) for text in texts.to_pylist()] if lost.any() else None
+    failures = [encoded.failed.get(text) for text in texts.to_pylist()] if lost.any() else None
     return (
         _with_failures(rows, failures).drop_columns("unique").append_column("embedding", embedding)
     )

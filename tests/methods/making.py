@@ -25,11 +25,12 @@ from transformers import (
 
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.batches import Side
-from embedjob.encoder.encoder import Encoded, Encoder
+from embedjob.encoder.encoder import Encoder
 from embedjob.jobfile import Draft, Layer
 from embedjob.methods.resolution import resolve
 from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.vectors.encoded import Encoded
 from tests.fakes import tiny_tokenizer
 
 EOS = 2

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedjob.encoder.encoder import Encoded
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Encoded
 from tests.fakes import LITERALS
 from tests.methods.making import Setting
 from tests.methods.settings import CASES

@@ -3,8 +3,9 @@ import pyarrow as pa
 
 from embedjob.errors import ChunkError
 from embedjob.shards.chunks import Chunk, Shard
-from embedjob.stages.parcels import Failure, Parcel, Vectors, describe, pack, unpack
+from embedjob.stages.parcels import Failure, Parcel, describe, pack, unpack
 from embedjob.text.views import assemble
+from embedjob.vectors.encoded import Encoded
 
 CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
 
@@ -17,14 +18,14 @@ def test_a_parcel_comes_out_as_it_went_in() -> None:
         truncated=np.array([False, True]),
         prefixes=[[1, 2]],
     )
-    vectors = Vectors(np.eye(2, dtype=np.float32), {1: ("model_error", "why")})
-    parcel = Parcel(CHUNK, rows, views, vectors, stats={"rows": 3})
+    encoded = Encoded(np.eye(2, dtype=np.float32), {1: ("model_error", "why")})
+    parcel = Parcel(CHUNK, rows, views, encoded, stats={"rows": 3})
     [back] = unpack(pack(parcel))
     assert back.chunk == CHUNK
     assert back.rows.equals(rows)
     assert back.views.full_ids(1).tolist() == [1, 2, 4, 5]
-    assert back.vectors.embeddings.tolist() == vectors.embeddings.tolist()
-    assert back.vectors.failed == vectors.failed
+    assert back.encoded.embeddings.tolist() == encoded.embeddings.tolist()
+    assert back.encoded.failed == encoded.failed
     assert back.stats == {"rows": 3}
 
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from embedjob.errors import ChunkError
 from embedjob.shards.chunks import Chunk, Shard
 from embedjob.shards.committed import Committed
-from embedjob.stages.parcels import Failure, Parcel, Vectors
+from embedjob.stages.parcels import Failure, Parcel
 from embedjob.stages.write import assembled, end_of
+from embedjob.vectors.encoded import Encoded
 
 CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
 UNIQUES = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=10)
@@ -27,7 +28,7 @@ def parcel(unique: list[int | None], failed: dict[int, tuple[str, str]]) -> Parc
             "unique": pa.array(unique, pa.uint32()),
         }
     )
-    return Parcel(CHUNK, rows, vectors=Vectors(embeddings, failed), stats={"rows": len(unique)})
+    return Parcel(CHUNK, rows, encoded=Encoded(embeddings, failed), stats={"rows": len(unique)})
 
 
 @given(UNIQUES, st.sets(st.integers(0, 4)))
