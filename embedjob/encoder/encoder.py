@@ -25,6 +25,7 @@ from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
+from embedjob.vectors.quantizing import Codes, quantize
 
 _DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
 
@@ -46,6 +47,7 @@ class Encoder:
         self._prefixes = Prefixes(backbone)
         self._readouts: dict[Role, Readout] = {}
         self.recipe = recipe
+        self.ranges: Vectors | None = None
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
             _require_one_model(other, recipe)
@@ -80,10 +82,19 @@ class Encoder:
         `model` says where a copy of the model lies, if not where the job had it.
         """
         kept = recorded(out, model=model)
-        return cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device)
+        encoder = cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device)
+        if kept.calibration is not None:
+            encoder.ranges = kept.calibration.array
+        return encoder
 
-    def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
-        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none."""
+    def encode(
+        self, texts: Sequence[str], role: Role | None = None, *, as_stored: bool = False
+    ) -> Codes:
+        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none.
+
+        In float32, unless they are asked for `as_stored`: in the dtype of the output's vectors, by
+        the ranges of its claim.
+        """
         recipe = self._recipe(role)
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
@@ -95,7 +106,9 @@ class Encoder:
                 f"{len(encoded.failed)} of {len(texts)} texts cannot be embedded; the first is"
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
-        return encoded.embeddings
+        if not as_stored:
+            return encoded.embeddings
+        return quantize(encoded.embeddings, self.recipe.vector_dtype, ranges_2D=self.ranges)
 
     def encode_views(
         self,

@@ -1,5 +1,6 @@
 """Reads an output again, every byte of it, and lists whatever is not as promised."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from embedjob.errors import EmbedjobError, OutputError
 from embedjob.shards.claim import Claim, read_claims
 from embedjob.shards.committed import committed
-from embedjob.shards.files import COUNTS, FINGERPRINT
+from embedjob.shards.files import CALIBRATION, COUNTS, FINGERPRINT
 from embedjob.shards.schema import schema_text
 from embedjob.shards.snapshot import Snapshot, SnapshotFile, published, read_snapshot
 from embedjob.storage import Stored, absolute, join, list_files, open_unchanged
@@ -148,7 +149,26 @@ def _contents(
         return
     if len(table) != file.rows or len(table) + counts["quarantined"] != counts["rows"]:
         yield f"{stored.url}: {len(table)} rows and {counts['quarantined']} quarantined of {counts}"
+    if _ranges_said(metadata) != _ranges_claimed(claim):
+        yield f"{stored.url}: its footer has other ranges for its vectors than the claim"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
+
+
+def _ranges_said(metadata: pq.FileMetaData) -> Any:
+    return json.loads(metadata.metadata.get(CALIBRATION, b"{}")).get("ranges")
+
+
+def _ranges_claimed(claim: Claim) -> Any:
+    return claim.calibration and claim.calibration.ranges
+
+
+def _unusable_ranges(claim: Claim, width: int) -> Iterator[str]:
+    """Ranges that are missing, or are not one smallest and one largest value per number."""
+    if claim.recipes["document"].get("vector_dtype") not in ("int8", "uint8"):
+        return
+    ranges = np.asarray(_ranges_claimed(claim) or [], np.float32)
+    if ranges.shape != (2, width) or not (ranges[0] <= ranges[1]).all():
+        yield f"the claim has no ranges for vectors of {width} numbers; was it edited?"
 
 
 def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
@@ -181,9 +201,10 @@ def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
     column = table["embedding"].combine_chunks()
     vectors = np.asarray(column.drop_null().flatten(), np.float32)
     vectors = vectors.reshape(-1, column.type.list_size)
+    yield from _unusable_ranges(claim, column.type.list_size)
     if not np.isfinite(vectors).all():
         yield "a vector is not finite"
-    elif _normalized(claim) and len(vectors):
+    elif pa.types.is_floating(column.type.value_type) and _normalized(claim) and len(vectors):
         worst = float(np.abs(np.linalg.norm(vectors, axis=1) - 1).max())
         if worst > NORM_TOLERANCE:
             yield f"a vector's norm is off by {worst:.2g}"
