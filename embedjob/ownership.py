@@ -70,13 +70,14 @@ def calibrate_of(found: Survey) -> Calibrate | None:
 
 def calibration_notes(found: Survey) -> Iterator[str]:
     """What is to be known of the ranges by which this output is quantised."""
+    dtype = found.resolved.job.encoder.vector_dtype
     for claim in read_claims(found.out):
         made = claim.calibration
         if claim.fingerprint == found.fingerprint and made and made.vectors < ENOUGH_VECTORS:
             yield (
-                f"encoder.vector_dtype: the ranges of {found.resolved.job.encoder.vector_dtype} come"
-                f" from {made.vectors} vectors, and hold for all that is written here; buckets are"
-                f" stable from some {ENOUGH_VECTORS} on. For a larger corpus begin a new output"
+                f"encoder.vector_dtype: the ranges of {dtype} come from {made.vectors} vectors,"
+                " and hold for all that is written here; buckets are stable from some"
+                f" {ENOUGH_VECTORS} on. For a larger corpus begin a new output"
             )
 
 

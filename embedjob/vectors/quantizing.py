@@ -1,8 +1,8 @@
 """Finished embeddings in fewer bits, to the bit as sentence-transformers quantises them.
 
-int8 and uint8 cut each dimension's range into 256 equal buckets and keep the bucket's number, at
-its lower end: value = low + number * (high - low) / 255, the number being code + 128 in int8. What
-lies outside the range is clipped. binary and ubinary keep signs, eight to a byte, the first
+int8 and uint8 count from 0 to 255 how many steps of (high - low) / 255 a value lies above the low
+end of its dimension's range: value = low + step * number, the number being code + 128 in int8.
+What lies outside the range is clipped. binary and ubinary keep signs, eight to a byte, the first
 dimension in the highest bit; the last byte of a width that is no multiple of 8 is filled with
 zeros. All after the quantisation of sentence-transformers (Reimers and Gurevych, EMNLP 2019,
 arXiv:1908.10084; Shakir, Aarsen and Lee, "Binary and Scalar Embedding Quantization", 2024).
