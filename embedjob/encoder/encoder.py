@@ -87,14 +87,8 @@ class Encoder:
             encoder.ranges = kept.calibration.array
         return encoder
 
-    def encode(
-        self, texts: Sequence[str], role: Role | None = None, *, as_stored: bool = False
-    ) -> Codes:
-        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none.
-
-        In float32, unless they are asked for `as_stored`: in the dtype of the output's vectors, by
-        the ranges of its claim.
-        """
+    def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
+        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none."""
         recipe = self._recipe(role)
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
@@ -106,9 +100,7 @@ class Encoder:
                 f"{len(encoded.failed)} of {len(texts)} texts cannot be embedded; the first is"
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
-        if not as_stored:
-            return encoded.embeddings
-        return quantize(encoded.embeddings, self.recipe.vector_dtype, ranges_2D=self.ranges)
+        return encoded.embeddings
 
     def encode_views(
         self,
@@ -133,6 +125,15 @@ class Encoder:
         finished[list(failed)] = np.nan
         seconds = time.monotonic() - started
         return Encoded(finished, failed, {**passed.stats, "compute_seconds": seconds})
+
+    def encode_stored(self, texts: Sequence[str], role: Role | None = None) -> Codes:
+        """The embeddings of texts in the `vector_dtype` of the documents, as an output holds them.
+
+        int8 and uint8 go by `ranges`, which are those of the output that the encoder is from;
+        ConfigError where there are none.
+        """
+        floats = self.encode(texts, role)
+        return quantize(floats, self.recipe.vector_dtype, ranges_2D=self.ranges)
 
     def _readout(self, recipe: Recipe) -> Readout:
         if recipe.role not in self._readouts:

@@ -117,6 +117,7 @@ def _file(
             parquet = pq.ParquetFile(source, page_checksum_verification=True)
             table, metadata = parquet.read(), parquet.metadata
         found = (*_contents(stored, file, table, metadata, claim), *_set_aside(out, file, listed))
+        found += tuple(f"{url}: {problem}" for problem in _ranges(table, metadata, claim))
     except (EmbedjobError, OSError, pa.ArrowException) as error:
         return Checked(url, (*moved, f"{url}: cannot be read: {error}"))
     return Checked(url, (*moved, *found), schema_text(table.schema))
@@ -149,26 +150,29 @@ def _contents(
         return
     if len(table) != file.rows or len(table) + counts["quarantined"] != counts["rows"]:
         yield f"{stored.url}: {len(table)} rows and {counts['quarantined']} quarantined of {counts}"
-    if _ranges_said(metadata) != _ranges_claimed(claim):
-        yield f"{stored.url}: its footer has other ranges for its vectors than the claim"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
 
 
-def _ranges_said(metadata: pq.FileMetaData) -> Any:
-    return json.loads(metadata.metadata.get(CALIBRATION, b"{}")).get("ranges")
-
-
-def _ranges_claimed(claim: Claim) -> Any:
-    return claim.calibration and claim.calibration.ranges
-
-
-def _unusable_ranges(claim: Claim, width: int) -> Iterator[str]:
-    """Ranges that are missing, or are not one smallest and one largest value per number."""
+def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
+    """What is wrong with the ranges by which a file's vectors were quantised."""
     if claim.recipes["document"].get("vector_dtype") not in ("int8", "uint8"):
         return
-    ranges = np.asarray(_ranges_claimed(claim) or [], np.float32)
-    if ranges.shape != (2, width) or not (ranges[0] <= ranges[1]).all():
+    claimed = claim.calibration.ranges if claim.calibration else []
+    said = json.loads((metadata.metadata or {}).get(CALIBRATION, b"{}"))
+    if said.get("ranges", []) != claimed:
+        yield "its footer has other ranges for its vectors than the claim"
+    width = _width(table)
+    whole = [len(side) for side in claimed] == [width, width]
+    if not whole or any(low > high for low, high in zip(*claimed, strict=True)):
         yield f"the claim has no ranges for vectors of {width} numbers; was it edited?"
+
+
+def _width(table: pa.Table) -> int:
+    """The numbers of an embedding; 0 where there are none of one width."""
+    if "embedding" not in table.column_names:
+        return 0
+    kind = table.schema.field("embedding").type
+    return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 0
 
 
 def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
@@ -201,7 +205,6 @@ def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
     column = table["embedding"].combine_chunks()
     vectors = np.asarray(column.drop_null().flatten(), np.float32)
     vectors = vectors.reshape(-1, column.type.list_size)
-    yield from _unusable_ranges(claim, column.type.list_size)
     if not np.isfinite(vectors).all():
         yield "a vector is not finite"
     elif pa.types.is_floating(column.type.value_type) and _normalized(claim) and len(vectors):

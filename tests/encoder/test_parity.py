@@ -122,7 +122,7 @@ def test_truncated_then_normalized_then_quantised_as_sentence_transformers_does(
         ours = Encoder(minilm.backbone, recipe)
         ours.ranges = ranges_2D
         assert np.abs(ours.encode(texts) - floats_RD).max() < 1e-5
-        codes = ours.encode(texts, as_stored=True)
+        codes = ours.encode_stored(texts)
         expected = quantize_embeddings(floats_RD, dtype, ranges=ranges_2D)
         if dtype not in CALIBRATED:
             direct = theirs.encode(texts, normalize_embeddings=True, precision=dtype)

@@ -66,7 +66,7 @@ def test_queries_are_floats_unless_they_are_asked_for_as_the_output_stores_them(
     encoder = Encoder.from_output(out, device="cpu")
     plain = encoder.encode(["a fox", "a river"], role="query")
     assert (plain.dtype, plain.shape) == (np.float32, (2, 32))
-    stored = encoder.encode(["a fox", "a river"], role="query", as_stored=True)
+    stored = encoder.encode_stored(["a fox", "a river"], role="query")
     expected = quantize(plain, dtype, ranges_2D=ranges_2D)
     assert stored.dtype == expected.dtype != np.float32
     assert np.array_equal(stored, expected)
@@ -76,9 +76,9 @@ def test_without_an_output_there_are_no_ranges_to_store_by(model: Path) -> None:
     recipe = recipes(model)["document"].model_copy(update={"vector_dtype": "int8"})
     encoder = Encoder.from_recipe(recipe, device="cpu")
     with pytest.raises(ConfigError, match=r"int8 needs .*from_output"):
-        encoder.encode(["a fox"], as_stored=True)
+        encoder.encode_stored(["a fox"])
     encoder.ranges = ranges_of(encoder.encode(["a fox", "a river"]))
-    assert encoder.encode(["a fox"], as_stored=True).dtype == np.int8
+    assert encoder.encode_stored(["a fox"]).dtype == np.int8
 
 
 def test_of_two_recipes_the_published_one_counts(model: Path, tmp_path: Path) -> None:
