@@ -353,7 +353,7 @@ class TestQuantised:
         table = published(out)
         encoder = Encoder.from_output(str(out))
         bodies = [row["body"].decode() for row in _good_rows(source)]
-        floats, codes = encoder.encode_stored(bodies), encoder.encode(bodies)
+        floats, codes = encoder.encode(bodies), encoder.encode_stored(bodies)
         stored = np.stack(table["embedding"].to_pylist()).astype(np.int16)
         assert (codes.dtype, stored.shape) == (np.int8, (73, 32))
         assert np.abs(codes.astype(np.int16) - stored).max() <= 1
