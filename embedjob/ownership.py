@@ -1,14 +1,19 @@
 """Whether a job may write to its output, and whether anything is left for it to do there."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from embedjob.errors import OutputError
+from embedjob.shards.calibration import ENOUGH_VECTORS, sampled
 from embedjob.shards.claim import Claim, Probes, check, read_claims
+from embedjob.shards.reading import read_chunk
 from embedjob.shards.schema import Form, form_of, schema_text
 from embedjob.shards.snapshot import Snapshot
+from embedjob.stages.calibrating import Calibrate
 from embedjob.survey import Survey
+from embedjob.vectors.quantizing import CALIBRATED
 
 _LIBRARIES = ("embedjob", "ray", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -53,6 +58,27 @@ def claim_of(found: Survey) -> Claim:
         probes=Probes((), (), ()),
         versions=_versions(),
     )
+
+
+def calibrate_of(found: Survey) -> Calibrate | None:
+    """What finds the ranges of int8 and uint8, from all of the corpus also in a trial."""
+    job = found.resolved.job
+    if job.encoder.vector_dtype not in CALIBRATED:
+        return None
+    return Calibrate(sampled(found.plan.corpus), partial(read_chunk, job_input=job.input))
+
+
+def calibration_notes(found: Survey) -> Iterator[str]:
+    """What is to be known of the ranges by which this output is quantised."""
+    dtype = found.resolved.job.encoder.vector_dtype
+    for claim in read_claims(found.out):
+        made = claim.calibration
+        if claim.fingerprint == found.fingerprint and made and made.vectors < ENOUGH_VECTORS:
+            yield (
+                f"encoder.vector_dtype: the ranges of {dtype} come from {made.vectors} vectors,"
+                " and hold for all that is written here; buckets are stable from some"
+                f" {ENOUGH_VECTORS} on. For a larger corpus begin a new output"
+            )
 
 
 def form(found: Survey) -> Form:

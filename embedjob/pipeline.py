@@ -13,7 +13,14 @@ from typing import Any
 
 from embedjob.conclusion import conclude, nothing_to_do
 from embedjob.jobfile import Draft
-from embedjob.ownership import claim_of, form, is_published, require_own
+from embedjob.ownership import (
+    calibrate_of,
+    calibration_notes,
+    claim_of,
+    form,
+    is_published,
+    require_own,
+)
 from embedjob.shards import snapshot
 from embedjob.shards.lease import Lease, claim, held, superseded
 from embedjob.shards.reading import read_chunk
@@ -61,7 +68,8 @@ def flow(found: Survey, engine: Engine, *, pool: PoolSize, prove: Prove, ledger:
     rows = read(found.plan.left, partial(read_chunk, job_input=job.input), ledger=ledger)
     views = tokenize(rows, engine)
     embeddings = encode(views, engine, pool=pool, prove=prove, ledger=ledger)
-    write(embeddings, Committer(found.out, form(found)), ledger=ledger)
+    committer = Committer(found.out, form(found), job.encoder.vector_dtype)
+    write(embeddings, committer, ledger=ledger)
 
 
 def embed(
@@ -132,12 +140,20 @@ def _run(
             say=console.say,
         )
         engine = engine_of(found, threads_per_actor(pool))
-        prove = Prove(found.out, claim_of(found), job.encoder.dtype, options.new_fingerprint)
+        prove = Prove(
+            found.out,
+            claim_of(found),
+            job.encoder.dtype,
+            options.new_fingerprint,
+            calibrate=calibrate_of(found),
+        )
         ledger = new_ledger()
         work = partial(flow, found, engine, pool=pool, prove=prove, ledger=ledger)
         with console.shown(found) as show:
             watch = Watch(show, lambda: _taken(lease), job.run.stall_seconds)
             supervise(work, ledger, watch)
+        for note in calibration_notes(found):
+            console.say(note)
         return outcomes_of(ledger)
 
 

@@ -20,7 +20,6 @@ Positive = Annotated[int, Field(ge=1)]
 _NOT_YET: dict[str, frozenset[Any]] = {
     "pooling": frozenset({"latent_attention"}),
     "aggregation": frozenset({"keep"}),
-    "vector_dtype": frozenset({"int8", "uint8", "binary", "ubinary"}),
     "long_text": frozenset({"chunk_mean", "late_chunk"}),
 }
 _EMPTY_UNTIL_BUILT = ("adapters", "interventions", "heads")

@@ -44,7 +44,7 @@ def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
         ("run.max_quarantined=2", "run.max_quarantined: got 2"),
         ("input.keep=[row]", "input.keep: row would collide"),
         ("encoder.heads=[dense]", "heads is not available in this version"),
-        ("encoder.vector_dtype=int8", "int8 is not available in this version"),
+        ("encoder.vector_dtype=int4", "encoder.vector_dtype: got \"int4\", allowed is 'float32'"),
         ("encoder.aggregation=keep", "keep is not available in this version"),
         ("output.reuse_from=[s3://other/]", "output.reuse_from: not available in this version"),
         ("encoder.templates=[[{text: {}, literal: x}]]", "a segment is one of literal, special"),

@@ -324,6 +324,50 @@ def _one_shard(corpus: Corpus) -> str:
     return str(corpus.folder / "in" / "c.parquet")
 
 
+class TestQuantised:
+    def test_every_run_and_every_query_goes_by_the_ranges_of_the_first(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out, source = tmp_path / "out", tmp_path / "in"
+        source.mkdir()
+        shutil.copy(corpus.folder / "in" / "c.parquet", source / "c.parquet")
+        document = corpus.to(out, input={"path": str(source)}, encoder={"vector_dtype": "int8"})
+        ran = running.run(document, tmp_path, "--address", cluster.address)
+        assert ran.code == 0, ran.err
+        assert "the ranges of int8 come from 25 vectors" in ran.err
+        claim, first = read_claims(str(out))[0], published(out)
+        assert first.schema.field("embedding").type.value_type == pa.int8()
+        # More input, of vectors that the first sample did not see; and a file that was lost.
+        shutil.copy(corpus.folder / "in" / "a.parquet", source / "a.parquet")
+        next((out / "data").rglob("*.parquet")).unlink()
+        again = running.run(document, tmp_path, "--address", cluster.address)
+        assert again.code == 0, again.err
+        assert again.summary["chunks_written"] == 6
+        assert read_claims(str(out)) == (claim,)
+        verified = running.command("verify", str(out), "--json")
+        assert (verified.code, verified.summary["problems"]) == (0, [])
+        self._compare(out, source, first)
+
+    def _compare(self, out: Path, source: Path, first: pa.Table) -> None:
+        """With what this process makes by itself, from the output alone."""
+        table = published(out)
+        encoder = Encoder.from_output(str(out))
+        bodies = [row["body"].decode() for row in _good_rows(source)]
+        floats, codes = encoder.encode(bodies), encoder.encode_stored(bodies)
+        stored = np.stack(table["embedding"].to_pylist()).astype(np.int16)
+        assert (codes.dtype, stored.shape) == (np.int8, (73, 32))
+        assert np.abs(codes.astype(np.int16) - stored).max() <= 1
+        assert (codes == stored).mean() > 0.98  # the last bit of a float decides at the very ends
+        mine = table.filter(pc.equal(table["shard"], str(source / "c.parquet")))
+        before = np.stack(first["embedding"].to_pylist()).astype(np.int16)
+        assert np.abs(np.stack(mine["embedding"].to_pylist()) - before).max() <= 1
+        # The sample was the first shard: its ends are the ends, and others go beyond them.
+        assert before.min(axis=0).max() <= -127
+        assert before.max(axis=0).min() >= 126
+        low, high = encoder.ranges
+        assert ((floats < low) | (floats > high)).any()
+
+
 class TestBadRows:
     def test_too_many_fail_the_run_with_everything_committed(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path

@@ -25,6 +25,7 @@ from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
+from embedjob.vectors.quantizing import Codes, quantize
 
 _DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
 
@@ -46,6 +47,7 @@ class Encoder:
         self._prefixes = Prefixes(backbone)
         self._readouts: dict[Role, Readout] = {}
         self.recipe = recipe
+        self.ranges: Vectors | None = None
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
             _require_one_model(other, recipe)
@@ -80,7 +82,10 @@ class Encoder:
         `model` says where a copy of the model lies, if not where the job had it.
         """
         kept = recorded(out, model=model)
-        return cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device)
+        encoder = cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device)
+        if kept.calibration is not None:
+            encoder.ranges = kept.calibration.array
+        return encoder
 
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
         """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none."""
@@ -120,6 +125,15 @@ class Encoder:
         finished[list(failed)] = np.nan
         seconds = time.monotonic() - started
         return Encoded(finished, failed, {**passed.stats, "compute_seconds": seconds})
+
+    def encode_stored(self, texts: Sequence[str], role: Role | None = None) -> Codes:
+        """The embeddings of texts in the `vector_dtype` of the documents, as an output holds them.
+
+        int8 and uint8 go by `ranges`, which are those of the output that the encoder is from;
+        ConfigError where there are none.
+        """
+        floats = self.encode(texts, role)
+        return quantize(floats, self.recipe.vector_dtype, ranges_2D=self.ranges)
 
     def _readout(self, recipe: Recipe) -> Readout:
         if recipe.role not in self._readouts:

@@ -8,6 +8,7 @@ from embedjob.encoder.source import source_of
 from embedjob.errors import ModelError, OutputError
 from embedjob.jobfile import recipe_from
 from embedjob.recipe import Recipe, Role
+from embedjob.shards.calibration import Calibration
 from embedjob.shards.claim import Claim, read_claims
 from embedjob.shards.fingerprint import fingerprint
 from embedjob.shards.snapshot import newest
@@ -15,10 +16,14 @@ from embedjob.shards.snapshot import newest
 
 @dataclass(frozen=True)
 class Recorded:
-    """The recipe that wrote an output's documents, and those of its method for every role."""
+    """The recipe that wrote an output's documents, and those of its method for every role.
+
+    With it come the ranges by which the vectors were quantised, where they were.
+    """
 
     recipe: Recipe
     recipes: Mapping[Role, Recipe]
+    calibration: Calibration | None = None
 
 
 def recorded(out: str, *, model: str | None = None) -> Recorded:
@@ -34,7 +39,7 @@ def recorded(out: str, *, model: str | None = None) -> Recorded:
     if not wrote:
         raise OutputError(f"{out}: none of its recipes gives its fingerprint; was it edited?")
     _require_same_model(wrote[0], claim, out)
-    return Recorded(wrote[0], {recipe.role: recipe for recipe in kept})
+    return Recorded(wrote[0], {recipe.role: recipe for recipe in kept}, claim.calibration)
 
 
 def _claim(out: str) -> Claim:

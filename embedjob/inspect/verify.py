@@ -1,5 +1,6 @@
 """Reads an output again, every byte of it, and lists whatever is not as promised."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from embedjob.errors import EmbedjobError, OutputError
 from embedjob.shards.claim import Claim, read_claims
 from embedjob.shards.committed import committed
-from embedjob.shards.files import COUNTS, FINGERPRINT
+from embedjob.shards.files import CALIBRATION, COUNTS, FINGERPRINT
 from embedjob.shards.schema import schema_text
 from embedjob.shards.snapshot import Snapshot, SnapshotFile, published, read_snapshot
 from embedjob.storage import Stored, absolute, join, list_files, open_unchanged
@@ -116,6 +117,7 @@ def _file(
             parquet = pq.ParquetFile(source, page_checksum_verification=True)
             table, metadata = parquet.read(), parquet.metadata
         found = (*_contents(stored, file, table, metadata, claim), *_set_aside(out, file, listed))
+        found += tuple(f"{url}: {problem}" for problem in _ranges(table, metadata, claim))
     except (EmbedjobError, OSError, pa.ArrowException) as error:
         return Checked(url, (*moved, f"{url}: cannot be read: {error}"))
     return Checked(url, (*moved, *found), schema_text(table.schema))
@@ -151,6 +153,28 @@ def _contents(
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
 
 
+def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
+    """What is wrong with the ranges by which a file's vectors were quantised."""
+    if claim.recipes["document"].get("vector_dtype") not in ("int8", "uint8"):
+        return
+    claimed = claim.calibration.ranges if claim.calibration else []
+    said = json.loads((metadata.metadata or {}).get(CALIBRATION, b"{}"))
+    if said.get("ranges", []) != claimed:
+        yield "its footer has other ranges for its vectors than the claim"
+    width = _width(table)
+    whole = [len(side) for side in claimed] == [width, width]
+    if not whole or any(low > high for low, high in zip(*claimed, strict=True)):
+        yield f"the claim has no ranges for vectors of {width} numbers; was it edited?"
+
+
+def _width(table: pa.Table) -> int:
+    """The numbers of an embedding; 0 where there are none of one width."""
+    if "embedding" not in table.column_names:
+        return 0
+    kind = table.schema.field("embedding").type
+    return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 0
+
+
 def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
     """What is wrong with the file of the chunk's bad rows."""
     bad = file.counts["quarantined"]
@@ -183,7 +207,7 @@ def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
     vectors = vectors.reshape(-1, column.type.list_size)
     if not np.isfinite(vectors).all():
         yield "a vector is not finite"
-    elif _normalized(claim) and len(vectors):
+    elif pa.types.is_floating(column.type.value_type) and _normalized(claim) and len(vectors):
         worst = float(np.abs(np.linalg.norm(vectors, axis=1) - 1).max())
         if worst > NORM_TOLERANCE:
             yield f"a vector's norm is off by {worst:.2g}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedjob.errors import OutputError
+from embedjob.shards.calibration import Calibration
 from embedjob.shards.fingerprint import NOT_HASHED
 from embedjob.shards.schema import FORMAT_VERSION
 from embedjob.storage import create_json, join, list_files, read_bytes
@@ -37,6 +38,7 @@ class Claim:
     schema: Mapping[str, str]
     probes: Probes
     versions: Mapping[str, str]
+    calibration: Calibration | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     format_version: int = FORMAT_VERSION
 
@@ -184,6 +186,11 @@ def _claim(document: dict[str, Any], url: str) -> Claim:
             f" {FORMAT_VERSION}; use the release that wrote it, or another output.path"
         )
     try:
-        return Claim(**{**document, "probes": Probes(**document["probes"])})
+        calibration = document.get("calibration")
+        found = {
+            "probes": Probes(**document["probes"]),
+            "calibration": calibration and Calibration(**calibration),
+        }
+        return Claim(**{**document, **found})
     except (TypeError, KeyError) as error:
         raise OutputError(f"{url}: is not a claim of embedjob ({error})") from error

@@ -15,15 +15,17 @@ from embedjob.shards.schema import FORMAT_VERSION, KEPT, Form
 
 FINGERPRINT = b"embedjob.fingerprint"
 COUNTS = b"embedjob.counts"
+CALIBRATION = b"embedjob.calibration"
 
 # Readers hold a row group in memory, and some of them count its bytes in 31 bits.
 GROUP_BYTES = 64 * 2**20
 _NO_DICTIONARY = frozenset({"row", "id", "embedding", "text_hash", "truncated"})
+_ONE_BYTE = (pa.int8(), pa.uint8())
 _NO_STATISTICS = frozenset({"embedding", "text_hash"})
 
 
 def data_table(
-    table: pa.Table, vectors: npt.NDArray[np.floating], shard: Shard, *, form: Form
+    table: pa.Table, vectors: npt.NDArray[np.generic], shard: Shard, *, form: Form
 ) -> pa.Table:
     """The good rows, or all of them where a bad row becomes null; `vectors` are the good ones'."""
     good = table.column("reason").is_null()
@@ -58,13 +60,23 @@ def file_bytes(
         sink,
         stamped.schema,
         compression=form.compression,
-        use_dictionary=[name for name in table.column_names if name not in _NO_DICTIONARY],
+        use_dictionary=_dictionary_columns(table.schema),
         write_statistics=[name for name in table.column_names if name not in _NO_STATISTICS],
         use_byte_stream_split=_split_columns(table.schema),
         write_page_checksum=True,
     ) as writer:
         writer.write_table(stamped, row_group_size=_group_rows(table))
+        if form.calibration is not None:
+            # Not in the schema, which the footer holds a second time.
+            said = json.dumps(form.calibration.as_dict(), separators=(",", ":"))
+            writer.add_key_value_metadata({CALIBRATION: said.encode()})
     return memoryview(sink.getvalue())
+
+
+def _dictionary_columns(schema: pa.Schema) -> list[str]:
+    """What repeats; and quantised embeddings, which Parquet else stores in 32 bits a number."""
+    names = [name for name in schema.names if name not in _NO_DICTIONARY]
+    return names + (["embedding.list.element"] if _item(schema) in _ONE_BYTE else [])
 
 
 def _split_columns(schema: pa.Schema) -> list[str]:
@@ -72,8 +84,12 @@ def _split_columns(schema: pa.Schema) -> list[str]:
 
     Not in half precision, which fewer readers can decode in this form.
     """
-    wide = "embedding" in schema.names and schema.field("embedding").type.value_type
-    return ["embedding.list.element"] if wide == pa.float32() else []
+    return ["embedding.list.element"] if _item(schema) == pa.float32() else []
+
+
+def _item(schema: pa.Schema) -> pa.DataType | None:
+    """The type of an embedding's numbers; None in a quarantine file, which has none."""
+    return schema.field("embedding").type.value_type if "embedding" in schema.names else None
 
 
 def _group_rows(table: pa.Table) -> int:
@@ -95,7 +111,7 @@ def _stamp(shard: Shard, form: Form, counts: Mapping[str, int]) -> dict[bytes, b
 
 
 def _embedding(
-    vectors: npt.NDArray[np.floating], present: npt.NDArray[np.bool_], kind: pa.DataType
+    vectors: npt.NDArray[np.generic], present: npt.NDArray[np.bool_], kind: pa.DataType
 ) -> pa.Array:
     if present.all():
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)

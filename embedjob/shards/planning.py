@@ -25,13 +25,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every chunk, those still to be done, and the shards that give none."""
+    """Every chunk, those still to be done, and the shards that give none.
+
+    `corpus` is every chunk that there would be without a limit.
+    """
 
     chunks: tuple[Chunk, ...]
     left: tuple[Chunk, ...]
     faults: tuple[tuple[str, str], ...]
     empty: tuple[Shard, ...]
     types: Mapping[str, pa.DataType]
+    corpus: tuple[Chunk, ...] = ()
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -79,10 +83,11 @@ def plan(
         if shard.url not in faults:
             version = hashes.version(shard.etag, request.fingerprint, projection)
             chunks += _chunks(shard, readable[shard.url], version, request.chunk_rows)
-    kept = tuple(limited(chunks, request.limit) if request.limit is not None else chunks)
+    corpus = tuple(chunks)
+    kept = corpus if request.limit is None else tuple(limited(corpus, request.limit))
     names = {name.rsplit("/", 1)[-1] for name in listed}
     left = tuple(chunk for chunk in kept if chunk.name not in names)
-    return Plan(kept, left, tuple(sorted(faults.items())), empty, agreement.types)
+    return Plan(kept, left, tuple(sorted(faults.items())), empty, agreement.types, corpus)
 
 
 def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:

@@ -1,12 +1,15 @@
 """The columns of every file that is written, equal in all of them, and of the tables before."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedjob.config import Input
 from embedjob.recipe import Recipe
+from embedjob.shards.calibration import Calibration
 from embedjob.shards.columns import columns_of
 
 FORMAT_VERSION = 1
@@ -16,15 +19,27 @@ FORMAT_VERSION = 1
 KEPT = "keep."
 
 TEXT_HASH = pa.binary(16)
-_DTYPES: Mapping[str, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
+_DTYPES: Mapping[str, pa.DataType] = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "int8": pa.int8(),
+    "uint8": pa.uint8(),
+    "binary": pa.int8(),
+    "ubinary": pa.uint8(),
+}
+# Eight dimensions to a number, the last one filled up.
+_PACKED = frozenset({"binary", "ubinary"})
 
 ROW = pa.field("row", pa.uint32(), nullable=False)
 SHARD = pa.field("shard", pa.string(), nullable=False)
 
 
+Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
+
+
 @dataclass(frozen=True)
 class Form:
-    """What all files of one run have in common."""
+    """What all files of one run have in common; `width` is that of vectors before `quantize`."""
 
     data: pa.Schema
     quarantine: pa.Schema
@@ -34,6 +49,9 @@ class Form:
     on_bad_row: str
     compression: str
     versions: tuple[tuple[str, str], ...] = ()
+    width: int = 0
+    quantize: Quantize | None = None
+    calibration: Calibration | None = None
 
 
 def form_of(
@@ -54,6 +72,7 @@ def form_of(
         normalized=recipe.normalized,
         on_bad_row=job_input.on_bad_row,
         compression=compression,
+        width=width,
     )
 
 
@@ -90,8 +109,12 @@ def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> 
 
 
 def embedding_type(width: int, vector_dtype: str) -> pa.DataType:
-    """A fixed-size list, its items named as Parquet names them, so that a round trip is exact."""
-    return pa.list_(pa.field("element", _DTYPES[vector_dtype]), width)
+    """A fixed-size list for embeddings of this width before they are quantised.
+
+    Its items are named as Parquet names them, so that a round trip is exact.
+    """
+    numbers = -(-width // 8) if vector_dtype in _PACKED else width
+    return pa.list_(pa.field("element", _DTYPES[vector_dtype]), numbers)
 
 
 def schema_text(schema: pa.Schema) -> dict[str, str]:

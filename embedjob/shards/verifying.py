@@ -37,11 +37,14 @@ def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: Form) -> No
         raise _refused(chunk, f"row {first['row']} is bad: {first['reason']} ({first['detail']})")
 
 
-def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray[np.floating]:
-    """The embeddings of the good rows, one line each; ChunkError when one is not as promised."""
+def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray[np.generic]:
+    """The embeddings of the good rows, one line each; ChunkError when one is not as promised.
+
+    They are checked as they arrive, and only then given the type in which they are stored.
+    """
     good = table.select(["row", "embedding"]).filter(table.column("reason").is_null())
     column = good.column("embedding")
-    width = form.data.field("embedding").type.list_size
+    width = form.width
     if column.type.list_size != width:
         raise _refused(chunk, f"its vectors are {column.type.list_size} wide, planned was {width}")
     flat = pa.chunked_array([part.flatten() for part in column.chunks], column.type.value_type)
@@ -55,7 +58,10 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray
         off = np.abs(np.sqrt(np.einsum("rd,rd->r", wide, wide)) - 1)
         tolerance = _NORM_TOLERANCE[vectors.dtype]
         _require(off <= tolerance, rows, chunk, "has a vector whose norm is not 1")
+    if form.quantize is not None:
+        return form.quantize(vectors)
     planned = form.data.field("embedding").type.value_type
+    assert pa.types.is_floating(planned), f"{planned} is not made by a cast"
     with np.errstate(over="ignore"):  # said below, with its row
         stored = vectors.astype(planned.to_pandas_dtype(), copy=False)
     _require(np.isfinite(stored).all(axis=1), rows, chunk, f"has a vector too large for {planned}")

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from embedjob.errors import OutputError
-from embedjob.shards.claim import Claim, Probes, check_probes, put_claim
+from embedjob.shards.calibration import Calibration
+from embedjob.shards.claim import Claim, Probes, check_probes, put_claim, read_claims
+from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.text.views import TokenViews
 
@@ -30,6 +32,7 @@ class Prove:
     claim: Claim
     dtype: str
     new_fingerprint: bool = False
+    calibrate: Calibrate | None = None
 
     def __call__(self, encoder: EncodesViews, engine: Engine) -> None:
         """OutputError where ids or vectors are not those of the claim that stands."""
@@ -43,9 +46,15 @@ class Prove:
             ids=_ids(views),
             vectors=np.asarray(encoded.embeddings, np.float64).tolist(),
         )
-        claim = replace(self.claim, probes=found)
+        calibration = self._calibration(encoder, engine)
+        claim = replace(self.claim, probes=found, calibration=calibration)
         stands = put_claim(self.out, claim, new_fingerprint=self.new_fingerprint)
         check_probes(stands, ids=found.ids, vectors=found.vectors, dtype=self.dtype)
+
+    def _calibration(self, encoder: EncodesViews, engine: Engine) -> Calibration | None:
+        """The ranges to claim with; None where nothing needs them, or a claim has them already."""
+        stands = any(one.fingerprint == self.claim.fingerprint for one in read_claims(self.out))
+        return None if stands or self.calibrate is None else self.calibrate(encoder, engine)
 
 
 def _ids(views: TokenViews) -> list[list[int]]:

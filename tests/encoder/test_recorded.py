@@ -7,11 +7,13 @@ import pytest
 from embedjob.encoder.digests import digests
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.source import source_of
-from embedjob.errors import ModelError, OutputError
+from embedjob.errors import ConfigError, ModelError, OutputError
 from embedjob.recipe import Recipe
+from embedjob.shards.calibration import Calibration
 from embedjob.shards.claim import Claim, Probes, put_claim
 from embedjob.shards.fingerprint import fingerprint
 from embedjob.shards.snapshot import Snapshot, publish
+from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 from tests.encoder import tiny
 
 
@@ -28,9 +30,9 @@ def recipes(model: Path, layer: int = -1) -> dict[str, Recipe]:
     return {"document": document, "query": Recipe.model_validate(query)}
 
 
-def claim(model: Path, layer: int = -1) -> Claim:
+def claim(model: Path, layer: int = -1, **knobs: object) -> Claim:
     """The claim of a run that wrote documents."""
-    made = recipes(model, layer)
+    made = {role: one.model_copy(update=knobs) for role, one in recipes(model, layer).items()}
     found = digests(source_of(made["document"]))
     return Claim(
         chunk_rows=100,
@@ -51,6 +53,32 @@ def test_queries_are_embedded_by_the_recipe_that_wrote(model: Path, tmp_path: Pa
         expected = Encoder.from_recipe(recipe, device="cpu").encode(["a fox"])
         assert np.array_equal(encoder.encode(["a fox"], role=role), expected)
     assert np.array_equal(encoder.encode(["fox"]), encoder.encode(["fox"], role="document"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "ubinary", "float16"])
+def test_queries_are_floats_unless_they_are_asked_for_as_the_output_stores_them(
+    model: Path, tmp_path: Path, dtype: str
+) -> None:
+    out = str(tmp_path / "out")
+    ranges_2D = np.array([[-0.2] * 32, [0.2] * 32], np.float32)
+    calibration = Calibration.of(ranges_2D, vectors=9) if dtype in CALIBRATED else None
+    put_claim(out, replace(claim(model, vector_dtype=dtype), calibration=calibration))
+    encoder = Encoder.from_output(out, device="cpu")
+    plain = encoder.encode(["a fox", "a river"], role="query")
+    assert (plain.dtype, plain.shape) == (np.float32, (2, 32))
+    stored = encoder.encode_stored(["a fox", "a river"], role="query")
+    expected = quantize(plain, dtype, ranges_2D=ranges_2D)
+    assert stored.dtype == expected.dtype != np.float32
+    assert np.array_equal(stored, expected)
+
+
+def test_without_an_output_there_are_no_ranges_to_store_by(model: Path) -> None:
+    recipe = recipes(model)["document"].model_copy(update={"vector_dtype": "int8"})
+    encoder = Encoder.from_recipe(recipe, device="cpu")
+    with pytest.raises(ConfigError, match=r"int8 needs .*from_output"):
+        encoder.encode_stored(["a fox"])
+    encoder.ranges = ranges_of(encoder.encode(["a fox", "a river"]))
+    assert encoder.encode_stored(["a fox"]).dtype == np.int8
 
 
 def test_of_two_recipes_the_published_one_counts(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from embedjob.config import Input
 from embedjob.errors import OutputError
 from embedjob.inspect.verify import verify
 from embedjob.recipe import Recipe
+from embedjob.shards.calibration import Calibration
 from embedjob.shards.claim import Claim, Probes, put_claim
+from embedjob.shards.files import CALIBRATION as CALIBRATION_KEY
 from embedjob.shards.names import data_directory
 from embedjob.shards.planning import Request
 from embedjob.shards.publishing import snapshot_of
@@ -25,25 +28,34 @@ from embedjob.shards.schema import schema_text
 from embedjob.shards.snapshot import publish, read_snapshot
 from embedjob.shards.writing import commit
 from embedjob.storage import list_files
+from embedjob.vectors.quantizing import CALIBRATED, quantize
 from tests.outputs import reissue
 from tests.shards.making import FINGERPRINT, WIDTH, finished, form, plan_of, write_shard
 
+CALIBRATION = Calibration.of(np.array([[-1] * WIDTH, [0.9] * WIDTH], np.float32), vectors=9)
 Edit = Callable[[pa.Table], pa.Table]
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """Two shards of 25 rows in chunks of ten, row 3 of each quarantined."""
+    return output(tmp_path)
+
+
+def output(tmp_path: Path, dtype: str = "float32") -> Path:
     for number in range(2):
         texts = [None if row == 3 else f"{number} {row}" for row in range(25)]
         write_shard(tmp_path / "in" / f"{number}.parquet", {"t": texts}, group_rows=5)
     job_input, made = Input(path=str(tmp_path / "in"), text="t"), tmp_path / "out"
     plan = plan_of(job_input)
-    ours = form(job_input, plan.types)
+    ours = form(job_input, plan.types, vector_dtype=dtype)
+    if dtype != "float32":
+        by = partial(quantize, dtype=dtype, ranges_2D=CALIBRATION.array)
+        ours = replace(ours, quantize=by, calibration=CALIBRATION if dtype in CALIBRATED else None)
     for chunk in plan.left:
         rows = read_chunk(chunk, job_input)
         commit(str(made), chunk, finished(rows), rows_in=len(rows), form=ours)
-    recipe = Recipe(model="m").model_dump(mode="json", exclude_none=True)
+    recipe = Recipe(model="m", vector_dtype=dtype).model_dump(mode="json", exclude_none=True)
     claim = Claim(
         chunk_rows=10,
         fingerprint=FINGERPRINT,
@@ -52,6 +64,7 @@ def out(tmp_path: Path) -> Path:
         schema=schema_text(ours.data),
         probes=Probes((), (), ()),
         versions={},
+        calibration=ours.calibration,
     )
     put_claim(str(made), claim)
     listed = list_files(data_directory(str(made), FINGERPRINT))
@@ -224,6 +237,44 @@ def test_what_an_older_snapshot_names_is_no_orphan(out: Path) -> None:
     newer = replace(read_snapshot(str(out), 1), epoch=2, files=(), shards=(), quarantine=())
     publish(str(out), newer)
     assert verify(str(out)).ok
+
+
+class TestQuantised:
+    @pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
+    def test_a_whole_output_has_no_problem(self, tmp_path: Path, dtype: str) -> None:
+        """Its norms are no longer 1, and none are asked for."""
+        report = verify(str(output(tmp_path, dtype)))
+        assert (report.problems, report.rows) == ((), 48)
+
+    def test_files_of_another_width_are_found(self, tmp_path: Path) -> None:
+        made = output(tmp_path, "ubinary")
+        wide = pa.list_(pa.field("element", pa.uint8()), 2)
+
+        def widened(table: pa.Table) -> pa.Table:
+            codes = pa.array([[1, 2]] * len(table), wide)
+            return table.set_column(table.column_names.index("embedding"), "embedding", codes)
+
+        change(made, widened)
+        assert any("[2], not fixed_size_list" in one for one in verify(str(made)).problems)
+
+    def test_a_file_of_other_ranges_is_found(self, tmp_path: Path) -> None:
+        made = output(tmp_path, "int8")
+        path = data(made)[1]
+        said = pq.read_metadata(path).metadata[CALIBRATION_KEY].decode()
+        stamp = {CALIBRATION_KEY: said.replace("-1.0", "-0.5", 1).encode()}
+        change(made, lambda table: table, stamp=stamp)
+        [problem] = verify(str(made)).problems
+        assert problem == f"{path}: its footer has other ranges for its vectors than the claim"
+
+    @pytest.mark.parametrize("spoiled", [None, [[0.0], [1.0]], [[1.0] * WIDTH, [0.0] * WIDTH]])
+    def test_a_claim_without_usable_ranges_is_found(self, tmp_path: Path, spoiled: object) -> None:
+        made = output(tmp_path, "uint8")
+        claim = made / "_embedjob.json"
+        document = json.loads(claim.read_text())
+        document["calibration"] = spoiled and {"ranges": spoiled, "vectors": 9}
+        claim.write_text(json.dumps(document))
+        problems = verify(str(made)).problems
+        assert sum("no ranges for vectors of 4 numbers" in problem for problem in problems) == 6
 
 
 class TestQuarantine:

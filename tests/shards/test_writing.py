@@ -1,7 +1,10 @@
 import errno
 import io
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace as replace_form
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ import pytest
 from embedjob.config import Input
 from embedjob.errors import ChunkError
 from embedjob.shards import files, writing
+from embedjob.shards.calibration import Calibration
 from embedjob.shards.chunks import Chunk
 from embedjob.shards.committed import Committed, read_all_committed
 from embedjob.shards.reading import read_chunk
 from embedjob.shards.schema import Form
 from embedjob.shards.writing import commit
 from embedjob.storage import create, list_files, read_bytes, replace
+from embedjob.vectors.quantizing import CALIBRATED, quantize
 from tests.shards.making import FINGERPRINT, WIDTH, finished, form, only, plan_of, write_shard
 
 
@@ -314,3 +319,79 @@ def test_a_flipped_bit_is_seen_by_its_checksum(case: Case, tmp_path: Path) -> No
     path.write_bytes(whole)
     with pytest.raises(OSError, match=r"(?i)crc|checksum|decompress|corrupt"):
         _table(out, "data", path.name)
+
+
+def _quantised(folder: Path, dtype: str, **knobs: Any) -> Case:
+    """A case whose form quantises: unit vectors in ranges that end at 0.9."""
+    case = Case(folder, vector_dtype=dtype, **knobs)
+    ranges_2D = np.array([[-1] * WIDTH, [0.9] * WIDTH], np.float32)
+    case.form = replace_form(
+        case.form,
+        quantize=partial(quantize, dtype=dtype, ranges_2D=ranges_2D),
+        calibration=Calibration.of(ranges_2D, vectors=9) if dtype in CALIBRATED else None,
+    )
+    return case
+
+
+# Of the vector (0, 0, 0, 1): 0 is 134.2 of the 255 steps up, and 1 is above the last one.
+STORED: dict[str, tuple[pa.DataType, list[int]]] = {
+    "int8": (pa.int8(), [6, 6, 6, 127]),
+    "uint8": (pa.uint8(), [134, 134, 134, 255]),
+    "binary": (pa.int8(), [16 - 128]),
+    "ubinary": (pa.uint8(), [16]),
+}
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_vectors_can_be_stored_in_bytes_and_bits(tmp_path: Path, out: str, dtype: str) -> None:
+    case = _quantised(tmp_path, dtype, on_bad_row="null")
+    done = case.commit(out)
+    data, (kind, code) = _table(out, "data", done.name), STORED[dtype]
+    assert data.schema.field("embedding").type == pa.list_(pa.field("element", kind), len(code))
+    assert data.schema.remove_metadata() == case.form.data
+    assert data.column("embedding").to_pylist()[3] == code
+    assert data.column("embedding").to_pylist()[4] is None
+
+
+@pytest.mark.parametrize("dtype", ["int8", "binary"])
+def test_the_footer_has_the_ranges_once_and_only_where_there_are_any(
+    tmp_path: Path, out: str, dtype: str
+) -> None:
+    case = _quantised(tmp_path, dtype)
+    done = case.commit(out)
+    content = read_bytes(f"{out}/data/{FINGERPRINT[:12]}/{done.name}")
+    said = pq.read_metadata(io.BytesIO(content)).metadata.get(files.CALIBRATION)
+    assert content.count(files.CALIBRATION) == (dtype in CALIBRATED)
+    if dtype in CALIBRATED:
+        assert json.loads(said) == {"ranges": [[-1.0] * WIDTH, [0.9] * WIDTH], "vectors": 9}
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("spoiler", ["nan", "long", "zero"])
+def test_vectors_are_checked_before_they_are_quantised(
+    tmp_path: Path, dtype: str, spoiler: str
+) -> None:
+    case = _quantised(tmp_path, dtype)
+    message, spoil = SPOILERS[spoiler]
+    with pytest.raises(ChunkError, match=message):
+        case.commit(str(tmp_path / "out"), spoil(finished(case.rows)))
+    assert _names(str(tmp_path / "out")) == []
+
+
+def test_vectors_of_another_width_are_refused_before_they_are_packed(tmp_path: Path) -> None:
+    case = _quantised(tmp_path, "ubinary")
+    wide = pa.array([[1.0] + [0.0] * 4] * 10, pa.list_(pa.float32(), 5))
+    table = finished(case.rows).drop_columns(["embedding"]).append_column("embedding", wide)
+    with pytest.raises(ChunkError, match="5 wide, planned was 4"):
+        case.commit(str(tmp_path / "out"), table)
+
+
+def test_a_number_of_one_byte_takes_one_byte(tmp_path: Path) -> None:
+    """Parquet knows integers of 32 bits only; without a dictionary zstd leaves 1.4 bytes."""
+    case = Case(tmp_path, vector_dtype="int8")
+    random = np.random.default_rng(0)
+    codes = random.integers(-128, 128, (2000, 64), np.int8)
+    kind = pa.list_(pa.field("element", pa.int8()), 64)
+    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(codes.ravel(), type=kind)})
+    size = len(files.file_bytes(table, case.chunk.shard, form=case.form, counts={}))
+    assert size < 1.05 * codes.nbytes

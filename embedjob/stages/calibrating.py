@@ -1,0 +1,101 @@
+"""A sample of the corpus, read and embedded once, gives the ranges of int8 and uint8."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import pyarrow as pa
+
+from embedjob.errors import FaultError, OutputError
+from embedjob.shards.calibration import (
+    ENOUGH_VECTORS,
+    SAMPLE_ROWS,
+    Calibration,
+    beginning,
+    rows_each,
+)
+from embedjob.shards.chunks import Chunk
+from embedjob.shards.claim import read_claims
+from embedjob.shards.schema import Form
+from embedjob.stages.engine import EncodesViews, Engine
+from embedjob.stages.read import ReadRows
+from embedjob.stages.tokenize import tokenize_rows
+from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
+
+_FEWEST_VECTORS = 2
+_CAST = frozenset({"float32", "float16"})
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Finds the ranges of an output that has none yet; a row that fails is left out."""
+
+    chunks: tuple[Chunk, ...]
+    rows_of: ReadRows
+
+    def __call__(self, encoder: EncodesViews, engine: Engine) -> Calibration:
+        """The calibration of the sampled chunks; OutputError where not two rows have vectors."""
+        sample = self._sample()
+        vectors = np.empty((0, 0), np.float32)
+        if len(sample):
+            _, views = tokenize_rows(sample, engine.load_tokenizer(), engine.long_text)
+            encoded = encoder.encode_views(views, stop=lambda: False, on_progress=lambda *_: None)
+            vectors = encoded.embeddings[np.isfinite(encoded.embeddings).all(axis=1)]
+        if len(vectors) < _FEWEST_VECTORS:
+            raise OutputError(
+                "encoder.vector_dtype: int8 and uint8 take the ranges of their dimensions from a"
+                f" sample of the input, and {len(sample)} rows of {len(self.chunks)} sampled"
+                f" chunks gave {len(vectors)} vectors, where {_FEWEST_VECTORS} are needed; set"
+                " vector_dtype to float32, float16, binary or ubinary"
+            )
+        return Calibration.of(ranges_of(vectors), vectors=len(vectors))
+
+    def _sample(self) -> pa.Table:
+        """`text` and `reason` of at most SAMPLE_ROWS readable rows."""
+        each = rows_each(self.chunks)
+        parts = [beginning(chunk, rows=each) for chunk in self.chunks]
+        found = pa.concat_tables(self._spread(parts, each))
+        if len(found) < ENOUGH_VECTORS and parts != list(self.chunks):
+            # A filter that few rows pass: the same chunks, read to their ends.
+            found = pa.concat_tables(self._spread(self.chunks, each))
+        return found.slice(0, SAMPLE_ROWS)
+
+    def _spread(self, parts: Sequence[Chunk], each: int) -> Iterator[pa.Table]:
+        """Good rows of each part, evenly spaced; none of a part that cannot be read."""
+        yield pa.table(
+            {"text": pa.array([], pa.large_string()), "reason": pa.nulls(0, pa.string())}
+        )
+        for part in parts:
+            try:
+                rows = self.rows_of(part).select(["text", "reason"])
+            except (FaultError, OSError):
+                continue
+            good = rows.filter(rows["reason"].is_null())
+            places = np.linspace(0, len(good) - 1, min(each, len(good))).astype(np.int64)
+            yield good.take(places)
+
+
+def quantizing(form: Form, out: str, *, vector_dtype: str) -> Form:
+    """The form that quantises by the ranges of an output's claim, where the dtype asks for it."""
+    if vector_dtype in _CAST:
+        return form
+    found = _calibration(out, form.fingerprint) if vector_dtype in CALIBRATED else None
+    ranges = None if found is None else found.array
+    by = partial(quantize, dtype=vector_dtype, ranges_2D=ranges)
+    return replace(form, quantize=by, calibration=found)
+
+
+@lru_cache(maxsize=4)
+def _calibration(out: str, fingerprint: str) -> Calibration:
+    """The calibration of the claim under which files are written; kept, as a claim never changes.
+
+    OutputError where the output has none, which a run that proved its encoder has seen to.
+    """
+    for claim in read_claims(out):
+        if claim.fingerprint == fingerprint and claim.calibration is not None:
+            return claim.calibration
+    raise OutputError(
+        f"{out}: no claim of fingerprint {fingerprint[:12]} has the ranges of its vectors; was"
+        " _embedjob.json edited or deleted during the run?"
+    )

@@ -1,0 +1,81 @@
+"""Finished embeddings in fewer bits, to the bit as sentence-transformers quantises them.
+
+int8 and uint8 count from 0 to 255 how many steps of (high - low) / 255 a value lies above the low
+end of its dimension's range: value = low + step * number, the number being code + 128 in int8.
+What lies outside the range is clipped. binary and ubinary keep signs, eight to a byte, the first
+dimension in the highest bit; the last byte of a width that is no multiple of 8 is filled with
+zeros. All after the quantisation of sentence-transformers (Reimers and Gurevych, EMNLP 2019,
+arXiv:1908.10084; Shakir, Aarsen and Lee, "Binary and Scalar Embedding Quantization", 2024).
+
+Shapes: R rows, D width, B = ceil(D / 8) bytes; a range is [2, D], smallest values first.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from embedjob.errors import ConfigError
+
+Vectors = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.floating] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+
+CALIBRATED = frozenset({"int8", "uint8"})
+_LAST_BUCKET = 255
+# The arithmetic needs several copies in float32, of a block of rows at a time.
+_ROWS_AT_ONCE = 1024
+
+
+def quantize(embeddings_RD: Vectors, dtype: str, *, ranges_2D: Vectors | None = None) -> Codes:
+    """The embeddings [R, D], or [R, B] where packed, in a vector dtype of the recipe.
+
+    ConfigError where int8 or uint8 come without ranges.
+    """
+    if dtype in CALIBRATED:
+        if ranges_2D is None:
+            raise ConfigError(
+                f"encoder.vector_dtype: {dtype} needs the smallest and largest value of each"
+                " dimension, and there are none; Encoder.from_output has those of an output"
+            )
+        return _bucketed(embeddings_RD, dtype, ranges_2D)
+    return _UNCALIBRATED[dtype](embeddings_RD)
+
+
+def ranges_of(embeddings_RD: Vectors) -> Vectors:
+    """The smallest and the largest value of each dimension [2, D]."""
+    return np.vstack([embeddings_RD.min(axis=0), embeddings_RD.max(axis=0)])
+
+
+def _bucketed(embeddings_RD: Vectors, dtype: str, ranges_2D: Vectors) -> Codes:
+    low_D, high_D = ranges_2D.astype(np.float32, copy=False)
+    steps_D = (high_D - low_D) / _LAST_BUCKET
+    steps_D = np.where(steps_D == 0, 1, steps_D)
+    codes_RD = np.empty(embeddings_RD.shape, np.uint8)
+    for start in range(0, len(embeddings_RD), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        with np.errstate(over="ignore"):  # far outside a tiny range is the last bucket all the same
+            buckets = np.floor((embeddings_RD[rows] - low_D) / steps_D)
+        codes_RD[rows] = np.clip(buckets, 0, _LAST_BUCKET)
+    return _signed(codes_RD) if dtype == "int8" else codes_RD
+
+
+def _packed(embeddings_RD: Vectors) -> npt.NDArray[np.uint8]:
+    return np.packbits(embeddings_RD > 0, axis=-1)
+
+
+def _signed(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+    """The same order from -128: its first bit flipped, a byte means 128 less."""
+    return (codes ^ 0x80).view(np.int8)
+
+
+def _half(embeddings_RD: Vectors) -> Codes:
+    with np.errstate(over="ignore"):  # the caller looks for infinities
+        return embeddings_RD.astype(np.float16, copy=False)
+
+
+_UNCALIBRATED: Mapping[str, Callable[[Vectors], Codes]] = {
+    "float32": lambda embeddings_RD: embeddings_RD,
+    "float16": _half,
+    "binary": lambda embeddings_RD: _signed(_packed(embeddings_RD)),
+    "ubinary": _packed,
+}
