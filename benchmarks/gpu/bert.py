@@ -93,6 +93,8 @@ def main() -> None:
             found, measured = measure(where, model, length, asked)
             claims += found
             figures |= measured
+    if asked.tiny:
+        claims = [claim.unbound() for claim in claims]
     report(claims, figures, asked=vars(asked), machine=making.machine(device))
 
 
