@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu import making
 from benchmarks.measuring.claims import Claim, report
-from benchmarks.measuring.turns import least_cosine, quickest, take_turns
+from benchmarks.measuring.turns import least_cosine, take_turns
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.tokenizer import load_tokenizer
@@ -35,7 +35,7 @@ def measure(
     asks = Recipe(model=where, attention="bidirectional", span="all", dtype="bfloat16")
     peer = making.peer(where, model, pooling="mean")
     few = texts[: max(4, len(texts) // 8)]
-    best = quickest(BATCH_SIZES, lambda batch: peer.encode(few, batch_size=batch))
+    best = making.best_batch(peer, few, BATCH_SIZES)
     encoder = Encoder(Backbone(model, attention="bidirectional"), asks)
     views = load_tokenizer(asks).views(texts)
     encoder.encode(few)

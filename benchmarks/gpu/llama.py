@@ -12,8 +12,6 @@ token views, as a job's actors get them, is told apart.
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import torch
 
 from benchmarks.gpu import making
 from benchmarks.measuring.claims import Claim, report
-from benchmarks.measuring.turns import least_cosine, quickest, take_turns
+from benchmarks.measuring.turns import least_cosine, take_turns
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.tokenizer import load_tokenizer
@@ -59,7 +57,7 @@ def compare(where: str, model: Any, kind: str, asked: argparse.Namespace) -> Par
     asks = recipe(where)
     peer = making.peer(where, model, pooling="lasttoken")
     few = texts[: max(4, len(texts) // 8)]
-    best = quickest(BATCH_SIZES, surviving(lambda batch: peer.encode(few, batch_size=batch)))
+    best = making.best_batch(peer, few, BATCH_SIZES)
     encoder = Encoder(Backbone(model, attention="causal"), asks)
     views = load_tokenizer(asks).views(texts)
     encoder.encode(few)
@@ -128,20 +126,6 @@ def without_sharing(views: TokenViews) -> TokenViews:
         truncated=views.truncated,
         prefixes=[()] * views.views_per_text,
     )
-
-
-def surviving(call: Callable[[int], Any]) -> Callable[[int], Any]:
-    """The call, or half a minute where its memory does not suffice: that batch size never wins."""
-
-    def run(batch: int) -> Any:
-        try:
-            return call(batch)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            time.sleep(30)
-            return None
-
-    return run
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModel, BertConfig, LlamaConfig, PreTrainedModel
 
+from benchmarks.measuring.turns import quickest
+
 LLAMAS: Mapping[str, Mapping[str, int]] = {
     # The shapes of Qwen3-0.6B, Qwen2-1.5B and Llama-7B.
     "0.6B": {
@@ -153,6 +155,15 @@ def peer(where: str, model: PreTrainedModel, *, pooling: str) -> Any:
     transformer.model = copy.deepcopy(model)
     pooled = Pooling(model.config.hidden_size, pooling_mode=pooling)
     return SentenceTransformer(modules=[transformer, pooled, Normalize()], device=str(model.device))
+
+
+def best_batch(model: Any, few: list[str], sizes: Sequence[int]) -> int:
+    """The batch size with which a sentence-transformers model is quickest, of those that fit."""
+    return quickest(
+        sizes,
+        lambda size: model.encode(few, batch_size=size),
+        beyond=(torch.OutOfMemoryError,),
+    )
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> float:

@@ -46,14 +46,26 @@ def take_turns(ways: Mapping[str, Callable[[], T]], *, rounds: int) -> Turns[T]:
     return turns
 
 
-def quickest(settings: Iterable[S], run: Callable[[S], object]) -> S:
-    """The setting whose second run takes least time: a first one warms it up."""
+def quickest(
+    settings: Iterable[S],
+    run: Callable[[S], object],
+    *,
+    beyond: tuple[type[Exception], ...] = (),
+) -> S:
+    """The setting whose second run takes least time: a first one warms it up.
+
+    A setting that raises one of `beyond`, such as out of memory, is none; all of them is an error.
+    """
     seconds: dict[int, float] = {}
     tried = list(settings)
     for number, setting in enumerate(tried):
-        run(setting)
-        started = time.perf_counter()
-        run(setting)
+        try:
+            run(setting)
+            started = time.perf_counter()
+            run(setting)
+        except beyond as error:
+            print(f"peer, {setting}: {type(error).__name__}", flush=True)
+            continue
         seconds[number] = time.perf_counter() - started
         print(f"peer, {setting}: {seconds[number]:.2f} s", flush=True)
     return tried[min(seconds, key=seconds.__getitem__)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.measuring.claims import Claim
 from benchmarks.measuring.texts import distinct, duplicates, sample
-from benchmarks.measuring.turns import Turns, least_cosine, take_turns
+from benchmarks.measuring.turns import Turns, least_cosine, quickest, take_turns
 
 
 @given(st.lists(st.sampled_from("abcdefghij"), min_size=1), st.integers(1, 40))
@@ -34,6 +34,16 @@ def test_ways_take_turns_and_keep_their_last_result() -> None:
     turns = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
     assert calls == ["a", "b", "a", "b"]
     assert [len(turns.seconds[way]) for way in "ab"] == [2, 2]
+
+
+def test_the_quickest_is_found_among_those_that_run() -> None:
+    def run(size: int) -> None:
+        if size > 1:
+            raise MemoryError
+
+    assert quickest((1, 2, 3), run, beyond=(MemoryError,)) == 1
+    with pytest.raises(MemoryError):
+        quickest((1, 2), run)
 
 
 def test_the_ratio_is_of_medians_and_its_spread_of_rounds() -> None:
