@@ -109,7 +109,9 @@ def compare(name: str, drivers: Drivers, work: Path, asked: argparse.Namespace) 
     texts = {size: sample(whole, rows) for size, rows in counts.items()}
     for size in SIZES:
         store(texts[size], work / f"{name}-{size}")
-    setting = best_setting(drivers, f"{name}-small", texts["small"], asked.threads)
+    setting = asked.peer and Setting(*asked.peer)
+    if setting is None:
+        setting = best_setting(drivers, f"{name}-small", texts["small"], asked.threads)
     jobs = {"peer": partial(peer, setting=setting), "ours": ours}
     drivers.run("ours", ours, f"{name}-small")
     turns = take_turns(
@@ -161,6 +163,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="cores of the local Ray")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="rows, as a multiple of the default"
+    )
+    parser.add_argument(
+        "--peer", nargs=4, type=int, metavar=Setting._fields, help="known best, not searched for"
     )
     asked = parser.parse_args()
     corpus("quora")
