@@ -57,7 +57,7 @@ def report(
         print(f"{name:60} {shown}")
     for claim in claims:
         verdict = "holds" if claim.holds else "DOES NOT HOLD"
-        print(f"{claim.name:60} {claim.ratio:.3f} ({claim.bound}) {verdict}")
+        print(f"{claim.name:60} {claim.ratio:.7g} ({claim.bound}) {verdict}")
         if claim.spread:
             print(f"{'':60} rounds {', '.join(f'{one:.3f}' for one in claim.spread)}")
         if claim.cosine is not None:
