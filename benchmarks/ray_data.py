@@ -79,27 +79,26 @@ def vectors(out: Path) -> Vectors:
     return np.stack(table["embedding"].to_pylist()).astype(np.float32)[order]
 
 
-def best_setting(drivers: Drivers, rows: str, texts: Sequence[str], cores: int) -> Setting:
-    """The peer's quickest: its batch size in one process first, then its actors on Ray."""
+def best_setting(drivers: Drivers, name: str, small: Sequence[str], cores: int) -> Setting:
+    """The peer's quickest: rows per call and batch size in one process, then its actors on Ray.
+
+    The calls are such that there is one for every actor of the small run at least.
+    """
+    few = list(small[: len(small) // cores])
     single = Workers(partial(peer_encode, minilm_peer), count=1, threads=1).ready()
-    few = list(texts[: max(32, len(texts) // 4)])
-    size = quickest((16, 32, 64, 128), lambda size: single(Batch(few, size)))
+
+    def calls(setting: Setting) -> None:
+        for start in range(0, len(few), setting.rows_per_call):
+            single(Batch(few[start : start + setting.rows_per_call], setting.batch_size))
+
+    per_call = [max(1, len(small) // (calls_each * cores)) for calls_each in (2, 1)]
+    settings = [Setting(cores, 1, *each) for each in itertools.product(per_call, (16, 32, 64))]
+    calls(settings[0])
+    best = quickest(settings, calls, warm=False)
     single.end()
-    layouts = [Setting(cores, 1, rows_per_call, size) for rows_per_call in (64, 256, 1024)] + [
-        Setting(1, cores, 1024, size)
-    ]
-    seconds: dict[Setting, float] = {}
-    for setting in layouts:
-        turns = take_turns(
-            {
-                str(setting): lambda one=setting: drivers.run(
-                    "peer", partial(peer, setting=one), rows
-                )
-            },
-            rounds=1,
-        )
-        seconds[setting] = turns.median(str(setting))
-    return min(seconds, key=seconds.__getitem__)
+    layouts = (best, best._replace(actors=1, threads=cores))
+    run = partial(drivers.run, "peer", rows=f"{name}-small")
+    return quickest(layouts, lambda one: run(job=partial(peer, setting=one)), warm=False)
 
 
 def compare(name: str, drivers: Drivers, work: Path, asked: argparse.Namespace) -> Any:
@@ -111,7 +110,7 @@ def compare(name: str, drivers: Drivers, work: Path, asked: argparse.Namespace) 
         store(texts[size], work / f"{name}-{size}")
     setting = asked.peer and Setting(*asked.peer)
     if setting is None:
-        setting = best_setting(drivers, f"{name}-small", texts["small"], asked.threads)
+        setting = best_setting(drivers, name, texts["small"], asked.threads)
     jobs = {"peer": partial(peer, setting=setting), "ours": ours}
     drivers.run("ours", ours, f"{name}-small")
     turns = take_turns(

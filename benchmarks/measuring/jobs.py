@@ -52,7 +52,9 @@ def peer(place: Place, setting: Setting) -> None:
 
     ray.init(address=place.address, logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.read_parquet(place.rows)
+    # Small files are read into one block, which would leave one actor with nothing to do.
+    per_block = setting.rows_per_call
+    rows = ray.data.read_parquet(place.rows).repartition(target_num_rows_per_block=per_block)
     embedded = rows.map_batches(
         PeerActor,
         fn_constructor_args=(setting.threads, setting.batch_size),

@@ -51,8 +51,9 @@ def quickest(
     run: Callable[[S], object],
     *,
     beyond: tuple[type[Exception], ...] = (),
+    warm: bool = True,
 ) -> S:
-    """The setting whose second run takes least time: a first one warms it up.
+    """The setting whose run takes least time, after one that warms it up if `warm`.
 
     A setting that raises one of `beyond`, such as out of memory, is none; all of them is an error.
     """
@@ -60,7 +61,8 @@ def quickest(
     tried = list(settings)
     for number, setting in enumerate(tried):
         try:
-            run(setting)
+            if warm:
+                run(setting)
             started = time.perf_counter()
             run(setting)
         except beyond as error:
