@@ -4,7 +4,7 @@
 - FLOP/s of the bare model against plain matrix products with its own weights, as many rows each.
 - The quickstart model, cached: seconds to the first committed chunk, part by part.
 
-    python -m benchmarks.efficiency [--rows 2048] [--llm-rows 96] [--rounds 3]
+    python -m benchmarks.efficiency [--rows 2048] [--llm-rows 96] [--rounds 3] [--starts 3]
 """
 
 import argparse
@@ -112,7 +112,7 @@ def measure(name: str, recipe: Recipe, texts: list[str], rounds: int) -> tuple[l
     encoder = Encoder.from_recipe(recipe, device="cpu", tokens_per_microbatch=BUDGET)
     views = load_tokenizer(recipe).views(texts)
     model = bare(encoder, views)
-    encoder.encode_views(views.take(range(8)))
+    encoder.encode_views(views.take(range(min(8, len(texts)))))
     model.products()
     turns: Turns[Any] = take_turns(
         {
@@ -149,11 +149,11 @@ def measure(name: str, recipe: Recipe, texts: list[str], rounds: int) -> tuple[l
     }
 
 
-def start_up(rounds: int) -> dict[str, float]:
+def start_up(starts: int) -> dict[str, float]:
     """Median-run seconds of each part of a quickstart, from the start of its process."""
     materialize(ModelSource(SMOLLM))
     runs = []
-    for _ in range(rounds):
+    for _ in range(starts):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "benchmarks.efficiency", "--start-up", folder]
             done = subprocess.run(
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048, help="texts for all-MiniLM")
     parser.add_argument("--llm-rows", type=int, default=96, help="texts for SmolLM2")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=3, help="quickstarts; 0 leaves them out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start-up", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -223,7 +224,7 @@ def main() -> None:
     plain = Recipe(model=SMOLLM, span="last_token", dtype="float32")
     claims: list[Claim] = []
     with watched(PACKAGES, threads=asked.threads) as machine:
-        figures = start_up(asked.rounds)
+        figures = start_up(asked.starts) if asked.starts else {}
         for name, recipe, rows in (
             ("all-MiniLM, Quora", minilm_recipe(), asked.rows),
             ("SmolLM2, Quora", plain, asked.llm_rows),
