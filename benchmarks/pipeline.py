@@ -2,7 +2,7 @@
 
 The encoder is null (a constant unit vector per text), so that everything else is what is measured.
 
-    python benchmarks/pipeline.py [--rows 2000000]
+    python -m benchmarks.pipeline [--rows 2000000]
 """
 
 import argparse

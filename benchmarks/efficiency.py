@@ -1,0 +1,239 @@
+"""How near the encoder is to its own model and to the processor, and where start-up goes.
+
+- The encode loop (token views to embeddings) against the bare model on micro-batches built before.
+- FLOP/s of the bare model against plain matrix products with its own weights, as many rows each.
+- The quickstart model, cached: seconds to the first committed chunk, part by part.
+
+    python -m benchmarks.efficiency [--rows 2048] [--llm-rows 96] [--rounds 3] [--starts 3]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measuring.claims import Claim, report
+from benchmarks.measuring.encoders import minilm_recipe
+from benchmarks.measuring.machine import watched
+from benchmarks.measuring.texts import SMOLLM, corpus, distinct
+from benchmarks.measuring.turns import Turns, take_turns
+from embedjob.encoder.batches import MicroBatch
+from embedjob.encoder.batches import assemble as padded
+from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.source import ModelSource, materialize
+from embedjob.encoder.tokenizer import load_tokenizer
+from embedjob.recipe import Recipe
+from embedjob.text.microbatches import microbatches
+from embedjob.text.views import TokenViews
+
+PACKAGES = ("torch", "transformers", "ray", "pyarrow")
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
+BUDGET = 2048
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A model and the micro-batches that it is run on, all built before."""
+
+    model: Any
+    batches: list[MicroBatch]
+
+    @torch.inference_mode()
+    def forward(self) -> None:
+        """Every micro-batch through the model, and nothing else."""
+        for batch in self.batches:
+            self.model(input_ids=batch.ids_VT, attention_mask=batch.mask_VT.long())
+
+    @torch.inference_mode()
+    def products(self) -> None:
+        """The matrix products of the same layers, on as many rows: no attention, no norms."""
+        for batch in self.batches:
+            for weight in self.weights:
+                torch.mm(self._rows(batch)[:, : weight.shape[1]], weight.t())
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """The weight of every linear layer in the model's blocks; a pooler is none of them."""
+        layers = max(
+            (m for m in self.model.modules() if isinstance(m, nn.ModuleList)), key=lambda m: len(m)
+        )
+        return [m.weight for m in layers.modules() if isinstance(m, nn.Linear)]
+
+    @property
+    def linear_flops(self) -> float:
+        """Of one pass over all micro-batches, padding included."""
+        return 2.0 * sum(weight.numel() for weight in self.weights) * self.padded_tokens
+
+    @property
+    def attention_flops(self) -> float:
+        """Of the two products in the attention; causal attention needs half of each."""
+        config = self.model.config
+        width = config.num_attention_heads * (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        causal = 0.5 if config.model_type == "llama" else 1.0
+        squares = sum(batch.ids_VT.shape[0] * batch.ids_VT.shape[1] ** 2 for batch in self.batches)
+        return causal * 4.0 * width * config.num_hidden_layers * squares
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of all micro-batches, padding included."""
+        return sum(batch.ids_VT.numel() for batch in self.batches)
+
+    @cached_property
+    def _wide(self) -> Tensor:
+        most = max(batch.ids_VT.numel() for batch in self.batches)
+        return torch.randn(most, max(weight.shape[1] for weight in self.weights))
+
+    def _rows(self, batch: MicroBatch) -> Tensor:
+        return self._wide[: batch.ids_VT.numel()]
+
+
+def bare(encoder: Encoder, views: TokenViews) -> Bare:
+    """The encoder's own model, on the micro-batches that it would make of these views."""
+    groups = microbatches(views.lengths, budget=BUDGET)
+    return Bare(encoder.backbone.model, [padded(views, which) for which in groups])
+
+
+def measure(name: str, recipe: Recipe, texts: list[str], rounds: int) -> tuple[list[Claim], Any]:
+    """Both ratios of one model, and what they rest on."""
+    encoder = Encoder.from_recipe(recipe, device="cpu", tokens_per_microbatch=BUDGET)
+    views = load_tokenizer(recipe).views(texts)
+    model = bare(encoder, views)
+    encoder.encode_views(views.take(range(min(8, len(texts)))))
+    model.products()
+    turns: Turns[Any] = take_turns(
+        {
+            f"{name}, encode loop": lambda: encoder.encode_views(views).stats,
+            f"{name}, bare forward": model.forward,
+            f"{name}, products": model.products,
+        },
+        rounds=rounds,
+    )
+    loop, forward, products = turns.seconds
+    flops = model.linear_flops + model.attention_flops
+    achieved = [flops / one for one in turns.seconds[forward]]
+    plain = [model.linear_flops / one for one in turns.seconds[products]]
+    claims = [
+        Claim(
+            f"{name}: encode loop against its bare model",
+            turns.ratio(forward, loop),
+            spread=turns.ratios(forward, loop),
+            floor=0.95,
+        ),
+        Claim(
+            f"{name}: FLOP/s of the forward against plain matrix products",
+            (flops / turns.median(forward)) / (model.linear_flops / turns.median(products)),
+            spread=[one / other for one, other in zip(achieved, plain, strict=True)],
+            floor=0.80,
+        ),
+    ]
+    tokens = int(views.lengths.sum())
+    return claims, {
+        f"{name}, tokens/s of the loop": tokens / turns.median(loop),
+        f"{name}, GFLOP/s of the forward": flops / turns.median(forward) / 1e9,
+        f"{name}, GFLOP/s of plain products": model.linear_flops / turns.median(products) / 1e9,
+        f"{name}, padding": 1 - tokens / model.padded_tokens,
+    }
+
+
+def start_up(starts: int) -> dict[str, float]:
+    """Median-run seconds of each part of a quickstart, from the start of its process."""
+    materialize(ModelSource(SMOLLM))
+    runs = []
+    for _ in range(starts):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "benchmarks.efficiency", "--start-up", folder]
+            done = subprocess.run(
+                [*command, str(time.time())], cwd=ROOT, check=True, stdout=subprocess.PIPE
+            )
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    runs.sort(key=lambda run: run["all"])
+    return {f"start-up, {part}, s": value for part, value in runs[len(runs) // 2].items()}
+
+
+def start_once(folder: str, born: float) -> dict[str, float]:
+    """One quickstart of two chunks, and when each part of its start-up ended."""
+    from embedjob import pipeline
+    from embedjob.jobfile import read_draft
+
+    marks = {"interpreter and imports": time.time()}
+    shows: list[tuple[float, int]] = []
+
+    def marked(name: str, call: Any) -> Any:
+        def timed(*given: Any, **named: Any) -> Any:
+            found = call(*given, **named)
+            marks[name] = time.time()
+            return found
+
+        return timed
+
+    @contextmanager
+    def connected(address: str | None) -> Iterator[None]:
+        with connect(address):
+            marks["Ray"] = time.time()
+            yield
+
+    @contextmanager
+    def shown(_: Any) -> Iterator[Any]:
+        yield lambda tally: shows.append((time.time(), tally.actors))
+
+    connect = pipeline.connected
+    pipeline.connected = connected
+    for name in ("survey", "preflight"):
+        setattr(pipeline, name, marked(name, getattr(pipeline, name)))
+    sets = [f"output.path={folder}/out", "run.limit=200"]
+    draft = read_draft(QUICKSTART, sets)
+    pipeline.embed(draft, pipeline.Options(), pipeline.Console(print, shown))
+    # The driver looks every half second: this one mark is that coarse.
+    marks["actors and model"] = next(at for at, actors in shows if actors)
+    files = Path(folder, "out", "data").glob("*/*.parquet")
+    marks["first chunk"] = min(file.stat().st_mtime for file in files)
+    ends = [born, *sorted(marks.values())]
+    parts = zip(sorted(marks, key=marks.__getitem__), ends, ends[1:], strict=False)
+    return {name: stop - start for name, start, stop in parts} | {"all": ends[-1] - born}
+
+
+def main() -> None:
+    """Prints every figure, and all of them as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=2048, help="texts for all-MiniLM")
+    parser.add_argument("--llm-rows", type=int, default=96, help="texts for SmolLM2")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=3, help="quickstarts; 0 leaves them out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start-up", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.start_up:
+        print(json.dumps(start_once(asked.start_up[0], float(asked.start_up[1]))))
+        return
+    questions = distinct(corpus("quora"), max(asked.rows, asked.llm_rows))
+    torch.set_num_threads(asked.threads)
+    plain = Recipe(model=SMOLLM, span="last_token", dtype="float32")
+    claims: list[Claim] = []
+    with watched(PACKAGES, threads=asked.threads) as machine:
+        figures = start_up(asked.starts) if asked.starts else {}
+        for name, recipe, rows in (
+            ("all-MiniLM, Quora", minilm_recipe(), asked.rows),
+            ("SmolLM2, Quora", plain, asked.llm_rows),
+        ):
+            found, measured = measure(name, recipe, questions[:rows], asked.rounds)
+            claims += found
+            figures |= measured
+    report(claims, figures, asked=vars(asked), machine=machine)
+
+
+if __name__ == "__main__":
+    main()
