@@ -6,9 +6,17 @@ is empty has no vector: it is a bad row before it comes here.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+
+Pool = Callable[[Tensor, Tensor], Tensor]
+
+
+def pooler(pooling: str | tuple[str, ...]) -> Pool:
+    """What makes one vector of a view's span: of several poolings, their vectors concatenated."""
+    return POOLINGS[pooling] if isinstance(pooling, str) else partial(_several, pooling)
 
 
 def mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
@@ -26,6 +34,29 @@ def maximum(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
     return hidden_VTD.float().masked_fill(~mask_VT[:, :, None], -torch.inf).amax(dim=1)
 
 
+def mean_sqrt_len(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    """The sum of the span's states over the square root of their number, in float32 [V, D]."""
+    return mean(hidden_VTD, mask_VT) * mask_VT.sum(dim=1, keepdim=True).sqrt()
+
+
+def first(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    """The state of the span's first token, in float32 [V, D]."""
+    return _at(hidden_VTD, mask_VT.int().argmax(dim=1))
+
+
+def last(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    """The state of the span's last token, in float32 [V, D]."""
+    return _at(hidden_VTD, mask_VT.shape[1] - 1 - mask_VT.flip(1).int().argmax(dim=1))
+
+
+def _several(poolings: tuple[str, ...], hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    return torch.cat([PARTS[one](hidden_VTD, mask_VT) for one in poolings], dim=1)
+
+
+def _at(hidden_VTD: Tensor, token_V: Tensor) -> Tensor:
+    return hidden_VTD[torch.arange(len(token_V), device=token_V.device), token_V].float()
+
+
 def _weighted(hidden_VTD: Tensor, weights_VT: Tensor) -> Tensor:
     # Not a product with the mask: padding may hold NaN, and 0 * NaN is NaN.
     masked_VTD = hidden_VTD.float().masked_fill((weights_VT == 0)[:, :, None], 0.0)
@@ -33,8 +64,11 @@ def _weighted(hidden_VTD: Tensor, weights_VT: Tensor) -> Tensor:
     return sum_VD / weights_VT.sum(dim=1, keepdim=True)
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+POOLINGS: dict[str, Pool] = {
     "mean": mean,
     "weighted_mean": weighted_mean,
     "max": maximum,
+    "mean_sqrt_len": mean_sqrt_len,
 }
+# Alone these two are spans, and not poolings: one meaning, one spelling.
+PARTS: dict[str, Pool] = {**POOLINGS, "first": first, "last": last}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from embedjob.config import ActorRange, Input, Job, Output
 from embedjob.recipe import (
+    Dense,
     Normalize,
     Recipe,
     SpanOffset,
@@ -63,7 +64,7 @@ CHANGES: dict[str, Any] = {
     "encoder.pooling": "max",
     "encoder.aggregation": "concat",
     "encoder.interventions": ("a",),
-    "encoder.heads": ("a",),
+    "encoder.heads": (Dense(dense="2_Dense"),),
     "encoder.finish": (Truncate(truncate=8), Normalize(normalize=True)),
     "encoder.vector_dtype": "float16",
     "encoder.max_tokens": 64,
