@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from embedjob.segments import Demonstration, Section, Segment
 
@@ -118,7 +118,26 @@ class LayerNorm(Section):
     layer_norm: ModulePath
 
 
-Head = Pooler | Dense | LayerNorm | Normalize
+_HEADS = ("pooler", "dense", "layer_norm", "normalize")
+
+
+def _head_kind(head: Any) -> str | None:
+    keys = head if isinstance(head, dict) else getattr(type(head), "model_fields", ())
+    return next((kind for kind in _HEADS if kind in keys), None)
+
+
+# By its key, or a mistake in one kind of head would be told as a mistake in every kind.
+Head = Annotated[
+    Annotated[Pooler, Tag("pooler")]
+    | Annotated[Dense, Tag("dense")]
+    | Annotated[LayerNorm, Tag("layer_norm")]
+    | Annotated[Normalize, Tag("normalize")],
+    Discriminator(
+        _head_kind,
+        custom_error_type="head",
+        custom_error_message="an object with one of the keys " + ", ".join(_HEADS),
+    ),
+]
 
 
 class Fitted(Section):
