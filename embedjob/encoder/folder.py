@@ -12,7 +12,7 @@ from embedjob.encoder.tokenizer import lowercases, read_tokenizer
 from embedjob.errors import ModelError
 
 _DEFAULT_MAX_TOKENS = 512
-_UNIT: Mapping[str, Any] = {"normalize": True}
+_UNIT: dict[str, Any] = {"normalize": True}
 _POOLINGS: Mapping[str, dict[str, Any]] = {
     "cls": {"span": "first_token", "pooling": "mean"},
     "mean": {"span": "all", "pooling": "mean"},

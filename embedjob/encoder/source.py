@@ -101,8 +101,15 @@ def files_at_hand(source: ModelSource) -> list[ModelFile]:
     except ModelError:
         return []
     files = model_files(str(here))
-    held = any(is_weight(file.name) or PICKLES.search(file.name) for file in files)
-    return files if held else []
+    return files if _held([file.name for file in files], source) else []
+
+
+def _held(names: list[str], source: ModelSource) -> bool:
+    try:
+        module_weights(names, source)
+    except ModelError:
+        return False
+    return any(is_weight(name) or PICKLES.search(name) for name in names)
 
 
 def require_weights(names: list[str], source: ModelSource) -> list[str]:

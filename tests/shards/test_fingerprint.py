@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from embedjob.config import ActorRange, Input, Job, Output
 from embedjob.recipe import (
     Dense,
+    LayerNorm,
     Normalize,
+    Pooler,
     Recipe,
     SpanOffset,
     SpanTag,
@@ -167,6 +169,7 @@ SEGMENTS = (Segment(literal="x"), Segment(text=Slot(pool=True)))
     [
         ({"span": SpanOffset(rule="text", offset=0)}, {"span": "text"}),
         ({"layer": (-1,)}, {"layer": -1}),
+        ({"pooling": ("max",)}, {"pooling": "max"}),
         ({"instruction": "unused"}, {}),
         ({"special_tokens": SpecialTokens(eos_id=7)}, {}),
         ({"templates": (WeightedTemplate(template="{text}", weight=3.0),)}, {}),
@@ -219,7 +222,22 @@ def test_what_looks_alike_and_is_not() -> None:
             ((Demonstration(text="a", answer="b"),), "{text} {answer}"),
         ]
     ]
-    every = (*weighted, *moved, *segments, *tagged, *shown)
+    pooled = [
+        _recipe(pooling=pooling)
+        for pooling in ("mean", "max", "mean_sqrt_len", "latent_attention", ("mean", "max"))
+    ]
+    headed = [
+        _recipe(heads=heads)
+        for heads in (
+            (Dense(dense="2_Dense"),),
+            (Dense(dense="3_Dense"),),
+            (LayerNorm(layer_norm="2_Dense"),),
+            (Pooler(pooler=True),),
+            (Dense(dense="2_Dense"), Normalize(normalize=True)),
+            (Normalize(normalize=True), Dense(dense="2_Dense")),
+        )
+    ]
+    every = (*pooled, *headed, *weighted, *moved, *segments, *tagged, *shown)
     found = {fingerprint(recipe, DIGESTS) for recipe in every}
     assert len(found) == len(every)
 

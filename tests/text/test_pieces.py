@@ -73,6 +73,7 @@ def test_demonstrations_go_into_strings_too() -> None:
         ([{"text": {}, "pool": True}], {}, r"write pool and tag inside, as \{text:"),
         ([TEXT, {"instruction": {"max_tokens": 3}}], {}, "max_tokens is of a text segment only"),
         ([{"text": {"max_tokens": 9}}], {}, "join: separate only"),
+        ([{"text": {"strip": True}}], {}, "strip is of an instruction only"),
         ([{"text": {"after": "x"}}], {}, "after is not of a text segment"),
         ([POOLED], {}, "span: pooled reads"),
         ([POOLED], {"span": {"tag": "a"}}, "has tag: a"),
