@@ -46,6 +46,11 @@ def test_segments_become_pieces_in_order() -> None:
     )
 
 
+def test_an_instruction_may_be_stripped() -> None:
+    pieces = one({"instruction": {"strip": True, "after": " "}}, TEXT, instruction=" Find it:\n")
+    assert pieces.pieces[0] == Piece("Find it: ")
+
+
 def test_a_tag_marks_its_own_segments() -> None:
     segments = ({"literal": "x", "tag": "a"}, {"text": {"tag": "b"}}, {"literal": "y", "tag": "b"})
     marked = [piece.marked for piece in one(*segments, span={"tag": "b"}).pieces]
