@@ -39,13 +39,12 @@ class LatentAttention:
         """
         _require(tensors, sizes)
         self._heads = sizes.num_cross_heads
-        self._weights = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-        full = {name: tensor.to(device).float() for name, tensor in tensors.items()}
-        context_LD = _normed(full["latents"], full, f"{_ATTEND}norm_context")
-        both = linear(context_LD, full[f"{_ATTEND}fn.to_kv.weight"]).chunk(2, dim=-1)
+        spent = ("latents", f"{_ATTEND}norm_context", f"{_ATTEND}fn.to_kv")
+        parts = {n: tensor.to(device) for n, tensor in tensors.items() if n.startswith(spent)}
+        context_LD = _normed(parts["latents"].float(), parts, f"{_ATTEND}norm_context")
+        both = linear(context_LD, parts[f"{_ATTEND}fn.to_kv.weight"].float()).chunk(2, dim=-1)
         self._keys_HLE, self._values_HLE = (self._by_head(one).contiguous() for one in both)
-        for spent in ("latents", f"{_ATTEND}fn.to_kv.weight"):
-            del self._weights[spent]
+        self._weights = {n: one.to(device, dtype) for n, one in tensors.items() if n not in parts}
 
     def __call__(self, hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
         """The mean over each span of what the layer makes of its states, in float32 [V, D]."""

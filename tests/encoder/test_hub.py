@@ -160,7 +160,6 @@ def test_the_modules_of_heads_come_with_their_model(
     hub: Hub, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     files |= {"2_Dense/config.json": b"{}", "2_Dense/pytorch_model.bin": b"weights"}
-    assert "2_Dense has no weights" in ask(hub, tmp_path, modules=["2_Dense"])["error"]
     answer = ask(hub, tmp_path, modules=["2_Dense"], allow_pickle=True)
     found = {name for name in answer["digests"] if name.startswith("2_Dense/")}
     assert found == {"2_Dense/config.json", "2_Dense/pytorch_model.bin"}
