@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from embedjob.encoder.backbone import Backbone, load_backbone
+from embedjob.encoder.backbone import load_backbone
 from embedjob.encoder.digests import digests
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.folder import folder_layer
@@ -103,6 +103,14 @@ def test_pickled_modules_are_read_only_when_trusted(tmp_path: Path) -> None:
     assert cosines(encode(trusted), expected).min() >= 0.99999
 
 
+def test_a_recipe_with_heads_travels_as_json() -> None:
+    heads = [{"pooler": True}, {"dense": "2_Dense"}, {"normalize": True}, {"layer_norm": "a/b"}]
+    found = recipe(Path("m"), heads=heads, pooling=["first", "mean"])
+    assert Recipe.model_validate_json(found.model_dump_json()) == found
+    assert recipe_from(found.model_dump(mode="json"), {}) == found
+    assert [next(iter(head.model_dump())) for head in found.heads] == [*map(next, map(iter, heads))]
+
+
 def test_a_module_with_other_tensors_is_refused(tmp_path: Path) -> None:
     folder, _ = theirs(tmp_path, "bert", "dense")
     save_file({"linear.weight": torch.zeros(16, 64)}, folder / "2_Dense/model.safetensors")
@@ -150,4 +158,3 @@ def test_heads_stay_in_float32_beside_a_narrower_model(tmp_path: Path) -> None:
     before = heads(vectors)
     with backbone.float32():
         assert torch.equal(heads(vectors), before)
-    assert isinstance(backbone, Backbone)
