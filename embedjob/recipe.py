@@ -100,6 +100,12 @@ class Truncate(Section):
     truncate: Positive
 
 
+class WeightedFrom(Section):
+    """The mean weighted n + 1, n + 2 and so on along the span: n tokens before it count as well."""
+
+    weighted_mean: Positive
+
+
 class Pooler(Section):
     """The model's own layer over a pooled vector, as BERT and RoBERTa have it: tanh(W h + b)."""
 
@@ -148,6 +154,9 @@ class Fitted(Section):
     flow: str | None = None
 
 
+PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_length=1)]
+
+
 class Recipe(Section):
     """The `encoder` section, resolved: every knob that decides a vector's value."""
 
@@ -167,7 +176,7 @@ class Recipe(Section):
     attention: Literal["causal", "bidirectional"] = "causal"
     layer: int | tuple[int, ...] = -1
     span: SpanRule | SpanOffset | SpanTag = "all"
-    pooling: Pooling | Annotated[tuple[PoolingPart, ...], Field(min_length=1)] = "mean"
+    pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
     interventions: tuple[Any, ...] = ()
     heads: tuple[Head, ...] = ()

@@ -56,14 +56,14 @@ def folder_layer(directory: Path) -> dict[str, Any]:
     if settings.get("similarity_fn_name"):
         encoder["similarity"] = settings["similarity_fn_name"]
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
-    if prompts and not _pools_prompts(modules, directory):
-        pooled = _without_prompt(encoder, list(prompts.values()), directory)
-    else:
-        pooled = {}
-    roles = _roles(prompts, pooled)
-    if default := prompts.get(settings.get("default_prompt_name")):
-        encoder |= {"templates": [_template(default)], **pooled}
-    return {"encoder": encoder, "roles": roles}
+    apart = _pools_prompts(modules, directory)
+    layers = {
+        name: {"templates": [_template(text)]}
+        | ({} if apart else _without_prompt(encoder, text, directory))
+        for name, text in prompts.items()
+    }
+    encoder |= layers.get(settings.get("default_prompt_name"), {})
+    return {"encoder": encoder, "roles": _roles(layers)}
 
 
 def _nvembed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,37 +178,35 @@ def _pools_prompts(modules: list[Mapping[str, Any]], directory: Path) -> bool:
     return all((config or {}).get("include_prompt") is not False for config in configs)
 
 
-def _without_prompt(
-    encoder: Mapping[str, Any], prompts: list[str], directory: Path
-) -> dict[str, Any]:
-    """The keys of texts that have a prompt, where it is read and not pooled."""
+def _without_prompt(encoder: Mapping[str, Any], prompt: str, directory: Path) -> dict[str, Any]:
+    """The keys of texts that have this prompt, where it is read and not pooled."""
     if encoder["span"] == "last_token":
         return {}
-    parts = encoder["pooling"] if isinstance(encoder["pooling"], list) else [encoder["pooling"]]
-    if "weighted_mean" in parts:
-        raise ModelError(
-            f"{directory}: weightedmean that leaves the prompt out (include_prompt: false) is not"
-            " available in this version: its weights would be counted from the prompt on"
-        )
     tokenizer = read_tokenizer(directory)
+    alone = tokenizer.encode(prompt, add_special_tokens=False).ids
     specials = {i for i, one in tokenizer.get_added_tokens_decoder().items() if one.special}
-    for prompt in prompts:
-        if specials.intersection(tokenizer.encode(prompt, add_special_tokens=False).ids[-1:]):
-            raise ModelError(
-                f"{directory}: the prompt {prompt!r} is to be left out of pooling, but it ends in a"
-                " special token, which sentence-transformers takes for the tokenizer's own"
-            )
-    first = {"pooling": ["first"]} if encoder["span"] == "first_token" else {}
-    return {"span": "after_prompt", **first}
+    if specials.intersection(alone[-1:]):
+        raise ModelError(
+            f"{directory}: the prompt {prompt!r} is to be left out of pooling, but it ends in a"
+            " special token, which sentence-transformers takes for the tokenizer's own"
+        )
+    # A prompt of blanks alone may have no token of its own.
+    letter = tokenizer.encode("a", add_special_tokens=False).ids[0]
+    opening = tokenizer.encode("a").ids.index(letter)
+    weighted = {"weighted_mean": opening + len(alone)}
+    pooling = "first" if encoder["span"] == "first_token" else encoder["pooling"]
+    parts = [pooling] if isinstance(pooling, str) else pooling
+    parts = [weighted if part == "weighted_mean" else part for part in parts]
+    single = len(parts) == 1 and parts != ["first"]
+    return {"span": "after_prompt", "pooling": parts[0] if single else parts}
 
 
-def _roles(prompts: Mapping[str, str], pooled: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        role: next((prompts[name] for name in names if name in prompts), None)
-        for role, names in _ROLE_PROMPTS.items()
-    }
+def _roles(layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The keys of each role: those of the first of its prompts that there is."""
     return {
-        role: {"templates": [_template(text)], **pooled} for role, text in found.items() if text
+        role: layers[found]
+        for role, names in _ROLE_PROMPTS.items()
+        if (found := next((name for name in names if name in layers), None))
     }
 
 

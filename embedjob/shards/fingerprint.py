@@ -72,7 +72,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
         knobs["layer"] = recipe.layer[0]
     if isinstance(recipe.pooling, tuple) and len(recipe.pooling) == 1:
-        knobs["pooling"] = recipe.pooling[0]
+        knobs["pooling"] = knobs["pooling"][0]
     knobs["finish"] = [
         {name: value for name, value in step.items() if value is not None}
         for step in knobs["finish"]

@@ -5,18 +5,24 @@ prompts or padding side, and what lies outside the mask, even NaN, never counts.
 is empty has no vector: it is a bad row before it comes here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from embedjob.recipe import WeightedFrom
+
 Pool = Callable[[Tensor, Tensor], Tensor]
 
 
-def pooler(pooling: str | tuple[str, ...]) -> Pool:
+def pooler(pooling: str | WeightedFrom | tuple[str | WeightedFrom, ...]) -> Pool:
     """What makes one vector of a view's span: of several poolings, their vectors concatenated."""
-    return POOLINGS[pooling] if isinstance(pooling, str) else partial(_several, pooling)
+    if isinstance(pooling, tuple):
+        return partial(_several, [pooler(one) for one in pooling])
+    if isinstance(pooling, WeightedFrom):
+        return partial(weighted_mean, before=pooling.weighted_mean)
+    return PARTS[pooling]
 
 
 def mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
@@ -24,9 +30,9 @@ def mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
     return _weighted(hidden_VTD, mask_VT.float())
 
 
-def weighted_mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    """The mean weighted 1, 2, ... n along the span, as in SGPT [V, D]."""
-    return _weighted(hidden_VTD, mask_VT.cumsum(dim=1).float() * mask_VT)
+def weighted_mean(hidden_VTD: Tensor, mask_VT: Tensor, before: int = 0) -> Tensor:
+    """The mean weighted 1, 2, ... n along the span, as in SGPT, `before` added to each [V, D]."""
+    return _weighted(hidden_VTD, (mask_VT.cumsum(dim=1) + before).float() * mask_VT)
 
 
 def maximum(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
@@ -49,8 +55,8 @@ def last(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
     return _at(hidden_VTD, mask_VT.shape[1] - 1 - mask_VT.flip(1).int().argmax(dim=1))
 
 
-def _several(poolings: tuple[str, ...], hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    return torch.cat([PARTS[one](hidden_VTD, mask_VT) for one in poolings], dim=1)
+def _several(pools: Sequence[Pool], hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    return torch.cat([pool(hidden_VTD, mask_VT) for pool in pools], dim=1)
 
 
 def _at(hidden_VTD: Tensor, token_V: Tensor) -> Tensor:

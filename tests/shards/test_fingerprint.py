@@ -18,6 +18,7 @@ from embedjob.recipe import (
     SpanTag,
     SpecialTokens,
     Truncate,
+    WeightedFrom,
     WeightedTemplate,
 )
 from embedjob.segments import Demonstration, Section, Segment, Slot
@@ -224,7 +225,10 @@ def test_what_looks_alike_and_is_not() -> None:
     ]
     pooled = [
         _recipe(pooling=pooling)
-        for pooling in ("mean", "max", "mean_sqrt_len", "latent_attention", ("mean", "max"))
+        for pooling in (
+            *("mean", "max", "mean_sqrt_len", "latent_attention", ("mean", "max")),
+            *("weighted_mean", WeightedFrom(weighted_mean=1), WeightedFrom(weighted_mean=2)),
+        )
     ]
     headed = [
         _recipe(heads=heads)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.recipe import Recipe
+from embedjob.recipe import Recipe, WeightedFrom
 from embedjob.vectors.pooling import PARTS, POOLINGS, pooler
 
 PADDING = 999.0
@@ -80,6 +80,11 @@ def test_several_poolings_stand_one_after_another() -> None:
     padded = _padded([[1.0, -2.0, 4.0], [-5.0]], "left", math.nan)
     pooled = pooler(("max", "last", "mean"))(*padded)
     assert pooled.tolist() == [[4.0, 2.0, 4.0, -4.0, 1.0, -1.0], [-5.0, 5.0] * 3]
+
+
+def test_weights_may_be_counted_from_before_the_span() -> None:
+    pooled = pooler(WeightedFrom(weighted_mean=2))(*_padded([[1.0, -2.0], [5.0]], "left", math.nan))
+    assert pooled[:, 0].tolist() == pytest.approx([(3 * 1 - 4 * 2) / 7, 5])
 
 
 def test_first_and_last_are_poolings_only_among_others() -> None:
