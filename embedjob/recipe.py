@@ -1,16 +1,27 @@
 """The encoder section of a job as frozen values: every knob that decides a vector."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from embedjob.segments import Demonstration, Section, Segment
 
 Role = Literal["query", "document", "symmetric"]
 SpanRule = Literal[
-    "all", "text", "last_text", "from_text", "last_token", "first_token", "tail", "pooled"
+    "all",
+    "text",
+    "last_text",
+    "from_text",
+    "after_prompt",
+    "last_token",
+    "first_token",
+    "tail",
+    "pooled",
 ]
-Pooling = Literal["mean", "weighted_mean", "max", "latent_attention"]
+Pooling = Literal["mean", "weighted_mean", "max", "mean_sqrt_len", "latent_attention"]
+# Of several, one after another: first and last are of the span, and alone they are spans.
+PoolingPart = Literal["mean", "weighted_mean", "max", "mean_sqrt_len", "first", "last"]
 Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat", "keep"]
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -18,11 +29,20 @@ Positive = Annotated[int, Field(ge=1)]
 
 # What the config can say and no engine does yet: refused, never accepted and ignored.
 _NOT_YET: dict[str, frozenset[Any]] = {
-    "pooling": frozenset({"latent_attention"}),
     "aggregation": frozenset({"keep"}),
     "long_text": frozenset({"chunk_mean", "late_chunk"}),
 }
-_EMPTY_UNTIL_BUILT = ("adapters", "interventions", "heads")
+_EMPTY_UNTIL_BUILT = ("adapters", "interventions")
+_MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+
+
+def _inside(path: str) -> str:
+    if not _MODULE_PATH.fullmatch(path):
+        raise ValueError(f"got {path!r}, allowed is a directory inside the model folder: 2_Dense")
+    return path
+
+
+ModulePath = Annotated[str, AfterValidator(_inside)]
 
 
 class SpecialTokens(Section):
@@ -80,12 +100,61 @@ class Truncate(Section):
     truncate: Positive
 
 
+class WeightedFrom(Section):
+    """The mean weighted n + 1, n + 2 and so on along the span: n tokens before it count as well."""
+
+    weighted_mean: Positive
+
+
+class Pooler(Section):
+    """The model's own layer over a pooled vector, as BERT and RoBERTa have it: tanh(W h + b)."""
+
+    pooler: Literal[True]
+
+
+class Dense(Section):
+    """The sentence-transformers Dense module in this directory of the model folder."""
+
+    dense: ModulePath
+
+
+class LayerNorm(Section):
+    """The sentence-transformers LayerNorm module in this directory of the model folder."""
+
+    layer_norm: ModulePath
+
+
+_HEADS = ("pooler", "dense", "layer_norm", "normalize")
+
+
+def _head_kind(head: Any) -> str | None:
+    keys = head if isinstance(head, dict) else getattr(type(head), "model_fields", ())
+    return next((kind for kind in _HEADS if kind in keys), None)
+
+
+# By its key, or a mistake in one kind of head would be told as a mistake in every kind.
+Head = Annotated[
+    Annotated[Pooler, Tag("pooler")]
+    | Annotated[Dense, Tag("dense")]
+    | Annotated[LayerNorm, Tag("layer_norm")]
+    | Annotated[Normalize, Tag("normalize")],
+    Discriminator(
+        _head_kind,
+        custom_error_type="head",
+        custom_error_message="an object with one of the keys " + ", ".join(_HEADS),
+    ),
+]
+
+
 class Fitted(Section):
     """A finishing step that a fit made before the run."""
 
     standardize: str | None = None
     whiten: str | None = None
     flow: str | None = None
+
+
+PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_length=1)]
 
 
 class Recipe(Section):
@@ -107,10 +176,10 @@ class Recipe(Section):
     attention: Literal["causal", "bidirectional"] = "causal"
     layer: int | tuple[int, ...] = -1
     span: SpanRule | SpanOffset | SpanTag = "all"
-    pooling: Pooling = "mean"
+    pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
     interventions: tuple[Any, ...] = ()
-    heads: tuple[Any, ...] = ()
+    heads: tuple[Head, ...] = ()
     finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"
     max_tokens: Positive = 512

@@ -12,12 +12,17 @@ class Section(BaseModel):
 
 
 class Slot(Section):
-    """How a slot is filled: `max_tokens` is of a text alone, `after` stands in its own piece."""
+    """How a slot is filled.
+
+    `max_tokens` is of a text alone; `after` stands in its own piece; `strip` takes the blanks off
+    both ends of an instruction.
+    """
 
     pool: bool = False
     tag: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     after: str = ""
+    strip: bool = False
 
 
 class Segment(Section):
@@ -43,6 +48,8 @@ class Segment(Section):
             raise ValueError(f"write pool and tag inside, as {{{named[0]}: {{pool: true}}}}")
         if slot is not None and slot.max_tokens is not None and self.text is None:
             raise ValueError("max_tokens is of a text segment only; nothing else is ever cut")
+        if slot is not None and slot.strip and self.instruction is None:
+            raise ValueError("strip is of an instruction only; for texts there is prepare: strip")
         if self.text is not None and self.text.after:
             raise ValueError("after is not of a text segment; write a literal after it")
         return self

@@ -8,7 +8,8 @@ from embedjob.config import Input
 from embedjob.encoder.digests import digests
 from embedjob.encoder.facts import ModelFacts, facts, require_fit
 from embedjob.encoder.folder import folder_layer
-from embedjob.encoder.source import ModelSource, materialize, pinned
+from embedjob.encoder.modules import vector_width
+from embedjob.encoder.source import ModelSource, materialize, pinned, source_of
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import InputError
 from embedjob.jobfile import Draft, merge, validate, validate_partial
@@ -52,15 +53,17 @@ def survey(draft: Draft) -> Survey:
     shards, footers = listed_input(draft)
     source = source_in(draft)
     known = facts(source)
-    resolved = resolve(draft, folder_layer(materialize(source, tokenizer_only=True)))
+    folder = materialize(source, tokenizer_only=True)
+    resolved = resolve(draft, folder_layer(folder))
     source = pinned(source)
     resolved = resolved.on(model=source.model, revision=source.revision)
     job = resolved.job
     require_fit(job.encoder, known)
+    wide = vector_width(job.encoder, known.hidden_size, folder)
     # Refuses templates without a slot, or without room for a token of text.
     load_tokenizer(job.encoder)
     storage.require_create_only(job.output.path)
-    found = digests(source)
+    found = digests(source_of(job.encoder))
     mark = fingerprint(job.encoder, found)
     done = storage.list_files(data_directory(job.output.path, mark))
     request = Request(job.input, mark, job.output.chunk_rows, job.run.limit)
@@ -69,7 +72,7 @@ def survey(draft: Draft) -> Survey:
         model=known,
         digests=found,
         fingerprint=mark,
-        width=width(known.hidden_size, views=len(job.encoder.templates), recipe=job.encoder),
+        width=width(wide, views=len(job.encoder.templates), recipe=job.encoder),
         shards=shards,
         plan=plan(shards, footers, listed=[file.url for file in done], request=request),
     )

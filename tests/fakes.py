@@ -45,7 +45,8 @@ def tiny_tokenizer(family: str) -> Tokenizer:
     gpt2: byte-level BPE, nothing added. qwen: NFC, own split, <|im_start|> and the like, nothing
     added. llama3: BOS <|begin_of_text|>, ignore_merges. llama: SentencePiece BPE with byte
     fallback, blank prepended by the normalizer, BOS <s>. mistral: the same by Metaspace, first
-    only. bert: WordPiece, lower case, [CLS] and [SEP]. xlmr: Unigram, <s> and </s>.
+    only. bert: WordPiece, lower case, [CLS] and [SEP]. xlmr: Unigram, <s> and </s>. t5: the same
+    without <s>.
     """
     return Tokenizer.from_str(_trained(family))
 
@@ -177,6 +178,12 @@ def _xlmr() -> Tokenizer:
     return tokenizer
 
 
+def _t5() -> Tokenizer:
+    tokenizer = _xlmr()
+    tokenizer.post_processor = _around(tokenizer, before=[], after=["</s>"])
+    return tokenizer
+
+
 def _around(
     tokenizer: Tokenizer, *, before: Iterable[str], after: Iterable[str] = ()
 ) -> processors.TemplateProcessing:
@@ -195,8 +202,10 @@ _FAMILIES: dict[str, Callable[[], Tokenizer]] = {
     "mistral": _mistral,
     "bert": _bert,
     "xlmr": _xlmr,
+    "t5": _t5,
 }
-FAMILIES = tuple(_FAMILIES)
+# What holds for XLM-R's holds for T5's, which has one token less.
+FAMILIES = tuple(family for family in _FAMILIES if family != "t5")
 
 # A special token of each family that stands alone in templates and could be typed by anyone.
 LITERALS = {
@@ -207,6 +216,7 @@ LITERALS = {
     "mistral": "</s>",
     "bert": "[SEP]",
     "xlmr": "<s>",
+    "t5": "</s>",
 }
 EOS = {
     "gpt2": "<|endoftext|>",

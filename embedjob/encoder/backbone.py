@@ -4,7 +4,8 @@ Legend: V views, T tokens, D width.
 """
 
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -12,13 +13,23 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from embedjob.encoder import nvembed
 from embedjob.encoder.attention import Attention, require_attention, set_attention
 from embedjob.encoder.facts import T5_TYPES, ModelFacts, config_of, facts_of, require_fit
+from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.quiet import quiet
 from embedjob.encoder.source import materialize, source_of, transformer_directory
+from embedjob.encoder.tensors import prefixed_tensors
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
@@ -29,9 +40,21 @@ Layer = int | tuple[int, ...]
 class Backbone:
     """A loaded model whose attention looks the way that was asked for."""
 
-    def __init__(self, model: PreTrainedModel, *, attention: Attention) -> None:
-        """Sets the model's attention, and refuses one that then does not look that way."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        attention: Attention,
+        latent_attention: LatentAttention | None = None,
+        missing: Collection[str] = (),
+    ) -> None:
+        """Sets the model's attention, and refuses one that then does not look that way.
+
+        `missing` are the weights of its pooler that the checkpoint did not have.
+        """
         self.model = model.eval()
+        self.latent_attention = latent_attention
+        self.missing = frozenset(missing)
         # No cache is kept: every view goes through once.
         model.config.use_cache = False
         self.facts: ModelFacts = facts_of(model.config.to_dict())
@@ -114,19 +137,25 @@ def load_backbone(recipe: Recipe, *, device: torch.device) -> Backbone:
     require_fit(recipe, facts_of(config_of(directory)))
     auto = "bfloat16" if device.type == "cuda" else "float32"
     dtype = DTYPES[auto if recipe.dtype == "auto" else recipe.dtype]
-    model = _load(directory, recipe, dtype)
+    model, missing = _load(directory, recipe, dtype)
     nn.Module.to(model, device)
-    return Backbone(model, attention=recipe.attention)
+    latent = _latent_attention(directory, recipe, device=device, dtype=dtype)
+    return Backbone(model, attention=recipe.attention, latent_attention=latent, missing=missing)
 
 
-def _load(directory: Path, recipe: Recipe, dtype: torch.dtype) -> PreTrainedModel:
+def _load(
+    directory: Path, recipe: Recipe, dtype: torch.dtype
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """The model, and the weights of its pooler that the checkpoint does not have."""
     trust = recipe.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust)
+        config, mapping = _config(directory, trust=trust)
         auto = AutoModelForTextEncoding if config.model_type in T5_TYPES else AutoModel
         with quiet():
             model, report = auto.from_pretrained(
                 directory,
+                config=config,
+                key_mapping=mapping,
                 dtype=dtype,
                 trust_remote_code=trust,
                 use_safetensors=None if recipe.allow_pickle else True,
@@ -135,15 +164,35 @@ def _load(directory: Path, recipe: Recipe, dtype: torch.dtype) -> PreTrainedMode
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:500]
         raise ModelError(f"encoder.model: {recipe.model} cannot be loaded: {reason}") from error
-    # transformers fills what is missing with random numbers; a pooler is never asked for.
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing:
+    # transformers fills what is missing with random numbers; a pooler is seldom asked for.
+    pooler = frozenset(key for key in report["missing_keys"] if "pooler" in key)
+    if missing := sorted(set(report["missing_keys"]) - pooler):
         raise ModelError(
             f"encoder.model: the weights of {recipe.model} lack {len(missing)} tensors of"
             f" {type(model).__name__} ({', '.join(missing[:3])}, ...); was the model saved whole,"
             " and does its config.json belong to it?"
         )
-    return model  # type: ignore[no-any-return]
+    return model, pooler
+
+
+def _config(directory: Path, *, trust: bool) -> tuple[PreTrainedConfig, dict[str, str] | None]:
+    """The model's config, and what its tensors are called if not as transformers calls them."""
+    written = config_of(directory)
+    if nvembed.is_nvembed(written):
+        renamed = {f"^{re.escape(nvembed.BACKBONE_PREFIX)}": ""}
+        return MistralConfig(**nvembed.mistral_keys(written)), renamed
+    return AutoConfig.from_pretrained(directory, trust_remote_code=trust), None
+
+
+def _latent_attention(
+    directory: Path, recipe: Recipe, *, device: torch.device, dtype: torch.dtype
+) -> LatentAttention | None:
+    config = config_of(directory)
+    if recipe.pooling != "latent_attention" or not nvembed.is_nvembed(config):
+        return None
+    prefix, pickles = nvembed.LATENT_PREFIX, recipe.allow_pickle
+    tensors = prefixed_tensors(directory, prefix, allow_pickle=pickles)
+    return LatentAttention(tensors, nvembed.latent_sizes(config), device=device, dtype=dtype)
 
 
 def _first_position(model: PreTrainedModel) -> int:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from embedjob import storage
 from embedjob.encoder import cache, hub
 from embedjob.encoder.files import ModelFile, model_files
-from embedjob.encoder.source import ModelSource, files_at_hand, materialize, require_weights
+from embedjob.encoder.source import (
+    ModelSource,
+    files_at_hand,
+    materialize,
+    module_weights,
+    require_weights,
+)
 
 _BLOCK = 1 << 24
 # Read only where a model brings no tokenizer.json.
@@ -18,7 +24,7 @@ _VOCABULARIES = frozenset(_VOCABULARIES_WORDS.split())
 
 
 def digests(source: ModelSource) -> dict[str, str]:
-    """The sha256 of a model's weights, config and tokenizer files, by name.
+    """The sha256 of a model's weights, config and tokenizer files, by name; its modules' too.
 
     A file is read once per node: what was found is remembered until the file changes. Weights on
     the hub are not fetched for it, because the hub records their sha256.
@@ -26,11 +32,11 @@ def digests(source: ModelSource) -> dict[str, str]:
     files = files_at_hand(source)
     if not files:
         texts = model_files(str(materialize(source, tokenizer_only=True)))
-        return _sha256s(texts, _texts(texts)) | _hub_weights(source)
+        return _sha256s(texts, {*_texts(texts), *_configs(source)}) | _hub_weights(source)
     if files[0].name.endswith(".gguf"):
         return {files[0].name: _sha256(files[0])}
-    weights = require_weights([file.name for file in files], source)
-    return _sha256s(files, {*weights, *_texts(files)})
+    weights = _weights([file.name for file in files], source)
+    return _sha256s(files, {*weights, *_texts(files), *_configs(source)})
 
 
 def _hub_weights(source: ModelSource) -> dict[str, str]:
@@ -39,7 +45,15 @@ def _hub_weights(source: ModelSource) -> dict[str, str]:
         for file in hub.described(source.model, source.revision).siblings or ()
         if file.lfs is not None
     }
-    return {name: recorded[name] for name in require_weights(list(recorded), source)}
+    return {name: recorded[name] for name in _weights(list(recorded), source)}
+
+
+def _weights(names: list[str], source: ModelSource) -> list[str]:
+    return [*require_weights(names, source), *module_weights(names, source)]
+
+
+def _configs(source: ModelSource) -> list[str]:
+    return [f"{module}/config.json" for module in source.modules]
 
 
 def _texts(files: Sequence[ModelFile]) -> set[str]:

@@ -45,9 +45,9 @@ class Encoder:
         """Takes a loaded model; `from_recipe` loads one."""
         self.backbone = backbone
         self._prefixes = Prefixes(backbone)
-        self._readouts: dict[Role, Readout] = {}
         self.recipe = recipe
         self.ranges: Vectors | None = None
+        self._readouts: dict[Role, Readout] = {recipe.role: Readout(backbone, recipe)}
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
             _require_one_model(other, recipe)

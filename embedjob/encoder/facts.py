@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedjob import storage
-from embedjob.encoder import gguf_file, hub
+from embedjob.encoder import gguf_file, hub, nvembed
 from embedjob.encoder.files import ModelFile, is_weight
 from embedjob.encoder.source import (
     ModelSource,
@@ -89,6 +89,8 @@ def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> Mod
 def is_causal(config: Mapping[str, Any]) -> bool:
     """Whether a model's own attention looks back only, by its config.json."""
     if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
+        return False
+    if config.get("model_type") in (nvembed.MODEL_TYPE, nvembed.BACKBONE_TYPE):
         return False
     return config.get("model_type") not in ENCODER_TYPES or bool(config.get("is_decoder"))
 

@@ -68,6 +68,20 @@ def is_weight(name: str) -> bool:
     return bool(WEIGHTS.fullmatch(file)) and (not folder or folder.startswith("0_"))
 
 
+def module_weight(names: Iterable[str], *, allow_pickle: bool, module: str) -> str:
+    """The file among a module's own that holds its weights; ModelError if there is none."""
+    there = {PurePosixPath(name).name: name for name in sorted(names)}
+    if "model.safetensors" in there:
+        return there["model.safetensors"]
+    if allow_pickle and "pytorch_model.bin" in there:
+        return there["pytorch_model.bin"]
+    found = ", ".join(there) or "nothing"
+    raise ModelError(
+        f"encoder.heads: {module} has no weights (model.safetensors); found: {found}. A pickled"
+        " pytorch_model.bin, which can run code when read, needs encoder.allow_pickle: true"
+    )
+
+
 def copy(files: Iterable[ModelFile], to: Path) -> None:
     """Put the files below the local directory `to`, under their names."""
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:

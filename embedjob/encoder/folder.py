@@ -1,71 +1,102 @@
 """What a model folder decides by itself: the sentence-transformers layout, read as config keys."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from embedjob.encoder import nvembed
 from embedjob.encoder.facts import ModelFacts, config_of, facts_of
+from embedjob.encoder.modules import dense_shape, layer_norm_shape, require_of_the_vector
 from embedjob.encoder.source import read_json, transformer_directory
 from embedjob.encoder.tokenizer import lowercases, read_tokenizer
 from embedjob.errors import ModelError
 
 _DEFAULT_MAX_TOKENS = 512
+_UNIT: dict[str, Any] = {"normalize": True}
 _POOLINGS: Mapping[str, dict[str, Any]] = {
     "cls": {"span": "first_token", "pooling": "mean"},
     "mean": {"span": "all", "pooling": "mean"},
     "max": {"span": "all", "pooling": "max"},
+    "mean_sqrt_len_tokens": {"span": "all", "pooling": "mean_sqrt_len"},
     "weightedmean": {"span": "all", "pooling": "weighted_mean"},
     "lasttoken": {"span": "last_token", "pooling": "mean"},
 }
+# Several at once are concatenated, all of them over one span.
+_PARTS: Mapping[str, str] = {
+    "cls": "first",
+    "lasttoken": "last",
+    **{mode: keys["pooling"] for mode, keys in _POOLINGS.items() if keys["span"] == "all"},
+}
+# In the order in which sentence-transformers concatenates where a folder has only these flags.
 _OLD_POOLINGS: Mapping[str, str] = {
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_FIRST_WORDS = ("a", "the", "The", "of", "for", "it", "7")
 _ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 def folder_layer(directory: Path) -> dict[str, Any]:
     """The keys that the folder sets: {"encoder": keys, "roles": {role: keys}}, as YAML would."""
-    known = facts_of(config_of(directory))
+    config = config_of(directory)
+    known = facts_of(config)
     encoder: dict[str, Any] = {} if known.causal else {"attention": "bidirectional"}
     if known.max_positions and known.max_positions < _DEFAULT_MAX_TOKENS:
         encoder["max_tokens"] = known.max_positions
+    if nvembed.is_nvembed(config):
+        return {"encoder": encoder | _nvembed(config), "roles": {}}
     modules = read_json(directory / "modules.json")
     if not modules:
         return {"encoder": encoder, "roles": {}}
-    encoder |= {"finish": [], "layer": -1}
-    for module in modules:
-        encoder |= _module(module, directory)
-    encoder |= _max_tokens(directory, known)
+    encoder |= {"layer": -1, **_modules(modules, directory), **_max_tokens(directory, known)}
     settings = read_json(directory / "config_sentence_transformers.json") or {}
     if settings.get("similarity_fn_name"):
         encoder["similarity"] = settings["similarity_fn_name"]
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
-    if prompts and not _pools_prompts(modules, directory):
-        pooled = _without_prompt(encoder, list(prompts.values()), directory)
-    else:
-        pooled = {}
-    roles = _roles(prompts, pooled)
-    if default := prompts.get(settings.get("default_prompt_name")):
-        encoder |= {"templates": [_template(default)], **pooled}
-    return {"encoder": encoder, "roles": roles}
+    apart = _pools_prompts(modules, directory)
+    layers = {
+        name: {"templates": [_template(text)]}
+        | ({} if apart else _without_prompt(encoder, text, directory))
+        for name, text in prompts.items()
+    }
+    encoder |= layers.get(settings.get("default_prompt_name"), {})
+    return {"encoder": encoder, "roles": _roles(layers)}
 
 
-def _module(module: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    name = str(module.get("type", "")).rpartition(".")[2]
-    if name not in _MODULES:
-        raise ModelError(
-            f"{directory / 'modules.json'}: got the module {name}, which is not available in this"
-            f" version; allowed are {', '.join(_MODULES)}"
-        )
-    return _MODULES[name](directory / str(module.get("path", "")))
+def _nvembed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What NV-Embed's own code does; its modules.json is of that code, and says less."""
+    return {
+        "pooling": "latent_attention",
+        "special_tokens": {
+            "bos": "auto",
+            "eos": "append" if config.get("add_eos", True) else "none",
+        },
+        "finish": [{"normalize": True}] if nvembed.normalizes(config) else [],
+    }
+
+
+def _modules(modules: Sequence[Mapping[str, Any]], directory: Path) -> dict[str, Any]:
+    """The keys of a folder's modules: what comes after the pooling are heads, but for the end."""
+    keys: dict[str, Any] = {}
+    steps: list[dict[str, Any]] = []
+    for module in modules:
+        name, path = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))
+        if name in _STEPS and "pooling" in keys:
+            steps += _STEPS[name](directory / path, path)
+        elif name in _MODULES:
+            keys |= _MODULES[name](directory / path)
+        else:
+            raise ModelError(
+                f"{directory / 'modules.json'}: got the module {name}, which is"
+                f" not available in this version; allowed are {', '.join(_MODULES)} and, after the"
+                f" pooling, {', '.join(_STEPS)}"
+            )
+    last = max((n for n, step in enumerate(steps, start=1) if step != _UNIT), default=0)
+    heads = {"heads": steps[:last]} if last else {}
+    return {**keys, **heads, "finish": [_UNIT] if steps[last:] else []}
 
 
 def _transformer(folder: Path) -> dict[str, Any]:
@@ -82,28 +113,46 @@ def _pooling(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json") or {}
     modes = config.get("pooling_mode") or [m for k, m in _OLD_POOLINGS.items() if config.get(k)]
     modes = [modes] if isinstance(modes, str) else (list(modes) or ["mean"])
-    if len(modes) > 1 or modes[0] not in _POOLINGS:
+    if unknown := [mode for mode in modes if mode not in _POOLINGS]:
         raise ModelError(
-            f"{folder / 'config.json'}: got the pooling {' + '.join(modes)}, which is not available"
-            f" in this version; allowed is one of {', '.join(_POOLINGS)}"
+            f"{folder / 'config.json'}: got the pooling {unknown[0]}, which is not available in"
+            f" this version; allowed are {', '.join(_POOLINGS)}"
         )
-    return dict(_POOLINGS[modes[0]])
+    if len(modes) == 1:
+        return dict(_POOLINGS[modes[0]])
+    return {"span": "all", "pooling": [_PARTS[mode] for mode in modes]}
 
 
-def _normalize(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json") or {}
-    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise ModelError(
-            f"{folder / 'config.json'}: Normalize of {config['module_input_name']} is not available"
-            " in this version"
-        )
-    return {"finish": [{"normalize": True}]}
+def _dense(folder: Path, path: str) -> list[dict[str, Any]]:
+    dense_shape(folder)
+    return [{"dense": path}]
+
+
+def _layer_norm(folder: Path, path: str) -> list[dict[str, Any]]:
+    layer_norm_shape(folder)
+    return [{"layer_norm": path}]
+
+
+def _normalize(folder: Path, path: str) -> list[dict[str, Any]]:
+    # Older releases saved it without a config.
+    require_of_the_vector(read_json(folder / "config.json") or {}, folder)
+    return [_UNIT]
+
+
+def _dropout(folder: Path, path: str) -> list[dict[str, Any]]:
+    """Nothing: it is of the training."""
+    return []
 
 
 _MODULES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "Transformer": _transformer,
     "Pooling": _pooling,
+}
+_STEPS: Mapping[str, Callable[[Path, str], list[dict[str, Any]]]] = {
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
     "Normalize": _normalize,
+    "Dropout": _dropout,
 }
 
 
@@ -129,45 +178,35 @@ def _pools_prompts(modules: list[Mapping[str, Any]], directory: Path) -> bool:
     return all((config or {}).get("include_prompt") is not False for config in configs)
 
 
-def _without_prompt(
-    encoder: Mapping[str, Any], prompts: list[str], directory: Path
-) -> dict[str, Any]:
-    """The keys of texts that have a prompt, where it is read and not pooled."""
-    how = (encoder.get("span"), encoder.get("pooling"))
-    if how == ("last_token", "mean"):
+def _without_prompt(encoder: Mapping[str, Any], prompt: str, directory: Path) -> dict[str, Any]:
+    """The keys of texts that have this prompt, where it is read and not pooled."""
+    if encoder["span"] == "last_token":
         return {}
-    # Weights are counted from the view's first token there, and [CLS] is left out with the prompt.
-    if how not in (("all", "mean"), ("all", "max")):
-        raise ModelError(
-            f"{directory}: pooling that leaves the prompt out (include_prompt: false) is available"
-            " for mean, max and lasttoken only"
-        )
     tokenizer = read_tokenizer(directory)
-    for prompt in prompts:
-        if not _ends_a_token(tokenizer, prompt):
-            raise ModelError(
-                f"{directory}: the prompt {prompt!r} is to be left out of pooling, but its last"
-                " token merges with the text's first in this tokenizer, which is not available in"
-                " this version"
-            )
-    return {"span": "from_text"}
+    alone = tokenizer.encode(prompt, add_special_tokens=False).ids
+    specials = {i for i, one in tokenizer.get_added_tokens_decoder().items() if one.special}
+    if specials.intersection(alone[-1:]):
+        raise ModelError(
+            f"{directory}: the prompt {prompt!r} is to be left out of pooling, but it ends in a"
+            " special token, which sentence-transformers takes for the tokenizer's own"
+        )
+    # A prompt of blanks alone may have no token of its own.
+    letter = tokenizer.encode("a", add_special_tokens=False).ids[0]
+    opening = tokenizer.encode("a").ids.index(letter)
+    weighted = {"weighted_mean": opening + len(alone)}
+    pooling = "first" if encoder["span"] == "first_token" else encoder["pooling"]
+    parts = [pooling] if isinstance(pooling, str) else pooling
+    parts = [weighted if part == "weighted_mean" else part for part in parts]
+    single = len(parts) == 1 and parts != ["first"]
+    return {"span": "after_prompt", "pooling": parts[0] if single else parts}
 
 
-def _ends_a_token(tokenizer: Tokenizer, prompt: str) -> bool:
-    """Whether a prompt has as many tokens alone, but for closing ones, as stand before a text."""
-    alone = tokenizer.encode(prompt)
-    closing = sum(alone.special_tokens_mask[-1:])
-    starts = {tokenizer.encode(prompt + w).char_to_token(len(prompt)) for w in _FIRST_WORDS}
-    return starts == {len(alone.ids) - closing}
-
-
-def _roles(prompts: Mapping[str, str], pooled: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        role: next((prompts[name] for name in names if name in prompts), None)
-        for role, names in _ROLE_PROMPTS.items()
-    }
+def _roles(layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The keys of each role: those of the first of its prompts that there is."""
     return {
-        role: {"templates": [_template(text)], **pooled} for role, text in found.items() if text
+        role: layers[found]
+        for role, names in _ROLE_PROMPTS.items()
+        if (found := next((name for name in names if name in layers), None))
     }
 
 

@@ -1,25 +1,42 @@
-"""From the hidden states of views to their vectors: the pooling of a recipe.
+"""From the hidden states of views to their vectors: the pooling of a recipe, then its heads.
 
 Legend: V views, T tokens, D width.
 """
 
+import torch
 from torch import Tensor
 
 from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.heads import Heads
 from embedjob.encoder.recovery import Vectors
+from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
-from embedjob.vectors.pooling import POOLINGS
+from embedjob.vectors.pooling import Pool, pooler
 
 
 class Readout:
-    """What a recipe reads off a loaded model."""
+    """What a recipe reads off a loaded model; `width` is of one vector."""
 
     def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
-        """Runs nothing yet."""
-        self._pool = POOLINGS[recipe.pooling]
-        self.width = backbone.width
+        """Loads the heads; ModelError if the model does not have them."""
+        self._pool: Pool = _pool(backbone, recipe)
+        self._heads = Heads(recipe, backbone)
+        self.width = self._heads.width
 
+    @torch.inference_mode()
     def __call__(self, hidden_VTD: Tensor, span_VT: Tensor) -> Vectors:
         """The vectors [V, width] of views whose spans are these."""
-        vectors_VD = self._pool(hidden_VTD, span_VT.to(hidden_VTD.device))
-        return vectors_VD.float().cpu().numpy()
+        pooled_VD = self._pool(hidden_VTD, span_VT.to(hidden_VTD.device))
+        vectors: Vectors = self._heads(pooled_VD.float()).cpu().numpy()
+        return vectors
+
+
+def _pool(backbone: Backbone, recipe: Recipe) -> Pool:
+    if recipe.pooling != "latent_attention":
+        return pooler(recipe.pooling)
+    if backbone.latent_attention is None:
+        raise ModelError(
+            f"encoder.pooling: got latent_attention, but {recipe.model} has no such layer, which"
+            " NV-Embed's checkpoints have; allowed is another pooling"
+        )
+    return backbone.latent_attention

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedjob.encoder import cache, gguf_file, hub
+from embedjob.encoder import cache, gguf_file, hub, nvembed
 from embedjob.encoder.files import (
     PICKLES,
     TEXTS,
@@ -15,27 +15,45 @@ from embedjob.encoder.files import (
     copy,
     is_weight,
     model_files,
+    module_weight,
     weight_names,
 )
 from embedjob.errors import ModelError
-from embedjob.recipe import Recipe
+from embedjob.recipe import Dense, Head, LayerNorm, Recipe
 
 _TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's weights are, and what may be run to read them."""
+    """Where a model's weights are, what may be run to read them, and the modules that go with it.
+
+    `modules` are directories inside the model folder, whose weights a recipe's heads are.
+    """
 
     model: str
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    modules: tuple[str, ...] = ()
 
 
 def source_of(recipe: Recipe) -> ModelSource:
     """The source that a recipe names."""
-    return ModelSource(recipe.model, recipe.revision, recipe.trust_remote_code, recipe.allow_pickle)
+    return ModelSource(
+        model=recipe.model,
+        revision=recipe.revision,
+        trust_remote_code=recipe.trust_remote_code,
+        allow_pickle=recipe.allow_pickle,
+        modules=tuple(path for head in recipe.heads if (path := module_path(head))),
+    )
+
+
+def module_path(head: Head) -> str | None:
+    """The directory of a head that is a module; None if it is none."""
+    if isinstance(head, Dense):
+        return head.dense
+    return head.layer_norm if isinstance(head, LayerNorm) else None
 
 
 def kind(model: str) -> str:
@@ -77,19 +95,38 @@ def files_at_hand(source: ModelSource) -> list[ModelFile]:
     if kind(source.model) != "hub":
         return model_files(address(source.model))
     weights = ["*.safetensors", *(["pytorch_model*.bin"] if source.allow_pickle else [])]
-    patterns = [*_TEXT_PATTERNS, *weights]
+    patterns = [*_TEXT_PATTERNS, *weights, *_pickled_modules(source)]
     try:
         here = hub.snapshot(source.model, source.revision, patterns, ask=False)
     except ModelError:
         return []
     files = model_files(str(here))
-    held = any(is_weight(file.name) or PICKLES.search(file.name) for file in files)
-    return files if held else []
+    return files if _held([file.name for file in files], source) else []
+
+
+def _held(names: list[str], source: ModelSource) -> bool:
+    try:
+        module_weights(names, source)
+    except ModelError:
+        return False
+    return any(is_weight(name) or PICKLES.search(name) for name in names)
 
 
 def require_weights(names: list[str], source: ModelSource) -> list[str]:
     """The names of the weight files among `names`; ModelError if there are none to be used."""
     return weight_names(names, allow_pickle=source.allow_pickle, model=source.model)
+
+
+def module_weights(names: list[str], source: ModelSource) -> list[str]:
+    """The weight files among `names` of the source's modules; ModelError if one has none."""
+    return [
+        module_weight(
+            (name for name in names if name.rpartition("/")[0] == module),
+            allow_pickle=source.allow_pickle,
+            module=f"{source.model}/{module}",
+        )
+        for module in source.modules
+    ]
 
 
 def pinned(source: ModelSource) -> ModelSource:
@@ -152,7 +189,8 @@ def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
     else:
         wanted = {name for name in names if TEXTS.fullmatch(name)}
         wanted |= {name for name in names if source.trust_remote_code and name.endswith(".py")}
-        wanted |= set() if tokenizer_only else set(require_weights(names, source))
+        if not tokenizer_only:
+            wanted |= {*require_weights(names, source), *module_weights(names, source)}
     files = [file for file in found if file.name in wanted]
     place = cache.made_once(
         source.model, [file.version for file in files], lambda directory: copy(files, directory)
@@ -166,10 +204,15 @@ def _from_hub(source: ModelSource, tokenizer_only: bool) -> Path:
     patterns = [*_TEXT_PATTERNS, *(["*.py"] if source.trust_remote_code else [])]
     if tokenizer_only:
         return hub.snapshot(source.model, source.revision, patterns)
+    patterns += _pickled_modules(source)
     safe = hub.snapshot(source.model, source.revision, [*patterns, "*.safetensors"])
     if source.allow_pickle and not any(is_weight(file.name) for file in model_files(str(safe))):
         return hub.snapshot(source.model, source.revision, [*patterns, "pytorch_model*.bin"])
     return safe
+
+
+def _pickled_modules(source: ModelSource) -> list[str]:
+    return [f"{one}/pytorch_model.bin" for one in source.modules if source.allow_pickle]
 
 
 _MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {
@@ -188,7 +231,8 @@ def _require_config(directory: Path, source: ModelSource) -> None:
             f"encoder.model: {source.model} has no config.json; found: {found}. Give a directory"
             " that a transformers or sentence-transformers model was saved to"
         )
-    if not config.get("auto_map") or source.trust_remote_code:
+    ours = nvembed.is_nvembed(config)
+    if ours or not config.get("auto_map") or source.trust_remote_code:
         return
     # transformers takes seconds to import, and few models bring code of their own.
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

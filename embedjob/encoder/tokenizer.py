@@ -41,7 +41,8 @@ def lowercases(directory: Path) -> bool:
 
 def _eos_id(directory: Path) -> int | None:
     """The end-of-text token by config.json; the first where there are several."""
-    found = config_of(directory).get("eos_token_id")
+    config = config_of(directory)
+    found = {**config, **(config.get("text_config") or {})}.get("eos_token_id")
     return (found[0] if found else None) if isinstance(found, list) else found
 
 

@@ -46,7 +46,15 @@ ones each alone, as some authors do, which gives other ids at the seams. Where a
 times its copies are cut alike, and `span: text` means the last. `demonstrations` are strings, or
 `{text, answer}` written by the pattern in `demonstration`. Of special tokens, `bos: auto` is what
 the tokenizer adds, `none` nothing, `literal` what every template itself begins with; `eos: append`
-is added by id after the text is cut. Each role (query, document, symmetric) may have other keys.
+is added by id after the text is cut.
+
+`span: after_prompt` leaves out as many tokens as stand before the text when they are tokenized
+alone, which is how NV-Embed, INSTRUCTOR and sentence-transformers count. `pooling` may be a list,
+whose vectors are put one after another: `first` and `last` are then tokens of the span. `heads`
+follow the pooling of every view, in order and in float32: `{pooler: true}` is the model's own tanh
+layer, `{dense: 2_Dense}` and `{layer_norm: 3_LayerNorm}` are modules that sentence-transformers
+saved in the model folder, `{normalize: true}` scales between them. Each role (query,
+document, symmetric) may have other keys.
 """
 
 

@@ -71,6 +71,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["span"] = _span(recipe)
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
         knobs["layer"] = recipe.layer[0]
+    if isinstance(recipe.pooling, tuple) and len(recipe.pooling) == 1:
+        knobs["pooling"] = knobs["pooling"][0]
     knobs["finish"] = [
         {name: value for name, value in step.items() if value is not None}
         for step in knobs["finish"]

@@ -56,6 +56,10 @@ class PromptEncoder:
             found[row] = self._run(renamed, prompts, [which[row]], [texts[row]], offsets=True)[0]
         return found
 
+    def alone(self, before: str) -> int:
+        """How many tokens a prompt's beginning has by itself, but for the tokenizer's last ones."""
+        return len(self._tokenizer.encode(before, add_special_tokens=self._adds)) - self.frame.after
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The ids as the tokenizer spells them; one that it does not know as `<id>`."""
         return [self._tokenizer.id_to_token(token) or f"<{token}>" for token in ids]

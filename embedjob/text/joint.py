@@ -42,6 +42,10 @@ class JointFitter:
         """All ids of a text under a template."""
         return list(self._encoder.encode([template], [text], offsets=False)[0].ids)
 
+    def prompt(self, template: int) -> int:
+        """Tokens of what stands before the text, alone, with the tokenizer's opening ones."""
+        return self._encoder.alone(self._prompts[template].before)
+
     def shown(self, template: int) -> str:
         """The template for people."""
         return self._prompts[template].shown

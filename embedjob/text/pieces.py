@@ -124,7 +124,10 @@ def _of_segment(segment: Segment, recipe: Recipe) -> Piece:
     if segment.literal is not None:
         return Piece(segment.literal, marked)
     slot = "instruction" if segment.instruction is not None else "demonstrations"
-    return Piece(_values(recipe)[slot]() + (segment.slot.after if segment.slot else ""), marked)
+    written = _values(recipe)[slot]()
+    if segment.slot and segment.slot.strip:
+        written = written.strip()
+    return Piece(written + (segment.slot.after if segment.slot else ""), marked)
 
 
 def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:

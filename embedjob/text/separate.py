@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -55,6 +56,12 @@ class PieceFitter:
         ids = self._encoder.encode([0], [text], offsets=False)[0].ids
         pieces = self._templates[template]
         return self._joined(pieces, ids, [len(ids)] * len(pieces.budgets))[0]
+
+    def prompt(self, template: int) -> int:
+        """Tokens of what stands before the text, with the tokenizer's opening ones."""
+        pieces = self._templates[template].ids
+        first = takewhile(lambda ids: ids is not None, pieces)
+        return len(self._before) + sum(len(ids) for ids in first if ids)
 
     def shown(self, template: int) -> str:
         """The template for people."""

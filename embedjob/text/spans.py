@@ -16,7 +16,8 @@ class Layout:
 
     `text_start` and `text_stop` bound the tokens that overlap the text, the last one where it
     stands several times, `marked_start` and `marked_stop` those of the marked segments; `closing`
-    counts the special tokens at the very end that the tokenizer or the EOS policy put there.
+    counts the special tokens at the very end that the tokenizer or the EOS policy put there, and
+    `prompt` the tokens that what stands before the text has alone, opening special ones included.
     """
 
     length: Ints
@@ -25,6 +26,7 @@ class Layout:
     closing: Ints
     marked_start: Ints
     marked_stop: Ints
+    prompt: Ints
 
 
 def spans(layout: Layout, *, rule: str, offset: int = 0) -> npt.NDArray[np.int32]:
@@ -57,6 +59,11 @@ def _from_text(layout: Layout) -> tuple[Ints, Ints]:
     return layout.text_start, layout.length
 
 
+def _after_prompt(layout: Layout) -> tuple[Ints, Ints]:
+    """All but as many tokens as the prompt has alone: where it meets the text they may merge."""
+    return np.minimum(layout.prompt, layout.length), layout.length
+
+
 def _pooled(layout: Layout) -> tuple[Ints, Ints]:
     """The tokens that overlap the segments with `pool: true`, or with the span's tag."""
     return layout.marked_start, layout.marked_stop
@@ -84,6 +91,7 @@ SPANS: dict[str, Callable[[Layout], tuple[Ints, Ints]]] = {
     "text": _text,
     "last_text": _last_text,
     "from_text": _from_text,
+    "after_prompt": _after_prompt,
     "last_token": _last_token,
     "first_token": _first_token,
     "tail": _tail,

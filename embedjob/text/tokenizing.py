@@ -34,6 +34,10 @@ class Fits(Protocol):
         """All ids of a text under a template."""
         ...
 
+    def prompt(self, template: int) -> int:
+        """Tokens of what stands before the text, alone, with the tokenizer's opening ones."""
+        ...
+
     def shown(self, template: int) -> str:
         """The template for people."""
         ...
@@ -63,6 +67,7 @@ class ViewTokenizer:
         self._rule, self._offset = span_rule(recipe)
         self._fitter = _fitter(tokenizer, recipe, needs_text=self._rule in NEED_TEXT)
         self._templates = len(recipe.templates)
+        self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
         if recipe.special_tokens.bos == "literal":
             self._require_literal_bos(tokenizer)
         self._eos = self._closing(recipe, eos_id)
@@ -93,7 +98,8 @@ class ViewTokenizer:
         )
 
     def _layout(self, fitted: Fitted, which: Sequence[int]) -> Layout:
-        eos: Ints = np.array([len(eos) for eos in self._eos], np.int64)[np.asarray(which, np.int64)]
+        template = np.asarray(which, np.int64)
+        eos: Ints = np.array([len(eos) for eos in self._eos], np.int64)[template]
         return Layout(
             length=np.fromiter(map(len, fitted.ids), np.int64, len(which)) + eos,
             text_start=fitted.text[:, 0],
@@ -101,6 +107,7 @@ class ViewTokenizer:
             closing=eos + self._fitter.closing,
             marked_start=fitted.marked[:, 0],
             marked_stop=fitted.marked[:, 1],
+            prompt=self._prompts[template],
         )
 
     def _require_literal_bos(self, tokenizer: Tokenizer) -> None:

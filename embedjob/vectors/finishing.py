@@ -35,9 +35,9 @@ def normalize(vectors: Tensor) -> Tensor:
     return vectors / norm.clamp(min=tiny)
 
 
-def width(hidden_size: int, *, views: int, recipe: Recipe) -> int:
-    """The width of a finished embedding."""
-    found = hidden_size * views if recipe.aggregation == "concat" else hidden_size
+def width(vector: int, *, views: int, recipe: Recipe) -> int:
+    """The width of a finished embedding, from that of one view's vector."""
+    found = vector * views if recipe.aggregation == "concat" else vector
     for step in recipe.finish:
         if isinstance(step, Fitted):
             raise _not_available(step)

@@ -5,10 +5,24 @@ prompts or padding side, and what lies outside the mask, even NaN, never counts.
 is empty has no vector: it is a bad row before it comes here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from embedjob.recipe import WeightedFrom
+
+Pool = Callable[[Tensor, Tensor], Tensor]
+
+
+def pooler(pooling: str | WeightedFrom | tuple[str | WeightedFrom, ...]) -> Pool:
+    """What makes one vector of a view's span: of several poolings, their vectors concatenated."""
+    if isinstance(pooling, tuple):
+        return partial(_several, [pooler(one) for one in pooling])
+    if isinstance(pooling, WeightedFrom):
+        return partial(weighted_mean, before=pooling.weighted_mean)
+    return PARTS[pooling]
 
 
 def mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
@@ -16,14 +30,37 @@ def mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
     return _weighted(hidden_VTD, mask_VT.float())
 
 
-def weighted_mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    """The mean weighted 1, 2, ... n along the span, as in SGPT [V, D]."""
-    return _weighted(hidden_VTD, mask_VT.cumsum(dim=1).float() * mask_VT)
+def weighted_mean(hidden_VTD: Tensor, mask_VT: Tensor, before: int = 0) -> Tensor:
+    """The mean weighted 1, 2, ... n along the span, as in SGPT, `before` added to each [V, D]."""
+    return _weighted(hidden_VTD, (mask_VT.cumsum(dim=1) + before).float() * mask_VT)
 
 
 def maximum(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
     """The largest value of the span in each dimension, in float32 [V, D]."""
     return hidden_VTD.float().masked_fill(~mask_VT[:, :, None], -torch.inf).amax(dim=1)
+
+
+def mean_sqrt_len(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    """The sum of the span's states over the square root of their number, in float32 [V, D]."""
+    return mean(hidden_VTD, mask_VT) * mask_VT.sum(dim=1, keepdim=True).sqrt()
+
+
+def first(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    """The state of the span's first token, in float32 [V, D]."""
+    return _at(hidden_VTD, mask_VT.int().argmax(dim=1))
+
+
+def last(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    """The state of the span's last token, in float32 [V, D]."""
+    return _at(hidden_VTD, mask_VT.shape[1] - 1 - mask_VT.flip(1).int().argmax(dim=1))
+
+
+def _several(pools: Sequence[Pool], hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+    return torch.cat([pool(hidden_VTD, mask_VT) for pool in pools], dim=1)
+
+
+def _at(hidden_VTD: Tensor, token_V: Tensor) -> Tensor:
+    return hidden_VTD[torch.arange(len(token_V), device=token_V.device), token_V].float()
 
 
 def _weighted(hidden_VTD: Tensor, weights_VT: Tensor) -> Tensor:
@@ -33,8 +70,11 @@ def _weighted(hidden_VTD: Tensor, weights_VT: Tensor) -> Tensor:
     return sum_VD / weights_VT.sum(dim=1, keepdim=True)
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+POOLINGS: dict[str, Pool] = {
     "mean": mean,
     "weighted_mean": weighted_mean,
     "max": maximum,
+    "mean_sqrt_len": mean_sqrt_len,
 }
+# Alone these two are spans, and not poolings: one meaning, one spelling.
+PARTS: dict[str, Pool] = {**POOLINGS, "first": first, "last": last}

@@ -13,6 +13,7 @@ from embedjob.errors import ModelError
 from embedjob.jobfile import recipe_from
 from tests.encoder import tiny
 
+MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 TEXTS = ["The quick brown fox", "a", "It is fine, don't you think? " * 9, "Zürich {x}", "a b c"]
 
 
@@ -54,8 +55,8 @@ def agree(ours: np.ndarray, theirs: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "qwen3"])
-@pytest.mark.parametrize("mode", ["cls", "mean", "max", "weightedmean", "lasttoken"])
-def test_each_pooling_gives_their_vectors(name: str, mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [*MODES, MODES, ["lasttoken", "cls"]], ids=str)
+def test_each_pooling_gives_their_vectors(name: str, mode: Any, tmp_path: Path) -> None:
     theirs = pytest.importorskip("sentence_transformers").SentenceTransformer
     modules = ("Normalize",) if mode == "mean" else ()
     folder = layout(tmp_path / "model", name, {"pooling_mode": mode}, modules=modules)
@@ -97,50 +98,49 @@ def test_prompts_become_templates_by_role(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pooling", "modules", "message"),
+    ("modules", "configs", "message"),
     [
-        ({"pooling_mode": "mean"}, ("Dense",), "the module Dense, .* not available"),
-        ({"pooling_mode": "mean"}, ("LayerNorm",), "the module LayerNorm"),
-        ({"pooling_mode": ["cls", "mean"]}, (), r"the pooling cls \+ mean"),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, (), "the pooling mean_sqrt_len_tokens"),
+        (("WordWeights",), [{}], "the module WordWeights, .* not available"),
+        (("Dense",), [{"in_features": 32, "out_features": 8}], "2_Dense has no weights"),
+        (("Dense",), [{"in_features": 32}], "got out_features None"),
+        (("Dense",), [{"activation_function": "mine.Swish"}], "activation_function mine.Swish"),
+        (("Dense",), [{"module_input_name": "token_embeddings"}], "over single tokens"),
+        (("LayerNorm",), [{"dimension": 16}], "takes vectors 16 wide, but they are 32"),
+        (("Normalize",), [{"module_output_name": "other"}], "got module_output_name other"),
     ],
 )
-def test_what_no_engine_does_yet_is_refused(
-    pooling: dict[str, Any], modules: tuple[str, ...], message: str, tmp_path: Path
+def test_modules_that_cannot_be_run_are_refused(
+    modules: tuple[str, ...], configs: list[dict[str, Any]], message: str, tmp_path: Path
 ) -> None:
-    folder = layout(tmp_path / "model", "bert", pooling, modules=modules)
+    folder = layout(tmp_path / "model", "bert", {"pooling_mode": "mean"}, modules=modules)
+    for number, (module, config) in enumerate(zip(modules, configs, strict=True), start=2):
+        write(folder / f"{number}_{module}" / "config.json", config)
     with pytest.raises(ModelError, match=message):
-        folder_layer(folder)
+        encoder(folder)
 
 
-@pytest.mark.parametrize("mode", ["mean", "max", "lasttoken"])
-@pytest.mark.parametrize("name", ["bert", "qwen3"])
-def test_a_prompt_may_be_read_and_not_pooled(mode: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [*MODES, ["max", "cls", "weightedmean"]], ids=str)
+@pytest.mark.parametrize(("name", "prompt"), [("bert", "find it:"), ("qwen3", "find: ")])
+def test_a_prompt_may_be_read_and_not_pooled(
+    mode: Any, name: str, prompt: str, tmp_path: Path
+) -> None:
+    """Where its last token merges with the text's first, they count by tokens, and so do we."""
     theirs = pytest.importorskip("sentence_transformers").SentenceTransformer
     pooling = {"pooling_mode": mode, "include_prompt": False}
     folder = layout(tmp_path / "model", name, pooling)
-    write(folder / "config_sentence_transformers.json", {"prompts": {"query": "find it:"}})
-    model, texts = theirs(str(folder), device="cpu"), [" The fox", " a b c " * 20, " Zürich"]
+    write(folder / "config_sentence_transformers.json", {"prompts": {"query": prompt}})
+    model, texts = theirs(str(folder), device="cpu"), ["The fox", " a b c " * 20, " Zürich"]
     assert agree(encoder(folder, "query").encode(texts), model.encode(texts, prompt_name="query"))
     assert agree(encoder(folder).encode(texts), model.encode(texts))
 
 
-@pytest.mark.parametrize(
-    ("mode", "name", "prompt", "message"),
-    [
-        ("cls", "bert", "find: ", "mean, max and lasttoken only"),
-        ("weightedmean", "bert", "find: ", "mean, max and lasttoken only"),
-        ("mean", "qwen3", "find: ", "merges with the text's first"),
-    ],
-)
-def test_a_prompt_that_cannot_be_left_out_as_they_do_is_refused(
-    mode: str, name: str, prompt: str, message: str, tmp_path: Path
+def test_a_prompt_that_ends_in_a_special_token_is_refused_where_it_is_left_out(
+    tmp_path: Path,
 ) -> None:
-    pooling = {"pooling_mode": mode, "include_prompt": False}
-    folder = layout(tmp_path / "model", name, pooling)
-    assert folder_layer(folder)["encoder"]["pooling"] in ("mean", "weighted_mean")
-    write(folder / "config_sentence_transformers.json", {"prompts": {"query": prompt}})
-    with pytest.raises(ModelError, match=message):
+    pooling = {"pooling_mode": "mean", "include_prompt": False}
+    folder = layout(tmp_path / "model", "bert", pooling)
+    write(folder / "config_sentence_transformers.json", {"prompts": {"query": "find [SEP]"}})
+    with pytest.raises(ModelError, match="takes for the tokenizer's own"):
         folder_layer(folder)
 
 

@@ -156,6 +156,16 @@ def test_a_snapshot_that_is_here_serves_when_the_hub_is_gone(hub: Hub, tmp_path:
     assert ask(hub, tmp_path, revision=COMMIT) == {**online, "before": online["after"]}
 
 
+def test_the_modules_of_heads_come_with_their_model(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    files |= {"2_Dense/config.json": b"{}", "2_Dense/pytorch_model.bin": b"weights"}
+    answer = ask(hub, tmp_path, modules=["2_Dense"], allow_pickle=True)
+    found = {name for name in answer["digests"] if name.startswith("2_Dense/")}
+    assert found == {"2_Dense/config.json", "2_Dense/pytorch_model.bin"}
+    assert "2_Dense/pytorch_model.bin" in hub.fetched
+
+
 def test_pickles_are_fetched_only_when_allowed(
     hub: Hub, files: dict[str, bytes], tmp_path: Path
 ) -> None:

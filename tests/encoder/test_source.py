@@ -141,14 +141,21 @@ def test_a_model_in_s3_is_brought_once_and_its_weights_only_when_needed(
     llama: Path, bucket: str, cache: Path
 ) -> None:
     url = f"{bucket}/models/llama"
-    for path in [*llama.iterdir()]:
+    for path in llama.iterdir():
         storage.create(storage.join(url, path.name), path.read_bytes())
     storage.create(storage.join(url, "training.log"), b"not needed")
-    source = ModelSource(url)
+    (llama / "2_Dense").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (llama / "2_Dense" / name).write_bytes(name.encode())
+        storage.create(storage.join(url, "2_Dense", name), name.encode())
+    source = ModelSource(url, modules=("2_Dense",))
     assert facts(source) == facts(ModelSource(str(llama)))
-    assert digests(source) == digests(ModelSource(str(llama)))
+    assert digests(ModelSource(url)) == digests(ModelSource(str(llama)))
+    assert "2_Dense/config.json" in digests(source)
+    assert digests(source) == digests(ModelSource(str(llama), modules=("2_Dense",)))
     assert not list(cache.rglob("*.safetensors"))
     whole = materialize(source)
+    assert (whole / "2_Dense" / "model.safetensors").exists()
     assert (whole / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
     assert not (whole / "training.log").exists()
     written = (whole / "model.safetensors").stat().st_mtime_ns

@@ -62,6 +62,82 @@ def bert(prefix: str = "", *, cls: bool = False, first_last: bool = False) -> Re
     return reference
 
 
+def simcse_sup(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+    tok.enable_truncation(MAX_LENGTH)
+    ids = tok.encode(text).ids
+    with torch.inference_mode():
+        vector = model(torch.tensor([ids])).pooler_output[0]
+    return Expected([ids], [[0]], unit(vector))
+
+
+def instructor(instruction: str) -> Reference:
+    """Both are stripped and joined by nothing; the mask counts the instruction's own tokens."""
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        tok.enable_truncation(MAX_LENGTH)
+        ids = tok.encode("".join([instruction.strip(), text.strip()])).ids
+        left_out = len(tok.encode(instruction.strip()).ids) - 1  # all but </s>
+        mean = run(model, ids)[-1][left_out:].mean(dim=0)
+        dense = model.get_submodule("dense")
+        return Expected([ids], [list(range(left_out, len(ids)))], unit(mean @ dense.weight.T))
+
+    return reference
+
+
+class LatentAttentionModel(torch.nn.Module):
+    """NV-Embed's layer as its paper writes it, under the names that its checkpoints have."""
+
+    def __init__(self, width: int, *, latents: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads, inner = heads, heads * dim_head
+        self.latents = torch.nn.Parameter(torch.zeros(latents, width))
+        attend, feed = torch.nn.Module(), torch.nn.Module()
+        attend.norm, attend.norm_context = (torch.nn.LayerNorm(width) for _ in range(2))
+        attend.fn = torch.nn.Module()
+        attend.fn.to_q = torch.nn.Linear(width, inner, bias=False)
+        attend.fn.to_kv = torch.nn.Linear(width, 2 * inner, bias=False)
+        attend.fn.to_out = torch.nn.Linear(inner, width, bias=False)
+        feed.norm, feed.fn = torch.nn.LayerNorm(width), torch.nn.Module()
+        wide, narrow = torch.nn.Linear(width, 8 * width), torch.nn.Linear(4 * width, width)
+        feed.fn.net = torch.nn.ModuleList([wide, torch.nn.Identity(), narrow])
+        self.cross_attend_blocks = torch.nn.ModuleList([attend, feed])
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Token by token, head by head."""
+        attend, feed = self.cross_attend_blocks
+        found = []
+        for state in states:
+            query = attend.fn.to_q(attend.norm(state)).chunk(self.heads)
+            both = attend.fn.to_kv(attend.norm_context(self.latents))
+            keys, values = both[:, : both.shape[1] // 2], both[:, both.shape[1] // 2 :]
+            parts = [
+                torch.softmax(k @ q / len(q) ** 0.5, dim=0) @ v
+                for q, k, v in zip(
+                    query, keys.chunk(self.heads, 1), values.chunk(self.heads, 1), strict=True
+                )
+            ]
+            state = state + attend.fn.to_out(torch.cat(parts))
+            value, gate = feed.fn.net[0](feed.norm(state)).chunk(2)
+            found.append(state + feed.fn.net[2](value * torch.nn.functional.gelu(gate)))
+        return torch.stack(found)
+
+
+def nv_embed(instruction: str) -> Reference:
+    """The mask zeroes as many places as the instruction has tokens, and the first one is BOS."""
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        before = f"Instruct: {instruction}\nQuery: " if instruction else ""
+        ids = tok.encode(before + text + "</s>").ids
+        left_out = len(tok.encode(before, add_special_tokens=False).ids) if before else 0
+        states = run(model, ids, both_ways=True)[-1]
+        with torch.inference_mode():
+            mixed = model.get_submodule("latent_attention_model")(states)
+        kept = list(range(left_out, len(ids)))
+        return Expected([ids], [kept], unit(mixed[left_out:].mean(dim=0)))
+
+    return reference
+
+
 def last_of_eos(prefix: str, *, eos: str) -> Reference:
     """e5-mistral, Qwen3-Embedding: cut to max_length - 1, then the id of EOS."""
 

@@ -31,6 +31,8 @@ def of_eos(family: str, prefix: str = "") -> r.Reference:
 
 
 BOTH_WAYS = {**CUT, "attention": "bidirectional"}
+LONG = {"max_tokens": 512}
+QUESTION = "Given a question, retrieve passages that answer the question"
 QWEN = {**CUT, "special_tokens": {"eos_id": 420}}
 
 CASES: list[tuple[Setting, r.Reference]] = [
@@ -43,6 +45,19 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("bert_first_last", "document", "bert", "bert", knobs=CUT), r.bert(first_last=True)),
     (Setting("sbert", "document", "bert", "bert", knobs=CUT), r.bert()),
     (Setting("simcse_unsup", "document", "bert", "bert", knobs=CUT), r.bert(cls=True)),
+    (Setting("simcse_sup", "document", "bert", "bert", knobs=CUT), r.simcse_sup),
+    (
+        Setting("instructor", "document", "t5", "t5", knobs=CUT),
+        r.instructor("Represent the document for retrieval:"),
+    ),
+    (
+        Setting("instructor", "query", "t5", "t5", knobs={**CUT, "instruction": " Find: "}),
+        r.instructor(" Find: "),
+    ),
+    (
+        Setting("instructor", "symmetric", "t5", "t5", knobs=CUT),
+        r.instructor("Represent the sentence:"),
+    ),
     (Setting("e5", "query", "bert", "bert", knobs=CUT), r.bert("query: ")),
     (Setting("e5", "document", "bert", "bert", knobs=CUT), r.bert("passage: ")),
     (Setting("e5", "symmetric", "bert", "bert", knobs=CUT), r.bert("query: ")),
@@ -84,6 +99,9 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("gritlm", "document", "mistral", "mistral"), r.gritlm("")),
     (Setting("gritlm", "query", "mistral", "mistral"), r.gritlm(r.SEARCH)),
     (Setting("gritlm", "symmetric", "mistral", "llama"), r.gritlm(r.STS)),
+    (Setting("nv_embed", "document", "nvembed", "mistral", knobs=LONG), r.nv_embed("")),
+    (Setting("nv_embed", "query", "nvembed", "mistral", knobs=LONG), r.nv_embed(QUESTION)),
+    (Setting("nv_embed", "symmetric", "nvembed", "llama", knobs=LONG), r.nv_embed(r.STS)),
     (Setting("echo_finetuned", "document", "mistral", "mistral"), r.echo(ECHO_DOCUMENT)),
     (Setting("echo_finetuned", "query", "mistral", "mistral"), r.echo(ECHO_QUERY, r.SEARCH)),
     (Setting("echo_finetuned", "symmetric", "mistral", "llama"), r.echo(ECHO_QUERY, r.STS)),

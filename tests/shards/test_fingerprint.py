@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 
 from embedjob.config import ActorRange, Input, Job, Output
 from embedjob.recipe import (
+    Dense,
+    LayerNorm,
     Normalize,
+    Pooler,
     Recipe,
     SpanOffset,
     SpanTag,
     SpecialTokens,
     Truncate,
+    WeightedFrom,
     WeightedTemplate,
 )
 from embedjob.segments import Demonstration, Section, Segment, Slot
@@ -63,7 +67,7 @@ CHANGES: dict[str, Any] = {
     "encoder.pooling": "max",
     "encoder.aggregation": "concat",
     "encoder.interventions": ("a",),
-    "encoder.heads": ("a",),
+    "encoder.heads": (Dense(dense="2_Dense"),),
     "encoder.finish": (Truncate(truncate=8), Normalize(normalize=True)),
     "encoder.vector_dtype": "float16",
     "encoder.max_tokens": 64,
@@ -166,6 +170,7 @@ SEGMENTS = (Segment(literal="x"), Segment(text=Slot(pool=True)))
     [
         ({"span": SpanOffset(rule="text", offset=0)}, {"span": "text"}),
         ({"layer": (-1,)}, {"layer": -1}),
+        ({"pooling": ("max",)}, {"pooling": "max"}),
         ({"instruction": "unused"}, {}),
         ({"special_tokens": SpecialTokens(eos_id=7)}, {}),
         ({"templates": (WeightedTemplate(template="{text}", weight=3.0),)}, {}),
@@ -218,7 +223,25 @@ def test_what_looks_alike_and_is_not() -> None:
             ((Demonstration(text="a", answer="b"),), "{text} {answer}"),
         ]
     ]
-    every = (*weighted, *moved, *segments, *tagged, *shown)
+    pooled = [
+        _recipe(pooling=pooling)
+        for pooling in (
+            *("mean", "max", "mean_sqrt_len", "latent_attention", ("mean", "max")),
+            *("weighted_mean", WeightedFrom(weighted_mean=1), WeightedFrom(weighted_mean=2)),
+        )
+    ]
+    headed = [
+        _recipe(heads=heads)
+        for heads in (
+            (Dense(dense="2_Dense"),),
+            (Dense(dense="3_Dense"),),
+            (LayerNorm(layer_norm="2_Dense"),),
+            (Pooler(pooler=True),),
+            (Dense(dense="2_Dense"), Normalize(normalize=True)),
+            (Normalize(normalize=True), Dense(dense="2_Dense")),
+        )
+    ]
+    every = (*pooled, *headed, *weighted, *moved, *segments, *tagged, *shown)
     found = {fingerprint(recipe, DIGESTS) for recipe in every}
     assert len(found) == len(every)
 

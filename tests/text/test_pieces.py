@@ -46,6 +46,11 @@ def test_segments_become_pieces_in_order() -> None:
     )
 
 
+def test_an_instruction_may_be_stripped() -> None:
+    pieces = one({"instruction": {"strip": True, "after": " "}}, TEXT, instruction=" Find it:\n")
+    assert pieces.pieces[0] == Piece("Find it: ")
+
+
 def test_a_tag_marks_its_own_segments() -> None:
     segments = ({"literal": "x", "tag": "a"}, {"text": {"tag": "b"}}, {"literal": "y", "tag": "b"})
     marked = [piece.marked for piece in one(*segments, span={"tag": "b"}).pieces]
@@ -73,6 +78,7 @@ def test_demonstrations_go_into_strings_too() -> None:
         ([{"text": {}, "pool": True}], {}, r"write pool and tag inside, as \{text:"),
         ([TEXT, {"instruction": {"max_tokens": 3}}], {}, "max_tokens is of a text segment only"),
         ([{"text": {"max_tokens": 9}}], {}, "join: separate only"),
+        ([{"text": {"strip": True}}], {}, "strip is of an instruction only"),
         ([{"text": {"after": "x"}}], {}, "after is not of a text segment"),
         ([POOLED], {}, "span: pooled reads"),
         ([POOLED], {"span": {"tag": "a"}}, "has tag: a"),

@@ -20,6 +20,7 @@ def _layout() -> Layout:
         closing=parts[:, 4],
         marked_start=start - parts[:, 1],
         marked_stop=start + parts[:, 2],
+        prompt=start + 1,
     )
 
 
@@ -32,6 +33,7 @@ def _expected(rule: str, parts: tuple[int, ...]) -> list[str]:
         "text": view[bos + before : bos + before + text],
         "last_text": view[bos + before : bos + before + text][-1:],
         "from_text": view[bos + before :],
+        "after_prompt": view[bos + before + 1 :],
         "pooled": view[bos : bos + before + text],
         "last_token": view[-1:],
         "first_token": view[:1],

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from embedjob.errors import ConfigError
-from embedjob.recipe import Recipe
+from embedjob.recipe import Recipe, WeightedTemplate
+from embedjob.segments import Segment, Slot
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from tests.fakes import EOS, FAMILIES, LITERALS, tiny_tokenizer
@@ -120,6 +121,22 @@ def test_bos_none_adds_nothing(family: str) -> None:
     views = _tokenizer(family, special_tokens={"bos": "none"}).views(["The river"])
     bare = tiny_tokenizer(family)
     assert _rows(views) == [bare.encode("The river", add_special_tokens=False).ids]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_after_prompt_leaves_out_the_tokens_that_the_prompt_has_alone(family: str) -> None:
+    """Whether its last one merges with the text's first, or the text is empty or cut."""
+    bare, closing = tiny_tokenizer(family), family in ("bert", "xlmr")
+    alone = len(bare.encode("Find: ").ids) - closing
+    separate = len(bare.encode("a").ids) - len(bare.encode("a", add_special_tokens=False).ids)
+    separate += len(bare.encode("Find: ", add_special_tokens=False).ids) - closing
+    pieces = (Segment(literal="Find: "), Segment(text=Slot()))
+    segments = WeightedTemplate(template=pieces, join="separate")
+    for template, count in (("Find: {text}", alone), (segments, separate)):
+        made = _tokenizer(family, templates=(template,), span="after_prompt", max_tokens=30)
+        views = made.views(["river", " two", "\nit", "", "fox " * 50])
+        ends = views.lengths.tolist()
+        assert views.span.tolist() == [[min(count, end), end] for end in ends]
 
 
 def test_added_special_tokens_are_one_token_in_templates_and_none_in_texts() -> None:

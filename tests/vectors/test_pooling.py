@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.recipe import Recipe
-from embedjob.vectors.pooling import POOLINGS
+from embedjob.recipe import Recipe, WeightedFrom
+from embedjob.vectors.pooling import PARTS, POOLINGS, pooler
 
 PADDING = 999.0
 
@@ -31,6 +31,9 @@ _EXPECTED = {
     "weighted_mean": lambda row: (
         sum(i * x for i, x in enumerate(row, 1)) / (len(row) * (len(row) + 1) / 2)
     ),
+    "mean_sqrt_len": lambda row: sum(row) / math.sqrt(len(row)),
+    "first": lambda row: row[0],
+    "last": lambda row: row[-1],
 }
 
 
@@ -44,7 +47,7 @@ def test_means_ignore_padding_on_either_side(
 ) -> None:
     values = st.floats(-100, 100, width=32)
     rows = data.draw(st.lists(st.lists(values, min_size=1, max_size=6), min_size=1, max_size=4))
-    pooled = POOLINGS[pooling](*_padded(rows, side, filling))
+    pooled = PARTS[pooling](*_padded(rows, side, filling))
     expected = [[_EXPECTED[pooling](row), -_EXPECTED[pooling](row)] for row in rows]
     torch.testing.assert_close(pooled, torch.tensor(expected), rtol=1e-5, atol=1e-3)
 
@@ -71,6 +74,26 @@ def test_half_precision_states_are_summed_in_float32() -> None:
     pooled = POOLINGS["mean"](hidden_VTD, torch.ones(1, 3000, dtype=torch.bool))
     assert pooled.dtype is torch.float32
     assert pooled.item() == pytest.approx(1.0)
+
+
+def test_several_poolings_stand_one_after_another() -> None:
+    padded = _padded([[1.0, -2.0, 4.0], [-5.0]], "left", math.nan)
+    pooled = pooler(("max", "last", "mean"))(*padded)
+    assert pooled.tolist() == [[4.0, 2.0, 4.0, -4.0, 1.0, -1.0], [-5.0, 5.0] * 3]
+
+
+def test_weights_may_be_counted_from_before_the_span() -> None:
+    pooled = pooler(WeightedFrom(weighted_mean=2))(*_padded([[1.0, -2.0], [5.0]], "left", math.nan))
+    assert pooled[:, 0].tolist() == pytest.approx([(3 * 1 - 4 * 2) / 7, 5])
+
+
+def test_first_and_last_are_poolings_only_among_others() -> None:
+    assert set(PARTS) - set(POOLINGS) == {"first", "last"}
+    for part in PARTS:
+        assert Recipe(model="m", pooling=(part, "mean")).pooling == (part, "mean")
+    for pooling in ("first", ("latent_attention",), ()):
+        with pytest.raises(ValueError, match="pooling"):
+            Recipe(model="m", pooling=pooling)
 
 
 def test_every_pooling_that_a_recipe_may_name_is_here() -> None:

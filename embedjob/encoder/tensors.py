@@ -1,0 +1,44 @@
+"""Tensors out of weight files, by name: what no transformers class reads for us."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from embedjob.encoder.files import module_weight, weight_names
+from embedjob.errors import ModelError
+
+
+def module_tensors(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
+    """All tensors of a sentence-transformers module, on the CPU; ModelError if it has none."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    name = module_weight(names, allow_pickle=allow_pickle, module=str(folder))
+    return dict(_read(folder / name, ""))
+
+
+def prefixed_tensors(directory: Path, prefix: str, *, allow_pickle: bool) -> dict[str, Tensor]:
+    """The tensors of a model whose names begin so, without that prefix, on the CPU."""
+    files = [path.name for path in directory.iterdir()]
+    names = weight_names(files, allow_pickle=allow_pickle, model=str(directory))
+    return {
+        name.removeprefix(prefix): tensor
+        for file in names
+        for name, tensor in _read(directory / file, prefix)
+    }
+
+
+def _read(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    try:
+        if path.suffix != ".safetensors":
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            yield from ((name, one) for name, one in found.items() if name.startswith(prefix))
+            return
+        with safe_open(path, framework="pt") as tensors:
+            names: list[str] = tensors.keys()
+            yield from ((n, tensors.get_tensor(n)) for n in names if n.startswith(prefix))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error}); was its download cut short?"
+        ) from error
