@@ -33,7 +33,7 @@ class SparseHead(Section):
 class RouterScores(Section):
     """What the routers of a mixture of experts give each expert, all layers one after the other.
 
-    They are averaged over the span; `join: concat` makes them part of the vector itself.
+    They are averaged over the span and over views; with `join: concat` they end the vector itself.
     """
 
     scores: Literal["logits", "softmax"] = "logits"

@@ -71,12 +71,13 @@ the `sum` over the span; `log1p_relu` takes the logarithm twice. `words: text` k
 the text's own words without English stopwords (the ten heaviest of all where it has none), `top_k`
 the heaviest, and `scale` makes whole numbers: rint(scale x value). Zeros are left out. Only then is
 the head of the model loaded. `router` writes what the routers of a mixture of experts gave each
-expert in every layer, averaged over the span, as the column `router`, or with `join: concat` as the
-last dimensions of the embedding. All of these read the last layer; sparse weights and decoding go
-with one template. The embedding is always written: of a purely sparse model it is the mean state,
-which also lets a later run prove that its model is the same. The vocabulary's size is in each
-file's footer (`embedjob.vocabulary`). Queries: `Encoder.outputs(texts, role="query")` gives
-`embeddings`, `sparse` and `routers`; two sparse vectors are compared by their dot product.
+expert in every layer, averaged over the span and the views, as the column `router`, or with
+`join: concat` as the last dimensions of the embedding. All of these read the last layer; sparse
+weights and decoding go with one template. The embedding is always written: of a purely sparse model
+it is the mean state, which also lets a later run prove that its model is the same. The vocabulary's
+size is in each file's footer (`embedjob.vocabulary`). Queries: `Encoder.outputs(texts,
+role="query")` gives `embeddings`, `sparse` and `routers`; two sparse vectors are compared by their
+dot product.
 """
 
 

@@ -36,6 +36,7 @@ from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, ModelError
 from embedjob.jobfile import recipe_from
 from embedjob.recipe import Recipe
+from embedjob.text.tokenizing import ViewTokenizer
 from tests.encoder import tiny
 
 _SIZE = {
@@ -136,6 +137,23 @@ def test_scores_may_be_part_of_the_vector(tmp_path: Path) -> None:
     assert np.allclose(both.embeddings, together, atol=1e-5)
 
 
+def test_scores_are_the_same_where_views_share_their_text(tmp_path: Path) -> None:
+    """As trees, which padding on the left does without."""
+    torch.manual_seed(0)
+    OlmoeForCausalLM(MIXTURES["olmoe"][0]).save_pretrained(tmp_path)
+    tails = ["{text} means in one word:", "{text} is about:"]
+    made = recipe(tmp_path, heads=[{"router": {}}], templates=tails)
+    views = ViewTokenizer(tiny.tokenizer("llama"), made).views(TEXTS)
+    ours = encoder(made)
+    trees = ours.encode_views(views)
+    whole = Encoder(ours.backbone, made, padding_side="left").encode_views(views)
+    assert trees.stats["forward_tokens"] < whole.stats["forward_tokens"]
+    assert trees.routers is not None
+    assert whole.routers is not None
+    assert np.allclose(trees.routers, whole.routers, atol=1e-4)
+    assert np.allclose(trees.embeddings, whole.embeddings, atol=1e-5)
+
+
 def test_without_experts_there_are_no_scores(llama: Path) -> None:
     made = recipe(llama, heads=[{"router": {}}])
     with pytest.raises(ModelError, match="has no experts"):
@@ -192,15 +210,19 @@ def test_a_sparse_row_beyond_its_type_is_made_again_in_float32(llama: Path) -> N
     whole = recipe(llama, heads=SPARSE, finish=[])
     narrow = recipe(llama, heads=SPARSE, finish=[], dtype="float16")
     wide, half = encoder(whole), encoder(narrow)
-    for one in (wide, half):
-        assert one.backbone.head is not None
-        with torch.no_grad():
-            one.backbone.head.module.lm_head.weight *= 20_000
+    assert wide.backbone.head is not None
+    assert half.backbone.head is not None
+    for weight in [*wide.backbone.model.parameters(), *wide.backbone.head.module.parameters()]:
+        weight.data = weight.data.half().float()
+    with torch.no_grad():
+        for one in (wide.backbone.head, half.backbone.head):
+            for weight in one.module.parameters():
+                weight *= 2**16
     ours, theirs = half.outputs(["The quick fox"]).sparse, wide.outputs(["The quick fox"]).sparse
     assert ours is not None
     assert theirs is not None
     assert np.array_equal(ours.indices, theirs.indices)
-    assert np.allclose(ours.values, theirs.values, atol=0.1)
+    assert np.allclose(ours.values, theirs.values, atol=1e-4)
     assert theirs.values.max() > np.log(65504)
 
 
