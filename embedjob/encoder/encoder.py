@@ -48,7 +48,6 @@ class Encoder:
         self.recipe = recipe
         self.ranges: Vectors | None = None
         self._readouts: dict[Role, Readout] = {recipe.role: Readout(backbone, recipe)}
-        self.ranges: Vectors | None = None
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
             _require_one_model(other, recipe)

@@ -36,6 +36,11 @@ class Readout:
         self._routers = asked and Routers(backbone.model, scores=asked.scores)
         self.router_width = self._routers.width if self._routers else 0
         self.width = self._heads.width + self.router_width
+        if recipe.reads_logits and backbone.head is None:
+            raise ModelError(
+                "encoder.heads: sparse_lm and encoder.decode need the language-model head, and the"
+                " model was loaded without it; load it by a recipe that asks for either"
+            )
         self._head = backbone.head
         self.sparse = sparse_in(recipe.heads)
 
@@ -53,8 +58,7 @@ class Readout:
     def rows(self, hidden_VTD: Tensor, span_VT: Tensor, words: Sequence[Ids] | None) -> list[Row]:
         """The sparse entries of the same views, of these words only where they are given."""
         assert self.sparse is not None
-        if self._head is None:
-            raise ModelError("encoder.heads: sparse_lm: the model was loaded without its head")
+        assert self._head is not None
         return sparse_rows(self._head, hidden_VTD, span_VT, asked=self.sparse, words=words)
 
 

@@ -272,3 +272,9 @@ def test_decoded_words_need_their_positions(llama: Path) -> None:
     made = recipe(llama, max_tokens=75, decode={"max_tokens": 10})
     with pytest.raises(ModelError, match=r"set encoder\.max_tokens: 71"):
         require_fit(made, facts_of(config_of(llama)))
+
+
+def test_a_model_that_was_loaded_without_its_head_is_refused(llama: Path) -> None:
+    plain = encoder(recipe(llama))
+    with pytest.raises(ModelError, match="loaded without it"):
+        Encoder(plain.backbone, recipe(llama, heads=SPARSE))

