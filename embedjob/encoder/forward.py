@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from embedjob.encoder.batches import Indices, Side, assemble
+from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.readout import Readout
 from embedjob.encoder.recovery import Vectors
@@ -29,7 +30,7 @@ class ViewForward:
     """The chosen views' way to their vectors."""
 
     def __init__(self, views: TokenViews, chosen: Indices, loaded: Loaded) -> None:
-        """Runs nothing yet."""
+        """Runs nothing yet; the chosen views are in as many parts each."""
         self._views = views
         self._chosen = chosen
         self._prefixes, self._readout, self._recipe, self._side = loaded
@@ -37,8 +38,8 @@ class ViewForward:
 
     @property
     def width(self) -> int:
-        """The length of one vector."""
-        return self._readout.width
+        """The length of one vector, or of those of all parts of a view."""
+        return self._readout.width * len(self._views.spans(int(self._chosen[0])))
 
     @cached_property
     def groups(self) -> Indices:
@@ -66,7 +67,7 @@ class ViewForward:
         return self._views.lengths[self._chosen] - self.saved
 
     def __call__(self, which: Indices) -> Vectors:
-        """The vectors [V, D] of these views, all of one group."""
+        """The vectors [V, D] of these views, all of one group, or [V, P x D] of their P parts."""
         group = int(self.groups[which[0]])
         if group < 0:
             return self._whole(which)
@@ -74,7 +75,7 @@ class ViewForward:
         prefix = self._views.prefixes[group]
         layer = self._recipe.layer
         hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
-        return self._readout(hidden_VTD, batch.span_VT)
+        return self._read(hidden_VTD, batch)
 
     def precisely(self, view: int) -> Vectors:
         """The vector [1, D] of one view, whole and in float32."""
@@ -84,4 +85,8 @@ class ViewForward:
     def _whole(self, which: Indices) -> Vectors:
         batch = assemble(self._views, self._chosen[which], side=self._side)
         hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=self._recipe.layer)
-        return self._readout(hidden_VTD, batch.span_VT)
+        return self._read(hidden_VTD, batch)
+
+    def _read(self, hidden_VTD: Tensor, batch: MicroBatch) -> Vectors:
+        masks = batch.parts or (batch.span_VT,)
+        return np.concatenate([self._readout(hidden_VTD, mask_VT) for mask_VT in masks], axis=1)
