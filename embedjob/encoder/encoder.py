@@ -94,16 +94,17 @@ class Encoder:
         With `aggregation: keep` they are those of the V views [R, V, D]. With `long_text:
         late_chunk` a text that is longer than a part has several: `encode_parts` gives them.
         """
+        recipe = self._recipe(role)
         vectors_LD, lines = self.encode_parts(texts, role)
-        if self._recipe(role).long_text == "late_chunk":
+        if recipe.long_text == "late_chunk":
             several = np.flatnonzero(lines.counts > 1)
             if len(several):
                 raise InputError(
                     f"text number {several[0]} has {lines.counts[several[0]]} parts under"
                     " long_text: late_chunk, and an embedding of each; use encode_parts"
                 )
-        elif self._recipe(role).aggregation == "keep":
-            return vectors_LD.reshape(len(texts), -1, vectors_LD.shape[1])
+        elif recipe.aggregation == "keep":
+            return vectors_LD.reshape(len(texts), len(recipe.templates), vectors_LD.shape[1])
         return vectors_LD
 
     def encode_parts(self, texts: Sequence[str], role: Role | None = None) -> tuple[Vectors, Lines]:

@@ -90,7 +90,7 @@ class ViewTokenizer:
         self._views_of = {"chunk_mean": self._cut, "late_chunk": self._divided}.get(
             recipe.long_text, self._views
         )
-        self._cutter = Cutter(tokenizer, self._fit, per_text=self._templates)
+        self.cutter = Cutter(tokenizer, self._fit, per_text=self._templates)
 
     def views(self, texts: Sequence[str]) -> TokenViews:
         """One view per text and template, text-major; with parts, if the recipe asks for them."""
@@ -114,7 +114,7 @@ class ViewTokenizer:
 
     def _cut(self, texts: Sequence[str]) -> TokenViews:
         """The views of all parts of the texts; a part without tokens that count is left out."""
-        cut = self._cutter.cut(texts)
+        cut = self.cutter.cut(texts)
         views = self._assembled(cut.fitted, self.prefixes)
         tokens = np.diff(cut.fitted.text, axis=1)[:, 0]
         return cut_into(views, cut.offsets, tokens)

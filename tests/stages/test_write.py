@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +11,7 @@ from embedjob.shards.chunks import Chunk, Shard
 from embedjob.shards.committed import Committed
 from embedjob.stages.parcels import Failure, Parcel
 from embedjob.stages.write import assembled, end_of
-from embedjob.vectors.encoded import Encoded
+from embedjob.vectors.encoded import Encoded, Lines
 
 CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
 UNIQUES = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=10)
@@ -46,6 +48,38 @@ def test_every_row_gets_its_texts_vector_or_a_reason(
         else:
             wanted = (None, None, [text, 1])
         assert (row["reason"], row["detail"], row["embedding"]) == wanted
+
+
+def in_lines(unique: list[int | None], counts: list[int], failed: set[int]) -> pa.Table:
+    """Line number l of all has the vector (l, 1) and the characters l to l + 1."""
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    embeddings = np.array([[line, 1] for line in range(offsets[-1])], np.float32).reshape(-1, 2)
+    chars = np.stack([np.arange(offsets[-1]), 1 + np.arange(offsets[-1])], axis=1)
+    lines = Lines(offsets, chars)
+    why = {text: ("model_error", f"text {text}") for text in failed}
+    plain = parcel(unique, {})
+    return assembled(replace(plain, encoded=Encoded(embeddings, why, lines=lines)))
+
+
+@given(UNIQUES, st.lists(st.integers(1, 4), min_size=5, max_size=5), st.sets(st.integers(0, 4)))
+def test_every_row_gets_all_lines_of_its_text_or_one_with_a_reason(
+    unique: list[int | None], counts: list[int], lost: set[int]
+) -> None:
+    table = in_lines(unique, counts, lost)
+    expected = []
+    for row, text in enumerate(unique):
+        if text is None or text in lost:
+            expected.append((row, 0, None, None, None))
+            continue
+        first = sum(counts[:text])
+        for part in range(counts[text]):
+            line = first + part
+            expected.append((row, part, [line, 1], line, line + 1))
+    columns = ("row", "part", "embedding", "char_start", "char_stop")
+    assert [tuple(one[name] for name in columns) for one in table.to_pylist()] == expected
+    bad = table.filter(table["embedding"].is_null())
+    assert bad["reason"].null_count == 0
+    assert table["reason"].null_count == len(table) - len(bad)
 
 
 def committed(_: Parcel) -> Committed:
