@@ -121,6 +121,9 @@ def _lines(
     source = np.repeat(np.arange(len(texts)), counts)
     part = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
     which = np.where(good[source], lines.offsets[texts[source]] + part, 0)
+    # Only bad rows are quarantined: a long text's excerpt on each of its lines may be gigabytes.
+    excerpt = pc.if_else(pa.array(good), pa.scalar(None, pa.string()), rows["excerpt"])
+    rows = rows.set_column(rows.schema.get_field_index("excerpt"), "excerpt", excerpt)
     spread = rows.take(pa.array(source)).append_column("part", pa.array(part, pa.uint32()))
     if lines.chars is not None:
         absent = ~good[source]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from embedjob.text.borders import borders
 from embedjob.text.cutting import Fitted
 from embedjob.text.encoding import PromptEncoder
 from embedjob.text.prompts import Prompt
@@ -23,18 +24,6 @@ _DOUBTFUL = 128
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Fit = Callable[[Sequence[str]], Fitted]
-
-
-def borders(chars: Ints) -> tuple[Ints, Ints]:
-    """The tokens, of those with these characters [T, 2], before which a text may be cut, and where.
-
-    Not among the tokens of one character; and the first token is not one of them.
-    """
-    starts = np.maximum.accumulate(np.maximum(chars[:, 0], 0))
-    stops = np.maximum.accumulate(np.maximum(chars[:, 1], 0))
-    tokens = 1 + np.flatnonzero((starts[1:] >= stops[:-1]) & (starts[1:] > 0))
-    places, first = np.unique(starts[tokens], return_index=True)
-    return tokens[first], places
 
 
 def divided(fitted: Fitted, span: npt.NDArray[np.int32], texts: Sequence[str], most: int) -> Parts:
@@ -63,12 +52,13 @@ def divided(fitted: Fitted, span: npt.NDArray[np.int32], texts: Sequence[str], m
 
 def _even(ranges: Ints, count: int, end: int) -> tuple[Ints, Ints]:
     """Where so many parts begin but the first, in tokens and in characters."""
-    tokens, places = borders(ranges)
-    ideal = len(ranges) * np.arange(1, max(count, 1)) // max(count, 1)
-    found = np.unique(np.searchsorted(tokens, ideal))
-    found = found[found < len(tokens)]
-    found = found[places[found] < end]
-    return tokens[found], places[found]
+    found = borders(ranges)
+    total = len(ranges)
+    near = [found.near(total * part // count, total // count // 2) for part in range(1, count)]
+    chosen = np.unique(np.array(near, np.int64))
+    chosen = chosen[chosen < len(found.tokens)]
+    chosen = chosen[found.places[chosen] < end]
+    return found.tokens[chosen], found.places[chosen]
 
 
 @dataclass
@@ -175,20 +165,19 @@ class Cutter:
 
 def _counted(window: str, chars: Ints, room: int, *, whole: bool) -> list[_Part]:
     """The window's parts of at most `room` of these tokens, or of one character that has more."""
-    tokens, places = borders(chars) if len(chars) else (np.zeros(0, np.int64),) * 2
+    found = borders(chars)
     last = len(chars) if whole else len(chars) - _DOUBTFUL
     parts: list[_Part] = []
-    done = start = border = 0
-    while done + room < last:
-        after = int(np.searchsorted(tokens, done + room, side="right"))
-        after = max(after, border + 1)
-        if after > len(tokens) or tokens[after - 1] > last:
+    done = start = first = 0
+    while done + room < last and first < len(found.tokens):
+        border = found.before(done + room, first)
+        if found.tokens[border] > last:
             break
-        stop = int(places[after - 1])
-        parts.append(_Part(window[start:stop], after == border + 1))
-        done, start, border = int(tokens[after - 1]), stop, after
+        done, stop = int(found.tokens[border]), int(found.places[border])
+        parts.append(_Part(window[start:stop], border == first))
+        start, first = stop, border + 1
     if whole:
-        parts.append(_Part(window[start:], border == len(tokens)))
+        parts.append(_Part(window[start:], first == len(found.tokens)))
     return parts
 
 

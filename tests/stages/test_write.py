@@ -27,6 +27,7 @@ def parcel(unique: list[int | None], failed: dict[int, tuple[str, str]]) -> Parc
             "row": pa.array(range(len(unique)), pa.uint32()),
             "reason": pa.array(reasons, pa.string()),
             "detail": pa.nulls(len(unique), pa.string()),
+            "excerpt": pa.array([f"row {row}" for row in range(len(unique))], pa.string()),
             "unique": pa.array(unique, pa.uint32()),
         }
     )
@@ -39,7 +40,7 @@ def test_every_row_gets_its_texts_vector_or_a_reason(
 ) -> None:
     failed = {text: ("model_error", f"text {text}") for text in lost}
     table = assembled(parcel(unique, failed))
-    assert table.column_names == ["row", "reason", "detail", "embedding"]
+    assert table.column_names == ["row", "reason", "detail", "excerpt", "embedding"]
     for text, row in zip(unique, table.to_pylist(), strict=True):
         if text is None:
             wanted = ("null_text", None, None)
@@ -79,6 +80,7 @@ def test_every_row_gets_all_lines_of_its_text_or_one_with_a_reason(
     assert [tuple(one[name] for name in columns) for one in table.to_pylist()] == expected
     bad = table.filter(table["embedding"].is_null())
     assert bad["reason"].null_count == 0
+    assert bad["excerpt"].to_pylist() == [f"row {row}" for row in bad["row"].to_pylist()]
     assert table["reason"].null_count == len(table) - len(bad)
 
 

@@ -130,6 +130,21 @@ def test_a_character_of_more_tokens_than_there_is_room_for_is_cut_off_and_said_s
     assert spelled.replace("\N{REPLACEMENT CHARACTER}", "") == "ababab"
 
 
+def test_tokens_that_hold_bytes_of_two_characters_are_no_reason_not_to_cut() -> None:
+    """To this tokenizer every character but the first ends within the next one's token."""
+    text = "日" * 300
+    whole = made("qwen", "suffix", "chunk_mean", 110)
+    cut = cut_of(whole, [text])
+    assert "".join(cut.parts) == text
+    assert min(map(len, cut.parts[:-1])) > 25
+    assert not whole.views([text]).truncated.any()
+    late = made("qwen", "suffix", "late_chunk", 50)
+    views = late.views([text[:200]])
+    assert views.parts is not None
+    assert len(views.parts.chars) == 9
+    assert views.parts.chars[[0, -1], [0, 1]].tolist() == [0, 200]
+
+
 def test_a_part_without_a_token_that_counts_is_left_out() -> None:
     """Blanks are tokens to this tokenizer, until the template strips the prompt."""
     views = made("gpt2", "bare", "chunk_mean", 16, prepare="eol")
