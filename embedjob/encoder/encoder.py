@@ -154,7 +154,9 @@ class Encoder:
         ConfigError where there are none.
         """
         floats = self.encode(texts, role)
-        return quantize(floats, self.recipe.vector_dtype, ranges_2D=self.ranges)
+        flat = floats.reshape(-1, floats.shape[-1])
+        codes = quantize(flat, self.recipe.vector_dtype, ranges_2D=self.ranges)
+        return codes.reshape(*floats.shape[:-1], codes.shape[-1])
 
     def _readout(self, recipe: Recipe) -> Readout:
         if recipe.role not in self._readouts:
