@@ -179,7 +179,7 @@ def test_parts_share_out_the_span_and_the_text(
         assert (spans[1:, 0] == spans[:-1, 1]).all()
         assert (chars[1:, 0] == chars[:-1, 1]).all()
         if views.truncated[one]:
-            assert views.lengths[one] == 512
+            assert 512 - 6 <= views.lengths[one] <= 512
             assert chars[-1, 1] < len(read)
         else:
             assert chars[0, 0] == 0
