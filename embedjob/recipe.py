@@ -31,7 +31,7 @@ Positive = Annotated[int, Field(ge=1)]
 _EMPTY_UNTIL_BUILT = ("adapters", "interventions")
 # What late_chunk can share out over the parts of a text, and give true characters of.
 _LATE: dict[str, tuple[str, ...]] = {
-    "span": ("all", "text", "from_text"),
+    "span": ("all", "text", "from_text", "after_prompt"),
     "pooling": ("mean", "weighted_mean", "max", "mean_sqrt_len"),
     "prepare": ("none", "strip"),
 }
