@@ -29,11 +29,13 @@ Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
 
 # What the config can say and no engine does yet: refused, never accepted and ignored.
-_NOT_YET: dict[str, frozenset[Any]] = {
-    "aggregation": frozenset({"keep"}),
-    "long_text": frozenset({"chunk_mean", "late_chunk"}),
-}
 _EMPTY_UNTIL_BUILT = ("adapters", "interventions")
+# What late_chunk can share out over the parts of a text, and give true characters of.
+_LATE: dict[str, tuple[str, ...]] = {
+    "span": ("all", "text", "from_text", "after_prompt"),
+    "pooling": ("mean", "weighted_mean", "max", "mean_sqrt_len"),
+    "prepare": ("none", "strip"),
+}
 _MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
 
@@ -193,9 +195,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engine_exists(self) -> "Recipe":
-        for key, missing in _NOT_YET.items():
-            if getattr(self, key) in missing:
-                raise ValueError(f"{key}: {getattr(self, key)} is not available in this version")
         for key in _EMPTY_UNTIL_BUILT:
             if getattr(self, key):
                 raise ValueError(f"{key} is not available in this version; leave it empty")
@@ -203,6 +202,27 @@ class Recipe(Section):
             raise ValueError("finish: fitted steps are not available in this version")
         require_sound(self)
         return self
+
+    @model_validator(mode="after")
+    def _parts_can_be_pooled(self) -> "Recipe":
+        if self.long_text == "late_chunk":
+            for key, allowed in _LATE.items():
+                if getattr(self, key) not in allowed:
+                    raise ValueError(
+                        f"{key}: got {getattr(self, key)}, and with long_text: late_chunk every"
+                        f" part of the text is pooled: allowed is {', '.join(allowed)}"
+                    )
+            if len(self.templates) > 1 or not _holds_one_text(self.templates[0]):
+                raise ValueError(
+                    "templates: with long_text: late_chunk allowed is one template, its segments"
+                    " joined as one string, with one text in it"
+                )
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether a row may have several lines in the output."""
+        return self.aggregation == "keep" or self.long_text == "late_chunk"
 
     @property
     def vector_heads(self) -> tuple[Head, ...]:
@@ -218,3 +238,10 @@ class Recipe(Section):
     def normalized(self) -> bool:
         """Whether the embeddings are of unit norm when finished."""
         return bool(self.finish) and isinstance(self.finish[-1], Normalize)
+
+
+def _holds_one_text(template: str | WeightedTemplate | tuple[Segment, ...]) -> bool:
+    """Whether a template is tokenized as one string that holds the text once."""
+    if isinstance(template, WeightedTemplate):
+        return template.join == "joint" and _holds_one_text(template.template)
+    return isinstance(template, str) or sum(one.text is not None for one in template) == 1

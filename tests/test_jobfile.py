@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
         ("encoder.heads=[{denser: x}]", "an object with one of the keys pooler, dense"),
         ("encoder.pooling=[mean, latent_attention]", "encoder.pooling"),
         ("encoder.vector_dtype=int4", "encoder.vector_dtype: got \"int4\", allowed is 'float32'"),
-        ("encoder.aggregation=keep", "keep is not available in this version"),
+        ("encoder.long_text=whole", "got \"whole\", allowed is 'truncate'"),
         ("output.reuse_from=[s3://other/]", "output.reuse_from: not available in this version"),
         ("encoder.templates=[[{text: {}, literal: x}]]", "a segment is one of literal, special"),
         ("generate.model=x", "generate: not available in this version"),
@@ -138,3 +139,29 @@ def test_a_date_that_yaml_made_is_refused_with_advice() -> None:
     document = {"path": "in", "text": "body", "filter": [["day", ">", datetime.date(2026, 1, 1)]]}
     with pytest.raises(ConfigError, match="need quotes"):
         validate(Input, document, at="input")
+
+
+LATE = "encoder.long_text=late_chunk"
+TWO = "encoder.templates=['{text}', 'Query: {text}']"
+ECHO = "encoder.templates=[[{text: {}}, {literal: '; again: '}, {text: {}}]]"
+APART = "encoder.templates=[{template: [{text: {}}], join: separate}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.span=last_token", "span: got last_token, .*allowed is all, text, from_text"),
+        ("encoder.span={rule: text, offset: -1}", "span: got .*allowed is all, text, from_text"),
+        ("encoder.prepare=eol", "prepare: got eol, .*allowed is none, strip"),
+        (TWO, "templates: with long_text: late_chunk allowed is one template"),
+        (ECHO, "templates: .* with one text in it"),
+        (APART, "templates: .* joined as one string"),
+    ],
+)
+def test_what_late_chunk_cannot_share_out_is_refused(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    path = write(tmp_path, JOB)
+    validate_partial(read_draft(path, [LATE]))
+    validate_partial(read_draft(path, [override]))
+    assert re.search(said, refused(path, LATE, override))

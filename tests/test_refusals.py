@@ -29,9 +29,9 @@ REFUSALS: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("output.chunk_rows", 'got "10"', "integer"),
     ),
     "a value out of range": ({"run": {"max_quarantined": 2}}, ("run.max_quarantined", "got 2")),
-    "a key without an engine": (
-        {"encoder": {"long_text": "late_chunk"}},
-        ("long_text", "not available in this version"),
+    "keys that do not go together": (
+        {"encoder": {"long_text": "late_chunk", "span": "last_token"}},
+        ("encoder: span: got last_token", "late_chunk", "allowed is all, text, from_text"),
     ),
     "a section without an engine": (
         {"fit": {"whiten": 1}},

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedjob.text.views import Ids, TokenViews
+from embedjob.text.runs import Ids
+from embedjob.text.views import TokenViews
 
 Side = Literal["left", "right"]
 Indices = npt.NDArray[np.int64]
@@ -20,11 +21,15 @@ _PADDING = -1
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Views padded to one length: ids, which of them are real, and which count for pooling."""
+    """Views padded to one length: ids, which of them are real, and which count for pooling.
+
+    Of views in parts, `parts` says it of one part after the other, [V, T] each.
+    """
 
     ids_VT: Tensor
     mask_VT: Tensor
     span_VT: Tensor
+    parts: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,20 @@ def assemble(
     first = longest - lengths if side == "left" else np.zeros_like(lengths)
     ids_VT = np.zeros((len(which), longest), np.int64)
     for row, view in enumerate(which):
-        ids = views.full_ids(int(view)) if whole else views.own_ids(int(view))
-        ids_VT[row, first[row] : first[row] + lengths[row]] = ids
+        own = views.full_ids(int(view)) if whole else views.own_ids(int(view))
+        ids_VT[row, first[row] : first[row] + lengths[row]] = own
     position_VT = np.arange(longest) - first[:, None]
-    span = views.span[which] - skip[:, None]
     mask_VT = (position_VT >= 0) & (position_VT < lengths[:, None])
-    span_VT = (position_VT >= span[:, :1]) & (position_VT < span[:, 1:])
-    return MicroBatch(*map(torch.from_numpy, (ids_VT, mask_VT, span_VT)))
+    spans = [views.span[which]]
+    if views.parts is not None:
+        spans += list(np.stack([views.spans(int(view)) for view in which], axis=1))
+    span_VT, *parts = (_inside(position_VT, span - skip[:, None]) for span in spans)
+    ids, mask = torch.from_numpy(ids_VT), torch.from_numpy(mask_VT)
+    return MicroBatch(ids, mask, span_VT, tuple(parts))
+
+
+def _inside(position_VT: Indices, span: Indices) -> Tensor:
+    return torch.from_numpy((position_VT >= span[:, :1]) & (position_VT < span[:, 1:]))
 
 
 def plant(views: TokenViews, texts: Indices, *, whole: bool) -> Grove:
@@ -95,7 +107,7 @@ def _branches(views: TokenViews, text: int, *, whole: bool) -> list[Ids]:
 
 
 def distinct(views: TokenViews) -> tuple[Indices, Indices]:
-    """One view of each kind, and for every view which of those it equals in ids, span and words."""
+    """One view of each kind, and for every view which of those it equals: ids, spans and words."""
     seen: dict[tuple[int, bytes, bytes, bytes], int] = {}
     firsts: list[int] = []
     which = np.empty(len(views.prefix), np.int64)
@@ -104,7 +116,7 @@ def distinct(views: TokenViews) -> tuple[Indices, Indices]:
         words = (
             b"" if views.words is None else views.words.of(view // views.views_per_text).tobytes()
         )
-        key = (int(views.prefix[view]), ids.tobytes(), views.span[view].tobytes(), words)
+        key = (int(views.prefix[view]), ids.tobytes(), views.spans(view).tobytes(), words)
         which[view] = seen.setdefault(key, len(firsts))
         if which[view] == len(firsts):
             firsts.append(view)

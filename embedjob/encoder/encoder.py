@@ -5,6 +5,7 @@ Legend: R texts, V views, T tokens, D width.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
-from embedjob.encoder.embeddings import embeddings, joined_rows, of_texts, split
+from embedjob.encoder.embeddings import encoded
 from embedjob.encoder.forward import Loaded
 from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
@@ -24,7 +25,7 @@ from embedjob.errors import ConfigError, InputError
 from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
-from embedjob.vectors.encoded import Encoded
+from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.quantizing import Codes, quantize
 
 _DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
@@ -88,11 +89,34 @@ class Encoder:
         return encoder
 
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
-        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none."""
-        return self.outputs(texts, role).embeddings
+        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none.
+
+        With `aggregation: keep` they are those of the V views [R, V, D]. With `long_text:
+        late_chunk` a text that is longer than a part has several: `encode_parts` gives them.
+        """
+        recipe = self._recipe(role)
+        vectors_LD, lines = self.encode_parts(texts, role)
+        if recipe.long_text == "late_chunk":
+            several = np.flatnonzero(lines.counts > 1)
+            if len(several):
+                raise InputError(
+                    f"text number {several[0]} has {lines.counts[several[0]]} parts under"
+                    " long_text: late_chunk, and an embedding of each; use encode_parts"
+                )
+        elif recipe.aggregation == "keep":
+            return vectors_LD.reshape(len(texts), len(recipe.templates), vectors_LD.shape[1])
+        return vectors_LD
+
+    def encode_parts(self, texts: Sequence[str], role: Role | None = None) -> tuple[Vectors, Lines]:
+        """All embeddings [L, D] of texts, and which of them are whose and of which characters.
+
+        They are what the lines of an output would hold; InputError if a text has none.
+        """
+        found = self.outputs(texts, role)
+        return found.embeddings, found.lines or Lines(np.arange(len(texts) + 1))
 
     def outputs(self, texts: Sequence[str], role: Role | None = None) -> Encoded:
-        """All that the recipe of a role makes of texts: `embeddings`, `sparse` and `routers`.
+        """All that the recipe of a role makes of texts: embeddings, lines, sparse and routers.
 
         `sparse.row(r)` are the indices and values of text r. InputError if a text has no embedding.
         """
@@ -100,14 +124,14 @@ class Encoder:
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
         views = self._tokenizers[recipe.role].views(texts)
-        encoded = self.encode_views(views, role=recipe.role)
-        if encoded.failed:
-            text, (reason, detail) = next(iter(sorted(encoded.failed.items())))
+        found = self.encode_views(views, role=recipe.role)
+        if found.failed:
+            text, (reason, detail) = next(iter(sorted(found.failed.items())))
             raise InputError(
-                f"{len(encoded.failed)} of {len(texts)} texts cannot be embedded; the first is"
+                f"{len(found.failed)} of {len(texts)} texts cannot be embedded; the first is"
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
-        return encoded
+        return found
 
     def encode_views(
         self,
@@ -128,17 +152,9 @@ class Encoder:
         caller = Caller(stop, on_progress)
         passed = pass_all(views, loaded, budget=self._budget, caller=caller)
         self._budget = passed.budget
-        vectors_VD, routers_VE = split(passed.vectors_VD, readout.router_width, recipe)
-        finished, failed = embeddings(vectors_VD, passed.which_RV, recipe)
-        failed |= of_texts(passed.failed, passed.which_RV)
-        finished[list(failed)] = np.nan
-        return Encoded(
-            finished,
-            failed,
-            {**passed.stats, "compute_seconds": time.monotonic() - started},
-            sparse=joined_rows(passed.rows, passed.which_RV, failed) if readout.sparse else None,
-            routers=None if routers_VE is None else routers_VE[passed.which_RV].mean(axis=1),
-        )
+        found = encoded(passed, views, recipe, router_width=readout.router_width)
+        seconds = time.monotonic() - started
+        return replace(found, stats={**found.stats, "compute_seconds": seconds})
 
     def encode_stored(self, texts: Sequence[str], role: Role | None = None) -> Codes:
         """The embeddings of texts in the `vector_dtype` of the documents, as an output holds them.
@@ -147,7 +163,9 @@ class Encoder:
         ConfigError where there are none.
         """
         floats = self.encode(texts, role)
-        return quantize(floats, self.recipe.vector_dtype, ranges_2D=self.ranges)
+        flat = floats.reshape(-1, floats.shape[-1])
+        codes = quantize(flat, self.recipe.vector_dtype, ranges_2D=self.ranges)
+        return codes.reshape(*floats.shape[:-1], codes.shape[-1])
 
     def _readout(self, recipe: Recipe) -> Readout:
         if recipe.role not in self._readouts:

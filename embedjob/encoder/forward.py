@@ -3,6 +3,7 @@
 Legend: V views, T tokens, D width.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class ViewForward:
     """
 
     def __init__(self, views: TokenViews, chosen: Indices, loaded: Loaded) -> None:
-        """Runs nothing yet."""
+        """Runs nothing yet; the chosen views are in as many parts each."""
         self._views = views
         self._chosen = chosen
         self._prefixes, self._readout, self._recipe, self._side = loaded
@@ -47,8 +48,8 @@ class ViewForward:
 
     @property
     def width(self) -> int:
-        """The length of one vector."""
-        return self._readout.width
+        """The length of one vector, or of those of all parts of a view."""
+        return self._readout.width * len(self._views.spans(int(self._chosen[0])))
 
     @cached_property
     def groups(self) -> Indices:
@@ -78,7 +79,7 @@ class ViewForward:
         return self._views.lengths[self._chosen] - self.saved
 
     def __call__(self, which: Indices) -> Vectors:
-        """The vectors [V, D] of these views, all of one group."""
+        """The vectors [V, D] of these views, all of one group, or [V, P x D] of their P parts."""
         group = int(self.groups[which[0]])
         if group < 0:
             return self._whole(which)
@@ -86,7 +87,7 @@ class ViewForward:
         prefix = self._views.prefixes[group]
         layer = self._recipe.layer
         hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
-        return self._read(which, hidden_VTD, batch.span_VT)
+        return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
 
     def precisely(self, view: int) -> Vectors:
         """The vector [1, D] of one view, whole and in float32."""
@@ -98,7 +99,7 @@ class ViewForward:
         if self._recipe.decode is not None:
             return self._decoded(which, batch)
         hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=self._recipe.layer)
-        return self._read(which, hidden_VTD, batch.span_VT)
+        return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
 
     def _decoded(self, which: Indices, batch: MicroBatch) -> Vectors:
         """The vectors of these views, read off what is said after them."""
@@ -119,16 +120,18 @@ class ViewForward:
             steps=asked.max_tokens,
             stops=torch.from_numpy(stops.astype(np.int64)),
         )
-        return self._read(which, said.states_VSD, said.counts_VS)
+        return self._read(which, said.states_VSD, (said.counts_VS,))
 
-    def _read(self, which: Indices, hidden_VTD: Tensor, span_VT: Tensor) -> Vectors:
-        vectors_VD = self._readout(hidden_VTD, span_VT)
+    def _read(self, which: Indices, hidden_VTD: Tensor, spans: Sequence[Tensor]) -> Vectors:
+        """The vectors of one part of the views after the other, and the entries beside them."""
+        read = [self._readout(hidden_VTD, span_VT) for span_VT in spans]
+        vectors_VD = np.concatenate(read, axis=1)
         if self._readout.sparse is None:
             return vectors_VD
         told = self._views.words
-        # With sparse entries there is one view per text.
+        # With sparse entries there is one view per text, and one part per view.
         words = None if told is None else [told.of(int(text)) for text in self._chosen[which]]
-        for row, entries in enumerate(self._readout.rows(hidden_VTD, span_VT, words)):
+        for row, entries in enumerate(self._readout.rows(hidden_VTD, spans[0], words)):
             self.rows[int(which[row])] = entries
             if not finite(entries):
                 vectors_VD[row] = np.nan

@@ -1,6 +1,6 @@
 """All views of a chunk to their vectors: equal ones once, and what views share once.
 
-Legend: R texts, V views, D width.
+Legend: R texts or parts of them, V views, D width.
 """
 
 from collections.abc import Callable
@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedjob.encoder.batches import Indices, distinct
-from embedjob.encoder.embeddings import Failures
 from embedjob.encoder.forward import Loaded, ViewForward
+from embedjob.encoder.parts import alike, vector_offsets, vectors_of
 from embedjob.encoder.recovery import Forward, Passage, Vectors, Watch, pass_through
 from embedjob.encoder.trees import TreeForward, worthwhile
+from embedjob.text.runs import gather
 from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row
 
+Failures = dict[int, tuple[str, str]]
 _EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
 
 
@@ -31,7 +33,8 @@ class Caller:
 class Passed:
     """The vectors of distinct views, NaN where `failed` says why; `which_RV` is each text's.
 
-    `rows` are the sparse entries of the views, where they are asked for.
+    Of views that are pooled part by part they are those of the parts, and `which_RV` is each
+    part's. `rows` are the sparse entries of the views, where they are asked for.
     """
 
     vectors_VD: Vectors
@@ -42,7 +45,7 @@ class Passed:
     rows: dict[int, Row] = field(default_factory=dict)
 
     def take(self, passage: Passage, units: Indices) -> None:
-        """Adds what came of units [N, V], each some of the distinct views."""
+        """Adds what came of units [N, V], each some of the vectors."""
         self.vectors_VD[units] = passage.vectors_VD.reshape(*units.shape, -1)
         for unit, reason in passage.failed.items():
             self.failed.update(dict.fromkeys(units[unit].tolist(), reason))
@@ -55,31 +58,36 @@ class Passed:
 def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) -> Passed:
     """The vectors of all views that have a span, and why some have none."""
     firsts, which = distinct(views)
-    which_RV = which.reshape(views.texts, views.views_per_text)
+    offsets = vector_offsets(views, firsts)
+    which_RV = vectors_of(views, which, offsets)
     full = views.span[firsts, 0] < views.span[firsts, 1]
     texts = _unlike(which_RV, np.flatnonzero(worthwhile(views, loaded)))
     alone = np.setdiff1d(np.flatnonzero(full), which_RV[texts])
     width, run_before = loaded.readout.width, loaded.prefixes.tokens_run
-    passed = Passed(np.full((len(firsts), width), np.nan, np.float32), which_RV, budget)
-    passed.failed.update(dict.fromkeys(np.flatnonzero(~full).tolist(), _EMPTY_SPAN))
+    passed = Passed(np.full((offsets[-1], width), np.nan, np.float32), which_RV, budget)
+    empty = np.flatnonzero(np.repeat(~full, np.diff(offsets)))
+    passed.failed.update(dict.fromkeys(empty.tolist(), _EMPTY_SPAN))
     passed.stats = {"forward_tokens": 0, "padded_tokens": 0, "microbatches": 0}
     lengths = views.lengths[firsts]
-    progress = _Progress(np.bincount(which, minlength=len(firsts)), lengths, views.views_per_text)
-    single = ViewForward(views, firsts[alone], loaded)
+    progress = _Progress(np.bincount(which, minlength=len(firsts)), lengths, views.texts)
+    singles = [(ViewForward(views, firsts[some], loaded), some) for some in alike(offsets, alone)]
     ways: list[tuple[Forward, Indices]] = [
         (TreeForward(views, texts, loaded), which_RV[texts]),
-        (single, alone[:, None]),
+        *((single, some[:, None]) for single, some in singles),
     ]
     for forward, units in ways:
         watch = Watch(caller.stop, progress.of(units, caller.tell))
         if len(units):
-            passed.take(pass_through(forward, budget=passed.budget, watch=watch), units)
-    passed.rows = {int(alone[view]): row for view, row in single.rows.items()}
+            passage = pass_through(forward, budget=passed.budget, watch=watch)
+            vectors = gather(offsets, units.reshape(-1))[0].reshape(len(units), -1)
+            passed.take(passage, vectors)
+    for single, some in singles:
+        passed.rows.update({int(some[view]): row for view, row in single.rows.items()})
     prefix_tokens = loaded.prefixes.tokens_run - run_before
     passed.stats["forward_tokens"] += prefix_tokens
     passed.stats["padded_tokens"] += prefix_tokens
     saved = int(lengths[full].sum()) - passed.stats["forward_tokens"]
-    passed.stats.update(prefix_tokens_saved=saved, distinct_views=int(full.sum()))
+    passed.stats.update(prefix_tokens_saved=saved, distinct_views=int(offsets[-1]) - len(empty))
     return passed
 
 
@@ -94,7 +102,7 @@ class _Progress:
 
     counts: Indices
     lengths: Indices
-    per_text: int
+    texts: int
     views: int = 0
     tokens: int = 0
 
@@ -105,6 +113,6 @@ class _Progress:
             views = units[passed]
             self.views += int(self.counts[views].sum())
             self.tokens += int((self.counts * self.lengths)[views].sum())
-            tell(self.views // self.per_text, self.tokens)
+            tell(self.views * self.texts // int(self.counts.sum()), self.tokens)
 
         return on_units

@@ -16,7 +16,7 @@ from embedjob.encoder.routers import Routers
 from embedjob.encoder.sparse import sparse_rows
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
-from embedjob.text.views import Ids
+from embedjob.text.runs import Ids
 from embedjob.vectors.pooling import Pool, mean, pooler
 from embedjob.vectors.sparse import Row
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embedjob.beside import SparseLm
 from embedjob.encoder.language_head import LanguageHead
-from embedjob.text.views import Ids
+from embedjob.text.runs import Ids
 from embedjob.vectors.sparse import Row, heaviest
 
 # Logits that are held at once: 16 MiB of them where a cache is small, 256 on a GPU.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from embedjob.encoder.facts import config_of
+from embedjob.encoder.facts import config_of, facts_of
 from embedjob.encoder.source import materialize, source_of, transformer_directory
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
@@ -14,7 +14,12 @@ from embedjob.text.tokenizing import ViewTokenizer
 def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
     """The recipe's tokenizer; its files are fetched once per node, weights are not."""
     directory = materialize(source_of(recipe), tokenizer_only=True)
-    return ViewTokenizer(read_tokenizer(directory), recipe, eos_id=_eos_id(directory))
+    return ViewTokenizer(
+        read_tokenizer(directory),
+        recipe,
+        eos_id=_eos_id(directory),
+        positions=facts_of(config_of(directory)).max_positions,
+    )
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:

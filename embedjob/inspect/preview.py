@@ -1,8 +1,9 @@
 """What the model would be given for the first few rows: views, spans and micro-batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -49,10 +50,12 @@ def _described(
     place = _places(views)
     for index in range(len(views.prefix)):
         ids = views.full_ids(index).tolist()
-        text, view = divmod(index, views.views_per_text)
+        unit, view = divmod(index, views.views_per_text)
+        text = int(np.searchsorted(views.text_units, unit, side="right")) - 1
         yield {
             "row": rows[text]["row"],
             "view": view,
+            **_part(views, text, unit),
             "ids": ids,
             "tokens": tokenizer.tokens(ids),
             "span": views.span[index].tolist(),
@@ -68,6 +71,15 @@ def _words(views: TokenViews, text: int, tokenizer: ViewTokenizer) -> dict[str, 
     return {} if views.words is None else {"words": tokenizer.tokens(views.words.of(text).tolist())}
 
 
+def _part(views: TokenViews, text: int, unit: int) -> dict[str, Any]:
+    """Which part of its text a view is, or the tokens and characters of the parts that it has."""
+    if views.parts is not None:
+        mine = slice(*views.parts.offsets[text : text + 2])
+        spans, chars = views.parts.span[mine].tolist(), views.parts.chars[mine].tolist()
+        return {"parts": [{"span": a, "chars": b} for a, b in zip(spans, chars, strict=True)]}
+    return {} if views.cuts is None else {"part": unit - int(views.cuts.offsets[text])}
+
+
 def _places(views: TokenViews) -> dict[int, int]:
     batches = microbatches(views.lengths, budget=PREVIEW_BUDGET)
     return {int(view): number for number, batch in enumerate(batches) for view in batch}
@@ -80,7 +92,9 @@ def show(described: Sequence[dict[str, Any]], console: Console) -> None:
         console.print(
             f"row {view['row']} view {view['view']}: {len(view['ids'])} tokens,"
             f" span {start}:{stop}, {view['shared_prefix']} shared,"
-            f" micro-batch {view['microbatch']}" + (", cut" if view["truncated"] else ""),
+            f" micro-batch {view['microbatch']}"
+            + (", cut" if view["truncated"] else "")
+            + _told(view),
             highlight=False,
         )
         line = Text()
@@ -89,3 +103,10 @@ def show(described: Sequence[dict[str, Any]], console: Console) -> None:
             style = "bold underline" if start <= position < stop else dimmed
             line.append(token, style=style).append(" ")
         console.print(line)
+
+
+def _told(view: Mapping[str, Any]) -> str:
+    if "part" in view:
+        return f", part {view['part']}"
+    edges = [str(part["span"][1]) for part in view.get("parts", ())[:-1]]
+    return f", parts end at {', '.join(edges)}" if edges else ""

@@ -17,8 +17,9 @@ from embedjob.shards.beside import INDICES, ROUTER, VALUES, broken
 from embedjob.shards.claim import Claim, read_claims
 from embedjob.shards.committed import committed
 from embedjob.shards.files import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY
-from embedjob.shards.schema import schema_text
+from embedjob.shards.schema import PART, schema_text
 from embedjob.shards.snapshot import Snapshot, SnapshotFile, published, read_snapshot
+from embedjob.shards.verifying import first_lines, lines_in_order
 from embedjob.storage import Stored, absolute, join, list_files, open_unchanged
 
 PARTS = ("data", "quarantine")
@@ -74,7 +75,8 @@ def verify(out: str) -> Report:
         checked = list(pool.map(lambda file: _file(out, file, listed, claim), newest.files))
     problems += [problem for one in checked for problem in one.problems]
     problems += _odd_columns(checked)
-    return Report(len(newest.files), sum(file.rows for file in newest.files), tuple(problems))
+    rows = sum(file.counts["rows"] - file.counts["quarantined"] for file in newest.files)
+    return Report(len(newest.files), rows, tuple(problems))
 
 
 def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:
@@ -148,12 +150,15 @@ def _contents(
             what = "embeddings" if name == "embedding" else name
             yield f"{stored.url}: its {what} are {columns.get(name)}, not {promised}"
             return
-    lacking = [name for name in ("row", "shard") if name not in table.column_names]
+    several = [PART.name] if PART.name in claim.schema else []
+    lacking = [name for name in ("row", "shard", *several) if name not in table.column_names]
     if lacking:
         yield f"{stored.url}: it has no column {', '.join(lacking)}"
         return
-    if len(table) != file.rows or len(table) + counts["quarantined"] != counts["rows"]:
-        yield f"{stored.url}: {len(table)} rows and {counts['quarantined']} quarantined of {counts}"
+    rows = len(first_lines(table))
+    if len(table) != file.rows or rows + counts["quarantined"] != counts["rows"]:
+        found = f"{rows} rows" + (f" in {len(table)} lines" if several else "")
+        yield f"{stored.url}: {found} and {counts['quarantined']} quarantined of {counts}"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
     yield from (f"{stored.url}: {problem}" for problem in _beside(table, metadata, claim))
 
@@ -212,7 +217,7 @@ def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> It
 
 def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
     rows = table["row"].to_numpy().astype(np.int64)
-    if np.any(np.diff(rows) <= 0):
+    if not lines_in_order(table):
         yield "its rows are repeated or out of order"
     if len(rows) and (rows[0] < file.start or rows[-1] >= file.stop):
         yield f"rows {rows[0]} to {rows[-1]} are not all inside {file.start} to {file.stop}"

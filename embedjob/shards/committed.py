@@ -16,7 +16,10 @@ from embedjob.storage import Stored
 
 @dataclass(frozen=True)
 class Committed:
-    """A chunk's file as it is there now; `written` where this call put it."""
+    """A chunk's file as it is there now; `written` where this call put it.
+
+    `rows` are the file's own, as Parquet counts them; `counts` count rows of the chunk.
+    """
 
     name: str
     rows: int

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from embedjob.errors import EmbedjobError
 from embedjob.shards.committed import read_committed
 from embedjob.shards.names import data_directory, quarantine_directory
+from embedjob.shards.verifying import first_lines
 from embedjob.storage import Stored, delete, join, list_files, open_unchanged
 
 THREADS = 8
@@ -52,7 +53,8 @@ def _is_sound(file: Stored, aside: Stored | None) -> bool:
 
 def _rows(file: Stored) -> int:
     with open_unchanged(file) as source:
-        return len(pq.ParquetFile(source, page_checksum_verification=True).read())
+        table = pq.ParquetFile(source, page_checksum_verification=True).read()
+    return len(first_lines(table))
 
 
 def _name(file: Stored) -> str:

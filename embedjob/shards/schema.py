@@ -1,6 +1,6 @@
 """The columns of every file that is written, equal in all of them, and of the tables before."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ _DTYPES: Mapping[str, pa.DataType] = {
 _PACKED = frozenset({"binary", "ubinary"})
 
 ROW = pa.field("row", pa.uint32(), nullable=False)
+PART = pa.field("part", pa.uint32(), nullable=False)
 SHARD = pa.field("shard", pa.string(), nullable=False)
 
 
@@ -69,7 +70,13 @@ def form_of(
 ) -> Form:
     """The form of a run's files; `types` are those that the plan agreed on."""
     return Form(
-        data=data_schema(job_input, types=types, width=width, vector_dtype=recipe.vector_dtype),
+        data=data_schema(
+            job_input,
+            types=types,
+            width=width,
+            vector_dtype=recipe.vector_dtype,
+            lines=line_fields(recipe),
+        ),
         quarantine=quarantine_schema(job_input, types=types),
         fingerprint=fingerprint,
         similarity=recipe.similarity,
@@ -81,9 +88,14 @@ def form_of(
 
 
 def data_schema(
-    job_input: Input, *, types: Mapping[str, pa.DataType], width: int, vector_dtype: str
+    job_input: Input,
+    *,
+    types: Mapping[str, pa.DataType],
+    width: int,
+    vector_dtype: str,
+    lines: Sequence[pa.Field] = (),
 ) -> pa.Schema:
-    """row, shard, id?, kept columns, embedding, text_hash, tokens, truncated."""
+    """row, shard, id?, kept columns, embedding, text_hash, tokens, truncated, and of each line."""
     return pa.schema(
         [
             ROW,
@@ -94,8 +106,16 @@ def data_schema(
             pa.field("text_hash", TEXT_HASH, nullable=False),
             pa.field("tokens", pa.uint32(), nullable=False),
             pa.field("truncated", pa.bool_(), nullable=False),
+            *lines,
         ]
     )
+
+
+def line_fields(recipe: Recipe) -> list[pa.Field]:
+    """part, and for parts of texts char_start and char_stop; none where a row is one line."""
+    part = [PART] if recipe.several else []
+    late = recipe.long_text == "late_chunk"
+    return part + [pa.field(name, pa.uint32()) for name in ("char_start", "char_stop") if late]
 
 
 def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> pa.Schema:

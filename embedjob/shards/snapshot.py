@@ -17,7 +17,10 @@ from embedjob.storage import absolute, create_json, join, list_files, read_bytes
 
 @dataclass(frozen=True)
 class SnapshotFile:
-    """An embedding file, relative to the output, and the rows of its shard that it holds."""
+    """An embedding file, relative to the output, and the rows of its shard that it holds.
+
+    `rows` are the file's own, as Parquet counts them: lines, where a row of the shard has several.
+    """
 
     path: str
     rows: int

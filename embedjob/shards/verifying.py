@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from embedjob.errors import ChunkError
 from embedjob.shards.beside import INDICES, ROUTER, VALUES, broken
 from embedjob.shards.chunks import Chunk
-from embedjob.shards.schema import Form
+from embedjob.shards.schema import PART, ROW, Form
 
 # How far a norm may be from 1, by the precision in which the vectors arrive.
 _NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
@@ -20,12 +20,31 @@ _NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
 _BESIDE = (INDICES, VALUES, ROUTER)
 
 
+def first_lines(table: pa.Table) -> pa.Table:
+    """One line of every row: the first, where a row may have several."""
+    if PART.name not in table.column_names:
+        return table
+    return table.filter(pc.equal(table.column(PART.name), 0))
+
+
+def lines_in_order(table: pa.Table) -> bool:
+    """Whether rows ascend, and the lines of each are its parts from 0 on, none left out."""
+    rows = table.column(ROW.name).to_numpy().astype(np.int64)
+    if PART.name not in table.column_names:
+        return bool(np.all(np.diff(rows) > 0))
+    parts = table.column(PART.name).to_numpy().astype(np.int64)
+    # A line goes on with its row, or begins the next one.
+    goes_on = (np.diff(rows) == 0) & (np.diff(parts) == 1)
+    begins = (np.diff(rows) > 0) & (parts[1:] == 0)
+    return not np.any(parts[:1]) and bool(np.all(goes_on | begins))
+
+
 def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: Form) -> None:
     """ChunkError unless every row that came in is here once, in order, embedded or bad."""
-    rows = table.column("row").to_numpy()
+    rows = first_lines(table).column("row").to_numpy()
     if len(rows) != rows_in:
         raise _refused(chunk, f"{rows_in} rows came in and {len(rows)} came out")
-    if np.any(np.diff(rows.astype(np.int64)) <= 0):
+    if not lines_in_order(table):
         raise _refused(chunk, "its rows are repeated or out of order")
     if len(rows) and not (chunk.start <= rows[0] and rows[-1] < chunk.stop):
         raise _refused(chunk, f"it holds rows {rows[0]} to {rows[-1]}, which are not all its own")

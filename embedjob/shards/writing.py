@@ -12,7 +12,7 @@ from embedjob.shards.committed import Committed, committed, file_metadata
 from embedjob.shards.files import FINGERPRINT, data_table, file_bytes, quarantine_table
 from embedjob.shards.names import data_directory, quarantine_directory
 from embedjob.shards.schema import Form, schema_text
-from embedjob.shards.verifying import check_beside, check_rows, checked_vectors
+from embedjob.shards.verifying import check_beside, check_rows, checked_vectors, first_lines
 from embedjob.storage import Stored, create, join, read_bytes, stat
 
 
@@ -39,7 +39,11 @@ def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, form: Form)
 
 
 def count_rows(table: pa.Table, *, form: Form) -> dict[str, int]:
-    """The chunk's rows by what became of them, and the tokens of the good ones."""
+    """The chunk's rows by what became of them, and the tokens of the good ones.
+
+    A row of several lines counts once.
+    """
+    table = first_lines(table)
     good = table.column("reason").is_null()
     kept = table.select(["text_hash", "tokens", "truncated"]).filter(good)
     bad = len(table) - len(kept)

@@ -1,6 +1,7 @@
 """Before its first commit, every run must reproduce the vectors that this output began with."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from embedjob.shards.claim import Claim, Probes, check_probes, put_claim, read_c
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Encoded
 
 # Short and long, other scripts, digits, what templates and tokenizers trip over.
 PROBE_TEXTS = (
@@ -44,7 +46,7 @@ class Prove:
         found = Probes(
             texts=PROBE_TEXTS,
             ids=_ids(views),
-            vectors=np.asarray(encoded.embeddings, np.float64).tolist(),
+            vectors=_vectors(encoded),
         )
         calibration = self._calibration(encoder, engine)
         claim = replace(self.claim, probes=found, calibration=calibration)
@@ -59,10 +61,14 @@ class Prove:
 
 def _ids(views: TokenViews) -> list[list[int]]:
     """Per text, the ids of all its views, one after the other."""
-    per_text = views.views_per_text
     return [
-        np.concatenate(
-            [views.full_ids(text * per_text + view) for view in range(per_text)]
-        ).tolist()
-        for text in range(views.texts)
+        np.concatenate([views.full_ids(view) for view in range(first, stop)]).tolist()
+        for first, stop in pairwise(views.text_views.tolist())
     ]
+
+
+def _vectors(encoded: Encoded) -> list[list[float]]:
+    """Per text, all its embeddings, one after the other."""
+    wide = encoded.embeddings.astype(np.float64)
+    edges = pairwise(encoded.line_offsets.tolist())
+    return [wide[first:stop].reshape(-1).tolist() for first, stop in edges]

@@ -58,8 +58,8 @@ def tokenize_rows(
     coded = pc.dictionary_encode(rows["text"].combine_chunks())
     texts = coded.dictionary.to_pylist()
     views = tokenizer.views(texts)
-    tokens = views.lengths.reshape(len(texts), views.views_per_text).sum(axis=1)
-    truncated = np.asarray(views.truncated.reshape(len(texts), views.views_per_text).any(axis=1))
+    tokens = views.per_text(views.lengths)
+    truncated = views.per_text(views.truncated) > 0
     reasons = _bad_texts(views, truncated, long_text)
     good = np.flatnonzero(reasons == "")
     place = np.full(len(texts), -1, dtype=np.int64)
@@ -78,8 +78,7 @@ def tokenize_rows(
 
 
 def _bad_texts(views: TokenViews, truncated: Flags, long_text: str) -> Labels:
-    per_view = views.span[:, 0] >= views.span[:, 1]
-    empty = per_view.reshape(len(truncated), views.views_per_text).any(axis=1)
+    empty = views.per_text(views.span[:, 0] >= views.span[:, 1]) > 0
     reasons: Labels = np.full(len(truncated), "", dtype=object)
     reasons[empty] = "empty_span"
     if long_text == "bad":

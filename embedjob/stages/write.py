@@ -18,7 +18,7 @@ from embedjob.shards.writing import commit
 from embedjob.stages.calibrating import quantizing
 from embedjob.stages.ledger import Outcome
 from embedjob.stages.parcels import Parcel, describe, unpack
-from embedjob.vectors.encoded import Encoded
+from embedjob.vectors.encoded import Encoded, Failures, Lines
 
 Commit = Callable[[Parcel], Committed]
 
@@ -85,21 +85,27 @@ def end_of(parcel: Parcel, commit: Commit) -> Outcome | None:
 
 
 def assembled(parcel: Parcel) -> pa.Table:
-    """The parcel's rows with their embeddings; null, with a reason, where a row has none."""
+    """The parcel's rows with their embeddings; null, with a reason, where a row has none.
+
+    A row whose text has several embeddings has as many lines, numbered by `part`.
+    """
     rows, encoded = parcel.rows, parcel.encoded
     assert rows is not None
     assert encoded is not None
+    if encoded.lines is not None:
+        rows, which = _lines(rows, encoded.lines, encoded.failed)
+    else:
+        which = rows["unique"].fill_null(0).to_numpy()
     texts = rows["unique"]
     good = texts.is_valid().to_numpy()
-    which = texts.fill_null(0).to_numpy()
-    lost = np.array([text in encoded.failed for text in range(len(encoded.embeddings))], bool)
-    good[good] = ~lost[which[good]]
+    lost = np.array(sorted(encoded.failed), np.int64)
+    good[good] = ~np.isin(texts.drop_null().to_numpy(), lost)
     matrix = np.zeros((len(good), encoded.embeddings.shape[1]), np.float32)
     matrix[good] = encoded.embeddings[which[good]]
     embedding = pa.FixedSizeListArray.from_arrays(
         pa.array(matrix.reshape(-1)), matrix.shape[1], mask=pa.array(~good)
     )
-    failures = [encoded.failed.get(text) for text in texts.to_pylist()] if lost.any() else None
+    failures = [encoded.failed.get(text) for text in texts.to_pylist()] if len(lost) else None
     table = _with_failures(rows, failures).drop_columns("unique")
     table = table.append_column("embedding", embedding)
     for name, column in _beside(encoded, good, which[good]):
@@ -129,6 +135,31 @@ def _beside(
         kind = embedding_type(scores.shape[1], "float32")
         flat = pa.array(scores.ravel())
         yield ROUTER, pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=absent)
+
+
+def _lines(
+    rows: pa.Table, lines: Lines, failed: Failures
+) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """The rows as many times as they have embeddings, once without any, and which line is whose."""
+    texts = rows["unique"].fill_null(0).to_numpy()
+    good = rows["unique"].is_valid().to_numpy() & ~np.isin(texts, list(failed))
+    counts = np.ones(len(texts), np.int64)
+    counts[good] = lines.counts[texts[good]]
+    source = np.repeat(np.arange(len(texts)), counts)
+    part = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
+    which = np.where(good[source], lines.offsets[texts[source]] + part, 0)
+    # Only bad rows are quarantined: a long text's excerpt on each of its lines may be gigabytes.
+    excerpt = pc.if_else(pa.array(good), pa.scalar(None, pa.string()), rows["excerpt"])
+    rows = rows.set_column(rows.schema.get_field_index("excerpt"), "excerpt", excerpt)
+    spread = rows.take(pa.array(source)).append_column("part", pa.array(part, pa.uint32()))
+    if lines.chars is not None:
+        absent = ~good[source]
+        chars = np.zeros((len(source), 2), np.int64)
+        chars[good[source]] = lines.chars[which[good[source]]]
+        for place, name in enumerate(("char_start", "char_stop")):
+            column = pa.array(chars[:, place], pa.uint32(), mask=absent)
+            spread = spread.append_column(name, column)
+    return spread, which
 
 
 def _with_failures(rows: pa.Table, failures: Sequence[tuple[str, str] | None] | None) -> pa.Table:

@@ -1,7 +1,7 @@
 """Texts that are too long: cut so that the whole view fits, the template and EOS untouched."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,16 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fitted:
-    """Ids of N views without EOS, where [N, 2] text and marked segments are, and which were cut."""
+    """Ids of N views without EOS, where [N, 2] text and marked segments are, and which were cut.
+
+    `chars` are the characters [T, 2] of every text token, of the views that were asked for them.
+    """
 
     ids: list[list[int]]
     text: Ints
     marked: Ints
     truncated: npt.NDArray[np.bool_]
+    chars: dict[int, Ints] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,23 @@ class _Round:
 class Fitter:
     """Encodes texts under templates within their limits."""
 
-    def __init__(self, encoder: PromptEncoder, limits: Limits, *, needs_text: bool) -> None:
-        """`needs_text` says whether anyone will ask where in its template the text lies."""
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        limits: Limits,
+        *,
+        needs_text: bool,
+        chars_over: int | None = None,
+    ) -> None:
+        """`needs_text` says whether anyone will ask where in its template the text lies.
+
+        The characters of text tokens are kept of views with more than `chars_over` of them, and of
+        those that were cut.
+        """
         self._encoder = encoder
         self._limits = limits
-        self._needs_text = needs_text
+        self._chars_over = chars_over
+        self._needs_text = needs_text or chars_over is not None
 
     def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
         """Each text under template number `which`, cut where it must be.
@@ -171,3 +187,13 @@ class Fitter:
         done.text[batch.rows[ready]] = np.minimum(batch.text, stop[:, None])[ready]
         kept = np.minimum(batch.marked, np.where(over, stop, batch.length)[:, None])
         done.marked[batch.rows[ready]] = kept[ready]
+        if self._chars_over is not None:
+            sizes = np.diff(done.text[batch.rows], axis=1)[:, 0]
+            asked = done.truncated[batch.rows] | (sizes > self._chars_over)
+            for place in np.flatnonzero(ready & asked):
+                done.chars[int(batch.rows[place])] = self._characters(batch, int(place), done)
+
+    def _characters(self, batch: _Round, place: int, done: Fitted) -> Ints:
+        first, stop = done.text[batch.rows[place]]
+        ranges = np.array(batch.encodings[place].offsets, np.int64).reshape(-1, 2)[first:stop]
+        return ranges - self._encoder.text_start(batch.which[place], batch.pieces[place])

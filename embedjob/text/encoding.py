@@ -12,7 +12,7 @@ from tokenizers import Encoding, Tokenizer, processors
 
 from embedjob.text.literals import twin
 from embedjob.text.prompts import Prompt
-from embedjob.text.views import flatten, offsets_of
+from embedjob.text.runs import flatten, offsets_of
 
 # Rare enough to be unknown wherever a tokenizer has an unknown token at all.
 _UNKNOWN = "\U00012000\U00013000\U0001f701"

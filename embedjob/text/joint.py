@@ -20,12 +20,17 @@ class JointFitter:
         *,
         special_tokens: bool,
         needs_text: bool,
+        chars_over: int | None = None,
     ) -> None:
-        """`needs_text` says whether the span depends on where in its prompt the text lies."""
+        """`needs_text` says whether the span depends on where in its prompt the text lies.
+
+        The characters of text tokens are found of views with more than `chars_over` of them.
+        """
         self._prompts = tuple(prompts)
         self._encoder = PromptEncoder(tokenizer, self._prompts, special_tokens=special_tokens)
         framed = any(p.before or p.after or p.between or p.marked for p in self._prompts)
         self._needs_text = needs_text and framed
+        self._chars_over = chars_over
         self.closing = self._encoder.frame.after
         self._fitter: Fitter | None = None
 
@@ -36,7 +41,9 @@ class JointFitter:
             suffix=np.array([bool(one.after or one.between) for one in self._prompts]),
             copies=np.array([one.copies for one in self._prompts], np.int64),
         )
-        self._fitter = Fitter(self._encoder, limits, needs_text=self._needs_text)
+        self._fitter = Fitter(
+            self._encoder, limits, needs_text=self._needs_text, chars_over=self._chars_over
+        )
 
     def whole(self, template: int, text: str) -> list[int]:
         """All ids of a text under a template."""

@@ -13,11 +13,12 @@ from embedjob.errors import ConfigError
 from embedjob.recipe import Recipe
 from embedjob.text.cutting import Fitted
 from embedjob.text.joint import JointFitter
+from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
 from embedjob.text.pieces import span_rule, templates
 from embedjob.text.prompts import prepare, prompts
 from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
-from embedjob.text.views import Ids, TokenViews, assemble
+from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
 
 # Texts that have no token in common, so that what their views share is the template's.
@@ -58,45 +59,81 @@ class ViewTokenizer:
     """Renders texts under a recipe's templates and tokenizes them; one per process.
 
     It takes the tokenizer over. `eos_id` is what `special_tokens.eos: append` appends where the
-    recipe itself names no id.
+    recipe itself names no id; `positions` are the model's own, and None is no limit.
     """
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, *, eos_id: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        *,
+        eos_id: int | None = None,
+        positions: int | None = None,
+    ) -> None:
         """Refuses a recipe whose templates leave the text no room, or its span no token."""
         tokenizer.add_special_tokens(list(recipe.special_tokens.add))
         self._prepare = prepare(recipe.prepare)
         # Else what comes later changes the states of what comes first.
         self._causal = recipe.attention == "causal"
         self._rule, self._offset = span_rule(recipe)
-        self._fitter = _fitter(tokenizer, recipe, needs_text=self._rule in NEED_TEXT)
+        self._fitter = _fitter(tokenizer, recipe, rule=self._rule)
         self._templates = len(recipe.templates)
         self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
         if recipe.special_tokens.bos == "literal":
             self._require_literal_bos(tokenizer)
         self._eos = self._closing(recipe, eos_id)
-        self._check_room(recipe.max_tokens)
-        self._fitter.limit(recipe.max_tokens - np.array([len(eos) for eos in self._eos], np.int64))
+        most = recipe.max_tokens
+        if recipe.long_text == "late_chunk":
+            most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
+        self._check_room(most)
+        self._fitter.limit(most - np.array([len(eos) for eos in self._eos], np.int64))
         self.prefixes = self._shared_prefixes()
+        self._part_tokens = recipe.max_tokens
+        self._views_of = {"chunk_mean": self._cut, "late_chunk": self._divided}.get(
+            recipe.long_text, self._views
+        )
+        self.cutter = Cutter(tokenizer, self._fit, per_text=self._templates)
         asked = sparse_in(recipe.heads)
         self._words = WordIds(tokenizer) if asked and asked.words == "text" else None
-        self._stops = _stops(tokenizer, recipe)
+        self._stops = stops(tokenizer, recipe.decode.until) if recipe.decode else None
 
     def views(self, texts: Sequence[str]) -> TokenViews:
-        """One view per text and template, text-major, and what else is asked of the texts."""
-        views = self._views(texts, self.prefixes)
+        """One view per text and template, text-major; with parts, or words, if it is asked for."""
         cleaned = [self._prepare(text) for text in texts]
+        views = self._views_of(cleaned)
         words = None if self._words is None else self._words(cleaned)
-        return replace(views, words=words, stops=self._stops)
+        views = replace(views, words=words, stops=self._stops)
+        if views.parts is None:
+            return views
+        starts = [text.find(clean) for text, clean in zip(texts, cleaned, strict=True)]
+        return replace(views, parts=moved(views.parts, np.array(starts, np.int64)))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The ids as the tokenizer spells them, for people."""
         return self._fitter.tokens(ids)
 
-    def _views(self, texts: Sequence[str], prefixes: Sequence[Sequence[int]]) -> TokenViews:
-        per_text = self._templates
-        which = list(range(per_text)) * len(texts)
-        cleaned = [self._prepare(text) for text in texts]
-        fitted = self._fitter.fit(which, [text for text in cleaned for _ in range(per_text)])
+    def _fit(self, texts: Sequence[str]) -> Fitted:
+        which = list(range(self._templates)) * len(texts)
+        return self._fitter.fit(which, [text for text in texts for _ in range(self._templates)])
+
+    def _views(self, texts: Sequence[str]) -> TokenViews:
+        return self._assembled(self._fit(texts), self.prefixes)
+
+    def _cut(self, texts: Sequence[str]) -> TokenViews:
+        """The views of all parts of the texts; a part without tokens that count is left out."""
+        cut = self.cutter.cut(texts)
+        views = self._assembled(cut.fitted, self.prefixes)
+        tokens = np.diff(cut.fitted.text, axis=1)[:, 0]
+        return cut_into(views, cut.offsets, tokens)
+
+    def _divided(self, texts: Sequence[str]) -> TokenViews:
+        """One view per text, with the spans of its parts."""
+        fitted = self._fit(texts)
+        views = self._assembled(fitted, self.prefixes)
+        return replace(views, parts=divided(fitted, views.span, texts, self._part_tokens))
+
+    def _assembled(self, fitted: Fitted, prefixes: Sequence[Sequence[int]]) -> TokenViews:
+        which = list(range(self._templates)) * (len(fitted.ids) // self._templates)
         ids = [[*row, *self._eos[view]] for row, view in zip(fitted.ids, which, strict=True)]
         return assemble(
             ids,
@@ -161,7 +198,7 @@ class ViewTokenizer:
     def _shared_prefixes(self) -> tuple[tuple[int, ...], ...]:
         """Per template, the ids that all its views begin with and no span can hold."""
         nothing: tuple[tuple[int, ...], ...] = ((),) * self._templates
-        probes = self._views(_PROBES, nothing)
+        probes = self._assembled(self._fit([self._prepare(one) for one in _PROBES]), nothing)
         self._check_span(probes)
         if not self._causal:
             return nothing
@@ -186,25 +223,18 @@ class ViewTokenizer:
                 )
 
 
-def _stops(tokenizer: Tokenizer, recipe: Recipe) -> Ids | None:
-    """The ids that end the recipe's decoding; ConfigError if no token of the tokenizer does."""
-    if recipe.decode is None:
-        return None
-    found = stops(tokenizer, recipe.decode.until)
-    if not found:
-        raise ConfigError(
-            f"encoder.decode.until: got {recipe.decode.until!r}, which no token of this tokenizer"
-            " contains; choose shorter text"
-        )
-    return np.array(found, np.uint32)
-
-
-def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, needs_text: bool) -> Fits:
+def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, rule: str) -> Fits:
     """What puts texts into the recipe's templates: as one string, or piece by piece."""
     adds = recipe.special_tokens.bos == "auto"
     found = templates(recipe)
     for piece in (piece for one in found for piece in one.pieces if piece.special):
         special_id(tokenizer, str(piece.content))
-    if found[0].joint:
-        return JointFitter(tokenizer, prompts(recipe), special_tokens=adds, needs_text=needs_text)
-    return PieceFitter(tokenizer, found, special_tokens=adds)
+    if not found[0].joint:
+        return PieceFitter(tokenizer, found, special_tokens=adds)
+    return JointFitter(
+        tokenizer,
+        prompts(recipe),
+        special_tokens=adds,
+        needs_text=rule in NEED_TEXT or recipe.long_text == "chunk_mean",
+        chars_over=recipe.max_tokens if recipe.long_text == "late_chunk" else None,
+    )

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Ids = npt.NDArray[np.uint32]
+from embedjob.text.runs import Ids, flatten, gather, offsets_of
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,38 @@ class Words:
 
 
 @dataclass(frozen=True)
-class TokenViews:
-    """N views of N / views_per_text texts, text-major: view v of text t is at t * V + v.
+class Cuts:
+    """Texts cut into units, which are texts to the model: those of text r are offsets[r] and on.
 
-    `prefix[i]` is an index into `prefixes`, or -1 where view i shares none. After their prefixes
-    all views of text r begin with the same `common[r]` ids, which only its first view keeps in
-    `ids[offsets[i]:offsets[i + 1]]`. Spans are positions in the full view, and lie after both.
-    Only where a recipe asks: `words` of each text, and `stops`, the ids that end a decoding.
+    `tokens` [N] are the text tokens of every view: what a unit weighs among those of its text.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Texts of which several parts are pooled: those of text r are offsets[r] and on.
+
+    `span` [P, 2] are positions in the text's only view, which together are the view's span;
+    `chars` [P, 2] are the characters of the text as read that each part is of.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    span: npt.NDArray[np.int32]
+    chars: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenViews:
+    """N views of N / views_per_text units, unit-major: view v of unit u is at u * V + v.
+
+    A unit is a text, or with `cuts` a part of one. `prefix[i]` is an index into `prefixes`, or -1
+    where view i shares none. After their prefixes all views of unit u begin with the same
+    `common[u]` ids, which only its first view keeps in `ids[offsets[i]:offsets[i + 1]]`. Spans are
+    positions in the full view, and lie after both. Only where a recipe asks: `words` of each text,
+    and `stops`, the ids that end a decoding.
     """
 
     views_per_text: int
@@ -49,11 +74,28 @@ class TokenViews:
     truncated: npt.NDArray[np.bool_]
     words: Words | None = None
     stops: Ids | None = None
+    cuts: Cuts | None = None
+    parts: Parts | None = None
+
+    @property
+    def units(self) -> int:
+        """How many units these are the views of."""
+        return len(self.prefix) // self.views_per_text
 
     @property
     def texts(self) -> int:
         """How many texts these are the views of."""
-        return len(self.prefix) // self.views_per_text
+        return len(self.text_units) - 1
+
+    @property
+    def text_units(self) -> npt.NDArray[np.int64]:
+        """The first unit of each text, and one past the last of all [R + 1]."""
+        return np.arange(self.units + 1) if self.cuts is None else self.cuts.offsets
+
+    @property
+    def text_views(self) -> npt.NDArray[np.int64]:
+        """The first view of each text, and one past the last of all [R + 1]."""
+        return self.text_units * self.views_per_text
 
     @property
     def prefix_lengths(self) -> npt.NDArray[np.int64]:
@@ -66,6 +108,17 @@ class TokenViews:
         left_out = np.repeat(self.common.astype(np.int64), self.views_per_text)
         left_out[:: self.views_per_text] = 0
         return np.diff(self.offsets) + self.prefix_lengths + left_out
+
+    def per_text(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The sums [R] of values of all views [N], be they numbers or flags."""
+        total = offsets_of(values)
+        return total[self.text_views[1:]] - total[self.text_views[:-1]]
+
+    def spans(self, view: int) -> npt.NDArray[np.int32]:
+        """The spans of one view that are pooled, each apart [P, 2]."""
+        if self.parts is None:
+            return self.span[view : view + 1]
+        return self.parts.span[self.parts.offsets[view] : self.parts.offsets[view + 1]]
 
     def own_ids(self, view: int) -> Ids:
         """The ids of one view after its prefix."""
@@ -84,37 +137,29 @@ class TokenViews:
 
     def take(self, texts: Sequence[int] | npt.NDArray[np.integer]) -> "TokenViews":
         """The views of these texts, in this order; a text may be asked for twice."""
-        chosen = np.asarray(texts, np.int64)[:, None] * self.views_per_text
-        views = (chosen + np.arange(self.views_per_text)).reshape(-1)
-        sizes = np.diff(self.offsets)[views]
-        offsets = offsets_of(sizes)
-        source = np.repeat(self.offsets[views] - offsets[:-1], sizes)
+        chosen = np.asarray(texts, np.int64)
+        units, text_units = gather(self.text_units, chosen)
+        views = (units[:, None] * self.views_per_text + np.arange(self.views_per_text)).reshape(-1)
+        ids, offsets = gather(self.offsets, views)
         return TokenViews(
             views_per_text=self.views_per_text,
             prefixes=self.prefixes,
             prefix=self.prefix[views],
-            ids=self.ids[source + np.arange(offsets[-1])],
+            ids=self.ids[ids],
             offsets=offsets,
-            common=self.common[np.asarray(texts, np.int64)],
+            common=self.common[units],
             span=self.span[views],
             truncated=self.truncated[views],
             words=self.words and self.words.take(np.asarray(texts, np.int64)),
             stops=self.stops,
+            cuts=None if self.cuts is None else Cuts(text_units, self.cuts.tokens[views]),
+            parts=None if self.parts is None else _taken(self.parts, chosen),
         )
 
 
-def offsets_of(sizes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Where each of N runs begins, and where the last ends [N + 1]."""
-    offsets = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(sizes, out=offsets[1:])
-    return offsets
-
-
-def flatten(rows: Sequence[Sequence[int]]) -> tuple[Ids, npt.NDArray[np.int64]]:
-    """All ids in one array, and the offsets of the rows in it."""
-    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-    offsets = offsets_of(sizes)
-    return np.fromiter(chain.from_iterable(rows), np.uint32, int(offsets[-1])), offsets
+def _taken(parts: Parts, texts: npt.NDArray[np.int64]) -> Parts:
+    which, offsets = gather(parts.offsets, texts)
+    return Parts(offsets, parts.span[which], parts.chars[which])
 
 
 def assemble(

@@ -11,9 +11,12 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
+import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.text.views import Words, flatten
+from embedjob.errors import ConfigError
+from embedjob.text.runs import Ids, flatten
+from embedjob.text.views import Words
 
 # A string of 10 MB must not cost more than a book.
 _MOST_CHARACTERS = 1 << 20
@@ -115,11 +118,17 @@ class WordIds:
             self._tokenizer.encode_special_tokens = before
 
 
-def stops(tokenizer: Tokenizer, until: str) -> list[int]:
-    """The ids whose text contains `until`."""
+def stops(tokenizer: Tokenizer, until: str) -> Ids:
+    """The ids whose text contains `until`, which end a decoding; ConfigError if there are none."""
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     said = tokenizer.decode_batch([[token] for token in range(size)], skip_special_tokens=False)
-    return [token for token, text in enumerate(said) if until in text]
+    found = [token for token, text in enumerate(said) if until in text]
+    if not found:
+        raise ConfigError(
+            f"encoder.decode.until: got {until!r}, which no token of this tokenizer contains;"
+            " choose shorter text"
+        )
+    return np.array(found, np.uint32)
 
 
 def words(text: str) -> Iterable[str]:

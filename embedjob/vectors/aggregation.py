@@ -1,10 +1,12 @@
-"""The vectors of a row's views to one embedding.
+"""The vectors of a row's views to one embedding, or to several that stay apart.
 
-Shapes: R rows, V views per row, D width of a vector. Weights are the templates' own.
+Shapes: R rows, U units (rows, or the parts of rows), V views per row, D width of a vector. Weights
+are the templates' own.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from embedjob.vectors.finishing import normalize
@@ -36,10 +38,27 @@ def concat(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
     return vectors_RVD.float().flatten(start_dim=1)
 
 
+def keep(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
+    """The views as they are, one row after the other [R * V, D]."""
+    return vectors_RVD.float().flatten(end_dim=1)
+
+
+def joined_parts(vectors_UVD: Tensor, tokens_UV: Tensor, counts_R: Tensor) -> Tensor:
+    """The mean over the parts of each row, weighted by their tokens [R, V, D]."""
+    owner_U = torch.repeat_interleave(torch.arange(len(counts_R)), counts_R)
+    total_RV = torch.zeros(len(counts_R), tokens_UV.shape[1])
+    total_RV.index_add_(0, owner_U, tokens_UV.float())
+    # Shares and not sums divided at the end: a row of one part is exactly that part.
+    share_UV = tokens_UV.float() / total_RV[owner_U]
+    mean_RVD = torch.zeros(len(counts_R), *vectors_UVD.shape[1:])
+    return mean_RVD.index_add_(0, owner_U, vectors_UVD.float() * share_UV[:, :, None])
+
+
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": mean,
     "mean_of_normalized": mean_of_normalized,
     "weighted": weighted,
     "max": maximum,
     "concat": concat,
+    "keep": keep,
 }

@@ -13,11 +13,32 @@ Failures = Mapping[int, tuple[str, str]]
 
 
 @dataclass(frozen=True)
+class Lines:
+    """Texts of several embeddings each: of L, those of text r are offsets[r] and on [R + 1].
+
+    `chars` [L, 2] are the characters of the text as read that each is of, if it is of a part.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    chars: npt.NDArray[np.int64] | None = None
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """The embeddings of each text [R]."""
+        return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> npt.NDArray[np.int64]:
+        """The text of each embedding [L]."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Embeddings [R, D] in float32, NaN where `failed` gives a text's reason and detail.
 
-    Beside them, where the recipe asks: sparse rows [R], empty where a text failed, and the
-    routers' scores [R, E].
+    With `lines` there are several for each text [L, D], all of them or none. Beside them, where the
+    recipe asks: sparse rows [R], empty where a text failed, and the routers' scores [R, E].
     """
 
     embeddings: Vectors
@@ -25,3 +46,9 @@ class Encoded:
     stats: Mapping[str, float] = field(default_factory=dict)
     sparse: Sparse | None = None
     routers: Vectors | None = None
+    lines: Lines | None = None
+
+    @property
+    def line_offsets(self) -> npt.NDArray[np.int64]:
+        """The first embedding of each text, and one past the last of all [R + 1]."""
+        return np.arange(len(self.embeddings) + 1) if self.lines is None else self.lines.offsets

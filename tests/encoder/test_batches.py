@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedjob.encoder.batches import Side, assemble, distinct
-from embedjob.text.views import TokenViews, offsets_of
+from embedjob.text.runs import offsets_of
+from embedjob.text.views import TokenViews
 
 ROWS = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=12)
 

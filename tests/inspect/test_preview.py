@@ -67,6 +67,29 @@ def test_people_see_tokens_and_spans(folder: Path) -> None:
     assert ", cut" in told.getvalue()
 
 
+def test_the_parts_of_long_texts_are_shown(folder: Path) -> None:
+    late = preview(draft(folder, span="text", max_tokens=8, long_text="late_chunk"), 14)
+    longest = max(late, key=lambda view: len(view["parts"]))
+    spans = [part["span"] for part in longest["parts"]]
+    assert len(spans) > 1
+    assert [spans[0][0], spans[-1][1]] == longest["span"]
+    assert longest["parts"][0]["chars"][0] == 0
+    told = io.StringIO()
+    show(late, Console(file=told, width=200))
+    assert f", parts end at {spans[0][1]}" in told.getvalue()
+
+
+def test_a_text_that_is_cut_is_shown_part_by_part(folder: Path) -> None:
+    found = preview(draft(folder, max_tokens=20, long_text="chunk_mean"), 14)
+    parts = [(view["row"], view["part"]) for view in found]
+    assert parts == sorted(set(parts))
+    assert {row for row, _ in parts} == {*range(14)} - {1}
+    assert len(parts) > 13
+    told = io.StringIO()
+    show(found, Console(file=told, width=200))
+    assert ", part 1" in told.getvalue()
+
+
 def test_an_input_without_rows_has_no_preview(folder: Path) -> None:
     write_shard(folder / "in" / "a.parquet", [])
     with pytest.raises(InputError, match="every shard is empty"):

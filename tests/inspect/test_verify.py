@@ -30,7 +30,7 @@ from embedjob.shards.writing import commit
 from embedjob.storage import list_files
 from embedjob.vectors.quantizing import CALIBRATED, quantize
 from tests.outputs import reissue
-from tests.shards.making import FINGERPRINT, WIDTH, finished, form, plan_of, write_shard
+from tests.shards.making import FINGERPRINT, WIDTH, finished, form, plan_of, spread, write_shard
 
 CALIBRATION = Calibration.of(np.array([[-1] * WIDTH, [0.9] * WIDTH], np.float32), vectors=9)
 Edit = Callable[[pa.Table], pa.Table]
@@ -42,20 +42,27 @@ def out(tmp_path: Path) -> Path:
     return output(tmp_path)
 
 
-def output(tmp_path: Path, dtype: str = "float32") -> Path:
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """The same, and three lines to a row."""
+    return output(tmp_path, lambda rows: spread(finished(rows), 3), aggregation="keep")
+
+
+def output(tmp_path: Path, encode: Edit = finished, **knobs: Any) -> Path:
     for number in range(2):
         texts = [None if row == 3 else f"{number} {row}" for row in range(25)]
         write_shard(tmp_path / "in" / f"{number}.parquet", {"t": texts}, group_rows=5)
-    job_input, made = Input(path=str(tmp_path / "in"), text="t"), tmp_path / "out"
+    job_input, out = Input(path=str(tmp_path / "in"), text="t"), tmp_path / "out"
     plan = plan_of(job_input)
-    ours = form(job_input, plan.types, vector_dtype=dtype)
+    ours = form(job_input, plan.types, **knobs)
+    dtype = knobs.get("vector_dtype", "float32")
     if dtype != "float32":
         by = partial(quantize, dtype=dtype, ranges_2D=CALIBRATION.array)
         ours = replace(ours, quantize=by, calibration=CALIBRATION if dtype in CALIBRATED else None)
     for chunk in plan.left:
         rows = read_chunk(chunk, job_input)
-        commit(str(made), chunk, finished(rows), rows_in=len(rows), form=ours)
-    recipe = Recipe(model="m", vector_dtype=dtype).model_dump(mode="json", exclude_none=True)
+        commit(str(out), chunk, encode(rows), rows_in=len(rows), form=ours)
+    recipe = Recipe(model="m", **knobs).model_dump(mode="json", exclude_none=True)
     claim = Claim(
         chunk_rows=10,
         fingerprint=FINGERPRINT,
@@ -66,11 +73,11 @@ def output(tmp_path: Path, dtype: str = "float32") -> Path:
         versions={},
         calibration=ours.calibration,
     )
-    put_claim(str(made), claim)
-    listed = list_files(data_directory(str(made), FINGERPRINT))
+    put_claim(str(out), claim)
+    listed = list_files(data_directory(str(out), FINGERPRINT))
     request = Request(job_input, FINGERPRINT, 10)
-    publish(str(made), snapshot_of(plan, request=request, epoch=1, listed=listed))
-    return made
+    publish(str(out), snapshot_of(plan, request=request, epoch=1, listed=listed))
+    return out
 
 
 def data(out: Path) -> list[Path]:
@@ -179,6 +186,33 @@ def test_a_changed_table_is_found(what: str, out: Path) -> None:
     assert any(data(out)[1].name in one and words in one for one in report.problems), report
 
 
+LINES: dict[str, tuple[Edit, str]] = {
+    "the last line": (lambda table: table.slice(0, len(table) - 1), "10 rows in 29 lines"),
+    "a line between": (
+        lambda table: pa.concat_tables([table.slice(0, 1), table.slice(2)]),
+        "its rows are repeated or out of order",
+    ),
+    "the first line": (lambda table: table.slice(1), "its rows are repeated or out of order"),
+    "a row": (lambda table: table.slice(3), "9 rows in 27 lines"),
+    "the parts": (lambda table: table.drop_columns(["part"]), "no column part"),
+}
+
+
+def test_rows_of_several_lines_are_counted_as_rows(several: Path) -> None:
+    report = verify(str(several))
+    assert (report.ok, report.problems) == (True, ())
+    assert (report.files, report.rows) == (6, 48)
+    assert delete_damaged(str(several), FINGERPRINT) == 0
+
+
+@pytest.mark.parametrize("lost", LINES)
+def test_a_lost_line_is_found(lost: str, several: Path) -> None:
+    edit, words = LINES[lost]
+    change(several, edit)
+    problems = verify(str(several)).problems
+    assert any(data(several)[1].name in one and words in one for one in problems), problems
+
+
 def test_a_file_of_another_fingerprint_is_found(out: Path) -> None:
     change(out, lambda table: table, stamp={b"embedjob.fingerprint": b"0" * 64})
     [problem] = verify(str(out)).problems
@@ -243,11 +277,11 @@ class TestQuantised:
     @pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
     def test_a_whole_output_has_no_problem(self, tmp_path: Path, dtype: str) -> None:
         """Its norms are no longer 1, and none are asked for."""
-        report = verify(str(output(tmp_path, dtype)))
+        report = verify(str(output(tmp_path, vector_dtype=dtype)))
         assert (report.problems, report.rows) == ((), 48)
 
     def test_files_of_another_width_are_found(self, tmp_path: Path) -> None:
-        made = output(tmp_path, "ubinary")
+        made = output(tmp_path, vector_dtype="ubinary")
         wide = pa.list_(pa.field("element", pa.uint8()), 2)
 
         def widened(table: pa.Table) -> pa.Table:
@@ -258,7 +292,7 @@ class TestQuantised:
         assert any("[2], not fixed_size_list" in one for one in verify(str(made)).problems)
 
     def test_a_file_of_other_ranges_is_found(self, tmp_path: Path) -> None:
-        made = output(tmp_path, "int8")
+        made = output(tmp_path, vector_dtype="int8")
         path = data(made)[1]
         said = pq.read_metadata(path).metadata[CALIBRATION_KEY].decode()
         stamp = {CALIBRATION_KEY: said.replace("-1.0", "-0.5", 1).encode()}
@@ -268,7 +302,7 @@ class TestQuantised:
 
     @pytest.mark.parametrize("spoiled", [None, [[0.0], [1.0]], [[1.0] * WIDTH, [0.0] * WIDTH]])
     def test_a_claim_without_usable_ranges_is_found(self, tmp_path: Path, spoiled: object) -> None:
-        made = output(tmp_path, "uint8")
+        made = output(tmp_path, vector_dtype="uint8")
         claim = made / "_embedjob.json"
         document = json.loads(claim.read_text())
         document["calibration"] = spoiled and {"ranges": spoiled, "vectors": 9}

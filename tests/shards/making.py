@@ -82,3 +82,12 @@ def finished(
 def only(chunks: Sequence[Chunk]) -> Chunk:
     (chunk,) = chunks
     return chunk
+
+
+def spread(table: pa.Table, lines: int) -> pa.Table:
+    """The same rows in so many lines each, the bad ones in one."""
+    good = table.column("reason").is_null().to_numpy()
+    counts = np.where(good, lines, 1)
+    source = np.repeat(np.arange(len(table)), counts)
+    part = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return table.take(pa.array(source)).append_column("part", pa.array(part, pa.uint32()))

@@ -25,7 +25,16 @@ from embedjob.shards.schema import Form
 from embedjob.shards.writing import commit
 from embedjob.storage import create, list_files, read_bytes, replace
 from embedjob.vectors.quantizing import CALIBRATED, quantize
-from tests.shards.making import FINGERPRINT, WIDTH, finished, form, only, plan_of, write_shard
+from tests.shards.making import (
+    FINGERPRINT,
+    WIDTH,
+    finished,
+    form,
+    only,
+    plan_of,
+    spread,
+    write_shard,
+)
 
 
 class Case:
@@ -92,6 +101,46 @@ def test_good_rows_and_bad_rows_lie_in_their_files(case: Case, any_out: str) -> 
     counts = {"rows": 10, "embedded": 6, "deduplicated": 2, "quarantined": 2, "nulls": 0}
     assert done.counts == {**counts, "tokens": 8, "truncated": 0}
     assert (done.rows, done.written) == (8, True)
+
+
+def test_a_row_of_several_lines_counts_once(tmp_path: Path, out: str) -> None:
+    case = Case(tmp_path, aggregation="keep")
+    done = case.commit(out, spread(finished(case.rows, bad={6: "model_error"}), 3))
+    data = _table(out, "data", done.name)
+    assert data.column_names[-1] == "part"
+    assert data.column("part").to_pylist() == [0, 1, 2] * 8
+    assert data.column("row").to_pylist() == [r for r in (0, 1, 2, 3, 5, 7, 8, 9) for _ in range(3)]
+    counts = {"rows": 10, "embedded": 6, "deduplicated": 2, "quarantined": 2, "nulls": 0}
+    assert done.counts == {**counts, "tokens": 8, "truncated": 0}
+    # Readers are told what Parquet counts.
+    assert done.rows == len(data) == 24
+
+
+def test_a_null_of_several_lines_is_one(tmp_path: Path, out: str) -> None:
+    case = Case(tmp_path, aggregation="keep", on_bad_row="null")
+    done = case.commit(out, spread(finished(case.rows), 2))
+    data = _table(out, "data", done.name)
+    rows = data.filter(data.column("embedding").is_null())
+    assert rows.select(["row", "part"]).to_pylist() == [{"row": 4, "part": 0}]
+    assert (done.rows, done.counts["rows"], done.counts["nulls"]) == (19, 10, 1)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 4])
+def test_a_line_that_is_lost_is_seen(tmp_path: Path, out: str, lost: int) -> None:
+    case = Case(tmp_path, aggregation="keep")
+    whole = spread(finished(case.rows), 3)
+    table = pa.concat_tables([whole.slice(0, lost), whole.slice(lost + 1)])
+    with pytest.raises(ChunkError, match=r"rows came in and|repeated or out of order"):
+        case.commit(out, table)
+
+
+@pytest.mark.parametrize("order", [[1, 0], [0, 0, 1]])
+def test_lines_come_in_order_and_once(tmp_path: Path, out: str, order: list[int]) -> None:
+    case = Case(tmp_path, aggregation="keep")
+    whole = spread(finished(case.rows), 2)
+    table = whole.take([*order, *range(2, len(whole))])
+    with pytest.raises(ChunkError, match=r"rows came in and|repeated or out of order"):
+        case.commit(out, table)
 
 
 def test_the_footer_says_what_made_the_file(case: Case, out: str) -> None:

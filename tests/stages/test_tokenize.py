@@ -97,3 +97,16 @@ def test_an_excerpt_is_short() -> None:
     table, _ = tokenize_rows(rows(["é" * 1000]), PLAIN, "truncate")
     assert table["excerpt"].to_pylist() == ["é" * EXCERPT_CHARACTERS]
     assert np.all(table["tokens"].to_numpy() == 16)
+
+
+@pytest.mark.parametrize("long_text", ["chunk_mean", "late_chunk"])
+def test_a_text_in_parts_is_one_row_with_the_tokens_of_all(long_text: str) -> None:
+    recipe = Recipe(model="m", max_tokens=16, long_text=long_text)
+    made = ViewTokenizer(tiny_tokenizer("llama"), recipe, positions=100)
+    table, views = tokenize_rows(rows(["fox " * 30, None, "fox", "fox " * 30]), made, long_text)
+    assert table["unique"].to_pylist() == [0, None, 1, 0]
+    assert table["truncated"].to_pylist() == [False] * 4
+    assert views.texts == 2
+    lengths = views.per_text(views.lengths).tolist()
+    assert table["tokens"].to_pylist() == [lengths[0], 0, lengths[1], lengths[0]]
+    assert lengths[0] > 30

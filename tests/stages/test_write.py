@@ -11,7 +11,7 @@ from embedjob.shards.chunks import Chunk, Shard
 from embedjob.shards.committed import Committed
 from embedjob.stages.parcels import Failure, Parcel
 from embedjob.stages.write import assembled, end_of
-from embedjob.vectors.encoded import Encoded
+from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.sparse import sparse
 
 CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
@@ -28,6 +28,7 @@ def parcel(unique: list[int | None], failed: dict[int, tuple[str, str]]) -> Parc
             "row": pa.array(range(len(unique)), pa.uint32()),
             "reason": pa.array(reasons, pa.string()),
             "detail": pa.nulls(len(unique), pa.string()),
+            "excerpt": pa.array([f"row {row}" for row in range(len(unique))], pa.string()),
             "unique": pa.array(unique, pa.uint32()),
         }
     )
@@ -40,7 +41,7 @@ def test_every_row_gets_its_texts_vector_or_a_reason(
 ) -> None:
     failed = {text: ("model_error", f"text {text}") for text in lost}
     table = assembled(parcel(unique, failed))
-    assert table.column_names == ["row", "reason", "detail", "embedding"]
+    assert table.column_names == ["row", "reason", "detail", "excerpt", "embedding"]
     for text, row in zip(unique, table.to_pylist(), strict=True):
         if text is None:
             wanted = ("null_text", None, None)
@@ -68,6 +69,39 @@ def test_every_row_gets_its_texts_sparse_entries_and_scores_or_null(
         assert row["sparse_indices"] == (None if gone else list(range(text)))
         assert row["sparse_values"] == (None if gone else [text] * text)
         assert row["router"] == (None if gone else [-text, text])
+
+
+def in_lines(unique: list[int | None], counts: list[int], failed: set[int]) -> pa.Table:
+    """Line number l of all has the vector (l, 1) and the characters l to l + 1."""
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    embeddings = np.array([[line, 1] for line in range(offsets[-1])], np.float32).reshape(-1, 2)
+    chars = np.stack([np.arange(offsets[-1]), 1 + np.arange(offsets[-1])], axis=1)
+    lines = Lines(offsets, chars)
+    why = {text: ("model_error", f"text {text}") for text in failed}
+    plain = parcel(unique, {})
+    return assembled(replace(plain, encoded=Encoded(embeddings, why, lines=lines)))
+
+
+@given(UNIQUES, st.lists(st.integers(1, 4), min_size=5, max_size=5), st.sets(st.integers(0, 4)))
+def test_every_row_gets_all_lines_of_its_text_or_one_with_a_reason(
+    unique: list[int | None], counts: list[int], lost: set[int]
+) -> None:
+    table = in_lines(unique, counts, lost)
+    expected = []
+    for row, text in enumerate(unique):
+        if text is None or text in lost:
+            expected.append((row, 0, None, None, None))
+            continue
+        first = sum(counts[:text])
+        for part in range(counts[text]):
+            line = first + part
+            expected.append((row, part, [line, 1], line, line + 1))
+    columns = ("row", "part", "embedding", "char_start", "char_stop")
+    assert [tuple(one[name] for name in columns) for one in table.to_pylist()] == expected
+    bad = table.filter(table["embedding"].is_null())
+    assert bad["reason"].null_count == 0
+    assert bad["excerpt"].to_pylist() == [f"row {row}" for row in bad["row"].to_pylist()]
+    assert table["reason"].null_count == len(table) - len(bad)
 
 
 def committed(_: Parcel) -> Committed:
