@@ -54,6 +54,7 @@ HOMES = {
     "torch": {"vectors", "encoder"},
     "transformers": {"encoder"},
     "peft": {"encoder"},
+    "accelerate": {"encoder"},
     "safetensors": {"encoder"},
     "gguf": {"encoder"},
     "huggingface_hub": {"encoder"},

@@ -12,7 +12,7 @@ from embedjob.recipe import Recipe
 from embedjob.text.cutting import Fitted
 from embedjob.text.joint import JointFitter
 from embedjob.text.pieces import span_rule, templates
-from embedjob.text.prompts import prepare, prompts
+from embedjob.text.prompts import prepare, prompts, tails
 from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
@@ -65,6 +65,8 @@ class ViewTokenizer:
         # Else what comes later changes the states of what comes first.
         self._causal = recipe.attention == "causal"
         self._rule, self._offset = span_rule(recipe)
+        # Where its tokens are counted alone, a span may begin in what other views only share.
+        self._shares = self._causal and not tails(recipe)
         self._fitter = _fitter(tokenizer, recipe, needs_text=self._rule in NEED_TEXT)
         self._templates = len(recipe.templates)
         self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
@@ -154,7 +156,7 @@ class ViewTokenizer:
         nothing: tuple[tuple[int, ...], ...] = ((),) * self._templates
         probes = self._views(_PROBES, nothing)
         self._check_span(probes)
-        if not self._causal:
+        if not self._shares:
             return nothing
         found = []
         for number in range(self._templates):
@@ -184,5 +186,11 @@ def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, needs_text: bool) -> Fits:
     for piece in (piece for one in found for piece in one.pieces if piece.special):
         special_id(tokenizer, str(piece.content))
     if found[0].joint:
-        return JointFitter(tokenizer, prompts(recipe), special_tokens=adds, needs_text=needs_text)
+        return JointFitter(
+            tokenizer,
+            prompts(recipe),
+            special_tokens=adds,
+            needs_text=needs_text,
+            tails=tails(recipe),
+        )
     return PieceFitter(tokenizer, found, special_tokens=adds)
