@@ -10,7 +10,7 @@ from embedjob.encoder.facts import ModelFacts, facts, require_fit
 from embedjob.encoder.files import BASE
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.modules import vector_width
-from embedjob.encoder.parts import parts_of
+from embedjob.encoder.ingredients import ingredients_of
 from embedjob.encoder.source import ModelSource, materialize
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import InputError
@@ -58,15 +58,15 @@ def survey(draft: Draft) -> Survey:
     known = facts(source)
     folder = materialize(source, tokenizer_only=True)
     resolved = resolve(draft, folder_layer(folder))
-    parts = parts_of(resolved.job.encoder).pinned()
-    resolved = resolved.on(parts.keys())
+    made_of = ingredients_of(resolved.job.encoder).pinned()
+    resolved = resolved.on(made_of.keys())
     job = resolved.job
     require_fit(job.encoder, known)
     wide = vector_width(job.encoder, known.hidden_size, folder)
     # Refuses templates without a slot, or without room for a token of text.
     load_tokenizer(job.encoder)
     storage.require_create_only(job.output.path)
-    found = digests_of(parts)
+    found = digests_of(made_of)
     mark = fingerprint(job.encoder, found)
     done = storage.list_files(data_directory(job.output.path, mark))
     request = Request(job.input, mark, job.output.chunk_rows, job.run.limit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from embedjob import storage
 from embedjob.encoder import cache, hub
 from embedjob.encoder.files import ADAPTER, MODEL, Holding, ModelFile, model_files
-from embedjob.encoder.parts import Parts
+from embedjob.encoder.ingredients import Ingredients
 from embedjob.encoder.source import (
     ModelSource,
     files_at_hand,
@@ -24,20 +24,20 @@ tokenizer_config.json special_tokens_map.json added_tokens.json
 _VOCABULARIES = frozenset(_VOCABULARIES_WORDS.split())
 
 
-def digests_of(parts: Parts) -> dict[str, str]:
+def digests_of(made_of: Ingredients) -> dict[str, str]:
     """The digests of everything that a recipe's model is made of.
 
     The model's own files go by their names; those of a base and of adapters, which are numbered in
     the order of merging, are named apart.
     """
-    if parts.weights == parts.model:
-        found = digests(parts.model)
+    if made_of.weights == made_of.model:
+        found = digests(made_of.model)
     else:
-        texts = model_files(str(materialize(parts.model, tokenizer_only=True)))
+        texts = model_files(str(materialize(made_of.model, tokenizer_only=True)))
         found = _sha256s(texts, _texts(texts, MODEL))
-        base = digests(parts.weights).items()
+        base = digests(made_of.weights).items()
         found |= {f"base/{name}": one for name, one in base if not _is_tokenizer(name)}
-    for number, adapter in enumerate(parts.adapters):
+    for number, adapter in enumerate(made_of.adapters):
         found |= {f"adapters/{number}/{name}": one for name, one in digests(adapter).items()}
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 from embedjob import storage
 from embedjob.encoder import gguf_file, hub, nvembed
 from embedjob.encoder.files import ModelFile, model_files
-from embedjob.encoder.parts import weights_of
+from embedjob.encoder.ingredients import weights_of
 from embedjob.encoder.reach import address, kind
 from embedjob.encoder.source import (
     ModelSource,

@@ -20,7 +20,7 @@ from embedjob.encoder import nvembed
 from embedjob.encoder.adapters import HEAD, merge
 from embedjob.encoder.facts import T5_TYPES, config_of, facts_of, require_fit
 from embedjob.encoder.latent_attention import LatentAttention
-from embedjob.encoder.parts import parts_of
+from embedjob.encoder.ingredients import ingredients_of
 from embedjob.encoder.placement import DeviceMap, device_map, free_memory, spread
 from embedjob.encoder.quiet import quiet
 from embedjob.encoder.source import materialize, transformer_directory
@@ -46,7 +46,7 @@ def load_model(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Loaded
     """
     if gpus == 1:
         return load_at(recipe, device)
-    directory = transformer_directory(materialize(parts_of(recipe).weights))
+    directory = transformer_directory(materialize(ingredients_of(recipe).weights))
     dtype = _dtype(recipe, on_gpu=True)
     return load_at(recipe, device_map(_empty(directory, recipe), free_memory(gpus), dtype=dtype))
 
@@ -57,16 +57,16 @@ def load_at(recipe: Recipe, place: torch.device | DeviceMap) -> LoadedModel:
     Adapters are merged in float32 and cast once at the end: what an adapter adds to a weight is
     often less than half a step of bfloat16, and rounding after each one would lose it.
     """
-    parts = parts_of(recipe)
-    directory = transformer_directory(materialize(parts.weights))
+    made_of = ingredients_of(recipe)
+    directory = transformer_directory(materialize(made_of.weights))
     require_fit(recipe, facts_of(config_of(directory)))
     places = None if isinstance(place, torch.device) else place
     dtype = _dtype(recipe, on_gpu=not isinstance(place, torch.device) or place.type == "cuda")
-    if not parts.adapters:
+    if not made_of.adapters:
         model, missing = _load(directory, recipe, dtype, places)
     else:
         model, missing = _load(directory, recipe, torch.float32, None)
-        for adapter in parts.adapters:
+        for adapter in made_of.adapters:
             merge(model, materialize(adapter), name=adapter.model)
         _narrow(model, dtype)
         if places is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedjob.encoder.digests import digests_of
-from embedjob.encoder.parts import parts_of
+from embedjob.encoder.ingredients import ingredients_of
 from embedjob.errors import ModelError, OutputError
 from embedjob.jobfile import recipe_from
 from embedjob.recipe import Recipe, Role
@@ -62,7 +62,7 @@ def _claim(out: str) -> Claim:
 
 
 def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
-    found, then = digests_of(parts_of(recipe)), dict(claim.digests)
+    found, then = digests_of(ingredients_of(recipe)), dict(claim.digests)
     differ = sorted(name for name in {*found, *then} if found.get(name) != then.get(name))
     if differ:
         raise ModelError(

@@ -42,11 +42,11 @@ print(json.dumps(answer))
 ASK_PARTS = """
 import json, sys
 from embedjob.encoder.digests import digests_of
-from embedjob.encoder.parts import parts_of
+from embedjob.encoder.ingredients import ingredients_of
 from embedjob.encoder.source import materialize
 from embedjob.jobfile import recipe_from
 recipe = recipe_from({"model": "us/tiny", **json.loads(sys.argv[1])}, {})
-parts = parts_of(recipe).pinned()
+parts = ingredients_of(recipe).pinned()
 answer = {"digests": digests_of(parts)}
 answer["recipe"] = recipe.model_copy(update=parts.keys()).model_dump(mode="json")
 answer["brought"] = [sorted(p.name for p in materialize(one).iterdir()) for one in parts.adapters]

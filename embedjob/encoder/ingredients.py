@@ -29,18 +29,18 @@ _UNMERGEABLE = frozenset(_UNMERGEABLE_WORDS.split())
 
 
 @dataclass(frozen=True)
-class Parts:
+class Ingredients:
     """Sources of config and tokenizer, of weights, and of adapters in the order of merging."""
 
     model: ModelSource
     weights: ModelSource
     adapters: tuple[ModelSource, ...] = ()
 
-    def pinned(self) -> "Parts":
+    def pinned(self) -> "Ingredients":
         """The same parts, named so that every node and every day finds the same."""
         model = pinned(self.model)
         weights = model if self.weights == self.model else pinned(self.weights)
-        return Parts(model, weights, tuple(map(pinned, self.adapters)))
+        return Ingredients(model, weights, tuple(map(pinned, self.adapters)))
 
     def keys(self) -> dict[str, Any]:
         """The keys of a recipe that name these parts."""
@@ -53,7 +53,7 @@ class Parts:
         }
 
 
-def parts_of(recipe: Recipe) -> Parts:
+def ingredients_of(recipe: Recipe) -> Ingredients:
     """The parts of a recipe's model; ModelError where one cannot be found or cannot be merged."""
     source = source_of(recipe)
     weights = weights_of(source)
@@ -61,7 +61,7 @@ def parts_of(recipe: Recipe) -> Parts:
     adapters = (*own, *(source.beside(one, ADAPTER) for one in recipe.adapters))
     for adapter in adapters:
         _require_mergeable(adapter)
-    return Parts(source, weights, adapters)
+    return Ingredients(source, weights, adapters)
 
 
 def weights_of(source: ModelSource) -> ModelSource:

@@ -12,7 +12,7 @@ from embedjob.encoder.digests import digests, digests_of
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.facts import facts
 from embedjob.encoder.files import ADAPTER
-from embedjob.encoder.parts import parts_of
+from embedjob.encoder.ingredients import ingredients_of
 from embedjob.encoder.source import ModelSource, materialize, source_of
 from embedjob.errors import ConfigError, ModelError, OutputError
 from embedjob.recipe import HubModel, Recipe
@@ -68,26 +68,26 @@ def test_a_model_that_is_an_adapter_is_its_base_with_it_merged(
 
 def test_a_copy_of_the_base_may_lie_elsewhere(base: Path, mntp: Path, tmp_path: Path) -> None:
     expected = embeddings(recipe(mntp))
-    found = digests_of(parts_of(recipe(mntp)))
+    found = digests_of(ingredients_of(recipe(mntp)))
     moved = base.rename(tmp_path / "moved")
     with pytest.raises(ModelError, match=r"encoder\.base: .*base does not exist"):
-        parts_of(recipe(mntp)).pinned()
+        ingredients_of(recipe(mntp)).pinned()
     with pytest.raises(ModelError, match=r"encoder\.base"):
         facts(source_of(recipe(mntp)))
     again = recipe(mntp, base=str(moved))
     assert np.array_equal(embeddings(again), expected)
-    assert digests_of(parts_of(again)) == found
+    assert digests_of(ingredients_of(again)) == found
 
 
 def test_a_base_that_nobody_needs_or_names_is_told(base: Path, mntp: Path) -> None:
     with pytest.raises(ModelError, match=r"encoder\.base: got .*weights of its own; leave base"):
-        parts_of(recipe(base, base=str(base)))
+        ingredients_of(recipe(base, base=str(base)))
     config = json.loads((mntp / "adapter_config.json").read_text())
     (mntp / "adapter_config.json").write_text(
         json.dumps({**config, "base_model_name_or_path": None})
     )
     with pytest.raises(ModelError, match=r"does not say of which model; set encoder\.base"):
-        parts_of(recipe(mntp))
+        ingredients_of(recipe(mntp))
 
 
 def test_an_adapter_without_a_config_is_no_model(second: Path) -> None:
@@ -99,13 +99,13 @@ def test_the_digests_are_those_of_all_parts_in_order(base: Path, mntp: Path, sec
     own = digests(ModelSource(str(base)))
     first, then = (digests(ModelSource(str(folder), holding=ADAPTER)) for folder in (mntp, second))
     assert sorted(first) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert digests_of(parts_of(recipe(base))) == own
+    assert digests_of(ingredients_of(recipe(base))) == own
     numbered = [
         {f"adapters/{number}/{name}": one for name, one in found.items()}
         for number, found in enumerate((first, then))
     ]
-    assert digests_of(parts_of(recipe(base, mntp, second))) == own | numbered[0] | numbered[1]
-    found = digests_of(parts_of(recipe(mntp, second)))
+    assert digests_of(ingredients_of(recipe(base, mntp, second))) == own | numbered[0] | numbered[1]
+    found = digests_of(ingredients_of(recipe(mntp, second)))
     assert found == numbered[0] | numbered[1] | {
         "config.json": own["config.json"],
         "tokenizer.json": own["tokenizer.json"],
@@ -119,7 +119,7 @@ def test_the_fingerprint_follows_what_adapters_are_and_not_where(
 ) -> None:
     def mark(*adapters: Path) -> str:
         made = recipe(base, *adapters)
-        return fingerprint(made, digests_of(parts_of(made)))
+        return fingerprint(made, digests_of(ingredients_of(made)))
 
     marks = [mark(), mark(mntp), mark(mntp, second), mark(second, mntp)]
     assert len(set(marks)) == len(marks)
@@ -136,7 +136,7 @@ def test_parts_are_pinned_to_places_that_every_node_reads_alike(
     base: Path, mntp: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(base.parent)
-    keys = parts_of(recipe("./mntp", "./second")).pinned().keys()
+    keys = ingredients_of(recipe("./mntp", "./second")).pinned().keys()
     assert keys == {
         "model": str(mntp),
         "revision": None,
@@ -145,8 +145,8 @@ def test_parts_are_pinned_to_places_that_every_node_reads_alike(
     }
     again = recipe("x").model_copy(update=keys)
     assert Recipe.model_validate_json(again.model_dump_json()) == again
-    assert parts_of(again).pinned().keys() == keys
-    assert parts_of(recipe("./base")).pinned().keys()["base"] is None
+    assert ingredients_of(again).pinned().keys() == keys
+    assert ingredients_of(recipe("./base")).pinned().keys()["base"] is None
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_an_adapter_that_is_not_there_is_refused(
     monkeypatch.chdir(base.parent)
     Path("model.gguf").touch()
     with pytest.raises(ModelError, match=rf"encoder\.adapters: .*{said}"):
-        parts_of(recipe(base, adapter))
+        ingredients_of(recipe(base, adapter))
 
 
 def test_an_adapter_without_weights_is_refused_before_the_model_is_loaded(
@@ -172,7 +172,7 @@ def test_an_adapter_without_weights_is_refused_before_the_model_is_loaded(
 ) -> None:
     (second / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"encoder\.adapters: .*no weights \(adapter_model"):
-        digests_of(parts_of(recipe(base, second)))
+        digests_of(ingredients_of(recipe(base, second)))
 
 
 def test_an_adapter_comes_out_of_a_package(
@@ -183,8 +183,8 @@ def test_an_adapter_comes_out_of_a_package(
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     named = recipe(base, "package:brings_an_adapter/lora")
     placed = recipe(base, tmp_path / "site" / "brings_an_adapter" / "lora")
-    assert digests_of(parts_of(named)) == digests_of(parts_of(placed))
-    assert parts_of(named).pinned().keys()["adapters"] == named.adapters
+    assert digests_of(ingredients_of(named)) == digests_of(ingredients_of(placed))
+    assert ingredients_of(named).pinned().keys()["adapters"] == named.adapters
 
 
 def test_adapters_and_their_base_in_s3_are_brought_whole(
@@ -195,8 +195,8 @@ def test_adapters_and_their_base_in_s3_are_brought_whole(
             storage.create(f"{bucket}/{folder.name}/{path.name}", path.read_bytes())
     there = recipe(f"{bucket}/mntp", f"{bucket}/second", base=f"{bucket}/base")
     here = recipe(mntp, second)
-    assert digests_of(parts_of(there)) == digests_of(parts_of(here))
-    assert parts_of(there).pinned().keys()["adapters"] == there.adapters
+    assert digests_of(ingredients_of(there)) == digests_of(ingredients_of(here))
+    assert ingredients_of(there).pinned().keys()["adapters"] == there.adapters
     assert np.array_equal(embeddings(there), embeddings(here))
 
 
@@ -204,7 +204,7 @@ def test_queries_are_embedded_with_the_adapters_that_wrote(
     base: Path, mntp: Path, second: Path, tmp_path: Path
 ) -> None:
     made = recipe(mntp, second)
-    parts = parts_of(made).pinned()
+    parts = ingredients_of(made).pinned()
     made = made.model_copy(update=parts.keys())
     found = digests_of(parts)
     out = str(tmp_path / "out")
