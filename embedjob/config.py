@@ -46,6 +46,15 @@ class Pool(Section):
     cpus_per_actor: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     tokens_per_microbatch: Literal["auto"] | Positive = "auto"
 
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _is_a_share_or_whole(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(
+                f"got {value:g}, allowed is a share of one GPU (0 to 1) or a whole number of them"
+            )
+        return value
+
     @property
     def cpus(self) -> float:
         """CPUs one actor asks Ray for: on CPU a half, or no read task would ever be scheduled."""

@@ -18,7 +18,10 @@ from embedjob.recipe import Recipe
 from embedjob.segments import Section
 
 DEFAULT = "library default"
-_PATHS = ("input.path", "output.path", "output.reuse_from", "encoder.model", "encoder.adapters")
+_PATHS_WORDS = """
+input.path output.path output.reuse_from encoder.model encoder.base encoder.adapters
+"""
+_PATHS = tuple(_PATHS_WORDS.split())
 _SECTIONS = tuple(Job.model_fields)
 _SectionT = TypeVar("_SectionT", bound=Section)
 

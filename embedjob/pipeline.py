@@ -117,7 +117,8 @@ def embed(
 def recipe_engine(found: Survey, threads: int) -> Engine:
     """The engine of the job's own recipe."""
     job = found.resolved.job
-    return RecipeEngine(job.encoder.model_dump_json(), job.pool.tokens_per_microbatch, threads)
+    budget, gpus = job.pool.tokens_per_microbatch, max(1, int(job.pool.gpus_per_actor))
+    return RecipeEngine(job.encoder.model_dump_json(), budget, threads, gpus)
 
 
 def _run(

@@ -29,7 +29,7 @@ Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
 
 # What the config can say and no engine does yet: refused, never accepted and ignored.
-_EMPTY_UNTIL_BUILT = ("adapters", "interventions")
+_EMPTY_UNTIL_BUILT = ("interventions",)
 # What late_chunk can share out over the parts of a text, and give true characters of.
 _LATE: dict[str, tuple[str, ...]] = {
     "span": ("all", "text", "from_text", "after_prompt"),
@@ -46,6 +46,13 @@ def _inside(path: str) -> str:
 
 
 ModulePath = Annotated[str, AfterValidator(_inside)]
+
+
+class HubModel(Section):
+    """A model or an adapter on the hub, at a commit."""
+
+    id: str
+    revision: str | None = None
 
 
 class SpecialTokens(Section):
@@ -78,10 +85,15 @@ class WeightedTemplate(Section):
 
 
 class SpanOffset(Section):
-    """A span rule whose first token is moved by `offset`."""
+    """A span rule whose first token is moved by `offset`.
+
+    With `alone` the pooled segments are tokenized by themselves too, and as many last tokens count
+    as they have then: some authors find a text so, and blanks at a seam may make a difference.
+    """
 
     rule: SpanRule
     offset: int = 0
+    alone: bool = False
 
 
 class SpanTag(Section):
@@ -163,19 +175,24 @@ PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_lengt
 
 
 class Recipe(Section):
-    """The `encoder` section, resolved: every knob that decides a vector's value."""
+    """The `encoder` section, resolved: every knob that decides a vector's value.
+
+    `base` is where the weights lie if `model` is an adapter, and by default what that one names;
+    `adapters` are merged into the weights in order.
+    """
 
     model: str
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
-    adapters: tuple[str, ...] = ()
+    base: str | HubModel | None = None
+    adapters: tuple[str | HubModel, ...] = ()
     method: str | None = None
     role: Role = "document"
     instruction: str | None = None
     demonstrations: tuple[str | Demonstration, ...] = ()
     demonstration: str | None = None
-    prepare: Literal["none", "eol", "moee", "fullstop", "strip"] = "none"
+    prepare: Literal["none", "eol", "moee", "fullstop", "strip", "rstrip"] = "none"
     templates: tuple[str | WeightedTemplate | tuple[Segment, ...], ...] = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"

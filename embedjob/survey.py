@@ -1,20 +1,23 @@
 """What there is to do: the job resolved, the input listed, the output compared. No Ray, no GPU."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedjob import storage
 from embedjob.config import Input
 from embedjob.encoder.beside import Beside, beside_of
-from embedjob.encoder.digests import digests
+from embedjob.encoder.digests import digests_of
 from embedjob.encoder.facts import ModelFacts, config_of, facts, require_fit
+from embedjob.encoder.files import BASE
 from embedjob.encoder.folder import folder_layer
+from embedjob.encoder.ingredients import ingredients_of
 from embedjob.encoder.modules import vector_width
-from embedjob.encoder.source import ModelSource, materialize, pinned, source_of
+from embedjob.encoder.source import ModelSource, materialize
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import InputError
 from embedjob.jobfile import Draft, merge, validate, validate_partial
 from embedjob.methods.resolution import Resolved, default_model, resolve
+from embedjob.recipe import HubModel
 from embedjob.shards.chunks import Shard
 from embedjob.shards.columns import columns_of
 from embedjob.shards.fingerprint import fingerprint
@@ -57,8 +60,8 @@ def survey(draft: Draft) -> Survey:
     known = facts(source)
     folder = materialize(source, tokenizer_only=True)
     resolved = resolve(draft, folder_layer(folder))
-    source = pinned(source)
-    resolved = resolved.on(model=source.model, revision=source.revision)
+    made_of = ingredients_of(resolved.job.encoder).pinned()
+    resolved = resolved.on(made_of.keys())
     job = resolved.job
     require_fit(job.encoder, known)
     wide = vector_width(job.encoder, known.hidden_size, folder)
@@ -66,7 +69,7 @@ def survey(draft: Draft) -> Survey:
     # Refuses templates without a slot, or without room for a token of text.
     load_tokenizer(job.encoder)
     storage.require_create_only(job.output.path)
-    found = digests(source_of(job.encoder))
+    found = digests_of(made_of)
     mark = fingerprint(job.encoder, found)
     done = storage.list_files(data_directory(job.output.path, mark))
     request = Request(job.input, mark, job.output.chunk_rows, job.run.limit)
@@ -84,12 +87,15 @@ def survey(draft: Draft) -> Survey:
 
 def source_in(draft: Draft) -> ModelSource:
     """Where the draft's model comes from."""
-    return ModelSource(
+    source = ModelSource(
         model=draft.get("encoder.model"),
         revision=draft.get("encoder.revision"),
         trust_remote_code=bool(draft.get("encoder.trust_remote_code")),
         allow_pickle=bool(draft.get("encoder.allow_pickle")),
     )
+    base = draft.get("encoder.base")
+    named = HubModel(**base) if isinstance(base, dict) else base
+    return replace(source, base=source.beside(named, BASE)) if named else source
 
 
 def listed_input(draft: Draft) -> tuple[tuple[Shard, ...], dict[str, Footer | str]]:

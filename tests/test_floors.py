@@ -55,6 +55,7 @@ HOMES = {
     "torch": {"vectors", "encoder"},
     "transformers": {"encoder"},
     "peft": {"encoder"},
+    "accelerate": {"encoder"},
     "safetensors": {"encoder"},
     "gguf": {"encoder"},
     "huggingface_hub": {"encoder"},

@@ -4,48 +4,23 @@ Legend: V views, T tokens, D width.
 """
 
 import inspect
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForTextEncoding,
-    Cache,
-    MistralConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import Cache, PreTrainedModel
 
-from embedjob.encoder import nvembed
 from embedjob.encoder.attention import Attention, require_attention, set_attention
-from embedjob.encoder.facts import (
-    T5_TYPES,
-    ModelFacts,
-    config_of,
-    facts_of,
-    is_causal,
-    require_fit,
-)
+from embedjob.encoder.facts import ModelFacts, facts_of
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
-from embedjob.encoder.quiet import quiet
-from embedjob.encoder.source import materialize, source_of, transformer_directory
-from embedjob.encoder.tensors import prefixed_tensors
+from embedjob.encoder.loading import load_model
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Layer = int | tuple[int, ...]
 
 
@@ -86,8 +61,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        place: torch.device = next(self.model.parameters()).device
+        """Where ids go in and states come out; of a model that is spread, its embeddings' place."""
+        place: torch.device = self.model.get_input_embeddings().weight.device
         return place
 
     @property
@@ -126,8 +101,8 @@ class Backbone:
         chosen = [one % (self.facts.layers + 1) for one in layers]
         found = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
-            return found[chosen[0]]
-        return torch.stack([found[one] for one in chosen]).mean(dim=0)
+            return found[chosen[0]].to(self.device)
+        return torch.stack([found[one].to(self.device) for one in chosen]).mean(dim=0)
 
     @torch.inference_mode()
     def continued(
@@ -163,77 +138,21 @@ class Backbone:
                 tensor.data = tensor.data.to(dtype)
 
 
-def load_backbone(recipe: Recipe, *, device: torch.device) -> Backbone:
-    """The recipe's model on a device; ModelError if it cannot be loaded whole."""
-    directory = transformer_directory(materialize(source_of(recipe)))
-    require_fit(recipe, facts_of(config_of(directory)))
-    auto = "bfloat16" if device.type == "cuda" else "float32"
-    dtype = DTYPES[auto if recipe.dtype == "auto" else recipe.dtype]
-    model, missing = _load(directory, recipe, dtype)
-    nn.Module.to(model, device)
-    head = LanguageHead(model) if recipe.reads_logits else None
-    latent = _latent_attention(directory, recipe, device=device, dtype=dtype)
+def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Backbone:
+    """The recipe's model on a device, or spread over several GPUs; ModelError if it is not whole.
+
+    Raises:
+        ResourceError: the GPUs are fewer, or smaller, than the model needs.
+    """
+    found = load_model(recipe, device=device, gpus=gpus)
+    head = LanguageHead(found.model) if recipe.reads_logits else None
     return Backbone(
-        head.body if head else model,
+        head.body if head else found.model,
         attention=recipe.attention,
-        latent_attention=latent,
-        missing=missing,
+        latent_attention=found.latent_attention,
+        missing=found.missing,
         head=head,
     )
-
-
-def _load(
-    directory: Path, recipe: Recipe, dtype: torch.dtype
-) -> tuple[PreTrainedModel, frozenset[str]]:
-    """The model, and the weights of its pooler that the checkpoint does not have."""
-    trust = recipe.trust_remote_code
-    try:
-        config, mapping = _config(directory, trust=trust)
-        auto: Any = AutoModelForTextEncoding if config.model_type in T5_TYPES else AutoModel
-        if recipe.reads_logits:
-            auto = AutoModelForCausalLM if is_causal(config.to_dict()) else AutoModelForMaskedLM
-        with quiet():
-            model, report = auto.from_pretrained(
-                directory,
-                config=config,
-                key_mapping=mapping,
-                dtype=dtype,
-                trust_remote_code=trust,
-                use_safetensors=None if recipe.allow_pickle else True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:500]
-        raise ModelError(f"encoder.model: {recipe.model} cannot be loaded: {reason}") from error
-    # transformers fills what is missing with random numbers; a pooler is seldom asked for.
-    pooler = frozenset(key for key in report["missing_keys"] if "pooler" in key)
-    if missing := sorted(set(report["missing_keys"]) - pooler):
-        raise ModelError(
-            f"encoder.model: the weights of {recipe.model} lack {len(missing)} tensors of"
-            f" {type(model).__name__} ({', '.join(missing[:3])}, ...); was the model saved whole,"
-            " and does its config.json belong to it?"
-        )
-    return model, pooler
-
-
-def _config(directory: Path, *, trust: bool) -> tuple[PreTrainedConfig, dict[str, str] | None]:
-    """The model's config, and what its tensors are called if not as transformers calls them."""
-    written = config_of(directory)
-    if nvembed.is_nvembed(written):
-        renamed = {f"^{re.escape(nvembed.BACKBONE_PREFIX)}": ""}
-        return MistralConfig(**nvembed.mistral_keys(written)), renamed
-    return AutoConfig.from_pretrained(directory, trust_remote_code=trust), None
-
-
-def _latent_attention(
-    directory: Path, recipe: Recipe, *, device: torch.device, dtype: torch.dtype
-) -> LatentAttention | None:
-    config = config_of(directory)
-    if recipe.pooling != "latent_attention" or not nvembed.is_nvembed(config):
-        return None
-    prefix, pickles = nvembed.LATENT_PREFIX, recipe.allow_pickle
-    tensors = prefixed_tensors(directory, prefix, allow_pickle=pickles)
-    return LatentAttention(tensors, nvembed.latent_sizes(config), device=device, dtype=dtype)
 
 
 def _first_position(model: PreTrainedModel) -> int:

@@ -103,7 +103,8 @@ def _attention(
     scores = _Scores(asked.get("scaling") or query_VHTE.shape[-1] ** -0.5, asked.get("softcap"))
     groups = query_VHTE.shape[1] // key_VKTE.shape[1]
     keys, values = (one.repeat_interleave(groups, dim=1) for one in (key_VKTE, value_VKTE))
-    bias = pieces.bias_VHTT
+    # A model may be spread: what came with the input is where its first block is.
+    bias = None if pieces.bias_VHTT is None else pieces.bias_VHTT.to(query_VHTE.device)
     out, weight = _attend(query_VHTE, keys, values, scores, causal=bias is None, bias=bias)
     if pieces.shared is not None:
         keys, values = pieces.shared.layers[layer]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from embedjob import storage
 from embedjob.encoder import cache, hub
-from embedjob.encoder.files import ModelFile, model_files
+from embedjob.encoder.files import ADAPTER, MODEL, Holding, ModelFile, model_files
+from embedjob.encoder.ingredients import Ingredients
 from embedjob.encoder.source import (
     ModelSource,
     files_at_hand,
@@ -23,6 +24,24 @@ tokenizer_config.json special_tokens_map.json added_tokens.json
 _VOCABULARIES = frozenset(_VOCABULARIES_WORDS.split())
 
 
+def digests_of(made_of: Ingredients) -> dict[str, str]:
+    """The digests of everything that a recipe's model is made of.
+
+    The model's own files go by their names; those of a base and of adapters, which are numbered in
+    the order of merging, are named apart.
+    """
+    if made_of.weights == made_of.model:
+        found = digests(made_of.model)
+    else:
+        texts = model_files(str(materialize(made_of.model, tokenizer_only=True)))
+        found = _sha256s(texts, _texts(texts, MODEL))
+        base = digests(made_of.weights).items()
+        found |= {f"base/{name}": one for name, one in base if not _is_tokenizer(name)}
+    for number, adapter in enumerate(made_of.adapters):
+        found |= {f"adapters/{number}/{name}": one for name, one in digests(adapter).items()}
+    return found
+
+
 def digests(source: ModelSource) -> dict[str, str]:
     """The sha256 of a model's weights, config and tokenizer files, by name; its modules' too.
 
@@ -32,37 +51,45 @@ def digests(source: ModelSource) -> dict[str, str]:
     files = files_at_hand(source)
     if not files:
         texts = model_files(str(materialize(source, tokenizer_only=True)))
-        return _sha256s(texts, {*_texts(texts), *_configs(source)}) | _hub_weights(source)
+        wanted = {*_texts(texts, source.holding), *_configs(source)}
+        return _sha256s(texts, wanted) | _hub_weights(source, texts)
     if files[0].name.endswith(".gguf"):
         return {files[0].name: _sha256(files[0])}
-    weights = _weights([file.name for file in files], source)
-    return _sha256s(files, {*weights, *_texts(files), *_configs(source)})
+    weights = _weights([file.name for file in files], source, files)
+    return _sha256s(files, {*weights, *_texts(files, source.holding), *_configs(source)})
 
 
-def _hub_weights(source: ModelSource) -> dict[str, str]:
+def _hub_weights(source: ModelSource, texts: Sequence[ModelFile]) -> dict[str, str]:
     recorded = {
         file.rfilename: file.lfs.sha256
-        for file in hub.described(source.model, source.revision).siblings or ()
+        for file in hub.described(source.model, source.revision, key=source.holding.key).siblings
+        or ()
         if file.lfs is not None
     }
-    return {name: recorded[name] for name in _weights(list(recorded), source)}
+    return {name: recorded[name] for name in _weights(list(recorded), source, texts)}
 
 
-def _weights(names: list[str], source: ModelSource) -> list[str]:
-    return [*require_weights(names, source), *module_weights(names, source)]
+def _weights(names: list[str], source: ModelSource, texts: Sequence[ModelFile]) -> list[str]:
+    return [*require_weights(names, source, texts), *module_weights(names, source)]
 
 
 def _configs(source: ModelSource) -> list[str]:
     return [f"{module}/config.json" for module in source.modules]
 
 
-def _texts(files: Sequence[ModelFile]) -> set[str]:
+def _texts(files: Sequence[ModelFile], holding: Holding) -> set[str]:
     """The names of the config and tokenizer files, those one level down included."""
+    if holding is ADAPTER:
+        return {holding.config}
     names = {file.name: file.name.rpartition("/")[2] for file in files}
     ready = "tokenizer.json" in names.values()
     wanted = {"tokenizer.json"} if ready else _VOCABULARIES
     inner = {name for name in names if "/" not in name or name.startswith("0_")}
     return {name for name in inner if names[name] == "config.json" or names[name] in wanted}
+
+
+def _is_tokenizer(name: str) -> bool:
+    return name.rpartition("/")[2] in {"tokenizer.json", *_VOCABULARIES}
 
 
 def _sha256s(files: Sequence[ModelFile], names: set[str]) -> dict[str, str]:

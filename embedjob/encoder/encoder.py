@@ -65,25 +65,34 @@ class Encoder:
         recipes: Mapping[Role, Recipe] | None = None,
         device: str | None = None,
         tokens_per_microbatch: Literal["auto"] | int = "auto",
+        gpus: int = 1,
     ) -> "Encoder":
         """The encoder of a resolved recipe, and of the same method's recipes for other roles.
 
-        Without a device, the first GPU is taken if there is one.
+        Without a device, the first GPU is taken if there is one; with several `gpus` the model is
+        spread over so many.
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        backbone = load_backbone(recipe, device=place)
+        backbone = load_backbone(recipe, device=place, gpus=gpus)
         return cls(backbone, recipe, recipes=recipes, tokens_per_microbatch=tokens_per_microbatch)
 
     @classmethod
     def from_output(
-        cls, out: str, *, model: str | None = None, device: str | None = None
+        cls,
+        out: str,
+        *,
+        model: str | None = None,
+        base: str | None = None,
+        adapters: Sequence[str] | None = None,
+        device: str | None = None,
+        gpus: int = 1,
     ) -> "Encoder":
         """The encoder of exactly the recipe that wrote an output, without Ray.
 
-        `model` says where a copy of the model lies, if not where the job had it.
+        `model`, `base` and `adapters` say where copies of them lie, if not where the job had them.
         """
-        kept = recorded(out, model=model)
-        encoder = cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device)
+        kept = recorded(out, model=model, base=base, adapters=adapters)
+        encoder = cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device, gpus=gpus)
         if kept.calibration is not None:
             encoder.ranges = kept.calibration.array
         return encoder
@@ -184,7 +193,7 @@ class Encoder:
 
 
 def _require_one_model(one: Recipe, other: Recipe) -> None:
-    for key in ("model", "revision", "attention", "dtype"):
+    for key in ("model", "revision", "base", "adapters", "attention", "dtype"):
         if getattr(one, key) != getattr(other, key):
             raise ConfigError(
                 f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"

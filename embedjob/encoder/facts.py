@@ -10,12 +10,12 @@ from typing import Any
 
 from embedjob import storage
 from embedjob.encoder import gguf_file, hub, nvembed
-from embedjob.encoder.files import ModelFile, is_weight
+from embedjob.encoder.files import ModelFile, model_files
+from embedjob.encoder.ingredients import weights_of
+from embedjob.encoder.reach import address, kind
 from embedjob.encoder.source import (
     ModelSource,
-    address,
     files_at_hand,
-    kind,
     materialize,
     read_json,
     require_weights,
@@ -48,13 +48,17 @@ _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The size and kind of a model: `causal` is a decoder, `max_positions` None is no limit."""
+    """The size and kind of a model: `causal` is a decoder, `max_positions` None is no limit.
+
+    `vocabulary` is how many token ids have an embedding, None where the config does not tell.
+    """
 
     hidden_size: int
     layers: int
     causal: bool
     max_positions: int | None
     parameters: int | None
+    vocabulary: int | None = None
 
 
 def facts(source: ModelSource) -> ModelFacts:
@@ -62,7 +66,7 @@ def facts(source: ModelSource) -> ModelFacts:
     if kind(source.model) == "gguf":
         return ModelFacts(**gguf_file.header(Path(address(source.model))))
     config = config_of(materialize(source, tokenizer_only=True))
-    return facts_of(config, parameters=_parameters(source))
+    return facts_of(config, parameters=_parameters(weights_of(source)))
 
 
 def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelFacts:
@@ -83,7 +87,8 @@ def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> Mod
     positions = None if model_type in T5_TYPES else _first(config, _POSITION_KEYS)
     if positions and model_type in _OFFSET_POSITIONS:
         positions -= int(config.get("pad_token_id") or 0) + 1
-    return ModelFacts(size, layers, is_causal(config), positions, parameters)
+    vocabulary = _first(config, ("vocab_size",))
+    return ModelFacts(size, layers, is_causal(config), positions, parameters, vocabulary)
 
 
 def is_causal(config: Mapping[str, Any]) -> bool:
@@ -133,11 +138,13 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
 def _parameters(source: ModelSource) -> int | None:
     files = files_at_hand(source)
     if not files:
-        record = hub.described(source.model, source.revision)
-        require_weights([file.rfilename for file in record.siblings or ()], source)
+        record = hub.described(source.model, source.revision, key=source.holding.key)
+        texts = model_files(str(materialize(source, tokenizer_only=True)))
+        require_weights([file.rfilename for file in record.siblings or ()], source, texts)
         return record.safetensors.total if record.safetensors else None
-    require_weights([file.name for file in files], source)
-    return sum(_tensor_elements(file) for file in files if is_weight(file.name)) or None
+    require_weights([file.name for file in files], source, files)
+    weights = [file for file in files if source.holding.is_weight(file.name)]
+    return sum(map(_tensor_elements, weights)) or None
 
 
 def _tensor_elements(file: ModelFile) -> int:
@@ -147,7 +154,13 @@ def _tensor_elements(file: ModelFile) -> int:
             length = struct.unpack("<Q", handle.read(8))[0]
             tensors = json.loads(handle.read(length if length < 1 << 28 else 0))
         except (struct.error, ValueError) as error:
-            raise ModelError(
-                f"{file.stored.url}: is no safetensors file ({error}); was its download cut short?"
-            ) from error
-    return sum(math.prod(t["shape"]) for name, t in tensors.items() if name != "__metadata__")
+            raise _cut_short(file, f"is no safetensors file ({error})") from error
+    tensors.pop("__metadata__", None)
+    size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    if file.stored.size < size:
+        raise _cut_short(file, f"has {file.stored.size} bytes, and its header tells of {size}")
+    return sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+
+
+def _cut_short(file: ModelFile, what: str) -> ModelError:
+    return ModelError(f"{file.stored.url}: {what}; was its download cut short?")

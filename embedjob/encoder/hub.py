@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi, ModelInfo, snapshot_download
 
+from embedjob.encoder.files import MODEL
 from embedjob.errors import ModelError
 
 _EXPORTS = ["onnx/*", "openvino/*", "original/*", "coreml/*"]
@@ -13,14 +14,19 @@ _Answer = TypeVar("_Answer")
 
 
 def snapshot(
-    model: str, revision: str | None, patterns: Sequence[str], *, ask: bool = True
+    model: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    ask: bool = True,
+    key: str = MODEL.key,
 ) -> Path:
     """The local snapshot of the model's files that match, fetched if it is not whole.
 
     ModelError where it cannot be had, or is not here and the hub is not to be asked.
     """
     found = _ask(
-        model,
+        (model, key),
         lambda: snapshot_download(
             model,
             revision=revision,
@@ -32,12 +38,16 @@ def snapshot(
     return Path(found)
 
 
-def described(model: str, revision: str | None) -> ModelInfo:
+def described(model: str, revision: str | None, *, key: str = MODEL.key) -> ModelInfo:
     """The hub's own record of the model: commit, files with size and sha256, parameter counts."""
-    return _ask(model, lambda: HfApi().model_info(model, revision=revision, files_metadata=True))
+    return _ask(
+        (model, key),
+        lambda: HfApi().model_info(model, revision=revision, files_metadata=True),
+    )
 
 
-def _ask(model: str, question: Callable[[], _Answer]) -> _Answer:
+def _ask(about: tuple[str, str], question: Callable[[], _Answer]) -> _Answer:
+    model, key = about
     try:
         return question()
     except Exception as error:
@@ -45,7 +55,7 @@ def _ask(model: str, question: Callable[[], _Answer]) -> _Answer:
         # own errors have a request id in the middle of the text.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"encoder.model: got {model!r}, which is no local directory or .gguf file and could"
+            f"{key}: got {model!r}, which is no local directory or .gguf file and could"
             f" not be had from the Hugging Face hub: {reason} Allowed are a hub id, a local"
             " directory, a .gguf file, s3://BUCKET/DIRECTORY and package:NAME/PATH"
         ) from error

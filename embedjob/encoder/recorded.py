@@ -1,10 +1,11 @@
 """The recipes that wrote an output, so that queries are embedded by exactly them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from embedjob.encoder.digests import digests
-from embedjob.encoder.source import source_of
+from embedjob.encoder.digests import digests_of
+from embedjob.encoder.ingredients import ingredients_of
 from embedjob.errors import ModelError, OutputError
 from embedjob.jobfile import recipe_from
 from embedjob.recipe import Recipe, Role
@@ -26,14 +27,22 @@ class Recorded:
     calibration: Calibration | None = None
 
 
-def recorded(out: str, *, model: str | None = None) -> Recorded:
+def recorded(
+    out: str,
+    *,
+    model: str | None = None,
+    base: str | None = None,
+    adapters: Sequence[str] | None = None,
+) -> Recorded:
     """The recipes behind an output's newest snapshot, or its first claim while there is none.
 
-    OutputError if it has none, ModelError if the model is no longer the one that wrote; `model`
-    says where a copy of that one lies.
+    OutputError if it has none, ModelError if the model is no longer the one that wrote; `model`,
+    `base` and `adapters` say where copies of those lie.
     """
     claim = _claim(out)
-    moved = {"model": model, "revision": None} if model else {}
+    moved: dict[str, Any] = {"model": model, "revision": None} if model else {}
+    moved |= {} if base is None else {"base": base}
+    moved |= {} if adapters is None else {"adapters": list(adapters)}
     kept = [recipe_from({**values, **moved}, {}) for values in claim.recipes.values()]
     wrote = [one for one in kept if fingerprint(one, claim.digests) == claim.fingerprint]
     if not wrote:
@@ -53,7 +62,7 @@ def _claim(out: str) -> Claim:
 
 
 def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
-    found, then = digests(source_of(recipe)), dict(claim.digests)
+    found, then = digests_of(ingredients_of(recipe)), dict(claim.digests)
     differ = sorted(name for name in {*found, *then} if found.get(name) != then.get(name))
     if differ:
         raise ModelError(

@@ -1,34 +1,41 @@
-"""Where a model comes from, and the local directory that it becomes."""
+"""Where a model or an adapter comes from, and the local directory that it becomes."""
 
-import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedjob.encoder import cache, gguf_file, hub, nvembed
+from embedjob import storage
+from embedjob.encoder import cache, gguf_file, hub
+from embedjob.encoder.configs import require_config
 from embedjob.encoder.files import (
-    PICKLES,
+    ADAPTER,
+    BASE,
+    INDEX,
+    MODEL,
     TEXTS,
+    Holding,
     ModelFile,
     copy,
-    is_weight,
     model_files,
     module_weight,
+    require_whole,
     weight_names,
 )
+from embedjob.encoder.reach import address, kind
 from embedjob.errors import ModelError
-from embedjob.recipe import Dense, Head, LayerNorm, Recipe
+from embedjob.recipe import Dense, Head, HubModel, LayerNorm, Recipe
 
 _TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's weights are, what may be run to read them, and the modules that go with it.
+    """Where a model or an adapter is, what may be run to read it, and the modules it goes with.
 
-    `modules` are directories inside the model folder, whose weights a recipe's heads are.
+    `modules` are directories inside the model folder, whose weights a recipe's heads are; `base`
+    is where the weights are, if the model is an adapter and does not name them rightly.
     """
 
     model: str
@@ -36,17 +43,30 @@ class ModelSource:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     modules: tuple[str, ...] = ()
+    holding: Holding = MODEL
+    base: "ModelSource | None" = None
+
+    def beside(self, named: str | HubModel, holding: Holding) -> "ModelSource":
+        """Another source, of which as much may be run."""
+        return ModelSource(
+            model=named if isinstance(named, str) else named.id,
+            revision=None if isinstance(named, str) else named.revision,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            holding=holding,
+        )
 
 
 def source_of(recipe: Recipe) -> ModelSource:
     """The source that a recipe names."""
-    return ModelSource(
+    source = ModelSource(
         model=recipe.model,
         revision=recipe.revision,
         trust_remote_code=recipe.trust_remote_code,
         allow_pickle=recipe.allow_pickle,
         modules=tuple(path for head in recipe.vector_heads if (path := module_path(head))),
     )
+    return replace(source, base=source.beside(recipe.base, BASE)) if recipe.base else source
 
 
 def module_path(head: Head) -> str | None:
@@ -56,51 +76,27 @@ def module_path(head: Head) -> str | None:
     return head.layer_norm if isinstance(head, LayerNorm) else None
 
 
-def kind(model: str) -> str:
-    """How a model is reached: directory, gguf, stored or hub; ModelError if in no way."""
-    place = address(model)
-    if "://" in place:
-        return "stored"
-    path = Path(place)
-    if path.is_dir():
-        return "directory"
-    if path.is_file() and path.suffix == ".gguf":
-        return "gguf"
-    if path.exists() or place.startswith(("/", ".")) or path.suffix == ".gguf":
-        state = "is a file" if path.exists() else "does not exist"
-        raise ModelError(
-            f"encoder.model: {model} {state}; allowed is a model directory or a .gguf file"
-        )
-    return "hub"
-
-
-def address(model: str) -> str:
-    """The model's path or URL: what `package:NAME/PATH` and `~` stand for, all else as it is."""
-    if model.startswith("package:"):
-        return str(_in_package(model))
-    return str(Path(model).expanduser()) if model.startswith("~") else model
-
-
 def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
-    """The local directory with config.json, tokenizer and, unless told otherwise, the weights."""
-    directory = _MAKERS[kind(source.model)](source, tokenizer_only)
-    _require_config(directory, source)
+    """The local directory with config, tokenizer and, unless told otherwise, the weights."""
+    directory = _MAKERS[kind(source.model, source.holding)](source, tokenizer_only)
+    config = read_json(transformer_directory(directory) / source.holding.config)
+    require_config(directory, config, source)
     if not tokenizer_only:
-        require_weights([file.name for file in model_files(str(directory))], source)
+        files = model_files(str(directory), key=source.holding.key)
+        require_weights([file.name for file in files], source, files)
     return directory
 
 
 def files_at_hand(source: ModelSource) -> list[ModelFile]:
     """The model's files, weights included, that can be read now; [] while they are on the hub."""
-    if kind(source.model) != "hub":
-        return model_files(address(source.model))
-    weights = ["*.safetensors", *(["pytorch_model*.bin"] if source.allow_pickle else [])]
-    patterns = [*_TEXT_PATTERNS, *weights, *_pickled_modules(source)]
+    holding = source.holding
+    if kind(source.model, holding) != "hub":
+        return model_files(address(source.model, holding), key=holding.key)
     try:
-        here = hub.snapshot(source.model, source.revision, patterns, ask=False)
+        here = _snapshot(source, [*_TEXT_PATTERNS, *_weight_patterns(source)], ask=False)
     except ModelError:
         return []
-    files = model_files(str(here))
+    files = model_files(str(here), key=holding.key)
     return files if _held([file.name for file in files], source) else []
 
 
@@ -109,12 +105,25 @@ def _held(names: list[str], source: ModelSource) -> bool:
         module_weights(names, source)
     except ModelError:
         return False
-    return any(is_weight(name) or PICKLES.search(name) for name in names)
+    return any(source.holding.is_weight(name) or source.holding.is_pickle(name) for name in names)
 
 
-def require_weights(names: list[str], source: ModelSource) -> list[str]:
-    """The names of the weight files among `names`; ModelError if there are none to be used."""
-    return weight_names(names, allow_pickle=source.allow_pickle, model=source.model)
+def require_weights(
+    names: Iterable[str], source: ModelSource, texts: Sequence[ModelFile]
+) -> list[str]:
+    """The names of the weight files among `names`; ModelError if there are none to be used.
+
+    Or if some are missing that an index among `texts` names.
+    """
+    names = list(names)
+    found = weight_names(
+        names, allow_pickle=source.allow_pickle, model=source.model, holding=source.holding
+    )
+    if source.holding is not ADAPTER:
+        index = next((one for one in texts if one.name.rpartition("/")[2] == INDEX), None)
+        listed = None if index is None else json.loads(storage.read_bytes(index.stored.url))
+        require_whole(names, listed, model=source.model)
+    return found
 
 
 def module_weights(names: list[str], source: ModelSource) -> list[str]:
@@ -131,9 +140,10 @@ def module_weights(names: list[str], source: ModelSource) -> list[str]:
 
 def pinned(source: ModelSource) -> ModelSource:
     """The source named so that every node reads the same: a commit, or a path from the root."""
-    if source.model.startswith("package:") or kind(source.model) == "stored":
+    reached = kind(source.model, source.holding)
+    if source.model.startswith("package:") or reached == "stored":
         return source
-    if kind(source.model) != "hub":
+    if reached != "hub":
         return replace(source, model=str(Path(address(source.model)).resolve()))
     commit = materialize(source, tokenizer_only=True).name
     return replace(source, revision=commit)
@@ -156,25 +166,8 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def _in_package(model: str) -> Path:
-    # find_spec of a top-level name runs none of the package's code: it may need what is not here.
-    name, _, inside = model.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    roots = list(spec.submodule_search_locations or ()) if spec else []
-    if not roots:
-        raise ModelError(
-            f"encoder.model: {model}: no package {name!r} is installed; install it, or give"
-            " another model"
-        )
-    path = Path(roots[0]) / inside
-    if not path.exists():
-        there = ", ".join(sorted(p.name for p in Path(roots[0]).iterdir())[:12])
-        raise ModelError(f"encoder.model: {model}: {name} has no {inside!r}; it holds: {there}")
-    return path
-
-
 def _from_directory(source: ModelSource, _: bool) -> Path:
-    return Path(address(source.model))
+    return Path(address(source.model, source.holding))
 
 
 def _from_gguf(source: ModelSource, tokenizer_only: bool) -> Path:
@@ -182,7 +175,7 @@ def _from_gguf(source: ModelSource, tokenizer_only: bool) -> Path:
 
 
 def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
-    found = model_files(source.model)
+    found = model_files(source.model, key=source.holding.key)
     names = [file.name for file in found]
     if source.model.endswith(".gguf"):
         wanted = set(names)
@@ -190,7 +183,7 @@ def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
         wanted = {name for name in names if TEXTS.fullmatch(name)}
         wanted |= {name for name in names if source.trust_remote_code and name.endswith(".py")}
         if not tokenizer_only:
-            wanted |= {*require_weights(names, source), *module_weights(names, source)}
+            wanted |= {*require_weights(names, source, found), *module_weights(names, source)}
     files = [file for file in found if file.name in wanted]
     place = cache.made_once(
         source.model, [file.version for file in files], lambda directory: copy(files, directory)
@@ -203,16 +196,26 @@ def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
 def _from_hub(source: ModelSource, tokenizer_only: bool) -> Path:
     patterns = [*_TEXT_PATTERNS, *(["*.py"] if source.trust_remote_code else [])]
     if tokenizer_only:
-        return hub.snapshot(source.model, source.revision, patterns)
-    patterns += _pickled_modules(source)
-    safe = hub.snapshot(source.model, source.revision, [*patterns, "*.safetensors"])
-    if source.allow_pickle and not any(is_weight(file.name) for file in model_files(str(safe))):
-        return hub.snapshot(source.model, source.revision, [*patterns, "pytorch_model*.bin"])
-    return safe
+        return _snapshot(source, patterns)
+    safe, *unsafe = _weight_patterns(source)
+    modules = [one for one in unsafe if "/" in one]
+    here = _snapshot(source, [*patterns, safe, *modules])
+    if unsafe and not any(source.holding.is_weight(file.name) for file in model_files(str(here))):
+        return _snapshot(source, [*patterns, *unsafe])
+    return here
 
 
-def _pickled_modules(source: ModelSource) -> list[str]:
-    return [f"{one}/pytorch_model.bin" for one in source.modules if source.allow_pickle]
+def _snapshot(source: ModelSource, patterns: Sequence[str], *, ask: bool = True) -> Path:
+    return hub.snapshot(source.model, source.revision, patterns, ask=ask, key=source.holding.key)
+
+
+def _weight_patterns(source: ModelSource) -> list[str]:
+    """What to fetch for the weights; of a model also those of its modules, such as 2_Dense."""
+    holding = source.holding
+    safe = holding.safe if holding is ADAPTER else "*.safetensors"
+    if not source.allow_pickle:
+        return [safe]
+    return [safe, holding.unsafe, *(f"{one}/pytorch_model.bin" for one in source.modules)]
 
 
 _MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {
@@ -221,24 +224,3 @@ _MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {
     "stored": _from_storage,
     "hub": _from_hub,
 }
-
-
-def _require_config(directory: Path, source: ModelSource) -> None:
-    config = read_json(transformer_directory(directory) / "config.json")
-    if config is None:
-        found = ", ".join(sorted(path.name for path in directory.glob("*"))[:12]) or "nothing"
-        raise ModelError(
-            f"encoder.model: {source.model} has no config.json; found: {found}. Give a directory"
-            " that a transformers or sentence-transformers model was saved to"
-        )
-    ours = nvembed.is_nvembed(config)
-    if ours or not config.get("auto_map") or source.trust_remote_code:
-        return
-    # transformers takes seconds to import, and few models bring code of their own.
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
-        raise ModelError(
-            f"encoder.model: {source.model} is of a kind ({config.get('model_type')}) that only its"
-            " own Python code can run; set encoder.trust_remote_code: true if you trust it"
-        )

@@ -14,12 +14,12 @@ from embedjob.text.tokenizing import ViewTokenizer
 def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
     """The recipe's tokenizer; its files are fetched once per node, weights are not."""
     directory = materialize(source_of(recipe), tokenizer_only=True)
-    return ViewTokenizer(
-        read_tokenizer(directory),
-        recipe,
-        eos_id=_eos_id(directory),
-        positions=facts_of(config_of(directory)).max_positions,
+    tokenizer, known = read_tokenizer(directory), facts_of(config_of(directory))
+    views = ViewTokenizer(
+        tokenizer, recipe, eos_id=_eos_id(directory), positions=known.max_positions
     )
+    _require_rows(recipe, tokenizer, known.vocabulary)
+    return views
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -42,6 +42,21 @@ def lowercases(directory: Path) -> bool:
     return normalizer is not None and normalizer.normalize_str("É A") == normalizer.normalize_str(
         "é a"
     )
+
+
+def _require_rows(recipe: Recipe, tokenizer: Tokenizer, rows: int | None) -> None:
+    """ModelError if a token that the recipe adds has no embedding, in the model or an adapter."""
+    if recipe.adapters:
+        return  # They may bring rows; a token without one is refused when it meets the model.
+    for token in recipe.special_tokens.add:
+        found = tokenizer.token_to_id(token)
+        if rows is not None and found is not None and found >= rows:
+            raise ModelError(
+                f"encoder.special_tokens.add: got {token!r}, which would be token {found} of"
+                f" {recipe.model}, but that embeds {rows} tokens only; allowed are tokens that its"
+                " tokenizer has, or that its weights have rows for. Use the model that was trained"
+                " with it"
+            )
 
 
 def _eos_id(directory: Path) -> int | None:

@@ -43,10 +43,11 @@ span: pooled                             # all segments with pool: true, or {tag
 
 Joint segments are tokenized as one string and their tokens found by character offsets; separate
 ones each alone, as some authors do, which gives other ids at the seams. Where a text stands several
-times its copies are cut alike, and `span: text` means the last. `demonstrations` are strings, or
-`{text, answer}` written by the pattern in `demonstration`. Of special tokens, `bos: auto` is what
-the tokenizer adds, `none` nothing, `literal` what every template itself begins with; `eos: append`
-is added by id after the text is cut.
+times its copies are cut alike, and `span: text` means the last. With `span: {rule: pooled, alone:
+true}` as many last tokens count as the pooled segments have when they are tokenized by themselves.
+`demonstrations` are strings, or `{text, answer}` written by the pattern in `demonstration`. Of
+special tokens, `bos: auto` is what the tokenizer adds, `none` nothing, `literal` what every
+template itself begins with; `eos: append` is added by id after the text is cut.
 
 `span: after_prompt` leaves out as many tokens as stand before the text when they are tokenized
 alone, which is how NV-Embed, INSTRUCTOR and sentence-transformers count. `pooling` may be a list,
@@ -54,7 +55,8 @@ whose vectors are put one after another: `first` and `last` are then tokens of t
 follow the pooling of every view, in order and in float32: `{pooler: true}` is the model's own tanh
 layer, `{dense: 2_Dense}` and `{layer_norm: 3_LayerNorm}` are modules that sentence-transformers
 saved in the model folder, `{normalize: true}` scales between them. Each role (query,
-document, symmetric) may have other keys.
+document, symmetric) may have other keys. `adapters` belong to the method's `model`: a job that
+names another model names its adapters too.
 
 ## Beside the vector
 

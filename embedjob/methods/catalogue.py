@@ -54,9 +54,12 @@ def read_method(method: str) -> MethodFile:
         )
     found = validate(MethodFile, read_yaml(path), at=str(path))
     for values in (found.encoder, *(found.roles or {}).values()):
-        forbidden = sorted({"method", "role"} & values.keys())
+        shared = set() if values is found.encoder else {"model", "base", "adapters"}
+        forbidden = sorted(({"method", "role"} | shared) & values.keys())
         if forbidden:
-            raise ConfigError(f"{path}: a method cannot set {', '.join(forbidden)}; remove it")
+            raise ConfigError(
+                f"{path}: a method cannot set {', '.join(forbidden)} there; remove it"
+            )
         try:
             recipe_from({"model": found.model or "-", **found.encoder, **values}, {})
         except ConfigError as error:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from embedjob.config import Job
 from embedjob.errors import ConfigError
 from embedjob.jobfile import Draft, Layer, merge, recipe_from, validate
-from embedjob.methods.catalogue import read_method
+from embedjob.methods.catalogue import MethodFile, read_method
 from embedjob.recipe import Recipe, Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -21,9 +21,8 @@ class Resolved:
     recipes: Mapping[Role, Recipe]
     origins: Mapping[str, str]
 
-    def on(self, *, model: str, revision: str | None) -> "Resolved":
+    def on(self, place: Mapping[str, Any]) -> "Resolved":
         """The same job with its model named so that every node and every day finds the same."""
-        place = {"model": model, "revision": revision}
         recipes = {role: one.model_copy(update=place) for role, one in self.recipes.items()}
         job = self.job.model_copy(update={"encoder": recipes[self.job.encoder.role]})
         return replace(self, job=job, recipes=recipes)
@@ -40,6 +39,8 @@ def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:
     """
     name = draft.get("encoder.method")
     method = read_method(name) if name else None
+    if method:
+        _require_own_adapters(method, draft)
     below = [_under("model folder", folder.get("encoder", {}), folder.get("roles", {}))]
     if method:
         below.append(_under(f"method {name}", method.encoder, method.roles or {}))
@@ -52,6 +53,19 @@ def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:
         merged = with_dtype(merge(layers)[0])["encoder"]
         recipes[other] = recipe_from({**merged, "role": other}, origins)
     return Resolved(job, recipes, origins)
+
+
+def _require_own_adapters(method: MethodFile, draft: Draft) -> None:
+    """Models of one size look alike: an adapter of another would be merged, and spoil it."""
+    adapters = method.encoder.get("adapters")
+    if not adapters or draft.get("encoder.adapters") is not None:
+        return
+    if (model := draft.get("encoder.model")) not in (None, method.model):
+        raise ConfigError(
+            f"encoder.adapters: is required with encoder.model: {model}, because the method's own"
+            f" ({', '.join(map(str, adapters))}) belong to {method.model}; give those of your"
+            " model, or [] if they are merged already"
+        )
 
 
 def default_model(draft: Draft) -> Draft:

@@ -42,9 +42,10 @@ LATER: Mapping[str, Any] = {"demonstration": None, "decode": None}
 
 # The digests carry what a model is, wherever it lies; method and role choose templates before
 # the recipe is resolved; the rest changes how vectors are compared or what may be loaded.
-NOT_HASHED = frozenset(
-    ["model", "revision", "trust_remote_code", "allow_pickle", "method", "role", "similarity"]
-)
+_NOT_HASHED_WORDS = """
+model revision base trust_remote_code allow_pickle method role similarity
+"""
+NOT_HASHED = frozenset(_NOT_HASHED_WORDS.split())
 
 
 def fingerprint(recipe: Recipe, digests: Mapping[str, str]) -> str:
@@ -60,6 +61,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     if recipe.dtype == "auto":
         raise ValueError("the recipe is not resolved: dtype is still auto")
     knobs = recipe.model_dump(mode="json", exclude=set(NOT_HASHED))
+    # What they are, and their order, is in the digests, as for the model itself.
+    knobs["adapters"] = []
     special = knobs.pop("special_tokens")
     if special["eos"] == "none":
         special["eos_id"] = None
@@ -133,6 +136,8 @@ def _span(recipe: Recipe) -> Any:
     span = recipe.span
     if isinstance(span, SpanTag):
         return ["tag", span.tag, span.offset]
+    if isinstance(span, SpanOffset) and span.alone:
+        return ["alone", span.rule, span.offset]
     if isinstance(span, SpanOffset):
         return [span.rule, span.offset] if span.offset else span.rule
     return span

@@ -56,6 +56,7 @@ class RecipeEngine:
     recipe_json: str
     tokens_per_microbatch: Literal["auto"] | int = "auto"
     threads: int = 1
+    gpus: int = 1
 
     @property
     def recipe(self) -> Recipe:
@@ -72,10 +73,12 @@ class RecipeEngine:
         return load_tokenizer(self.recipe)
 
     def load_encoder(self) -> "Encoder":
-        """The recipe's encoder, on this actor's GPU if it has one."""
+        """The recipe's encoder, on this actor's GPU or GPUs if it has any."""
         # Here alone: torch and transformers would cost every read worker seconds and memory.
         from embedjob.encoder.encoder import Encoder
         from embedjob.encoder.threads import use_threads
 
         use_threads(self.threads)
-        return Encoder.from_recipe(self.recipe, tokens_per_microbatch=self.tokens_per_microbatch)
+        return Encoder.from_recipe(
+            self.recipe, tokens_per_microbatch=self.tokens_per_microbatch, gpus=self.gpus
+        )

@@ -24,13 +24,15 @@ Ints = npt.NDArray[np.int64]
 class Fitted:
     """Ids of N views without EOS, where [N, 2] text and marked segments are, and which were cut.
 
-    `chars` are the characters [T, 2] of every text token, of the views that were asked for them.
+    `characters` of each text gave its ids; -1 where some of those ids were cut off. `chars` are the
+    characters [T, 2] of every text token, of the views that were asked for them.
     """
 
     ids: list[list[int]]
     text: Ints
     marked: Ints
     truncated: npt.NDArray[np.bool_]
+    characters: Ints
     chars: dict[int, Ints] = field(default_factory=dict)
 
 
@@ -101,7 +103,8 @@ class Fitter:
         job = self._job(which, texts)
         count = len(texts)
         nowhere = np.zeros((count, 2), np.int64)
-        done = Fitted([[]] * count, nowhere, nowhere.copy(), np.zeros(count, np.bool_))
+        uncut = np.zeros(count, np.bool_)
+        done = Fitted([[]] * count, nowhere, nowhere.copy(), uncut, np.zeros(count, np.int64))
         todo = np.arange(count)
         # Offsets say where to cut a text that has a suffix; first only where that is likely.
         likely = bool((job.suffix & (job.size > job.limit)).any())
@@ -183,6 +186,7 @@ class Fitter:
             if over[place]:
                 ids = ids[: limit[place] - closing] + ids[len(ids) - closing :]
             done.ids[batch.rows[place]] = ids
+        done.characters[batch.rows] = np.where(over, -1, job.reach[batch.rows])
         stop = np.where(over, limit - closing, batch.text[:, 1])
         done.text[batch.rows[ready]] = np.minimum(batch.text, stop[:, None])[ready]
         kept = np.minimum(batch.marked, np.where(over, stop, batch.length)[:, None])

@@ -1,6 +1,7 @@
 """Templates tokenized as one string with the text in it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,11 +21,13 @@ class JointFitter:
         *,
         special_tokens: bool,
         needs_text: bool,
+        tails: Sequence[Prompt] = (),
         chars_over: int | None = None,
     ) -> None:
         """`needs_text` says whether the span depends on where in its prompt the text lies.
 
-        The characters of text tokens are found of views with more than `chars_over` of them.
+        Where there are `tails`, the marked tokens are as many last ones as these have alone. The
+        characters of text tokens are found of views with more than `chars_over` of them.
         """
         self._prompts = tuple(prompts)
         self._encoder = PromptEncoder(tokenizer, self._prompts, special_tokens=special_tokens)
@@ -33,6 +36,7 @@ class JointFitter:
         self._chars_over = chars_over
         self.closing = self._encoder.frame.after
         self._fitter: Fitter | None = None
+        self._alone = PromptEncoder(tokenizer, tails, special_tokens=False) if tails else None
 
     def limit(self, tokens: Ints) -> None:
         """Cut texts from now on so that no view has more tokens than its template may."""
@@ -64,4 +68,16 @@ class JointFitter:
     def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
         """Each text under template number `which`, cut where it must be."""
         assert self._fitter is not None, "limits are not set"
-        return self._fitter.fit(which, texts)
+        fitted = self._fitter.fit(which, texts)
+        return fitted if self._alone is None else self._counted(fitted, which, texts)
+
+    def _counted(self, fitted: Fitted, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """The same views; where ids of the text were cut off, their characters decide as ever."""
+        assert self._alone is not None, "there are no tails"
+        rows: list[int] = np.flatnonzero(fitted.characters >= 0).tolist()
+        shown = [texts[row][: fitted.characters[row]] for row in rows]
+        found = self._alone.encode([which[row] for row in rows], shown, offsets=False)
+        count = np.fromiter(map(len, found), np.int64, len(found))
+        marked = fitted.marked.copy()
+        marked[rows, 0] = np.maximum(marked[rows, 1] - count, 0)
+        return replace(fitted, marked=marked)

@@ -197,11 +197,11 @@ def _taken(one: _Text, parts: list[_Part], over: Flags, kept: Ints) -> int:
 def _chosen(fits: Sequence[Fitted], views: Ints) -> Fitted:
     """These views of all that were fitted, in this order."""
     ids = [row for one in fits for row in one.ids]
-    text, marked, truncated = (
-        np.concatenate([getattr(one, name) for one in fits])
-        for name in ("text", "marked", "truncated")
+    text, marked, truncated, characters = (
+        np.concatenate([getattr(one, name) for one in fits])[views]
+        for name in ("text", "marked", "truncated", "characters")
     )
-    return Fitted([ids[view] for view in views], text[views], marked[views], truncated[views])
+    return Fitted([ids[view] for view in views], text, marked, truncated, characters)
 
 
 def cut_into(views: TokenViews, offsets: Ints, tokens: Ints) -> TokenViews:

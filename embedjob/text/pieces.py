@@ -55,6 +55,27 @@ def span_rule(recipe: Recipe) -> tuple[str, int]:
     return (span.rule, span.offset) if isinstance(span, SpanOffset) else (span, 0)
 
 
+def alone(recipe: Recipe) -> tuple[Template, ...]:
+    """Per template, the segments that are tokenized by themselves too; none if the span is not so.
+
+    ConfigError unless they hold the text and are the last ones of a joint template.
+    """
+    if not (isinstance(recipe.span, SpanOffset) and recipe.span.alone):
+        return ()
+    found = []
+    for one in templates(recipe):
+        marked = tuple(piece for piece in one.pieces if piece.marked)
+        ends = one.pieces[len(one.pieces) - len(marked) :] == marked
+        held = any(piece.content is None for piece in marked)
+        if recipe.span.rule != "pooled" or not (one.joint and ends and held):
+            raise ConfigError(
+                "encoder.span: alone counts the last segments of a joint template, the text among"
+                " them; set rule: pooled, and pool: true on the text and on all that follows it"
+            )
+        found.append(Template(marked, weight=one.weight))
+    return tuple(found)
+
+
 def filled(template: str, values: Mapping[str, Callable[[], str]]) -> list[tuple[str, str | None]]:
     """Each run of characters with the slot after it that no value fills, None at the end."""
     runs: list[tuple[str, str | None]] = []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from embedjob.recipe import Recipe
-from embedjob.text.pieces import Piece, templates
+from embedjob.text.pieces import Piece, alone, templates
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ def prompts(recipe: Recipe) -> tuple[Prompt, ...]:
     return tuple(_prompt(one.pieces, one.weight, strip) for one in templates(recipe))
 
 
+def tails(recipe: Recipe) -> tuple[Prompt, ...]:
+    """What of each joint template is tokenized by itself too, to count its tokens."""
+    return tuple(_prompt(one.pieces, one.weight, False) for one in alone(recipe))
+
+
 def _prompt(pieces: Sequence[Piece], weight: float, strip: bool) -> Prompt:
     literals = [""]
     marks = []
@@ -120,4 +125,5 @@ _PREPARATIONS: dict[str, Callable[[str], str]] = {
     "moee": _moee,
     "fullstop": _fullstop,
     "strip": str.strip,
+    "rstrip": str.rstrip,
 }

@@ -85,7 +85,8 @@ class PieceFitter:
             joined, positions[row] = self._joined(pieces, ids, takes)
             rows.append(joined)
             truncated[row] = alone.truncated[place[text]] or min(takes) < len(ids)
-        return Fitted(rows, positions[:, :2], positions[:, 2:], truncated)
+        characters = alone.characters[[place[text] for text in texts]]
+        return Fitted(rows, positions[:, :2], positions[:, 2:], truncated, characters)
 
     def _texts(self, texts: Sequence[str]) -> Fitted:
         most = max(

@@ -15,7 +15,7 @@ from embedjob.text.cutting import Fitted
 from embedjob.text.joint import JointFitter
 from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
 from embedjob.text.pieces import span_rule, templates
-from embedjob.text.prompts import prepare, prompts
+from embedjob.text.prompts import prepare, prompts, tails
 from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
@@ -76,6 +76,8 @@ class ViewTokenizer:
         # Else what comes later changes the states of what comes first.
         self._causal = recipe.attention == "causal"
         self._rule, self._offset = span_rule(recipe)
+        # Where its tokens are counted alone, a span may begin in what other views only share.
+        self._shares = self._causal and not tails(recipe)
         self._fitter = _fitter(tokenizer, recipe, rule=self._rule)
         self._templates = len(recipe.templates)
         self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
@@ -200,7 +202,7 @@ class ViewTokenizer:
         nothing: tuple[tuple[int, ...], ...] = ((),) * self._templates
         probes = self._assembled(self._fit([self._prepare(one) for one in _PROBES]), nothing)
         self._check_span(probes)
-        if not self._causal:
+        if not self._shares:
             return nothing
         found = []
         for number in range(self._templates):
@@ -236,5 +238,6 @@ def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, rule: str) -> Fits:
         prompts(recipe),
         special_tokens=adds,
         needs_text=rule in NEED_TEXT or recipe.long_text == "chunk_mean",
+        tails=tails(recipe),
         chars_over=recipe.max_tokens if recipe.long_text == "late_chunk" else None,
     )

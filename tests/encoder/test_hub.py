@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.encoder import tiny
+from tests.encoder.adapting import save_adapter
 
 PARAMETERS = sum(p.numel() for p in tiny.model("llama").parameters())
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -35,6 +36,20 @@ try:
     answer["after"] = sorted(p.name for p in materialize(source).iterdir())
 except ModelError as error:
     answer = {"error": str(error)}
+print(json.dumps(answer))
+"""
+
+ASK_PARTS = """
+import json, sys
+from embedjob.encoder.digests import digests_of
+from embedjob.encoder.ingredients import ingredients_of
+from embedjob.encoder.source import materialize
+from embedjob.jobfile import recipe_from
+recipe = recipe_from({"model": "us/tiny", **json.loads(sys.argv[1])}, {})
+parts = ingredients_of(recipe).pinned()
+answer = {"digests": digests_of(parts)}
+answer["recipe"] = recipe.model_copy(update=parts.keys()).model_dump(mode="json")
+answer["brought"] = [sorted(p.name for p in materialize(one).iterdir()) for one in parts.adapters]
 print(json.dumps(answer))
 """
 
@@ -117,7 +132,7 @@ def hub(files: dict[str, bytes]) -> Iterator[Hub]:
     server.shutdown()
 
 
-def ask(hub: Hub, tmp_path: Path, **source: Any) -> dict[str, Any]:
+def ask(hub: Hub, tmp_path: Path, *, program: str = ASK, **source: Any) -> dict[str, Any]:
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
@@ -127,7 +142,7 @@ def ask(hub: Hub, tmp_path: Path, **source: Any) -> dict[str, Any]:
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "no_proxy": "127.0.0.1",
     }
-    command = [sys.executable, "-c", ASK, json.dumps(source)]
+    command = [sys.executable, "-c", program, json.dumps(source)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -179,3 +194,30 @@ def test_a_model_that_the_hub_does_not_have_is_told(hub: Hub, tmp_path: Path) ->
     hub.files.clear()
     assert "us/tiny has no config.json; found: nothing" in ask(hub, tmp_path)["error"]
     assert "could not be had from the Hugging Face hub" in ask(hub, tmp_path, model="us/x")["error"]
+
+
+def test_an_adapter_of_the_hub_is_pinned_with_its_base(hub: Hub, tmp_path: Path) -> None:
+    """The hub's repository is an adapter, the model under it is a directory."""
+    adapter = save_adapter(tmp_path / "a", 1, base_model_name_or_path=str(tmp_path / "llama"))
+    for path in adapter.iterdir():
+        hub.files[path.name] = path.read_bytes()
+    weights = hub.files.pop("model.safetensors")
+    hub.files["checkpoint-5/adapter_model.safetensors"] = b"of a time before"
+    named = {"id": "us/tiny", "revision": COMMIT}
+    answer = ask(hub, tmp_path, program=ASK_PARTS)
+    place = {key: answer["recipe"][key] for key in ("model", "revision", "base", "adapters")}
+    assert place == {
+        "model": "us/tiny",
+        "revision": COMMIT,
+        "base": str(tmp_path / "llama"),
+        "adapters": [],
+    }
+    expected = hashlib.sha256(hub.files["adapter_model.safetensors"]).hexdigest()
+    assert answer["digests"]["adapters/0/adapter_model.safetensors"] == expected
+    assert answer["digests"]["base/model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert "adapter_model.safetensors" in answer["brought"][0]
+    assert "checkpoint-5/adapter_model.safetensors" not in hub.fetched
+    explicit = {"model": str(tmp_path / "llama"), "adapters": ["us/tiny"]}
+    again = ask(hub, tmp_path, program=ASK_PARTS, **explicit)
+    assert again["recipe"]["adapters"] == [named]
+    assert again["digests"]["adapters/0/adapter_model.safetensors"] == expected

@@ -154,6 +154,32 @@ def last_of_eos(prefix: str, *, eos: str) -> Reference:
     return reference
 
 
+def repllama(prefix: str) -> Reference:
+    """Cut to max_length - 3 before BOS and EOS, which leaves one place unused."""
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        tok.enable_truncation(MAX_LENGTH - 3)
+        middle = tok.encode(prefix + text, add_special_tokens=False).ids
+        ids = [tok.token_to_id("<s>"), *middle, tok.token_to_id("</s>")]
+        return Expected([ids], [[len(ids) - 1]], unit(run(model, ids)[-1][-1]))
+
+    return reference
+
+
+def llm2vec(instruction: str, header: str, footer: str) -> Reference:
+    """What comes after the separator is tokenized alone, and so many last tokens are pooled."""
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        whole = f"{instruction.strip()} !@#$%^&*(){text}" if instruction else f"!@#$%^&*(){text}"
+        parts = (header + whole.strip() + footer).split("!@#$%^&*()")
+        ids = tok.encode("".join(parts)).ids
+        count = len(tok.encode(parts[1], add_special_tokens=False).ids)
+        kept = list(range(len(ids) - count, len(ids)))
+        return Expected([ids], [kept], run(model, ids, both_ways=True)[-1][-count:].mean(dim=0))
+
+    return reference
+
+
 def gritlm(instruction: str) -> Reference:
     """The instruction is counted in tokens of its own, BOS included."""
 

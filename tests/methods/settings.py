@@ -30,6 +30,19 @@ def of_eos(family: str, prefix: str = "") -> r.Reference:
     return r.last_of_eos(prefix, eos="</s>" if family != "qwen" else "<|endoftext|>")
 
 
+MERGED = {"adapters": []}  # Their weights are random: tests/encoder/test_adapters.py merges some.
+SHORTER = {"max_tokens": r.MAX_LENGTH - 1}
+HEADER_END = "<|end_header_id|>"
+LLAMA_3 = {
+    **MERGED,
+    "templates": [
+        [
+            {"literal": f"<|start_header_id|>user{HEADER_END}\n\n"},
+            {"text": {"pool": True}},
+            {"special": "<|eot_id|>", "pool": True},
+        ]
+    ],
+}
 BOTH_WAYS = {**CUT, "attention": "bidirectional"}
 LONG = {"max_tokens": 512}
 QUESTION = "Given a question, retrieve passages that answer the question"
@@ -114,6 +127,30 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("llara", "document", "llama", "llama", S), r.llara(SUMMARY)),
     (Setting("llara", "symmetric", "llama", "llama", S), r.llara(SUMMARY)),
     (Setting("llara", "query", "llama", "llama", S), r.llara(PREDICTION)),
+    (
+        Setting("repllama", "document", "llama", "llama", knobs={**MERGED, **SHORTER}),
+        r.repllama("passage: "),
+    ),
+    (
+        Setting("repllama", "query", "llama", "mistral", knobs={**MERGED, **SHORTER}),
+        r.repllama("query: "),
+    ),
+    (
+        Setting("llm2vec", "document", "mistral", "mistral", knobs=MERGED),
+        r.llm2vec("", "[INST] ", " [/INST]"),
+    ),
+    (
+        Setting("llm2vec", "query", "mistral", "llama", knobs=MERGED),
+        r.llm2vec(f"{r.SEARCH}:", "[INST] ", " [/INST]"),
+    ),
+    (
+        Setting("llm2vec", "symmetric", "llama", "llama", knobs=MERGED),
+        r.llm2vec("Retrieve semantically similar text:", "[INST] ", " [/INST]"),
+    ),
+    (
+        Setting("llm2vec", "document", "llama", "llama3", (HEADER_END,), knobs=LLAMA_3),
+        r.llm2vec("", f"<|start_header_id|>user{HEADER_END}\n\n", "<|eot_id|>"),
+    ),
     (Setting("gritlm", "document", "mistral", "mistral"), r.gritlm("")),
     (Setting("gritlm", "query", "mistral", "mistral"), r.gritlm(r.SEARCH)),
     (Setting("gritlm", "symmetric", "mistral", "llama"), r.gritlm(r.STS)),

@@ -124,8 +124,10 @@ def test_a_long_text_keeps_the_template_and_its_eos(setting: Setting) -> None:
 @EVERY
 def test_vectors_are_of_unit_norm_if_and_only_if_asked(setting: Setting) -> None:
     texts = ["the fox", "a dog", "Why?"]
-    assert setting.recipe().normalized
-    finished = setting.encode(setting.views(), texts).embeddings
+    found = np.linalg.norm(setting.encode(setting.views(), texts).embeddings, axis=1)
+    assert np.allclose(found, 1, atol=1e-5) == setting.recipe().normalized
+    asked = setting.with_knobs(finish=[{"normalize": True}])
+    finished = asked.encode(asked.views(), texts).embeddings
     assert np.allclose(np.linalg.norm(finished, axis=1), 1, atol=1e-5)
     raw = setting.with_knobs(finish=[]).encode(setting.views(), texts).embeddings
     norms = np.linalg.norm(raw, axis=1)

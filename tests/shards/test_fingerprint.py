@@ -54,7 +54,6 @@ CHANGES: dict[str, Any] = {
     "input.keep": ("url",),
     "input.filter": (("n", ">", 1),),
     "input.on_bad_row": "null",
-    "encoder.adapters": ("a",),
     "encoder.instruction": "Summarize",
     "encoder.prepare": "eol",
     "encoder.templates": ("{text}!", "{text}"),
@@ -81,6 +80,8 @@ KEEPS: dict[str, Any] = {
     "input.path": "/elsewhere",
     "encoder.model": "/copies/m",
     "encoder.revision": "abc",
+    "encoder.base": "/copies/base",
+    "encoder.adapters": ("/copies/a",),
     "encoder.trust_remote_code": True,
     "encoder.allow_pickle": True,
     "encoder.method": "prompteol",
@@ -206,7 +207,11 @@ def test_what_looks_alike_and_is_not() -> None:
         )
         for weight in (1.0, 2.0)
     ]
-    moved = [_recipe(span=SpanOffset(rule="text", offset=offset)) for offset in (0, 1, 2)]
+    moved = [
+        _recipe(span=SpanOffset(rule="text", offset=offset, alone=alone))
+        for offset in (0, 1, 2)
+        for alone in (False, True)
+    ]
     segments = [
         _recipe(templates=(WeightedTemplate(template=template, join=join),))
         for template in (SEGMENTS, (Segment(literal="x"), Segment(text=Slot())))

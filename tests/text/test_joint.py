@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedjob.errors import ConfigError
 from embedjob.jobfile import recipe_from
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, tiny_tokenizer
@@ -94,3 +95,73 @@ def test_from_text_goes_on_to_the_very_end(family: str) -> None:
     text = ViewTokenizer(tiny_tokenizer(family), recipe_from({**recipe, "span": "text"}, {}))
     assert views.span[:, 0].tolist() == text.views(["river", ""]).span[:, 0].tolist()
     assert views.span[:, 1].tolist() == views.lengths.tolist()
+
+
+CHAT: list[dict[str, Any]] = [
+    {"literal": "[INST] "},
+    {"text": {"pool": True}},
+    {"literal": " [/INST]", "pool": True},
+]
+ALONE = {"rule": "pooled", "alone": True}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=15, deadline=None)
+@given(texts=st.lists(TEXTS | st.just("\n\n\n\na"), min_size=1, max_size=3))
+def test_pooled_segments_may_be_counted_alone(family: str, texts: list[str]) -> None:
+    """As LLM2Vec does: so many last tokens as the text and its suffix have by themselves."""
+    views = made(family, CHAT, span=ALONE, special_tokens={"bos": "none"}).views(texts)
+    bare = tiny_tokenizer(family)
+    for view, text in enumerate(texts):
+        whole = bare.encode(f"[INST] {text} [/INST]", add_special_tokens=False).ids
+        count = len(bare.encode(f"{text} [/INST]", add_special_tokens=False).ids)
+        assert views.full_ids(view).tolist() == whole
+        assert views.span[view].tolist() == [max(len(whole) - count, 0), len(whole)]
+
+
+def test_a_blank_of_the_seam_counts_where_a_tokenizer_gives_it_to_a_text_alone() -> None:
+    text = "日本"
+    start = {
+        (family, str(span)): int(made(family, CHAT, span=span).views([text]).span[0, 0])
+        for family in ("llama", "llama3")
+        for span in (ALONE, "pooled")
+    }
+    assert start["llama", str(ALONE)] == start["llama", "pooled"] - 1
+    assert start["llama3", str(ALONE)] == start["llama3", "pooled"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_that_was_cut_is_counted_as_it_was_cut(family: str) -> None:
+    views = made(family, CHAT, span=ALONE, max_tokens=20).views(["a", "the lazy dog " * 40])
+    assert views.truncated.tolist() == [False, True]
+    ids = [views.full_ids(view).tolist() for view in range(2)]
+    assert views.lengths[1] <= 20
+    assert ids[0][-3:] == ids[1][-3:]
+    assert views.span[1, 1] - views.span[1, 0] > views.span[0, 1] - views.span[0, 0]
+    assert views.span[1, 0] <= views.span[0, 0] + 1
+    # With nothing after it a text is cut by its ids, and so has no characters to count.
+    bare = made(family, CHAT[:2], span=ALONE, max_tokens=20).views(["the lazy dog " * 40])
+    offsets = made(family, CHAT[:2], span="pooled", max_tokens=20).views(["the lazy dog " * 40])
+    assert bare.span.tolist() == offsets.span.tolist()
+
+
+@pytest.mark.parametrize(
+    ("segments", "knobs"),
+    [
+        ([*CHAT[:2], {"literal": " [/INST]"}], {"span": ALONE}),
+        ([{"literal": "x", "pool": True}, {"text": {}}], {"span": ALONE}),
+        ([{"text": {}}, {"literal": "x", "pool": True}], {"span": ALONE}),
+        (CHAT, {"span": {"rule": "from_text", "alone": True}}),
+    ],
+)
+def test_counting_alone_needs_the_last_segments(
+    segments: list[dict[str, Any]], knobs: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="alone counts the last segments of a joint template"):
+        made("llama", segments, **knobs)
+
+
+def test_counting_alone_needs_a_joint_template() -> None:
+    template = {"template": CHAT, "join": "separate"}
+    with pytest.raises(ConfigError, match="alone counts the last segments of a joint template"):
+        made("llama", template, span=ALONE)  # type: ignore[arg-type]
