@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from embedjob.interventions import Contrast, Contrasting, Prepend, Prepending
 from embedjob.segments import Demonstration, Section, Segment
 
 Role = Literal["query", "document", "symmetric"]
@@ -32,7 +33,7 @@ _NOT_YET: dict[str, frozenset[Any]] = {
     "aggregation": frozenset({"keep"}),
     "long_text": frozenset({"chunk_mean", "late_chunk"}),
 }
-_EMPTY_UNTIL_BUILT = ("adapters", "interventions")
+_EMPTY_UNTIL_BUILT = ("adapters",)
 _MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
 
@@ -178,7 +179,7 @@ class Recipe(Section):
     span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
-    interventions: tuple[Any, ...] = ()
+    interventions: tuple[Prepending | Contrasting, ...] = ()
     heads: tuple[Head, ...] = ()
     finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"
@@ -198,6 +199,30 @@ class Recipe(Section):
         if any(isinstance(step, Fitted) for step in self.finish):
             raise ValueError("finish: fitted steps are not available in this version")
         return self
+
+    @model_validator(mode="after")
+    def _can_intervene(self) -> "Recipe":
+        for kind in (Prepending, Contrasting):
+            if sum(isinstance(one, kind) for one in self.interventions) > 1:
+                raise ValueError("interventions: one of each kind is allowed, prepend and contrast")
+        if self.interventions and self.attention != "causal":
+            raise ValueError(
+                "interventions are of causal attention; under bidirectional attention every token"
+                " sees the last one already"
+            )
+        return self
+
+    @property
+    def prepend(self) -> Prepend | None:
+        """The token prepending, if there is one."""
+        found = (one.prepend for one in self.interventions if isinstance(one, Prepending))
+        return next(found, None)
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """The contrastive prompting, if there is one."""
+        found = (one.contrast for one in self.interventions if isinstance(one, Contrasting))
+        return next(found, None)
 
     @property
     def normalized(self) -> bool:

@@ -39,6 +39,7 @@ FLOORS = {
 SHARED_ROOMS = {
     "jobfile": "config",
     "segments": "config",
+    "interventions": "config",
     "recipe": "config",
     "backends": "storage",
     "patterns": "storage",

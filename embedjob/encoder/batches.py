@@ -95,13 +95,20 @@ def _branches(views: TokenViews, text: int, *, whole: bool) -> list[Ids]:
 
 
 def distinct(views: TokenViews) -> tuple[Indices, Indices]:
-    """One view of each kind, and for every view which of those it equals in ids and span."""
-    seen: dict[tuple[int, bytes, bytes], int] = {}
+    """One view of each kind, and for every view which of those it equals in ids and span.
+
+    Where texts have an auxiliary view, equal ones have equal ones of that too.
+    """
+    beside = np.zeros(views.texts, np.int64)
+    if views.auxiliary is not None:
+        beside = distinct(views.auxiliary)[1]
+    seen: dict[tuple[int, bytes, bytes, int], int] = {}
     firsts: list[int] = []
     which = np.empty(len(views.prefix), np.int64)
     for view in range(len(views.prefix)):
         ids = views.own_ids(view)
-        key = (int(views.prefix[view]), ids.tobytes(), views.span[view].tobytes())
+        other = int(beside[view // views.views_per_text])
+        key = (int(views.prefix[view]), ids.tobytes(), views.span[view].tobytes(), other)
         which[view] = seen.setdefault(key, len(firsts))
         if which[view] == len(firsts):
             firsts.append(view)

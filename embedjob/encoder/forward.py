@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from embedjob.encoder.batches import Indices, Side, assemble
+from embedjob.encoder.interventions import Steering
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.readout import Readout
 from embedjob.encoder.recovery import Vectors
@@ -23,6 +24,7 @@ class Loaded(NamedTuple):
     readout: Readout
     recipe: Recipe
     side: Side
+    steering: Steering
 
 
 class ViewForward:
@@ -32,7 +34,7 @@ class ViewForward:
         """Runs nothing yet."""
         self._views = views
         self._chosen = chosen
-        self._prefixes, self._readout, self._recipe, self._side = loaded
+        self._prefixes, self._readout, self._recipe, self._side, self._steering = loaded
         self._backbone = loaded.prefixes.backbone
 
     @property
@@ -71,9 +73,10 @@ class ViewForward:
         if group < 0:
             return self._whole(which)
         batch = assemble(self._views, self._chosen[which], whole=False)
-        prefix = self._views.prefixes[group]
-        layer = self._recipe.layer
-        hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
+        prefix, layer = self._views.prefixes[group], self._recipe.layer
+        self._prefixes.hold(prefix)
+        with self._steering.over(self._views, self._chosen[which], batch, skip=len(prefix)):
+            hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
         return self._readout(hidden_VTD, batch.span_VT)
 
     def precisely(self, view: int) -> Vectors:
@@ -83,5 +86,7 @@ class ViewForward:
 
     def _whole(self, which: Indices) -> Vectors:
         batch = assemble(self._views, self._chosen[which], side=self._side)
-        hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=self._recipe.layer)
+        layer = self._recipe.layer
+        with self._steering.over(self._views, self._chosen[which], batch):
+            hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
         return self._readout(hidden_VTD, batch.span_VT)

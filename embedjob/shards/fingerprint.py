@@ -69,6 +69,9 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["templates"] = _templates(recipe)
     knobs |= _unused_slots(knobs, recipe)
     knobs["span"] = _span(recipe)
+    # Only what is written, as in a template's segments; their order changes nothing.
+    given = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.interventions]
+    knobs["interventions"] = sorted(given, key=canonical)
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
         knobs["layer"] = recipe.layer[0]
     if isinstance(recipe.pooling, tuple) and len(recipe.pooling) == 1:

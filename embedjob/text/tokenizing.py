@@ -1,6 +1,7 @@
 """Texts to token views: what every encoder of this house is fed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from embedjob.text.joint import JointFitter
 from embedjob.text.pieces import span_rule, templates
 from embedjob.text.prompts import prepare, prompts
 from embedjob.text.separate import PieceFitter, special_id
+from embedjob.text.slots import auxiliary_recipe, slot_position
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
 
@@ -60,7 +62,8 @@ class ViewTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, *, eos_id: int | None = None) -> None:
         """Refuses a recipe whose templates leave the text no room, or its span no token."""
-        tokenizer.add_special_tokens(list(recipe.special_tokens.add))
+        added = [*recipe.special_tokens.add, *([recipe.prepend.slot] if recipe.prepend else [])]
+        tokenizer.add_special_tokens(added)
         self._prepare = prepare(recipe.prepare)
         # Else what comes later changes the states of what comes first.
         self._causal = recipe.attention == "causal"
@@ -73,11 +76,15 @@ class ViewTokenizer:
         self._eos = self._closing(recipe, eos_id)
         self._check_room(recipe.max_tokens)
         self._fitter.limit(recipe.max_tokens - np.array([len(eos) for eos in self._eos], np.int64))
+        self._slots = self._slots_of(recipe, tokenizer)
         self.prefixes = self._shared_prefixes()
+        beside = auxiliary_recipe(recipe)
+        self._beside = ViewTokenizer(tokenizer, beside, eos_id=eos_id) if beside else None
 
     def views(self, texts: Sequence[str]) -> TokenViews:
         """One view per text and template, text-major."""
-        return self._views(texts, self.prefixes)
+        views = replace(self._views(texts, self.prefixes), slots=self._slots)
+        return replace(views, auxiliary=self._beside.views(texts)) if self._beside else views
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The ids as the tokenizer spells them, for people."""
@@ -94,7 +101,8 @@ class ViewTokenizer:
             span=spans(self._layout(fitted, which), rule=self._rule, offset=self._offset),
             truncated=fitted.truncated,
             prefixes=prefixes,
-            text_first=self._causal,
+            # At its slot a view holds what only its own last token has seen.
+            text_first=self._causal and not self._slots,
         )
 
     def _layout(self, fitted: Fitted, which: Sequence[int]) -> Layout:
@@ -108,6 +116,21 @@ class ViewTokenizer:
             marked_start=fitted.marked[:, 0],
             marked_stop=fitted.marked[:, 1],
             prompt=self._prompts[template],
+        )
+
+    def _slots_of(self, recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Per template, where its slot is; none where nothing is prepended."""
+        if recipe.prepend is None:
+            return ()
+        slot = special_id(tokenizer, recipe.prepend.slot)
+        return tuple(
+            slot_position(
+                [self._fitter.whole(number, probe) for probe in _PROBES],
+                slot,
+                name=recipe.prepend.slot,
+                template=self._fitter.shown(number),
+            )
+            for number in range(self._templates)
         )
 
     def _require_literal_bos(self, tokenizer: Tokenizer) -> None:
@@ -161,6 +184,7 @@ class ViewTokenizer:
             mine = range(number, len(probes.prefix), self._templates)
             rows = [probes.full_ids(view).tolist() for view in mine]
             most = min([int(probes.span[mine, 0].min()), *(len(row) - 1 for row in rows)])
+            most = min([most, *self._slots[number : number + 1]])
             columns = zip(*(row[:most] for row in rows), strict=True)
             same = takewhile(lambda column: len(set(column)) == 1, columns)
             found.append(tuple(column[0] for column in same))

@@ -17,6 +17,8 @@ class TokenViews:
     `prefix[i]` is an index into `prefixes`, or -1 where view i shares none. After their prefixes
     all views of text r begin with the same `common[r]` ids, which only its first view keeps in
     `ids[offsets[i]:offsets[i + 1]]`. Spans are positions in the full view, and lie after both.
+    Where interventions need them, `slots[v]` is the position of template v's slot, after its
+    prefix, and `auxiliary` one more view of each text, which has no vector of its own.
     """
 
     views_per_text: int
@@ -27,6 +29,8 @@ class TokenViews:
     common: npt.NDArray[np.int32]
     span: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
+    slots: tuple[int, ...] = ()
+    auxiliary: "TokenViews | None" = None
 
     @property
     def texts(self) -> int:
@@ -76,6 +80,8 @@ class TokenViews:
             common=self.common[np.asarray(texts, np.int64)],
             span=self.span[views],
             truncated=self.truncated[views],
+            slots=self.slots,
+            auxiliary=None if self.auxiliary is None else self.auxiliary.take(texts),
         )
 
 

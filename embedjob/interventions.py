@@ -1,0 +1,61 @@
+"""Interventions: what is done to the states inside a language model while a view goes through."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from embedjob.segments import Section
+
+
+class Prepend(Section):
+    """Token prepending (Fu et al. 2024): an early token is shown what the last one has seen.
+
+    Before each block in [start, exit), counted from 0, the state at the slot becomes that of the
+    view's last token. `slot` is a special token in every template, before the text; its embedding
+    is drawn from the normal distribution by `seed`, and no weights are changed.
+    """
+
+    slot: str = Field(min_length=1)
+    start: int = Field(ge=0)
+    exit: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _has_blocks(self) -> "Prepend":
+        if self.start >= self.exit:
+            raise ValueError(f"start must be less than exit; got {self.start} and {self.exit}")
+        return self
+
+
+class Contrast(Section):
+    """Contrastive prompting (Cheng et al. 2025): less what an auxiliary prompt gives as well.
+
+    In block `layer`, counted from 0, what the last token's heads bring together, v, becomes
+    alpha (v - v_aux) when `scaled`, and v - v_aux at the norm of v under `norm`. v_aux is the same
+    for the text under `template`, of which the blocks up to there are run.
+    """
+
+    template: str
+    layer: int = Field(ge=0)
+    mode: Literal["scaled", "norm"] = "scaled"
+    alpha: float | None = None
+
+    @model_validator(mode="after")
+    def _has_its_alpha(self) -> "Contrast":
+        if (self.mode == "scaled") != (self.alpha is not None):
+            raise ValueError(
+                f"alpha is of mode: scaled, which needs it; got alpha {self.alpha} with {self.mode}"
+            )
+        return self
+
+
+class Prepending(Section):
+    """The intervention of that name."""
+
+    prepend: Prepend
+
+
+class Contrasting(Section):
+    """The intervention of that name."""
+
+    contrast: Contrast
