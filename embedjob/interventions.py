@@ -1,8 +1,8 @@
 """Interventions: what is done to the states inside a language model while a view goes through."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from embedjob.segments import Section
 
@@ -59,3 +59,22 @@ class Contrasting(Section):
     """The intervention of that name."""
 
     contrast: Contrast
+
+
+_KINDS = ("prepend", "contrast")
+
+
+def _kind(written: Any) -> str | None:
+    keys = written if isinstance(written, dict) else getattr(type(written), "model_fields", ())
+    return next((kind for kind in _KINDS if kind in keys), None)
+
+
+# By its key, or a mistake in one kind would be told as a mistake in every kind.
+Intervention = Annotated[
+    Annotated[Prepending, Tag("prepend")] | Annotated[Contrasting, Tag("contrast")],
+    Discriminator(
+        _kind,
+        custom_error_type="intervention",
+        custom_error_message="an object with one of the keys " + ", ".join(_KINDS),
+    ),
+]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from embedjob.interventions import Contrast, Contrasting, Prepend, Prepending
+from embedjob.interventions import Contrast, Contrasting, Intervention, Prepend, Prepending
 from embedjob.segments import Demonstration, Section, Segment
 
 Role = Literal["query", "document", "symmetric"]
@@ -179,7 +179,7 @@ class Recipe(Section):
     span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
-    interventions: tuple[Prepending | Contrasting, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
     heads: tuple[Head, ...] = ()
     finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"

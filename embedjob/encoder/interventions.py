@@ -55,15 +55,15 @@ class Steering:
 
         The ids at the slots are taken out of it: they may be none that the model embeds.
         """
-        less_VD = None
-        if self._contrast and views.auxiliary is not None:
-            less_VD = self._contrasted(views.auxiliary, chosen // views.views_per_text)
         with ExitStack() as hooks:
+            if self._contrast:
+                assert views.auxiliary is not None, "views of a recipe without this contrast"
+                texts = chosen // views.views_per_text
+                less_VD = self._contrasted(views.auxiliary, texts, share=skip > 0)
+                self._put_contrast(hooks, batch, less_VD, self._contrast)
             if self._prepend and views.slots:
                 slots = np.array(views.slots, np.int64)[chosen % views.views_per_text] - skip
                 self._put_slots(hooks, batch, slots, self._prepend)
-            if self._contrast and less_VD is not None:
-                self._put_contrast(hooks, batch, less_VD, self._contrast)
             yield
 
     def _put_slots(self, hooks: ExitStack, batch: MicroBatch, slots: Indices, how: Prepend) -> None:
@@ -98,13 +98,16 @@ class Steering:
 
         hooks.callback(self._projection.register_forward_pre_hook(contrast).remove)
 
-    def _contrasted(self, views: TokenViews, texts: Indices) -> Tensor:
-        """What the last token's heads bring together under the auxiliary template [V, D]."""
-        prefix = views.prefix[texts]
-        shares = self._side == "right" and prefix[0] >= 0 and bool((prefix == prefix[0]).all())
-        shared = views.prefixes[int(prefix[0])] if shares else np.empty(0, np.uint32)
-        shares = shares and self._prefixes.serve(len(shared), int(views.lengths[texts].max()))
-        batch = assemble(views, texts, side=self._side, whole=not shares)
+    def _contrasted(self, views: TokenViews, texts: Indices, *, share: bool) -> Tensor:
+        """What the last token's heads bring together under the auxiliary template [V, D].
+
+        Whole where the views themselves are: what is shared was not computed in float32.
+        """
+        shared = views.prefixes[0]
+        longest = int(views.lengths[texts].max())
+        share = share and bool((views.prefix[texts] == 0).all())
+        share = share and self._prefixes.serve(len(shared), longest)
+        batch = assemble(views, texts, side=self._side, whole=not share)
         each_V, last_V = _last(batch.mask_VT, self._backbone.device)
         found: list[Tensor] = []
 
@@ -112,13 +115,14 @@ class Steering:
             found.append(args[0][each_V, last_V])
             raise _Captured
 
-        if shares:
+        if share:
             self._prefixes.hold(shared)
-        with ExitStack() as hooks:
-            hooks.enter_context(suppress(_Captured))
-            hooks.enter_context(self.over(views, texts, batch, skip=len(shared) if shares else 0))
+        with ExitStack() as hooks, suppress(_Captured):
+            if self._prepend and views.slots:
+                slots = np.full(len(texts), views.slots[0] - (len(shared) if share else 0))
+                self._put_slots(hooks, batch, slots, self._prepend)
             hooks.callback(self._projection.register_forward_pre_hook(capture).remove)
-            if shares:
+            if share:
                 self._prefixes.states(shared, batch.ids_VT, batch.mask_VT, layer=-1)
             else:
                 self._backbone.states(batch.ids_VT, batch.mask_VT, layer=-1)

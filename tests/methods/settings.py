@@ -16,9 +16,9 @@ SUMMARY = '", summarize the above passage within eight words: ' + "".join(S[:8])
 PREDICTION = '", predict the following passage within eight words: ' + "".join(S[8:])
 TAILS = (
     "means in one word",
-    "is, in one word, about",
-    "can be summarised in one word",
-    "describes, in one word, the action of",
+    "can be described in one word",
+    "has as its topic, in one word",
+    "has the title",
 )
 FIRST = [f'This sentence : "*sent_0*" {tail}:"' for tail in TAILS]
 ICL = f'This sentence : "A jockey riding a horse." means in one word:"Equestrian".{r.EOL}'
