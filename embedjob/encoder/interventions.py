@@ -138,7 +138,8 @@ def _at_norm(own_VD: Tensor, less_VD: Tensor, how: Contrast) -> Tensor:
     """The difference, at the norm that was there."""
     left_VD = own_VD - less_VD
     norm_V1 = left_VD.norm(dim=1, keepdim=True).clamp(min=torch.finfo(left_VD.dtype).tiny)
-    return left_VD * (own_VD.norm(dim=1, keepdim=True) / norm_V1)
+    at_norm_VD: Tensor = left_VD * (own_VD.norm(dim=1, keepdim=True) / norm_V1)
+    return at_norm_VD
 
 
 _CONTRASTS: Mapping[str, Callable[[Tensor, Tensor, Contrast], Tensor]] = {
@@ -182,7 +183,7 @@ def _blocks(backbone: Backbone) -> nn.ModuleList:
 
 
 def _projection(block: nn.Module, backbone: Backbone) -> nn.Module:
-    names = dict(block.named_modules())
+    names: dict[str, nn.Module] = dict(block.named_modules())
     found = next((names[name] for name in PROJECTIONS if name in names), None)
     if found is None:
         raise ModelError(
