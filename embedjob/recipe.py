@@ -210,6 +210,10 @@ class Recipe(Section):
                 "interventions are of causal attention; under bidirectional attention every token"
                 " sees the last one already"
             )
+        if self.interventions and self.long_text not in ("truncate", "bad"):
+            raise ValueError(
+                f"long_text: got {self.long_text}, with interventions truncate or bad is allowed"
+            )
         return self
 
     @property

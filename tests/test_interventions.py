@@ -51,3 +51,9 @@ def test_attention_that_sees_the_end_needs_none() -> None:
     knobs = {"model": "m", "attention": "bidirectional", "interventions": [PREPEND]}
     with pytest.raises(ConfigError, match="interventions are of causal attention"):
         recipe_from(knobs, {})
+
+
+@pytest.mark.parametrize("long_text", ["chunk_mean", "late_chunk"])
+def test_chunks_of_a_text_are_not_intervened_in(long_text: str) -> None:
+    with pytest.raises(ConfigError, match=f"long_text: .*{long_text}"):
+        recipe_from({"model": "m", "long_text": long_text, "interventions": [PREPEND]}, {})
