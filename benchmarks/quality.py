@@ -2,9 +2,9 @@
 
 python -m benchmarks.quality [--only METHOD ...] [--anew] [--every N] [--threads 1]
 
-Figures are kept in docs/quality.yaml with the recipe they were taken with, shown in docs/methods.md,
-and taken again only where the recipe has changed, or with `--anew`; of every Nth pair only they are
-not kept. Exit 1 when the published order does not hold.
+Figures are kept in docs/quality.yaml with the recipe they were taken with, and shown in
+docs/methods.md. They are taken again only where the recipe has changed, or with `--anew`; those of
+every Nth pair only are not kept. Exit 1 when the published order does not hold.
 """
 
 import argparse
