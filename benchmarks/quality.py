@@ -79,6 +79,7 @@ def main() -> None:
                 keep(figures)
         print(f"{name:24} {figures[name]['spearman']:6.2f}  {figures[name]['date']}", flush=True)
     troubles = list(out_of_order(figures))
+    troubles += list(unlike_minilm(figures)) if asked.every == 1 else []
     print("\n".join(troubles) or "the published order holds")
     sys.exit(bool(troubles))
 
@@ -136,9 +137,13 @@ def out_of_order(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for better, worse, margin in ORDER:
         if better in found and worse in found and found[better] < found[worse] + margin:
             yield f"{better} {found[better]} is less than {worse} {found[worse]} + {margin}"
-    minilm = found.get("all-MiniLM-L6-v2", MINILM_EXPECTED)
-    if abs(minilm - MINILM_EXPECTED) > MINILM_TOLERANCE:
-        yield f"all-MiniLM-L6-v2 {minilm} is not {MINILM_EXPECTED} +- {MINILM_TOLERANCE}"
+
+
+def unlike_minilm(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What is said against the figure of a model whose figure is known."""
+    found = figures.get("all-MiniLM-L6-v2", {}).get("spearman", MINILM_EXPECTED)
+    if abs(found - MINILM_EXPECTED) > MINILM_TOLERANCE:
+        yield f"all-MiniLM-L6-v2 {found} is not {MINILM_EXPECTED} +- {MINILM_TOLERANCE}"
 
 
 def kept() -> dict[str, dict[str, Any]]:
