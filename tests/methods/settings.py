@@ -15,7 +15,6 @@ ECHO_DOCUMENT = "<s>Document:{!%%text%%}\nDocument again:{%%text%%}{</s>}"
 SUMMARY = '", summarize the above passage within eight words: ' + "".join(S[:8])
 PREDICTION = '", predict the following passage within eight words: ' + "".join(S[8:])
 TAILS = (
-    "means in one word",
     "can be described in one word",
     "has as its topic, in one word",
     "has the title",
@@ -152,5 +151,5 @@ CASES: list[tuple[Setting, r.Reference]] = [
         Setting("contrastive_prompting", "document", "qwen3", "qwen", knobs=CONTRASTED),
         r.contrastive(1, 0.5, layer=-2),
     ),
-    (Setting("text_first_views", "document", "llama", "llama3"), r.eol(*FIRST)),
+    (Setting("text_first_views", "document", "llama", "llama3"), r.eol(*FIRST, layer=-2)),
 ]
