@@ -136,14 +136,6 @@ CASES: list[tuple[Setting, r.Reference]] = [
         r.token_prepending(0, 2, seed=0, layer=-1),
     ),
     (
-        Setting("token_prepending", "document", "qwen3", "qwen", PST),
-        r.token_prepending(1, 3, seed=3407, layer=-2),
-    ),
-    (
-        Setting("contrastive_prompting", "document", "llama", "llama3", knobs=CONTRASTED),
-        r.contrastive(1, 0.5, layer=-2),
-    ),
-    (
         Setting("contrastive_prompting", "document", "mistral", "mistral", knobs=AT_NORM),
         r.contrastive(0, None, layer=-1),
     ),
