@@ -1,5 +1,6 @@
 """Interventions: what is done to the states inside a language model while a view goes through."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -78,3 +79,20 @@ Intervention = Annotated[
         custom_error_message="an object with one of the keys " + ", ".join(_KINDS),
     ),
 ]
+
+
+def require_possible(
+    given: Sequence[Prepending | Contrasting], *, causal: bool, whole: bool
+) -> None:
+    """ValueError where a recipe has them twice, or else is not one that can be intervened in."""
+    if len({type(one) for one in given}) < len(given):
+        raise ValueError("interventions: one of each kind is allowed, prepend and contrast")
+    if given and not causal:
+        raise ValueError(
+            "interventions are of causal attention; under bidirectional attention every token"
+            " sees the last one already"
+        )
+    if given and not whole:
+        raise ValueError(
+            "interventions go with long_text: truncate or bad, and with no further decoded words"
+        )

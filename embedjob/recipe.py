@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from embedjob.interventions import Contrast, Contrasting, Intervention, Prepend, Prepending
+from embedjob.beside import Decode, RouterHead, SparseHead, require_sound, sparse_in
+from embedjob.interventions import (
+    Contrast,
+    Contrasting,
+    Intervention,
+    Prepend,
+    Prepending,
+    require_possible,
+)
 from embedjob.segments import Demonstration, Section, Segment
 
 Role = Literal["query", "document", "symmetric"]
@@ -125,7 +133,7 @@ class LayerNorm(Section):
     layer_norm: ModulePath
 
 
-_HEADS = ("pooler", "dense", "layer_norm", "normalize")
+_HEADS = ("pooler", "dense", "layer_norm", "normalize", "sparse_lm", "router")
 
 
 def _head_kind(head: Any) -> str | None:
@@ -138,7 +146,9 @@ Head = Annotated[
     Annotated[Pooler, Tag("pooler")]
     | Annotated[Dense, Tag("dense")]
     | Annotated[LayerNorm, Tag("layer_norm")]
-    | Annotated[Normalize, Tag("normalize")],
+    | Annotated[Normalize, Tag("normalize")]
+    | Annotated[SparseHead, Tag("sparse_lm")]
+    | Annotated[RouterHead, Tag("router")],
     Discriminator(
         _head_kind,
         custom_error_type="head",
@@ -171,7 +181,7 @@ class Recipe(Section):
     instruction: str | None = None
     demonstrations: tuple[str | Demonstration, ...] = ()
     demonstration: str | None = None
-    prepare: Literal["none", "eol", "fullstop", "strip"] = "none"
+    prepare: Literal["none", "eol", "moee", "fullstop", "strip"] = "none"
     templates: tuple[str | WeightedTemplate | tuple[Segment, ...], ...] = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"
@@ -181,6 +191,7 @@ class Recipe(Section):
     aggregation: Aggregation = "mean"
     interventions: tuple[Intervention, ...] = ()
     heads: tuple[Head, ...] = ()
+    decode: Decode | None = None
     finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"
     max_tokens: Positive = 512
@@ -198,22 +209,9 @@ class Recipe(Section):
                 raise ValueError(f"{key} is not available in this version; leave it empty")
         if any(isinstance(step, Fitted) for step in self.finish):
             raise ValueError("finish: fitted steps are not available in this version")
-        return self
-
-    @model_validator(mode="after")
-    def _can_intervene(self) -> "Recipe":
-        for kind in (Prepending, Contrasting):
-            if sum(isinstance(one, kind) for one in self.interventions) > 1:
-                raise ValueError("interventions: one of each kind is allowed, prepend and contrast")
-        if self.interventions and self.attention != "causal":
-            raise ValueError(
-                "interventions are of causal attention; under bidirectional attention every token"
-                " sees the last one already"
-            )
-        if self.interventions and self.long_text not in ("truncate", "bad"):
-            raise ValueError(
-                f"long_text: got {self.long_text}, with interventions truncate or bad is allowed"
-            )
+        require_sound(self)
+        whole = self.long_text in ("truncate", "bad") and self.decode is None
+        require_possible(self.interventions, causal=self.attention == "causal", whole=whole)
         return self
 
     @property
@@ -227,6 +225,16 @@ class Recipe(Section):
         """The contrastive prompting, if there is one."""
         found = (one.contrast for one in self.interventions if isinstance(one, Contrasting))
         return next(found, None)
+
+    @property
+    def vector_heads(self) -> tuple[Head, ...]:
+        """The heads that change the vector itself, in order."""
+        return tuple(head for head in self.heads if not isinstance(head, SparseHead | RouterHead))
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether anything asks for the language-model head."""
+        return sparse_in(self.heads) is not None or self.decode is not None
 
     @property
     def normalized(self) -> bool:

@@ -41,6 +41,7 @@ SHARED_ROOMS = {
     "segments": "config",
     "interventions": "config",
     "recipe": "config",
+    "beside": "config",
     "backends": "storage",
     "patterns": "storage",
     "__main__": "cli",

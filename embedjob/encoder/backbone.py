@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForTextEncoding,
+    Cache,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,7 +28,15 @@ from transformers import (
 
 from embedjob.encoder import nvembed
 from embedjob.encoder.attention import Attention, require_attention, set_attention
-from embedjob.encoder.facts import T5_TYPES, ModelFacts, config_of, facts_of, require_fit
+from embedjob.encoder.facts import (
+    T5_TYPES,
+    ModelFacts,
+    config_of,
+    facts_of,
+    is_causal,
+    require_fit,
+)
+from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.quiet import quiet
@@ -47,12 +59,15 @@ class Backbone:
         attention: Attention,
         latent_attention: LatentAttention | None = None,
         missing: Collection[str] = (),
+        head: LanguageHead | None = None,
     ) -> None:
         """Sets the model's attention, and refuses one that then does not look that way.
 
-        `missing` are the weights of its pooler that the checkpoint did not have.
+        `missing` are the weights of its pooler that the checkpoint did not have, `head`
+        its own language-model head where a recipe reads logits.
         """
         self.model = model.eval()
+        self.head = head
         self.latent_attention = latent_attention
         self.missing = frozenset(missing)
         # No cache is kept: every view goes through once.
@@ -119,12 +134,29 @@ class Backbone:
             return found[chosen[0]]
         return torch.stack([found[one] for one in chosen]).mean(dim=0)
 
+    @torch.inference_mode()
+    def continued(
+        self, ids_VT: Tensor, mask_VT: Tensor, cache: Cache, *, position_VT: Tensor | None = None
+    ) -> Tensor:
+        """The last states [V, T, D] of what follows the cache, to which it is added.
+
+        The mask is of all tokens, those of the cache too; positions count along it if not given.
+        """
+        inputs = {"input_ids": ids_VT, "attention_mask": mask_VT}
+        if self.takes_positions:
+            counted_VT = (mask_VT.cumsum(dim=1) - 1).clamp(min=0)
+            position_VT = counted_VT if position_VT is None else position_VT
+            inputs["position_ids"] = position_VT + self._first_position
+        output = self.model(**inputs, past_key_values=cache, use_cache=True, return_dict=True)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
     @contextmanager
     def float32(self) -> Iterator[None]:
         """Within it the weights are float32; afterwards they are, to the bit, what they were."""
+        parts = [self.model] if self.head is None else [self.model, self.head.module]
         narrow = [
             (tensor, tensor.dtype)
-            for tensor in chain(self.model.parameters(), self.model.buffers())
+            for tensor in chain.from_iterable((*p.parameters(), *p.buffers()) for p in parts)
             if tensor.is_floating_point() and tensor.dtype != torch.float32
         ]
         for tensor, _ in narrow:
@@ -144,8 +176,15 @@ def load_backbone(recipe: Recipe, *, device: torch.device) -> Backbone:
     dtype = DTYPES[auto if recipe.dtype == "auto" else recipe.dtype]
     model, missing = _load(directory, recipe, dtype)
     nn.Module.to(model, device)
+    head = LanguageHead(model) if recipe.reads_logits else None
     latent = _latent_attention(directory, recipe, device=device, dtype=dtype)
-    return Backbone(model, attention=recipe.attention, latent_attention=latent, missing=missing)
+    return Backbone(
+        head.body if head else model,
+        attention=recipe.attention,
+        latent_attention=latent,
+        missing=missing,
+        head=head,
+    )
 
 
 def _load(
@@ -155,7 +194,9 @@ def _load(
     trust = recipe.trust_remote_code
     try:
         config, mapping = _config(directory, trust=trust)
-        auto = AutoModelForTextEncoding if config.model_type in T5_TYPES else AutoModel
+        auto: Any = AutoModelForTextEncoding if config.model_type in T5_TYPES else AutoModel
+        if recipe.reads_logits:
+            auto = AutoModelForCausalLM if is_causal(config.to_dict()) else AutoModelForMaskedLM
         with quiet():
             model, report = auto.from_pretrained(
                 directory,

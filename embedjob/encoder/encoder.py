@@ -12,7 +12,7 @@ import torch
 
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
-from embedjob.encoder.embeddings import embeddings, of_texts
+from embedjob.encoder.embeddings import embeddings, joined_rows, of_texts, split
 from embedjob.encoder.forward import Loaded
 from embedjob.encoder.interventions import Steering
 from embedjob.encoder.passes import Caller, pass_all
@@ -94,6 +94,13 @@ class Encoder:
 
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
         """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none."""
+        return self.outputs(texts, role).embeddings
+
+    def outputs(self, texts: Sequence[str], role: Role | None = None) -> Encoded:
+        """All that the recipe of a role makes of texts: `embeddings`, `sparse` and `routers`.
+
+        `sparse.row(r)` are the indices and values of text r. InputError if a text has no embedding.
+        """
         recipe = self._recipe(role)
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
@@ -105,7 +112,7 @@ class Encoder:
                 f"{len(encoded.failed)} of {len(texts)} texts cannot be embedded; the first is"
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
-        return encoded.embeddings
+        return encoded
 
     def encode_views(
         self,
@@ -126,11 +133,17 @@ class Encoder:
         caller = Caller(stop, on_progress)
         passed = pass_all(views, loaded, budget=self._budget, caller=caller)
         self._budget = passed.budget
-        finished, failed = embeddings(passed.vectors_VD, passed.which_RV, recipe)
+        vectors_VD, routers_VE = split(passed.vectors_VD, readout.router_width, recipe)
+        finished, failed = embeddings(vectors_VD, passed.which_RV, recipe)
         failed |= of_texts(passed.failed, passed.which_RV)
         finished[list(failed)] = np.nan
-        seconds = time.monotonic() - started
-        return Encoded(finished, failed, {**passed.stats, "compute_seconds": seconds})
+        return Encoded(
+            finished,
+            failed,
+            {**passed.stats, "compute_seconds": time.monotonic() - started},
+            sparse=joined_rows(passed.rows, passed.which_RV, failed) if readout.sparse else None,
+            routers=None if routers_VE is None else routers_VE[passed.which_RV].mean(axis=1),
+        )
 
     def encode_stored(self, texts: Sequence[str], role: Role | None = None) -> Codes:
         """The embeddings of texts in the `vector_dtype` of the documents, as an output holds them.
