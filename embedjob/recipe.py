@@ -1,51 +1,44 @@
 """The encoder section of a job as frozen values: every knob that decides a vector."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from embedjob.beside import Decode, RouterHead, SparseHead, require_sound, sparse_in
+from embedjob.interventions import (
+    Contrast,
+    Contrasting,
+    Intervention,
+    Prepend,
+    Prepending,
+    require_possible,
+)
+from embedjob.readout import (
+    Fitted,
+    Head,
+    Normalize,
+    Pooling,
+    PoolingParts,
+    SpanOffset,
+    SpanRule,
+    SpanTag,
+    Truncate,
+    WeightedFrom,
+)
 from embedjob.segments import Demonstration, Section, Segment
 
 Role = Literal["query", "document", "symmetric"]
-SpanRule = Literal[
-    "all",
-    "text",
-    "last_text",
-    "from_text",
-    "after_prompt",
-    "last_token",
-    "first_token",
-    "tail",
-    "pooled",
-]
-Pooling = Literal["mean", "weighted_mean", "max", "mean_sqrt_len", "latent_attention"]
-# Of several, one after another: first and last are of the span, and alone they are spans.
-PoolingPart = Literal["mean", "weighted_mean", "max", "mean_sqrt_len", "first", "last"]
 Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat", "keep"]
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
 
-# What the config can say and no engine does yet: refused, never accepted and ignored.
-_EMPTY_UNTIL_BUILT = ("interventions",)
 # What late_chunk can share out over the parts of a text, and give true characters of.
 _LATE: dict[str, tuple[str, ...]] = {
     "span": ("all", "text", "from_text", "after_prompt"),
     "pooling": ("mean", "weighted_mean", "max", "mean_sqrt_len"),
     "prepare": ("none", "strip"),
 }
-_MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
-
-
-def _inside(path: str) -> str:
-    if not _MODULE_PATH.fullmatch(path):
-        raise ValueError(f"got {path!r}, allowed is a directory inside the model folder: 2_Dense")
-    return path
-
-
-ModulePath = Annotated[str, AfterValidator(_inside)]
 
 
 class HubModel(Section):
@@ -84,96 +77,6 @@ class WeightedTemplate(Section):
         return self
 
 
-class SpanOffset(Section):
-    """A span rule whose first token is moved by `offset`.
-
-    With `alone` the pooled segments are tokenized by themselves too, and as many last tokens count
-    as they have then: some authors find a text so, and blanks at a seam may make a difference.
-    """
-
-    rule: SpanRule
-    offset: int = 0
-    alone: bool = False
-
-
-class SpanTag(Section):
-    """The segments of a tag, their first token moved by `offset`."""
-
-    tag: str
-    offset: int = 0
-
-
-class Normalize(Section):
-    """Scale to unit L2 norm."""
-
-    normalize: Literal[True]
-
-
-class Truncate(Section):
-    """Keep the first `truncate` dimensions (Matryoshka)."""
-
-    truncate: Positive
-
-
-class WeightedFrom(Section):
-    """The mean weighted n + 1, n + 2 and so on along the span: n tokens before it count as well."""
-
-    weighted_mean: Positive
-
-
-class Pooler(Section):
-    """The model's own layer over a pooled vector, as BERT and RoBERTa have it: tanh(W h + b)."""
-
-    pooler: Literal[True]
-
-
-class Dense(Section):
-    """The sentence-transformers Dense module in this directory of the model folder."""
-
-    dense: ModulePath
-
-
-class LayerNorm(Section):
-    """The sentence-transformers LayerNorm module in this directory of the model folder."""
-
-    layer_norm: ModulePath
-
-
-_HEADS = ("pooler", "dense", "layer_norm", "normalize", "sparse_lm", "router")
-
-
-def _head_kind(head: Any) -> str | None:
-    keys = head if isinstance(head, dict) else getattr(type(head), "model_fields", ())
-    return next((kind for kind in _HEADS if kind in keys), None)
-
-
-# By its key, or a mistake in one kind of head would be told as a mistake in every kind.
-Head = Annotated[
-    Annotated[Pooler, Tag("pooler")]
-    | Annotated[Dense, Tag("dense")]
-    | Annotated[LayerNorm, Tag("layer_norm")]
-    | Annotated[Normalize, Tag("normalize")]
-    | Annotated[SparseHead, Tag("sparse_lm")]
-    | Annotated[RouterHead, Tag("router")],
-    Discriminator(
-        _head_kind,
-        custom_error_type="head",
-        custom_error_message="an object with one of the keys " + ", ".join(_HEADS),
-    ),
-]
-
-
-class Fitted(Section):
-    """A finishing step that a fit made before the run."""
-
-    standardize: str | None = None
-    whiten: str | None = None
-    flow: str | None = None
-
-
-PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_length=1)]
-
-
 class Recipe(Section):
     """The `encoder` section, resolved: every knob that decides a vector's value.
 
@@ -200,7 +103,7 @@ class Recipe(Section):
     span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
-    interventions: tuple[Any, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
     heads: tuple[Head, ...] = ()
     decode: Decode | None = None
     finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
@@ -212,12 +115,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engine_exists(self) -> "Recipe":
-        for key in _EMPTY_UNTIL_BUILT:
-            if getattr(self, key):
-                raise ValueError(f"{key} is not available in this version; leave it empty")
         if any(isinstance(step, Fitted) for step in self.finish):
             raise ValueError("finish: fitted steps are not available in this version")
         require_sound(self)
+        whole = self.long_text in ("truncate", "bad") and self.decode is None
+        require_possible(self.interventions, causal=self.attention == "causal", whole=whole)
         return self
 
     @model_validator(mode="after")
@@ -240,6 +142,18 @@ class Recipe(Section):
     def several(self) -> bool:
         """Whether a row may have several lines in the output."""
         return self.aggregation == "keep" or self.long_text == "late_chunk"
+
+    @property
+    def prepend(self) -> Prepend | None:
+        """The token prepending, if there is one."""
+        found = (one.prepend for one in self.interventions if isinstance(one, Prepending))
+        return next(found, None)
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """The contrastive prompting, if there is one."""
+        found = (one.contrast for one in self.interventions if isinstance(one, Contrasting))
+        return next(found, None)
 
     @property
     def vector_heads(self) -> tuple[Head, ...]:

@@ -39,7 +39,9 @@ FLOORS = {
 SHARED_ROOMS = {
     "jobfile": "config",
     "segments": "config",
+    "interventions": "config",
     "recipe": "config",
+    "readout": "config",
     "beside": "config",
     "backends": "storage",
     "patterns": "storage",

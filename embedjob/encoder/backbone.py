@@ -75,6 +75,11 @@ class Backbone:
         """How many token ids have an embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
+    @property
+    def blocks(self) -> nn.ModuleList | None:
+        """The model's blocks, if what goes into block i is hidden state i."""
+        return self._reader.blocks
+
     @torch.inference_mode()
     def states(
         self, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer, position: int | Tensor = 0

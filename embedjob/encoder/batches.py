@@ -107,16 +107,24 @@ def _branches(views: TokenViews, text: int, *, whole: bool) -> list[Ids]:
 
 
 def distinct(views: TokenViews) -> tuple[Indices, Indices]:
-    """One view of each kind, and for every view which of those it equals: ids, spans and words."""
-    seen: dict[tuple[int, bytes, bytes, bytes], int] = {}
+    """One view of each kind, and for every view which of those it equals: ids, spans and words.
+
+    Where texts have an auxiliary view, equal ones have equal ones of that too.
+    """
+    beside = np.zeros(views.units, np.int64)
+    if views.auxiliary is not None:
+        beside = distinct(views.auxiliary)[1]
+    seen: dict[tuple[int, bytes, bytes, bytes, int], int] = {}
     firsts: list[int] = []
     which = np.empty(len(views.prefix), np.int64)
     for view in range(len(views.prefix)):
         ids = views.own_ids(view)
+        other = int(beside[view // views.views_per_text])
         words = (
             b"" if views.words is None else views.words.of(view // views.views_per_text).tobytes()
         )
-        key = (int(views.prefix[view]), ids.tobytes(), views.spans(view).tobytes(), words)
+        spans = views.spans(view).tobytes()
+        key = (int(views.prefix[view]), ids.tobytes(), spans, words, other)
         which[view] = seen.setdefault(key, len(firsts))
         if which[view] == len(firsts):
             firsts.append(view)

@@ -15,6 +15,7 @@ from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
 from embedjob.encoder.embeddings import encoded
 from embedjob.encoder.forward import Loaded
+from embedjob.encoder.interventions import Steering
 from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.readout import Readout
@@ -55,6 +56,10 @@ class Encoder:
         auto = _DEFAULT_BUDGETS.get(backbone.device.type, _DEFAULT_BUDGETS["cuda"])
         self._budget = auto if tokens_per_microbatch == "auto" else tokens_per_microbatch
         self._side: Side = padding_side
+        self._steerings = {
+            role: Steering(self._prefixes, one, side=padding_side)
+            for role, one in self._recipes.items()
+        }
         self._tokenizers: dict[Role, ViewTokenizer] = {}
 
     @classmethod
@@ -156,8 +161,8 @@ class Encoder:
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
         """
         recipe, started = self._recipe(role), time.monotonic()
-        readout = self._readout(recipe)
-        loaded = Loaded(self._prefixes, readout, recipe, self._side)
+        readout, steering = self._readout(recipe), self._steerings[recipe.role]
+        loaded = Loaded(self._prefixes, readout, recipe, self._side, steering)
         caller = Caller(stop, on_progress)
         passed = pass_all(views, loaded, budget=self._budget, caller=caller)
         self._budget = passed.budget

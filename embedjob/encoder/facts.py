@@ -115,6 +115,7 @@ def require_fit(recipe: Recipe, known: ModelFacts) -> None:
                 f"encoder.layer: got {layer}, allowed is {-known.layers - 1} to {known.layers}"
                 f" (0 is the embeddings, {known.layers} or -1 the last of {recipe.model})"
             )
+    _require_blocks(recipe, known, lowest=min(layer % (known.layers + 1) for layer in layers))
     said = recipe.decode.max_tokens - 1 if recipe.decode else 0
     if known.max_positions is not None and recipe.max_tokens + said > known.max_positions:
         raise ModelError(
@@ -122,6 +123,23 @@ def require_fit(recipe: Recipe, known: ModelFacts) -> None:
             f" {known.max_positions} positions; set encoder.max_tokens:"
             f" {known.max_positions - said}"
         )
+
+
+def _require_blocks(recipe: Recipe, known: ModelFacts, *, lowest: int) -> None:
+    """ModelError unless interventions are in blocks that the model has, before what is read."""
+    prepend, contrast = recipe.prepend, recipe.contrast
+    asked = {
+        "prepend.exit": (prepend.exit, known.layers) if prepend else (0, 0),
+        "prepend.start": (prepend.start, lowest - 1) if prepend else (0, 0),
+        "contrast.layer": (contrast.layer, lowest - 1) if contrast else (0, 0),
+    }
+    for key, (got, most) in asked.items():
+        if got > most:
+            raise ModelError(
+                f"encoder.interventions: {key}: got {got}, allowed is at most {most}:"
+                f" {recipe.model} has {known.layers} blocks, and the lowest layer that is read is"
+                f" {lowest}"
+            )
 
 
 def config_of(directory: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
 from embedjob.encoder.decoding import decode
+from embedjob.encoder.interventions import Steering
 from embedjob.encoder.prefixes import FEWEST_TOKENS, Prefixes
 from embedjob.encoder.readout import Readout
 from embedjob.encoder.recovery import Vectors
@@ -29,6 +30,7 @@ class Loaded(NamedTuple):
     readout: Readout
     recipe: Recipe
     side: Side
+    steering: Steering
 
 
 class ViewForward:
@@ -42,7 +44,7 @@ class ViewForward:
         """Runs nothing yet; the chosen views are in as many parts each."""
         self._views = views
         self._chosen = chosen
-        self._prefixes, self._readout, self._recipe, self._side = loaded
+        self._prefixes, self._readout, self._recipe, self._side, self._steering = loaded
         self._backbone = loaded.prefixes.backbone
         self.rows: dict[int, Row] = {}
 
@@ -84,9 +86,10 @@ class ViewForward:
         if group < 0:
             return self._whole(which)
         batch = assemble(self._views, self._chosen[which], whole=False)
-        prefix = self._views.prefixes[group]
-        layer = self._recipe.layer
-        hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
+        prefix, layer = self._views.prefixes[group], self._recipe.layer
+        self._prefixes.hold(prefix)
+        with self._steering.over(self._views, self._chosen[which], batch, skip=len(prefix)):
+            hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
 
     def precisely(self, view: int) -> Vectors:
@@ -98,7 +101,9 @@ class ViewForward:
         batch = assemble(self._views, self._chosen[which], side=self._side)
         if self._recipe.decode is not None:
             return self._decoded(which, batch)
-        hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=self._recipe.layer)
+        layer = self._recipe.layer
+        with self._steering.over(self._views, self._chosen[which], batch):
+            hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
 
     def _decoded(self, which: Indices, batch: MicroBatch) -> Vectors:

@@ -14,7 +14,8 @@ from embedjob.encoder.modules import dense_shape, layer_norm_shape, vector_width
 from embedjob.encoder.source import materialize, source_of
 from embedjob.encoder.tensors import module_tensors
 from embedjob.errors import ModelError
-from embedjob.recipe import Dense, Head, LayerNorm, Pooler, Recipe
+from embedjob.readout import Dense, Head, LayerNorm, Pooler
+from embedjob.recipe import Recipe
 from embedjob.vectors.finishing import normalize
 
 

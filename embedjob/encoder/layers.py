@@ -37,9 +37,15 @@ class LayerReader:
         """The hidden states [V, T, D] of these layers."""
         if layers == {self._layers}:
             return {self._layers: self._model(**inputs, return_dict=True).last_hidden_state}
+        known = self.blocks is not None
+        return self._stopping(inputs, layers) if known else self._running(inputs, layers)
+
+    @property
+    def blocks(self) -> nn.ModuleList | None:
+        """The model's blocks, if what goes into block i is seen to be hidden state i."""
         if self._stops is None:
             self._stops = self._proven()
-        return self._stopping(inputs, layers) if self._stops else self._running(inputs, layers)
+        return self._blocks if self._stops else None
 
     def _running(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
         output = self._model(**inputs, output_hidden_states=True, return_dict=True)

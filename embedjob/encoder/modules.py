@@ -7,7 +7,8 @@ from typing import Any
 
 from embedjob.encoder.source import read_json
 from embedjob.errors import ModelError
-from embedjob.recipe import Dense, Head, LayerNorm, Pooler, Recipe
+from embedjob.readout import Dense, Head, LayerNorm, Pooler
+from embedjob.recipe import Recipe
 
 # What torch.nn calls them; none has weights of its own.
 _ACTIVATIONS_WORDS = """

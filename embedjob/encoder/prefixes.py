@@ -44,6 +44,10 @@ class Prefixes:
         """Whether views of this length, that many tokens of them shared, can be run so."""
         return prefix >= FEWEST_TOKENS and length <= self._longest
 
+    def hold(self, prefix: Ids) -> None:
+        """Runs a prefix that is not there yet: what is done to states inside is not done to it."""
+        self._key_values(prefix)
+
     def states(self, prefix: Ids, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer) -> Tensor:
         """The hidden states [V, T, D] of what follows the prefix; padding is on the right."""
         shared = self._key_values(prefix)

@@ -25,7 +25,8 @@ from embedjob.encoder.files import (
 )
 from embedjob.encoder.reach import address, kind
 from embedjob.errors import ModelError
-from embedjob.recipe import Dense, Head, HubModel, LayerNorm, Recipe
+from embedjob.readout import Dense, Head, LayerNorm
+from embedjob.recipe import HubModel, Recipe
 
 _TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
 

@@ -29,7 +29,7 @@ class TreeForward:
         """Runs nothing yet."""
         self._views = views
         self._texts = texts
-        self._prefixes, self._readout, self._recipe, self._side = loaded
+        self._prefixes, self._readout, self._recipe, self._side, _ = loaded
         self._whole = ViewForward(views, np.arange(len(views.prefix)), loaded)
 
     @property
@@ -80,7 +80,8 @@ def worthwhile(views: TokenViews, loaded: Loaded) -> npt.NDArray[np.bool_]:
     """The texts [R] that are better run as trees than view by view, and can be."""
     lengths_RV = views.lengths.reshape(-1, views.views_per_text)
     prefix = views.prefix_lengths[:: views.views_per_text]
-    if loaded.side == "left" or not views.common.any():
+    # Interventions know one last token per row, and a tree has one per tail.
+    if loaded.side == "left" or loaded.recipe.interventions or not views.common.any():
         return np.zeros(len(lengths_RV), np.bool_)
     if not loaded.prefixes.serve(FEWEST_TOKENS, int(lengths_RV.max())):
         return np.zeros(len(lengths_RV), np.bool_)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedjob.config import Input
-from embedjob.recipe import Recipe, SpanOffset, SpanTag, WeightedTemplate
+from embedjob.readout import SpanOffset, SpanTag
+from embedjob.recipe import Recipe, WeightedTemplate
 from embedjob.segments import Segment
 from embedjob.shards.names import digest
 
@@ -72,6 +73,9 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["templates"] = _templates(recipe)
     knobs |= _unused_slots(knobs, recipe)
     knobs["span"] = _span(recipe)
+    # Only what is written, as in a template's segments; their order changes nothing.
+    given = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.interventions]
+    knobs["interventions"] = sorted(given, key=canonical)
     # Only what is written: a later release may give heads more keys.
     knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
     if recipe.decode is not None:

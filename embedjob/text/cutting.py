@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,36 @@ class Fitted:
     truncated: npt.NDArray[np.bool_]
     characters: Ints
     chars: dict[int, Ints] = field(default_factory=dict)
+
+
+class Fits(Protocol):
+    """Puts texts into templates; `closing` counts the tokenizer's own tokens at the end."""
+
+    closing: int
+
+    def limit(self, tokens: Ints) -> None:
+        """Cut texts from now on."""
+        ...
+
+    def whole(self, template: int, text: str) -> list[int]:
+        """All ids of a text under a template."""
+        ...
+
+    def prompt(self, template: int) -> int:
+        """Tokens of what stands before the text, alone, with the tokenizer's opening ones."""
+        ...
+
+    def shown(self, template: int) -> str:
+        """The template for people."""
+        ...
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as the tokenizer spells them."""
+        ...
+
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """Each text under a template."""
+        ...
 
 
 @dataclass(frozen=True)

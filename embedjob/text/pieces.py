@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedjob.errors import ConfigError
-from embedjob.recipe import Recipe, SpanOffset, SpanTag, WeightedTemplate
+from embedjob.readout import SpanOffset, SpanTag
+from embedjob.recipe import Recipe, WeightedTemplate
 from embedjob.segments import Demonstration, Segment
 
 _BRACES = "a literal brace is written '{{' or '}}'"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -11,48 +10,19 @@ from tokenizers import Tokenizer
 from embedjob.beside import sparse_in
 from embedjob.errors import ConfigError
 from embedjob.recipe import Recipe
-from embedjob.text.cutting import Fitted
+from embedjob.text.cutting import Fits, Fitted
 from embedjob.text.joint import JointFitter
 from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
 from embedjob.text.pieces import span_rule, templates
 from embedjob.text.prompts import prepare, prompts, tails
 from embedjob.text.separate import PieceFitter, special_id
+from embedjob.text.slots import auxiliary_recipe, slot_position
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
 
 # Texts that have no token in common, so that what their views share is the template's.
 _PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
-
-
-class Fits(Protocol):
-    """Puts texts into templates; `closing` counts the tokenizer's own tokens at the end."""
-
-    closing: int
-
-    def limit(self, tokens: Ints) -> None:
-        """Cut texts from now on."""
-        ...
-
-    def whole(self, template: int, text: str) -> list[int]:
-        """All ids of a text under a template."""
-        ...
-
-    def prompt(self, template: int) -> int:
-        """Tokens of what stands before the text, alone, with the tokenizer's opening ones."""
-        ...
-
-    def shown(self, template: int) -> str:
-        """The template for people."""
-        ...
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The ids as the tokenizer spells them."""
-        ...
-
-    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
-        """Each text under a template."""
-        ...
 
 
 class ViewTokenizer:
@@ -71,7 +41,8 @@ class ViewTokenizer:
         positions: int | None = None,
     ) -> None:
         """Refuses a recipe whose templates leave the text no room, or its span no token."""
-        tokenizer.add_special_tokens(list(recipe.special_tokens.add))
+        added = [*recipe.special_tokens.add, *([recipe.prepend.slot] if recipe.prepend else [])]
+        tokenizer.add_special_tokens(added)
         self._prepare = prepare(recipe.prepare)
         # Else what comes later changes the states of what comes first.
         self._causal = recipe.attention == "causal"
@@ -89,7 +60,10 @@ class ViewTokenizer:
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
         self._check_room(most)
         self._fitter.limit(most - np.array([len(eos) for eos in self._eos], np.int64))
+        self._slots = self._slots_of(recipe, tokenizer)
         self.prefixes = self._shared_prefixes()
+        beside = auxiliary_recipe(recipe)
+        self._beside = ViewTokenizer(tokenizer, beside, eos_id=eos_id) if beside else None
         self._part_tokens = recipe.max_tokens
         self._views_of = {"chunk_mean": self._cut, "late_chunk": self._divided}.get(
             recipe.long_text, self._views
@@ -104,7 +78,8 @@ class ViewTokenizer:
         cleaned = [self._prepare(text) for text in texts]
         views = self._views_of(cleaned)
         words = None if self._words is None else self._words(cleaned)
-        views = replace(views, words=words, stops=self._stops)
+        beside = None if self._beside is None else self._beside.views(texts)
+        views = replace(views, words=words, stops=self._stops, slots=self._slots, auxiliary=beside)
         if views.parts is None:
             return views
         starts = [text.find(clean) for text, clean in zip(texts, cleaned, strict=True)]
@@ -142,7 +117,8 @@ class ViewTokenizer:
             span=spans(self._layout(fitted, which), rule=self._rule, offset=self._offset),
             truncated=fitted.truncated,
             prefixes=prefixes,
-            text_first=self._causal,
+            # At its slot a view holds what only its own last token has seen.
+            text_first=self._causal and not self._slots,
         )
 
     def _layout(self, fitted: Fitted, which: Sequence[int]) -> Layout:
@@ -156,6 +132,21 @@ class ViewTokenizer:
             marked_start=fitted.marked[:, 0],
             marked_stop=fitted.marked[:, 1],
             prompt=self._prompts[template],
+        )
+
+    def _slots_of(self, recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Per template, where its slot is; none where nothing is prepended."""
+        if recipe.prepend is None:
+            return ()
+        slot = special_id(tokenizer, recipe.prepend.slot)
+        return tuple(
+            slot_position(
+                [self._fitter.whole(number, probe) for probe in _PROBES],
+                slot,
+                name=recipe.prepend.slot,
+                template=self._fitter.shown(number),
+            )
+            for number in range(self._templates)
         )
 
     def _require_literal_bos(self, tokenizer: Tokenizer) -> None:
@@ -209,6 +200,7 @@ class ViewTokenizer:
             mine = range(number, len(probes.prefix), self._templates)
             rows = [probes.full_ids(view).tolist() for view in mine]
             most = min([int(probes.span[mine, 0].min()), *(len(row) - 1 for row in rows)])
+            most = min([most, *self._slots[number : number + 1]])
             columns = zip(*(row[:most] for row in rows), strict=True)
             same = takewhile(lambda column: len(set(column)) == 1, columns)
             found.append(tuple(column[0] for column in same))

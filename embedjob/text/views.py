@@ -60,8 +60,10 @@ class TokenViews:
     A unit is a text, or with `cuts` a part of one. `prefix[i]` is an index into `prefixes`, or -1
     where view i shares none. After their prefixes all views of unit u begin with the same
     `common[u]` ids, which only its first view keeps in `ids[offsets[i]:offsets[i + 1]]`. Spans are
-    positions in the full view, and lie after both. Only where a recipe asks: `words` of each text,
-    and `stops`, the ids that end a decoding.
+    positions in the full view, and lie after both. Where interventions need them, `slots[v]` is the
+    position of template v's slot, after its prefix, and `auxiliary` one more view of each text,
+    which has no vector of its own. Only where a recipe asks: `words` of each text, and `stops`, the
+    ids that end a decoding.
     """
 
     views_per_text: int
@@ -76,6 +78,8 @@ class TokenViews:
     stops: Ids | None = None
     cuts: Cuts | None = None
     parts: Parts | None = None
+    slots: tuple[int, ...] = ()
+    auxiliary: "TokenViews | None" = None
 
     @property
     def units(self) -> int:
@@ -154,6 +158,8 @@ class TokenViews:
             stops=self.stops,
             cuts=None if self.cuts is None else Cuts(text_units, self.cuts.tokens[views]),
             parts=None if self.parts is None else _taken(self.parts, chosen),
+            slots=self.slots,
+            auxiliary=None if self.auxiliary is None else self.auxiliary.take(texts),
         )
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from embedjob.errors import ConfigError
-from embedjob.recipe import Fitted, Normalize, Recipe, Truncate
+from embedjob.readout import Fitted, Normalize, Truncate
+from embedjob.recipe import Recipe
 
 
 def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | Fitted]) -> Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from embedjob.recipe import WeightedFrom
+from embedjob.readout import WeightedFrom
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 

@@ -11,7 +11,8 @@ from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError, InterruptedRunError, ModelError
-from embedjob.recipe import Recipe, SpecialTokens, Truncate
+from embedjob.readout import Truncate
+from embedjob.recipe import Recipe, SpecialTokens
 from tests.encoder import tiny
 
 CPU = torch.device("cpu")

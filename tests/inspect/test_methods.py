@@ -5,17 +5,24 @@ import pytest
 from rich.console import Console
 
 from embedjob.inspect.methods import page, show_method, show_methods
+from embedjob.jobfile import read_yaml
 from embedjob.methods.catalogue import names, read_method
 
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, QUALITY = DOCS / "methods.md", DOCS / "quality.yaml"
 
 
 def test_the_page_is_what_the_files_say() -> None:
     said = (
-        "docs/methods.md is not what the method files give; write it anew with python -c"
-        " 'from embedjob.inspect.methods import page; print(page(), end=\"\")' > docs/methods.md"
+        "docs/methods.md is not what the method files give; write it anew with python -c 'from"
+        ' embedjob.inspect.methods import page; print(page("docs/quality.yaml"), end="")\''
+        " > docs/methods.md"
     )
-    assert PAGE.read_text(encoding="utf-8") == page(), said
+    assert PAGE.read_text(encoding="utf-8") == page(QUALITY), said
+
+
+def test_every_figure_is_of_a_method_that_there_is() -> None:
+    assert set(read_yaml(QUALITY)) <= {*names(), "all-MiniLM-L6-v2"}
 
 
 def test_the_list_names_every_method() -> None:

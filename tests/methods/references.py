@@ -8,6 +8,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,12 +43,19 @@ Reference = Callable[[Tokenizer, PreTrainedModel, str], Expected]
 
 
 @torch.inference_mode()
-def run(model: PreTrainedModel, ids: list[int], *, both_ways: bool = False) -> tuple[Tensor, ...]:
+def run(
+    model: PreTrainedModel,
+    ids: list[int],
+    *,
+    both_ways: bool = False,
+    embeds: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """All hidden states [T, D] of one unpadded text."""
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     if both_ways:  # an additive mask that hides nothing
         kwargs["attention_mask"] = torch.zeros(1, 1, len(ids), len(ids))
-    output = model(torch.tensor([ids]), output_hidden_states=True, **kwargs)
+    given = torch.tensor([ids]) if embeds is None else None
+    output = model(given, inputs_embeds=embeds, output_hidden_states=True, **kwargs)
     return tuple(state[0] for state in output.hidden_states)
 
 
@@ -348,6 +356,68 @@ def splade(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
     sparse = {token: float(weights[token]) for token in weights.nonzero()[:, 0].tolist()}
     vector = unit(output.hidden_states[-1][0].mean(dim=0))
     return Expected([ids], [list(range(len(ids)))], vector, sparse)
+
+
+def token_prepending(start: int, stop: int, *, seed: int, layer: int) -> Reference:
+    """A row more in the embedding matrix; before the blocks its state is the last token's."""
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        prompt = f'This sentence : <PST> "{clean(text)}" means in one word:"'.strip()
+        ids = tok.encode(prompt).ids
+        slot = ids.index(tok.token_to_id("<PST>"))
+        row = torch.tensor(np.random.RandomState(seed).randn(model.config.hidden_size)).float()
+        table = torch.cat([model.get_input_embeddings().weight.detach(), row[None]])
+        known = [len(table) - 1 if i == slot else one for i, one in enumerate(ids)]
+        states = table[known][None]
+        for block in model.layers[start:stop]:
+            block.forward = _prepended(block.forward, slot)
+        try:
+            hidden = run(model, ids, embeds=states)
+        finally:
+            for block in model.layers[start:stop]:
+                del block.forward
+        return Expected([ids], [[len(ids) - 1]], unit(hidden[layer][-1]))
+
+    return reference
+
+
+def _prepended(forward: Callable[..., Tensor], slot: int) -> Callable[..., Tensor]:
+    def changed(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        states = states.clone()
+        states[0, slot] = states[0, -1]
+        return forward(states, *args, **kwargs)
+
+    return changed
+
+
+def contrastive(block: int, alpha: float | None, *, layer: int) -> Reference:
+    """Two whole runs; without an alpha the difference is brought to the norm of what was there."""
+    irrelevant = 'The irrelevant information of this sentence : "*sent_0*" means in one word:"'
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        prompts = [t.replace("*sent_0*", clean(text)).strip() for t in (irrelevant, EOL)]
+        auxiliary, ids = (tok.encode(prompt).ids for prompt in prompts)
+        projection = model.layers[block].self_attn.o_proj
+        forward, seen = projection.forward, []
+
+        def change(values: Tensor) -> Tensor:
+            seen.append(values[0, -1].clone())
+            if len(seen) == 2:
+                left = seen[1] - seen[0]
+                factor = seen[1].norm() / left.norm() if alpha is None else alpha
+                values = values.clone()
+                values[0, -1] = factor * left
+            return forward(values)
+
+        projection.forward = change
+        try:
+            run(model, auxiliary)
+            hidden = run(model, ids)
+        finally:
+            del projection.forward
+        return Expected([ids], [[len(ids) - 1]], unit(hidden[layer][-1]))
+
+    return reference
 
 
 def fullstop(text: str) -> str:

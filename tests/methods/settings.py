@@ -15,10 +15,9 @@ ECHO_DOCUMENT = "<s>Document:{!%%text%%}\nDocument again:{%%text%%}{</s>}"
 SUMMARY = '", summarize the above passage within eight words: ' + "".join(S[:8])
 PREDICTION = '", predict the following passage within eight words: ' + "".join(S[8:])
 TAILS = (
-    "means in one word",
-    "is, in one word, about",
-    "can be summarised in one word",
-    "describes, in one word, the action of",
+    "can be described in one word",
+    "has as its topic, in one word",
+    "has the title",
 )
 FIRST = [f'This sentence : "*sent_0*" {tail}:"' for tail in TAILS]
 ICL = f'This sentence : "A jockey riding a horse." means in one word:"Equestrian".{r.EOL}'
@@ -43,6 +42,13 @@ LLAMA_3 = {
         ]
     ],
 }
+PST = ("<PST>",)
+PREPENDED = {"interventions": [{"prepend": {"slot": "<PST>", "start": 0, "exit": 2}}], "layer": -1}
+# The authors' prompt, from the file; a tiny model has three blocks.
+AGAINST = read_method("contrastive_prompting").encoder["interventions"][0]["contrast"]
+CONTRASTED = {"interventions": [{"contrast": {**AGAINST, "layer": 1}}]}
+NORM = {"template": AGAINST["template"], "layer": 0, "mode": "norm"}
+AT_NORM = {"interventions": [{"contrast": NORM}], "layer": -1}
 BOTH_WAYS = {**CUT, "attention": "bidirectional"}
 LONG = {"max_tokens": 512}
 QUESTION = "Given a question, retrieve passages that answer the question"
@@ -176,7 +182,23 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("knowledge_enhanced", "document", "qwen3", "qwen"), r.eol(r.KE, layer=-2)),
     (Setting("cot_ke_mean", "document", "llama", "llama"), r.eol(r.COT, r.KE, layer=-2)),
     (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*META)),
-    (Setting("text_first_views", "document", "llama", "llama3"), r.eol(*FIRST)),
+    (
+        Setting("token_prepending", "document", "llama", "llama", PST),
+        r.token_prepending(1, 3, seed=3407, layer=-2),
+    ),
+    (
+        Setting("token_prepending", "document", "mistral", "mistral", PST, knobs=PREPENDED),
+        r.token_prepending(0, 2, seed=0, layer=-1),
+    ),
+    (
+        Setting("contrastive_prompting", "document", "mistral", "mistral", knobs=AT_NORM),
+        r.contrastive(0, None, layer=-1),
+    ),
+    (
+        Setting("contrastive_prompting", "document", "qwen3", "qwen", knobs=CONTRASTED),
+        r.contrastive(1, 0.5, layer=-2),
+    ),
+    (Setting("text_first_views", "document", "llama", "llama3"), r.eol(*FIRST, layer=-2)),
     (
         Setting("promptreps", "document", "llama_lm", "llama3", REPS_TOKENS),
         r.promptreps(REPS_PREFIX + 'Passage: "', REPS_SUFFIX % "passage"),

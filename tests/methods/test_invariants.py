@@ -140,7 +140,11 @@ def test_later_tokens_are_seen_in_a_padded_batch_exactly_by_bidirectional_method
     setting: Setting,
 ) -> None:
     texts = ["the fox is brown", "the fox is lazy", "the river bank is here " * 3]
-    bare = {"templates": ["{text}"], "special_tokens": {"bos": "none", "eos": "none"}}
+    bare = {
+        "templates": ["{text}"],
+        "special_tokens": {"bos": "none", "eos": "none"},
+        "interventions": [],
+    }
     first = setting.with_knobs(span="first_token", decode=None, finish=[], **bare)
     vectors = first.encode(first.views(), texts).embeddings
     moved = float(np.abs(vectors[0] - vectors[1]).max())

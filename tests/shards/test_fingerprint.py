@@ -9,19 +9,18 @@ from hypothesis import strategies as st
 
 from embedjob.beside import Decode
 from embedjob.config import ActorRange, Input, Job, Output
-from embedjob.recipe import (
+from embedjob.interventions import Contrast, Contrasting, Prepend, Prepending
+from embedjob.readout import (
     Dense,
     LayerNorm,
     Normalize,
     Pooler,
-    Recipe,
     SpanOffset,
     SpanTag,
-    SpecialTokens,
     Truncate,
     WeightedFrom,
-    WeightedTemplate,
 )
+from embedjob.recipe import Recipe, SpecialTokens, WeightedTemplate
 from embedjob.segments import Demonstration, Section, Segment, Slot
 from embedjob.shards.fingerprint import (
     LATER,
@@ -46,6 +45,9 @@ JOB = Job(
     output=Output(path="/out"),
 )
 
+PREPENDING = Prepending(prepend=Prepend(slot="<x>", start=1, exit=3))
+CONTRASTING = Contrasting(contrast=Contrast(template="Not {text}", layer=4, alpha=2.0))
+
 # One other value for every key that decides rows or vectors.
 CHANGES: dict[str, Any] = {
     "input.text": ("body", "title"),
@@ -66,7 +68,7 @@ CHANGES: dict[str, Any] = {
     "encoder.span": "last_token",
     "encoder.pooling": "max",
     "encoder.aggregation": "concat",
-    "encoder.interventions": ("a",),
+    "encoder.interventions": (PREPENDING,),
     "encoder.heads": (Dense(dense="2_Dense"),),
     "encoder.finish": (Truncate(truncate=8), Normalize(normalize=True)),
     "encoder.vector_dtype": "float16",
@@ -181,6 +183,10 @@ SEGMENTS = (Segment(literal="x"), Segment(text=Slot(pool=True)))
             {"special_tokens": SpecialTokens(bos="literal")},
             {"special_tokens": SpecialTokens(bos="none")},
         ),
+        (
+            {"interventions": (PREPENDING, CONTRASTING)},
+            {"interventions": (CONTRASTING, PREPENDING)},
+        ),
         ({"demonstrations": ("unused",), "demonstration": "{text}"}, {}),
         (
             {"templates": ("{demonstrations}{text}",), "demonstrations": ("x",)},
@@ -248,7 +254,16 @@ def test_what_looks_alike_and_is_not() -> None:
             (Normalize(normalize=True), Dense(dense="2_Dense")),
         )
     ]
-    every = (*pooled, *headed, *weighted, *moved, *segments, *tagged, *shown)
+    prepended = [
+        _recipe(interventions=(Prepending(prepend=PREPENDING.prepend.model_copy(update=change)),))
+        for change in ({}, {"slot": "<y>"}, {"start": 0}, {"exit": 4}, {"seed": 1})
+    ]
+    contrasted = [
+        _recipe(interventions=(Contrasting(contrast=CONTRASTING.contrast.model_copy(update=new)),))
+        for new in ({}, {"layer": 5}, {"alpha": 1.0}, {"mode": "norm", "alpha": None})
+    ]
+    steered = (*prepended, *contrasted)
+    every = (*pooled, *headed, *weighted, *moved, *segments, *tagged, *shown, *steered)
     found = {fingerprint(recipe, DIGESTS) for recipe in every}
     assert len(found) == len(every)
 
@@ -296,6 +311,7 @@ GOLDEN = {
         "68e674105f79",
     ),
     "job": (JOB.encoder, "c563b767cdbf"),
+    "interventions": (_recipe(interventions=(PREPENDING, CONTRASTING)), "21ee4ad64623"),
 }
 
 

@@ -3,7 +3,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from embedjob.recipe import Recipe, SpanOffset
+from embedjob.readout import SpanOffset
+from embedjob.recipe import Recipe
 from embedjob.text.spans import NEED_TEXT, SPANS, Layout, spans
 
 # Every view of up to four tokens per part: specials before, template, text, template, closing.

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.errors import ConfigError
-from embedjob.recipe import Fitted, Normalize, Recipe, Truncate
+from embedjob.readout import Fitted, Normalize, Truncate
+from embedjob.recipe import Recipe
 from embedjob.vectors.aggregation import AGGREGATIONS
 from embedjob.vectors.finishing import finish, normalize, width
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.recipe import Recipe, WeightedFrom
+from embedjob.readout import WeightedFrom
+from embedjob.recipe import Recipe
 from embedjob.vectors.pooling import PARTS, POOLINGS, pooler
 
 PADDING = 999.0

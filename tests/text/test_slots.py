@@ -1,0 +1,69 @@
+"""Slots in templates, and auxiliary views, under tokenizers of every family of decoders."""
+
+import pytest
+
+from embedjob.errors import ConfigError
+from embedjob.interventions import Contrast, Contrasting, Prepend, Prepending
+from embedjob.recipe import Recipe
+from embedjob.text.tokenizing import ViewTokenizer
+from tests.fakes import tiny_tokenizer
+
+FAMILIES = ("gpt2", "qwen", "llama3", "llama", "mistral")
+PREPEND = Prepending(prepend=Prepend(slot="<PST>", start=0, exit=1))
+CONTRAST = Contrasting(contrast=Contrast(template="Not {text}", layer=0, mode="norm"))
+TEMPLATES = ('A sentence : <PST> "{text}" means', 'Now after all : <PST> "{text}" says')
+TEXTS = ["a fox", "", "<PST> b", 'He said "no" ' * 40]
+
+
+def views_of(family: str, templates: tuple[str, ...], *interventions: object) -> ViewTokenizer:
+    knobs = {"templates": templates, "interventions": interventions, "max_tokens": 64}
+    recipe = Recipe(model="m", span="last_token").model_copy(update=knobs)
+    return ViewTokenizer(tiny_tokenizer(family), recipe)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_view_has_its_slot_where_it_is_said_to_be_and_shares_what_is_before(
+    family: str,
+) -> None:
+    found = views_of(family, TEMPLATES, PREPEND)
+    views = found.views(TEXTS)
+    tokens = [found.tokens(views.full_ids(view)) for view in range(len(views.prefix))]
+    for view, spelt in enumerate(tokens):
+        slot = views.slots[view % 2]
+        assert [at for at, token in enumerate(spelt) if token == "<PST>"] == [slot]
+        assert views.prefix_lengths[view] == slot
+    assert not views.common.any()
+    assert views.auxiliary is None
+    assert views.take([3, 1]).slots == views.slots
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auxiliary_views_are_those_of_their_template_alone(family: str) -> None:
+    views = views_of(family, TEMPLATES, PREPEND, CONTRAST).views(TEXTS).take([3, 0, 2])
+    alone = views_of(family, ("Not {text}",)).views([TEXTS[3], TEXTS[0], TEXTS[2]])
+    assert views.auxiliary is not None
+    assert (views.auxiliary.texts, views.auxiliary.views_per_text) == (3, 1)
+    assert views.auxiliary.slots == ()
+    for text in range(3):
+        assert views.auxiliary.full_ids(text).tolist() == alone.full_ids(text).tolist()
+
+
+def test_a_slot_in_the_auxiliary_template_is_one_too() -> None:
+    contrast = Contrasting(contrast=Contrast(template="Not <PST> {text}", layer=0, mode="norm"))
+    views = views_of("gpt2", TEMPLATES, PREPEND, contrast).views(TEXTS)
+    assert views.auxiliary is not None
+    assert len(views.auxiliary.slots) == 1
+
+
+@pytest.mark.parametrize(
+    "template", ['A sentence : "{text}"', "{text} <PST> means", "<PST> and <PST> {text}"]
+)
+def test_a_template_without_one_slot_before_its_text_is_refused(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"must have <PST> once,\s+and before the text"):
+        views_of("gpt2", (template,), PREPEND)
+
+
+def test_an_auxiliary_template_without_a_text_is_refused() -> None:
+    contrast = Contrasting(contrast=Contrast(template="Not", layer=0, mode="norm"))
+    with pytest.raises(ConfigError, match=r"'Not' has 0 \{text\} slots"):
+        views_of("gpt2", ("{text}",), contrast)
