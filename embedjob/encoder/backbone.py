@@ -30,6 +30,7 @@ from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.quiet import quiet
 from embedjob.encoder.source import materialize, source_of, transformer_directory
 from embedjob.encoder.tensors import prefixed_tensors
+from embedjob.encoder.transfers import onto
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
@@ -100,12 +101,12 @@ class Backbone:
                 f"the tokenizer gave id {int(ids_VT.max())}, but the model embeds only"
                 f" {self.vocabulary}; tokenizer and weights do not belong together"
             )
-        ids_VT, mask_VT = ids_VT.to(self.device), mask_VT.to(self.device)
+        ids_VT, mask_VT = onto(ids_VT, self.device), onto(mask_VT, self.device)
         inputs = {"input_ids": ids_VT, "attention_mask": mask_VT.long()}
         if self.takes_positions:
             if isinstance(position, int):
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
-            inputs["position_ids"] = position.to(self.device) + self._first_position
+            inputs["position_ids"] = onto(position, self.device) + self._first_position
         layers = (layer,) if isinstance(layer, int) else layer
         # One more than the blocks: 0 is the embeddings.
         chosen = [one % (self.facts.layers + 1) for one in layers]

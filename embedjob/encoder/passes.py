@@ -15,6 +15,7 @@ from embedjob.encoder.recovery import Forward, Passage, Vectors, Watch, pass_thr
 from embedjob.encoder.trees import TreeForward, worthwhile
 from embedjob.text.views import TokenViews
 
+_COUNTED = ["forward_tokens", "padded_tokens", "microbatches", "attended_pairs", "copy_seconds"]
 _EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
 
 
@@ -45,6 +46,8 @@ class Passed:
         self.stats["forward_tokens"] += passage.tokens
         self.stats["padded_tokens"] += passage.padded_tokens
         self.stats["microbatches"] += passage.microbatches
+        self.stats["attended_pairs"] += passage.pairs
+        self.stats["copy_seconds"] += passage.copy_seconds
 
 
 def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) -> Passed:
@@ -57,7 +60,7 @@ def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) 
     width, run_before = loaded.readout.width, loaded.prefixes.tokens_run
     passed = Passed(np.full((len(firsts), width), np.nan, np.float32), which_RV, budget)
     passed.failed.update(dict.fromkeys(np.flatnonzero(~full).tolist(), _EMPTY_SPAN))
-    passed.stats = {"forward_tokens": 0, "padded_tokens": 0, "microbatches": 0}
+    passed.stats = dict.fromkeys(_COUNTED, 0)
     lengths = views.lengths[firsts]
     progress = _Progress(np.bincount(which, minlength=len(firsts)), lengths, views.views_per_text)
     ways: list[tuple[Forward, Indices]] = [

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.heads import Heads
-from embedjob.encoder.recovery import Vectors
+from embedjob.encoder.transfers import onto
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 from embedjob.vectors.pooling import Pool, pooler
@@ -24,11 +24,13 @@ class Readout:
         self.width = self._heads.width
 
     @torch.inference_mode()
-    def __call__(self, hidden_VTD: Tensor, span_VT: Tensor) -> Vectors:
-        """The vectors [V, width] of views whose spans are these."""
-        pooled_VD = self._pool(hidden_VTD, span_VT.to(hidden_VTD.device))
-        vectors: Vectors = self._heads(pooled_VD.float()).cpu().numpy()
-        return vectors
+    def __call__(self, hidden_VTD: Tensor, span_VT: Tensor) -> Tensor:
+        """The vectors [V, width] of views whose spans are these, in float32 on the model's device.
+
+        Nothing here may wait for the device: the next micro-batch is made meanwhile.
+        """
+        pooled_VD = self._pool(hidden_VTD, onto(span_VT, hidden_VTD.device))
+        return self._heads(pooled_VD.float())
 
 
 def _pool(backbone: Backbone, recipe: Recipe) -> Pool:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedjob.encoder.recovery import Indices, Passage, Vectors, Watch, pass_through
+from embedjob.encoder.recovery import Indices, Passage, Watch, pass_through
 from embedjob.errors import ChunkError, InterruptedRunError
 
 WATCH = Watch(stop=lambda: False, on_views=lambda views: None)
@@ -37,20 +37,27 @@ class Views:
     def groups(self) -> Indices:
         return np.arange(len(self.lengths)) % self.kinds
 
-    def __call__(self, which: Indices) -> Vectors:
+    @property
+    def pairs(self) -> Indices:
+        return self.lengths**2
+
+    def padded(self, which: Indices) -> int:
+        return len(which) * int(self.lengths[which].max())
+
+    def __call__(self, which: Indices) -> torch.Tensor:
         assert len(set(self.groups[which].tolist())) == 1
         self.batches.append(which.tolist())
         self.trouble(which)
         return self._vectors(which, self.not_finite)
 
-    def precisely(self, view: int) -> Vectors:
+    def precisely(self, view: int) -> torch.Tensor:
         self.trouble_alone(np.array([view]))
         return self._vectors(np.array([view]), self.still_not_finite)
 
-    def _vectors(self, which: Indices, holes: frozenset[int]) -> Vectors:
+    def _vectors(self, which: Indices, holes: frozenset[int]) -> torch.Tensor:
         vectors = np.repeat(which[:, None], 2, axis=1).astype(np.float32)
         vectors[[view in holes for view in which]] = np.inf
-        return vectors
+        return torch.from_numpy(vectors)
 
     def passed(self, budget: int = 40, watch: Watch = WATCH) -> Passage:
         return pass_through(self, budget=budget, watch=watch)
