@@ -68,7 +68,7 @@ def cascading(
     Among a view's own tokens it is causal, or looks where `among` [V, T, T] says. It knows no
     padding: views are padded on the right, where no token sees it. Or the views lie in one row as
     the sequences `among`, each looking as the model's own attention does. Gives the windows that
-    the model has asked for by then.
+    causal attention has asked for by then.
     """
     sees_VTT = among if isinstance(among, Tensor) else None
     bias_VHTT = None
@@ -107,7 +107,7 @@ def _attention(
     if pieces.rows is not None:
         look = Look(scores, _is_causal(module, asked), asked.get("sliding_window"))
         out, weight = _in_one_row((query_VHTE, key_VKTE, value_VKTE), pieces.rows, look)
-        pieces.windows.update(() if look.window is None else (look.window,))
+        pieces.windows.update((look.window,) if look.window and look.causal else ())
     else:
         groups = query_VHTE.shape[1] // key_VKTE.shape[1]
         keys, values = (one.repeat_interleave(groups, dim=1) for one in (key_VKTE, value_VKTE))

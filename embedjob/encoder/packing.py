@@ -4,6 +4,7 @@ Legend: V views, T tokens of the longest, N tokens of all, D width.
 """
 
 import logging
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -98,13 +99,16 @@ class Packing:
     def _difference(self, *, shared: bool) -> tuple[str, float]:
         """Why views cannot be run so, by a small example, if they cannot; and how long they may be.
 
-        A window that the model keeps to itself, and does not hand to its attention, is a limit.
+        A window that the model keeps to itself, and does not hand to its attention, is a limit; and
+        so is one of attention that looks both ways, where models do not agree on where it ends.
         """
         backbone = self.backbone
         if not backbone.takes_positions:
             return "the model takes no positions", 0
         windows = windows_of(backbone.model.config.to_dict())
-        ids_VT, mask_VT = self._example([one for one in windows if one <= _NARROW])
+        # After a prefix no view is longer than a window.
+        narrow = () if shared else (one for one in windows if one <= _NARROW)
+        ids_VT, mask_VT = self._example(narrow)
         expected_VTD = backbone.states(ids_VT, mask_VT, layer=-1)
         skip = _SHARED if shared else 0
         # All views of the example begin alike.
@@ -115,12 +119,14 @@ class Packing:
         error_N = (states_VTD[real].float() - expected_ND).norm(dim=1)
         allowed = _TOLERANCE[backbone.model.dtype]
         norm = float(error_N.norm() / expected_ND.norm())
-        worst = float((error_N / expected_ND.norm(dim=1)).max())
+        # The state of a token that is embedded as nothing may be nothing.
+        each_N = expected_ND.norm(dim=1).clamp(min=1e-3 * float(expected_ND.norm(dim=1).max()))
+        worst = float((error_N / each_N).max())
         alike = norm <= allowed and worst <= _OF_ONE * allowed
         longest = min((one for one in windows if one not in seen), default=np.inf)
         return "" if alike else f"its states would differ by {norm:.1e}", longest
 
-    def _example(self, windows: list[int]) -> tuple[Tensor, Tensor]:
+    def _example(self, windows: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Ids and mask [V, T] of views of several lengths, one of them wider than these windows."""
         room = self.backbone.facts.max_positions or np.inf
         lengths = torch.tensor([int(min(room, max(_LENGTHS[0], *windows, 0) + 2)), *_LENGTHS])

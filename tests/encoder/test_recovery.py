@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.encoder.recovery import Indices, Passage, Watch, pass_through
@@ -87,6 +87,7 @@ def right(passage: Passage) -> bool:
     return bool((good ^ lost).all() and np.isnan(passage.vectors_VD[lost]).all())
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), max_size=40),
     poisoned=st.sets(st.integers(0, 39)),
@@ -125,6 +126,7 @@ def test_what_fails_only_in_a_narrow_type_is_saved_by_float32() -> None:
     assert right(passage)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 200))
 def test_out_of_memory_lowers_the_budget_for_all_that_follows(
     lengths: list[int], memory: int
