@@ -134,7 +134,7 @@ class _Flow:
             self._halve(which, outcome)
         else:
             self.aloft.append((which, outcome))
-            if outcome.there is None:
+            if outcome.arrival is None:
                 self.land()
 
     def land(self) -> None:

@@ -1,5 +1,6 @@
 """Tensors between the host and a device, without either waiting for the other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,18 +17,14 @@ def onto(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Landing:
-    """A tensor on its way to the host: `there` is set once it has come, None if it is there."""
+    """A tensor on its way to the host, and what waits for it; None if the tensor is there."""
 
     host: Tensor
-    begun: torch.cuda.Event | None = None
-    there: torch.cuda.Event | None = None
+    arrival: Callable[[], float] | None = None
 
     def wait(self) -> float:
-        """The seconds that the copy took, once the tensor is there; what the device raised."""
-        if self.begun is None or self.there is None:
-            return 0.0
-        self.there.synchronize()
-        return float(self.begun.elapsed_time(self.there)) / 1000
+        """The seconds that the copy took, once the tensor is there; raises what the device did."""
+        return self.arrival() if self.arrival else 0.0
 
 
 def homeward(tensor: Tensor) -> Landing:
@@ -40,4 +37,9 @@ def homeward(tensor: Tensor) -> Landing:
     begun.record(stream)
     host.copy_(tensor, non_blocking=True)
     there.record(stream)
-    return Landing(host, begun, there)
+
+    def arrival() -> float:
+        there.synchronize()
+        return float(begun.elapsed_time(there)) / 1000
+
+    return Landing(host, arrival)
