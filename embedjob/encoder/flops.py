@@ -37,7 +37,10 @@ class Meter:
         if per_token is None or (self._peak is None and seconds < _WORTH_SECONDS):
             return {}
         if self._peak is None:
-            self._peak = peak(self._backbone.device, self._backbone.model.dtype)
+            try:
+                self._peak = peak(self._backbone.device, self._backbone.model.dtype)
+            except torch.OutOfMemoryError:
+                return {}  # The vectors are worth more than how fast they came.
         attention = flops_per_pair(self._backbone, recipe) * stats["attended_pairs"]
         done = per_token * stats["forward_tokens"] + attention
         return {"model_flops": done, "peak_flops": self._peak * seconds}
@@ -78,7 +81,8 @@ def flops_per_pair(backbone: Backbone, recipe: Recipe) -> float:
 def peak(device: torch.device, dtype: torch.dtype) -> float:
     """The FLOP/s of a large matmul on this device, at its best of some."""
     side = _SIDES.get(device.type, _SIDES["cuda"])
-    one, other = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    # Numbers as they come: of equal ones a GPU makes more in a second than of any others.
+    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     until, best = time.perf_counter() + _MEASURE_SECONDS, float("inf")
     for attempt in range(32):
         _settled(device)

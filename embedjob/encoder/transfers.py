@@ -9,7 +9,7 @@ from torch import Tensor
 
 def onto(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; a copy to a GPU is queued there, and nothing waits for it."""
-    if device.type != "cuda" or tensor.device == device:
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     # From memory that may be paged out, the copy would first wait for all that the GPU has to do.
     return tensor.pin_memory().to(device, non_blocking=True)
