@@ -30,7 +30,8 @@ class Readout:
         Nothing here may wait for the device: the next micro-batch is made meanwhile.
         """
         pooled_VD = self._pool(hidden_VTD, onto(span_VT, hidden_VTD.device))
-        return self._heads(pooled_VD.float())
+        vectors_VD: Tensor = self._heads(pooled_VD.float())
+        return vectors_VD
 
 
 def _pool(backbone: Backbone, recipe: Recipe) -> Pool:
