@@ -107,13 +107,20 @@ class Backbone:
             if isinstance(position, int):
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
             inputs["position_ids"] = onto(position, self.device) + self._first_position
-        layers = (layer,) if isinstance(layer, int) else layer
-        # One more than the blocks: 0 is the embeddings.
-        chosen = [one % (self.facts.layers + 1) for one in layers]
+        chosen = self._chosen(layer)
         found = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
             return found[chosen[0]]
         return torch.stack([found[one] for one in chosen]).mean(dim=0)
+
+    def prepare(self, layer: Layer) -> None:
+        """Finds out how a layer is read, before another attention is put in the model's place."""
+        self._reader.prepare(frozenset(self._chosen(layer)))
+
+    def _chosen(self, layer: Layer) -> list[int]:
+        layers = (layer,) if isinstance(layer, int) else layer
+        # One more than the blocks: 0 is the embeddings.
+        return [one % (self.facts.layers + 1) for one in layers]
 
     @contextmanager
     def float32(self) -> Iterator[None]:

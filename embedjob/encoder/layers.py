@@ -37,9 +37,13 @@ class LayerReader:
         """The hidden states [V, T, D] of these layers."""
         if layers == {self._layers}:
             return {self._layers: self._model(**inputs, return_dict=True).last_hidden_state}
-        if self._stops is None:
-            self._stops = self._proven()
+        self.prepare(layers)
         return self._stopping(inputs, layers) if self._stops else self._running(inputs, layers)
+
+    def prepare(self, layers: frozenset[int]) -> None:
+        """Finds out how these layers are read, if that is not known: with attention as it is."""
+        if self._stops is None and layers != {self._layers}:
+            self._stops = self._proven()
 
     def _running(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
         output = self._model(**inputs, output_hidden_states=True, return_dict=True)

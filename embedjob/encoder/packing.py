@@ -61,6 +61,7 @@ class Packing:
         first = shared.length if shared else 0
         position_N = (mask_VT.long().cumsum(dim=1) - 1).flatten()[places_N] + first
         rows = sequences(mask_VT.sum(dim=1).tolist(), device=backbone.device)
+        backbone.prepare(layer)
         with cascading(backbone.model, shared=shared, among=rows) as windows:
             states_ND = backbone.states(
                 ids_N[None],

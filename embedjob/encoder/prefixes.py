@@ -43,12 +43,14 @@ class Prefixes:
     def states(self, prefix: Ids, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer) -> Tensor:
         """The hidden states [V, T, D] of what follows the prefix; padding is on the right."""
         shared = self.key_values(prefix)
+        self.backbone.prepare(layer)
         with cascading(self.backbone.model, shared=shared):
             return self.backbone.states(ids_VT, mask_VT, layer=layer, position=shared.length)
 
     def tree_states(self, prefix: Ids | None, grove: Grove, *, layer: Layer) -> Tensor:
         """The hidden states [R, T, D] of trees, after their prefix if it is not in them."""
         shared = None if prefix is None else self.key_values(prefix)
+        self.backbone.prepare(layer)
         with cascading(self.backbone.model, shared=shared, among=grove.sees_RTT):
             return self.backbone.states(
                 grove.ids_RT, grove.mask_RT, layer=layer, position=grove.position_RT

@@ -44,8 +44,11 @@ def attend_each(
 ) -> tuple[Tensor, Tensor]:
     """The attention's output [N, H, E], and the log-sum-exp of its scores [N, H].
 
-    NotImplementedError where the device has no kernel for what is asked.
+    NotImplementedError where the device has no kernel for what is asked; ValueError where the
+    sequences are not those of the row, since a kernel would read past its end.
     """
+    if rows.bounds[-1] != len(query_NHE):
+        raise ValueError(f"sequences of {rows.bounds[-1]} tokens in a row of {len(query_NHE)}")
     window = look.window if look.window and look.window < rows.longest else None
     narrow = look._replace(window=window)
     if query_NHE.device.type == "cuda":

@@ -20,8 +20,16 @@ from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.packing import Packing
 from embedjob.encoder.prefixes import Prefixes
+from embedjob.text.views import TokenViews
 from tests.encoder import tiny
-from tests.encoder.test_fast_paths import inner, recipe, same, shared_views, views_of
+from tests.encoder.test_fast_paths import (
+    inner,
+    recipe,
+    same,
+    shared_views,
+    text_first_views,
+    views_of,
+)
 
 CAUSAL = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "neox", "opt")
 BOTH_WAYS = ("bert", "roberta", "distilbert", "modernbert")
@@ -93,6 +101,17 @@ def test_padding_is_counted_where_there_is_some() -> None:
         for side in ("left", "right", "none")
     }
     assert padded == {"left": 4 * 8, "right": 4 * 8, "none": 5 + 6 + 7 + 8}
+
+
+@pytest.mark.parametrize("side", ["right", "none"])
+@pytest.mark.parametrize("views", [shared_views(), text_first_views(prefix=8)])
+def test_a_layer_that_was_never_read_is_read_right_at_once(views: TokenViews, side: Any) -> None:
+    made = recipe(layer=1)
+    fast = Encoder(fresh("llama"), made, padding_side=side).encode_views(views)
+    plain = Encoder(fresh("llama"), made, padding_side="left").encode_views(views)
+    assert not fast.failed
+    assert fast.stats["prefix_tokens_saved"] > 0
+    assert same(fast.embeddings, plain.embeddings)
 
 
 @pytest.mark.parametrize("name", PADDED)

@@ -1,5 +1,6 @@
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,6 +45,13 @@ def test_attention_and_its_log_sum_exps_are_those_of_one_masked_matrix(
     expected = torch.einsum("hqk,khe->qhe", scores.softmax(dim=-1), values)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weight, scores.logsumexp(dim=-1).T, rtol=1e-4, atol=1e-5)
+
+
+def test_sequences_of_another_row_are_refused() -> None:
+    states = torch.randn(5, 2, 8)
+    look = Look(Scores(1.0, None), causal=True, window=None)
+    with pytest.raises(ValueError, match="sequences of 6 tokens in a row of 5"):
+        attend_each(states, states, states, sequences([4, 2], device=CPU), look)
 
 
 def test_bounds_are_where_sequences_begin_and_the_last_ends() -> None:
