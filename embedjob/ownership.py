@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from embedjob.errors import OutputError
+from embedjob.shards.beside import with_beside
 from embedjob.shards.calibration import ENOUGH_VECTORS, sampled
 from embedjob.shards.claim import Claim, Probes, check, read_claims
 from embedjob.shards.reading import read_chunk
@@ -84,7 +85,7 @@ def calibration_notes(found: Survey) -> Iterator[str]:
 def form(found: Survey) -> Form:
     """What all files of this run have in common."""
     job = found.resolved.job
-    return form_of(
+    dense = form_of(
         job.input,
         job.encoder,
         types=found.plan.types,
@@ -92,6 +93,7 @@ def form(found: Survey) -> Form:
         fingerprint=found.fingerprint,
         compression=job.output.compression,
     )
+    return with_beside(dense, vocabulary=found.beside.vocabulary, routers=found.beside.routers)
 
 
 def is_published(found: Survey, newest: Snapshot) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from embedjob.beside import Decode, RouterHead, SparseHead, require_sound, sparse_in
 from embedjob.segments import Demonstration, Section, Segment
 
 Role = Literal["query", "document", "symmetric"]
@@ -124,7 +125,7 @@ class LayerNorm(Section):
     layer_norm: ModulePath
 
 
-_HEADS = ("pooler", "dense", "layer_norm", "normalize")
+_HEADS = ("pooler", "dense", "layer_norm", "normalize", "sparse_lm", "router")
 
 
 def _head_kind(head: Any) -> str | None:
@@ -137,7 +138,9 @@ Head = Annotated[
     Annotated[Pooler, Tag("pooler")]
     | Annotated[Dense, Tag("dense")]
     | Annotated[LayerNorm, Tag("layer_norm")]
-    | Annotated[Normalize, Tag("normalize")],
+    | Annotated[Normalize, Tag("normalize")]
+    | Annotated[SparseHead, Tag("sparse_lm")]
+    | Annotated[RouterHead, Tag("router")],
     Discriminator(
         _head_kind,
         custom_error_type="head",
@@ -170,7 +173,7 @@ class Recipe(Section):
     instruction: str | None = None
     demonstrations: tuple[str | Demonstration, ...] = ()
     demonstration: str | None = None
-    prepare: Literal["none", "eol", "fullstop", "strip"] = "none"
+    prepare: Literal["none", "eol", "moee", "fullstop", "strip"] = "none"
     templates: tuple[str | WeightedTemplate | tuple[Segment, ...], ...] = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"
@@ -180,6 +183,7 @@ class Recipe(Section):
     aggregation: Aggregation = "mean"
     interventions: tuple[Any, ...] = ()
     heads: tuple[Head, ...] = ()
+    decode: Decode | None = None
     finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"
     max_tokens: Positive = 512
@@ -197,7 +201,18 @@ class Recipe(Section):
                 raise ValueError(f"{key} is not available in this version; leave it empty")
         if any(isinstance(step, Fitted) for step in self.finish):
             raise ValueError("finish: fitted steps are not available in this version")
+        require_sound(self)
         return self
+
+    @property
+    def vector_heads(self) -> tuple[Head, ...]:
+        """The heads that change the vector itself, in order."""
+        return tuple(head for head in self.heads if not isinstance(head, SparseHead | RouterHead))
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether anything asks for the language-model head."""
+        return sparse_in(self.heads) is not None or self.decode is not None
 
     @property
     def normalized(self) -> bool:

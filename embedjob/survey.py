@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from embedjob import storage
 from embedjob.config import Input
+from embedjob.encoder.beside import Beside, beside_of
 from embedjob.encoder.digests import digests
-from embedjob.encoder.facts import ModelFacts, facts, require_fit
+from embedjob.encoder.facts import ModelFacts, config_of, facts, require_fit
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.modules import vector_width
 from embedjob.encoder.source import ModelSource, materialize, pinned, source_of
@@ -33,6 +34,7 @@ class Survey:
     digests: Mapping[str, str]
     fingerprint: str
     width: int
+    beside: Beside
     shards: tuple[Shard, ...]
     plan: Plan
 
@@ -60,6 +62,7 @@ def survey(draft: Draft) -> Survey:
     job = resolved.job
     require_fit(job.encoder, known)
     wide = vector_width(job.encoder, known.hidden_size, folder)
+    beside = beside_of(job.encoder, config_of(folder))
     # Refuses templates without a slot, or without room for a token of text.
     load_tokenizer(job.encoder)
     storage.require_create_only(job.output.path)
@@ -72,7 +75,8 @@ def survey(draft: Draft) -> Survey:
         model=known,
         digests=found,
         fingerprint=mark,
-        width=width(wide, views=len(job.encoder.templates), recipe=job.encoder),
+        beside=beside,
+        width=width(wide + beside.joined, views=len(job.encoder.templates), recipe=job.encoder),
         shards=shards,
         plan=plan(shards, footers, listed=[file.url for file in done], request=request),
     )

@@ -40,6 +40,7 @@ SHARED_ROOMS = {
     "jobfile": "config",
     "segments": "config",
     "recipe": "config",
+    "beside": "config",
     "backends": "storage",
     "patterns": "storage",
     "__main__": "cli",

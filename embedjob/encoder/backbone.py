@@ -9,14 +9,19 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForTextEncoding,
+    Cache,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,7 +29,15 @@ from transformers import (
 
 from embedjob.encoder import nvembed
 from embedjob.encoder.attention import Attention, require_attention, set_attention
-from embedjob.encoder.facts import T5_TYPES, ModelFacts, config_of, facts_of, require_fit
+from embedjob.encoder.facts import (
+    T5_TYPES,
+    ModelFacts,
+    config_of,
+    facts_of,
+    is_causal,
+    require_fit,
+)
+from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.quiet import quiet
@@ -48,12 +61,15 @@ class Backbone:
         attention: Attention,
         latent_attention: LatentAttention | None = None,
         missing: Collection[str] = (),
+        head: LanguageHead | None = None,
     ) -> None:
         """Sets the model's attention, and refuses one that then does not look that way.
 
-        `missing` are the weights of its pooler that the checkpoint did not have.
+        `missing` are the weights of its pooler that the checkpoint did not have, `head`
+        its own language-model head where a recipe reads logits.
         """
         self.model = model.eval()
+        self.head = head
         self.latent_attention = latent_attention
         self.missing = frozenset(missing)
         # No cache is kept: every view goes through once.
@@ -107,7 +123,8 @@ class Backbone:
             if isinstance(position, int):
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
             inputs["position_ids"] = onto(position, self.device) + self._first_position
-        chosen = self._chosen(layer)
+        # One more than the blocks: 0 is the embeddings.
+        chosen = [one % (self.facts.layers + 1) for one in np.atleast_1d(layer).tolist()]
         found = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
             return found[chosen[0]]
@@ -115,19 +132,32 @@ class Backbone:
 
     def prepare(self, layer: Layer) -> None:
         """Finds out how a layer is read, before another attention is put in the model's place."""
-        self._reader.prepare(frozenset(self._chosen(layer)))
+        if layer != -1:
+            self._reader.prepare()
 
-    def _chosen(self, layer: Layer) -> list[int]:
-        layers = (layer,) if isinstance(layer, int) else layer
-        # One more than the blocks: 0 is the embeddings.
-        return [one % (self.facts.layers + 1) for one in layers]
+    @torch.inference_mode()
+    def continued(
+        self, ids_VT: Tensor, mask_VT: Tensor, cache: Cache, *, position_VT: Tensor | None = None
+    ) -> Tensor:
+        """The last states [V, T, D] of what follows the cache, to which it is added.
+
+        The mask is of all tokens, those of the cache too; positions count along it if not given.
+        """
+        inputs = {"input_ids": ids_VT, "attention_mask": mask_VT}
+        if self.takes_positions:
+            if position_VT is None:
+                position_VT = (mask_VT.cumsum(dim=1) - 1).clamp(min=0)
+            inputs["position_ids"] = position_VT + self._first_position
+        output = self.model(**inputs, past_key_values=cache, use_cache=True, return_dict=True)
+        return output.last_hidden_state  # type: ignore[no-any-return]
 
     @contextmanager
     def float32(self) -> Iterator[None]:
         """Within it the weights are float32; afterwards they are, to the bit, what they were."""
+        parts = [self.model, *([self.head.module] if self.head else [])]
         narrow = [
             (tensor, tensor.dtype)
-            for tensor in chain(self.model.parameters(), self.model.buffers())
+            for tensor in chain.from_iterable((*p.parameters(), *p.buffers()) for p in parts)
             if tensor.is_floating_point() and tensor.dtype != torch.float32
         ]
         for tensor, _ in narrow:
@@ -147,8 +177,15 @@ def load_backbone(recipe: Recipe, *, device: torch.device) -> Backbone:
     dtype = DTYPES[auto if recipe.dtype == "auto" else recipe.dtype]
     model, missing = _load(directory, recipe, dtype)
     nn.Module.to(model, device)
+    head = LanguageHead(model) if recipe.reads_logits else None
     latent = _latent_attention(directory, recipe, device=device, dtype=dtype)
-    return Backbone(model, attention=recipe.attention, latent_attention=latent, missing=missing)
+    return Backbone(
+        head.body if head else model,
+        attention=recipe.attention,
+        latent_attention=latent,
+        missing=missing,
+        head=head,
+    )
 
 
 def _load(
@@ -158,7 +195,9 @@ def _load(
     trust = recipe.trust_remote_code
     try:
         config, mapping = _config(directory, trust=trust)
-        auto = AutoModelForTextEncoding if config.model_type in T5_TYPES else AutoModel
+        auto: Any = AutoModelForTextEncoding if config.model_type in T5_TYPES else AutoModel
+        if recipe.reads_logits:
+            auto = AutoModelForCausalLM if is_causal(config.to_dict()) else AutoModelForMaskedLM
         with quiet():
             model, report = auto.from_pretrained(
                 directory,

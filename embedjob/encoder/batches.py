@@ -95,13 +95,16 @@ def _branches(views: TokenViews, text: int, *, whole: bool) -> list[Ids]:
 
 
 def distinct(views: TokenViews) -> tuple[Indices, Indices]:
-    """One view of each kind, and for every view which of those it equals in ids and span."""
-    seen: dict[tuple[int, bytes, bytes], int] = {}
+    """One view of each kind, and for every view which of those it equals in ids, span and words."""
+    seen: dict[tuple[int, bytes, bytes, bytes], int] = {}
     firsts: list[int] = []
     which = np.empty(len(views.prefix), np.int64)
     for view in range(len(views.prefix)):
         ids = views.own_ids(view)
-        key = (int(views.prefix[view]), ids.tobytes(), views.span[view].tobytes())
+        words = (
+            b"" if views.words is None else views.words.of(view // views.views_per_text).tobytes()
+        )
+        key = (int(views.prefix[view]), ids.tobytes(), views.span[view].tobytes(), words)
         which[view] = seen.setdefault(key, len(firsts))
         if which[view] == len(firsts):
             firsts.append(view)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from embedjob.beside import router_in
 from embedjob.encoder.batches import Indices
 from embedjob.encoder.recovery import Vectors
 from embedjob.recipe import Recipe, WeightedTemplate
 from embedjob.vectors.aggregation import AGGREGATIONS
 from embedjob.vectors.finishing import finish, width
+from embedjob.vectors.sparse import NOTHING, Row, Sparse, sparse
 
 _ROWS_AT_ONCE = 1024
 _UNIT_TOLERANCE = 1e-3
@@ -34,6 +36,23 @@ def embeddings(vectors_VD: Vectors, which_RV: Indices, recipe: Recipe) -> tuple[
     wide = width(vectors_VD.shape[1], views=which_RV.shape[1], recipe=recipe)
     finished = np.concatenate([np.empty((0, wide), np.float32), *blocks])
     return finished, _unfinished(finished, recipe)
+
+
+def split(
+    readings_VD: Vectors, router_width: int, recipe: Recipe
+) -> tuple[Vectors, Vectors | None]:
+    """The vectors of views, and the router scores [V, E] where they are a column of their own."""
+    asked = router_in(recipe.heads)
+    if asked is None or asked.join == "concat":
+        return readings_VD, None
+    at = readings_VD.shape[1] - router_width
+    return readings_VD[:, :at], readings_VD[:, at:]
+
+
+def joined_rows(rows: Mapping[int, Row], which_RV: Indices, failed: Failures) -> Sparse:
+    """The sparse rows [R] of texts of one view each; empty where one has failed."""
+    views = enumerate(which_RV[:, 0])
+    return sparse([NOTHING if text in failed else rows[int(view)] for text, view in views])
 
 
 def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Indices) -> Failures:

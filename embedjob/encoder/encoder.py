@@ -13,7 +13,7 @@ import torch
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
 from embedjob.encoder.budget import WORTH_MEASURING, measured, range_of
-from embedjob.encoder.embeddings import embeddings, of_texts
+from embedjob.encoder.embeddings import embeddings, joined_rows, of_texts, split
 from embedjob.encoder.flops import Meter
 from embedjob.encoder.forward import Loaded
 from embedjob.encoder.packing import Packing
@@ -96,6 +96,13 @@ class Encoder:
 
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
         """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none."""
+        return self.outputs(texts, role).embeddings
+
+    def outputs(self, texts: Sequence[str], role: Role | None = None) -> Encoded:
+        """All that the recipe of a role makes of texts: `embeddings`, `sparse` and `routers`.
+
+        `sparse.row(r)` are the indices and values of text r. InputError if a text has no embedding.
+        """
         recipe = self._recipe(role)
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
@@ -107,7 +114,7 @@ class Encoder:
                 f"{len(encoded.failed)} of {len(texts)} texts cannot be embedded; the first is"
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
-        return encoded.embeddings
+        return encoded
 
     def encode_views(
         self,
@@ -123,19 +130,27 @@ class Encoder:
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
         """
         recipe = self._recipe(role)
-        loaded = Loaded(self._prefixes, self._packing, self._readout(recipe), recipe, self._side)
+        readout = self._readout(recipe)
+        loaded = Loaded(self._prefixes, self._packing, readout, recipe, self._side)
         budget = self._budget_for(views, loaded)
         caller, started = Caller(stop, on_progress), time.monotonic()
         passed = pass_all(views, loaded, budget=budget, caller=caller)
         if passed.budget < budget:
             self._budget = passed.budget
-        finished, failed = embeddings(passed.vectors_VD, passed.which_RV, recipe)
+        vectors_VD, routers_VE = split(passed.vectors_VD, readout.router_width, recipe)
+        finished, failed = embeddings(vectors_VD, passed.which_RV, recipe)
         failed |= of_texts(passed.failed, passed.which_RV)
         finished[list(failed)] = np.nan
         seconds = time.monotonic() - started - passed.stats["copy_seconds"]
         told = {"compute_seconds": seconds, "tokens_per_microbatch": passed.budget}
         told |= self._meter.told(recipe, passed.stats, seconds=seconds)
-        return Encoded(finished, failed, {**passed.stats, **told})
+        return Encoded(
+            finished,
+            failed,
+            {**passed.stats, **told},
+            sparse=joined_rows(passed.rows, passed.which_RV, failed) if readout.sparse else None,
+            routers=None if routers_VE is None else routers_VE[passed.which_RV].mean(axis=1),
+        )
 
     def _budget_for(self, views: TokenViews, loaded: Loaded) -> int:
         """The tokens that go through the model together, measured when there are enough to do."""

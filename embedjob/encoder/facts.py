@@ -110,10 +110,12 @@ def require_fit(recipe: Recipe, known: ModelFacts) -> None:
                 f"encoder.layer: got {layer}, allowed is {-known.layers - 1} to {known.layers}"
                 f" (0 is the embeddings, {known.layers} or -1 the last of {recipe.model})"
             )
-    if known.max_positions is not None and recipe.max_tokens > known.max_positions:
+    said = recipe.decode.max_tokens - 1 if recipe.decode else 0
+    if known.max_positions is not None and recipe.max_tokens + said > known.max_positions:
         raise ModelError(
             f"encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
-            f" {known.max_positions} positions; set encoder.max_tokens: {known.max_positions}"
+            f" {known.max_positions} positions; set encoder.max_tokens:"
+            f" {known.max_positions - said}"
         )
 
 

@@ -84,7 +84,7 @@ def _modules(modules: Sequence[Mapping[str, Any]], directory: Path) -> dict[str,
     steps: list[dict[str, Any]] = []
     for module in modules:
         name, path = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))
-        if name in _STEPS and "pooling" in keys:
+        if name in _STEPS and "pooling" in keys and "heads" not in keys:
             steps += _STEPS[name](directory / path, path)
         elif name in _MODULES:
             keys |= _MODULES[name](directory / path)
@@ -123,6 +123,16 @@ def _pooling(folder: Path) -> dict[str, Any]:
     return {"span": "all", "pooling": [_PARTS[mode] for mode in modes]}
 
 
+def _splade(folder: Path) -> dict[str, Any]:
+    """The sparse head; the embedding beside it is the mean state."""
+    config = read_json(folder / "config.json") or {}
+    head = {
+        "pooling": config.get("pooling_strategy", "max"),
+        "activation": config.get("activation_function", "relu"),
+    }
+    return {**_POOLINGS["mean"], "heads": [{"sparse_lm": head}], "similarity": "dot"}
+
+
 def _dense(folder: Path, path: str) -> list[dict[str, Any]]:
     dense_shape(folder)
     return [{"dense": path}]
@@ -146,6 +156,8 @@ def _dropout(folder: Path, path: str) -> list[dict[str, Any]]:
 
 _MODULES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "Transformer": _transformer,
+    "MLMTransformer": _transformer,
+    "SpladePooling": _splade,
     "Pooling": _pooling,
 }
 _STEPS: Mapping[str, Callable[[Path, str], list[dict[str, Any]]]] = {

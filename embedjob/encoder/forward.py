@@ -7,14 +7,19 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from embedjob.encoder.batches import Indices, Side, assemble
+from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
+from embedjob.encoder.decoding import decode
 from embedjob.encoder.packing import Packing
-from embedjob.encoder.prefixes import Prefixes
+from embedjob.encoder.prefixes import FEWEST_TOKENS, Prefixes
 from embedjob.encoder.readout import Readout
+from embedjob.encoder.sparse import finite
+from embedjob.encoder.transfers import onto
 from embedjob.recipe import Recipe
 from embedjob.text.views import TokenViews
+from embedjob.vectors.sparse import Row
 
 
 class Loaded(NamedTuple):
@@ -28,7 +33,11 @@ class Loaded(NamedTuple):
 
 
 class ViewForward:
-    """The chosen views' way to their vectors."""
+    """The chosen views' way to their vectors.
+
+    `rows` are the sparse entries of those that went it, as they were the last time they did. A view
+    whose entries are not finite is given no finite vector, so that it is tried again likewise.
+    """
 
     def __init__(self, views: TokenViews, chosen: Indices, loaded: Loaded) -> None:
         """Runs nothing yet."""
@@ -36,6 +45,7 @@ class ViewForward:
         self._chosen = chosen
         self._prefixes, self._packing, self._readout, self._recipe, self._side = loaded
         self._backbone = loaded.prefixes.backbone
+        self.rows: dict[int, Row] = {}
 
     @property
     def width(self) -> int:
@@ -48,6 +58,8 @@ class ViewForward:
         ids = [prefix.tobytes() for prefix in self._views.prefixes]
         # Templates may begin alike: then their views are of one group.
         prefix = np.array([*map(ids.index, ids), -1])[self._views.prefix[self._chosen]]
+        if self._recipe.decode is not None:
+            return np.full_like(prefix, -1)
         lengths = self._views.lengths[self._chosen]
         for which in np.unique(prefix[prefix >= 0]):
             longest = int(lengths[prefix == which].max())
@@ -94,7 +106,7 @@ class ViewForward:
         else:
             prefix = self._views.prefixes[group]
             hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
-        return self._readout(hidden_VTD, batch.span_VT)
+        return self._read(which, hidden_VTD, batch.span_VT)
 
     def precisely(self, view: int) -> Tensor:
         """The vector [1, D] of one view, whole and in float32."""
@@ -103,12 +115,48 @@ class ViewForward:
 
     def _packed(self, which: Indices) -> bool:
         """Whether these views go through the model in one row."""
-        if self._recipe.interventions:
-            return False  # They look for their tokens in padded rows.
+        # What is said goes on from padded rows, and routers and interventions look into them.
+        if self._recipe.decode or self._readout.router_width or self._recipe.interventions:
+            return False
         longest = int((self.lengths[which] + self.saved[which]).max())
         return self._packing.serves(longest, shared=bool(self.groups[which[0]] >= 0))
 
     def _whole(self, which: Indices) -> Tensor:
         batch = assemble(self._views, self._chosen[which], side=self._side)
+        if self._recipe.decode is not None:
+            return self._decoded(which, batch)
         hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=self._recipe.layer)
-        return self._readout(hidden_VTD, batch.span_VT)
+        return self._read(which, hidden_VTD, batch.span_VT)
+
+    def _decoded(self, which: Indices, batch: MicroBatch) -> Tensor:
+        """The vectors of these views, read off what is said after them."""
+        asked, head, stops = self._recipe.decode, self._backbone.head, self._views.stops
+        assert asked is not None
+        assert head is not None
+        assert stops is not None
+        # Padding stands between a prompt and its words: harmless where attention asks for positions
+        # alone and reaches back for ever, else each view goes by itself.
+        if len(which) > 1 and not self._prefixes.serve(
+            FEWEST_TOKENS, batch.ids_VT.shape[1] + asked.max_tokens
+        ):
+            return torch.cat([self._whole(which[[row]]) for row in range(len(which))])
+        said = decode(
+            self._backbone,
+            head,
+            (batch.ids_VT, batch.mask_VT),
+            steps=asked.max_tokens,
+            stops=torch.from_numpy(stops.astype(np.int64)),
+        )
+        return self._read(which, said.states_VSD, said.counts_VS)
+
+    def _read(self, which: Indices, hidden_VTD: Tensor, span_VT: Tensor) -> Tensor:
+        vectors_VD = self._readout(hidden_VTD, span_VT)
+        if self._readout.sparse is None:
+            return vectors_VD
+        told = self._views.words
+        # With sparse entries there is one view per text.
+        words = None if told is None else [told.of(int(text)) for text in self._chosen[which]]
+        rows = self._readout.rows(hidden_VTD, span_VT, words)
+        self.rows.update(zip(which.tolist(), rows, strict=True))
+        broken_V = torch.tensor([not finite(entries) for entries in rows])
+        return vectors_VD.masked_fill(onto(broken_V, vectors_VD.device)[:, None], torch.nan)

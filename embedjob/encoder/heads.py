@@ -23,10 +23,12 @@ class Heads(nn.Sequential):
 
     def __init__(self, recipe: Recipe, backbone: Backbone) -> None:
         """Reads their weights; ModelError if one is missing or does not fit."""
-        files = any(isinstance(head, Dense | LayerNorm) for head in recipe.heads)
+        files = any(isinstance(head, Dense | LayerNorm) for head in recipe.vector_heads)
         directory = materialize(source_of(recipe)) if files else Path()
         self.width = vector_width(recipe, backbone.width, directory)
-        super().__init__(*(_made(head, backbone, directory, recipe) for head in recipe.heads))
+        super().__init__(
+            *(_made(head, backbone, directory, recipe) for head in recipe.vector_heads)
+        )
         self.float().to(backbone.device).requires_grad_(False).eval()
 
 

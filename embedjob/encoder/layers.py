@@ -37,12 +37,12 @@ class LayerReader:
         """The hidden states [V, T, D] of these layers."""
         if layers == {self._layers}:
             return {self._layers: self._model(**inputs, return_dict=True).last_hidden_state}
-        self.prepare(layers)
+        self.prepare()
         return self._stopping(inputs, layers) if self._stops else self._running(inputs, layers)
 
-    def prepare(self, layers: frozenset[int]) -> None:
-        """Finds out how these layers are read, if that is not known: with attention as it is."""
-        if self._stops is None and layers != {self._layers}:
+    def prepare(self) -> None:
+        """Finds out how layers are read, if that is not known: with attention as it is."""
+        if self._stops is None:
             self._stops = self._proven()
 
     def _running(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:

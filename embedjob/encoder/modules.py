@@ -79,7 +79,7 @@ def require_of_the_vector(config: Mapping[str, Any], folder: Path) -> None:
 def vector_width(recipe: Recipe, hidden_size: int, directory: Path) -> int:
     """The width of a view's vector: of what is pooled, after all heads; no weights are read."""
     found = hidden_size * (len(recipe.pooling) if isinstance(recipe.pooling, tuple) else 1)
-    for head in recipe.heads:
+    for head in recipe.vector_heads:
         shape = _shape(head, Shape(found, found), hidden_size, directory)
         if shape.wide_in != found:
             raise ModelError(

@@ -14,6 +14,7 @@ from embedjob.encoder.forward import Loaded, ViewForward
 from embedjob.encoder.recovery import Forward, Passage, Vectors, Watch, pass_through
 from embedjob.encoder.trees import TreeForward, worthwhile
 from embedjob.text.views import TokenViews
+from embedjob.vectors.sparse import Row
 
 _COUNTED = ["forward_tokens", "padded_tokens", "microbatches", "attended_pairs", "copy_seconds"]
 _EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
@@ -29,13 +30,17 @@ class Caller:
 
 @dataclass
 class Passed:
-    """The vectors of distinct views, NaN where `failed` says why; `which_RV` is each text's."""
+    """The vectors of distinct views, NaN where `failed` says why; `which_RV` is each text's.
+
+    `rows` are the sparse entries of the views, where they are asked for.
+    """
 
     vectors_VD: Vectors
     which_RV: Indices
     budget: int
     failed: Failures = field(default_factory=dict)
     stats: dict[str, float] = field(default_factory=dict)
+    rows: dict[int, Row] = field(default_factory=dict)
 
     def take(self, passage: Passage, units: Indices) -> None:
         """Adds what came of units [N, V], each some of the distinct views."""
@@ -63,14 +68,16 @@ def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) 
     passed.stats = dict.fromkeys(_COUNTED, 0)
     lengths = views.lengths[firsts]
     progress = _Progress(np.bincount(which, minlength=len(firsts)), lengths, views.views_per_text)
+    single = ViewForward(views, firsts[alone], loaded)
     ways: list[tuple[Forward, Indices]] = [
         (TreeForward(views, texts, loaded), which_RV[texts]),
-        (ViewForward(views, firsts[alone], loaded), alone[:, None]),
+        (single, alone[:, None]),
     ]
     for forward, units in ways:
         watch = Watch(caller.stop, progress.of(units, caller.tell))
         if len(units):
             passed.take(pass_through(forward, budget=passed.budget, watch=watch), units)
+    passed.rows = {int(alone[view]): row for view, row in single.rows.items()}
     prefix_tokens = loaded.prefixes.tokens_run - run_before
     passed.stats["forward_tokens"] += prefix_tokens
     passed.stats["padded_tokens"] += prefix_tokens

@@ -45,7 +45,7 @@ def source_of(recipe: Recipe) -> ModelSource:
         revision=recipe.revision,
         trust_remote_code=recipe.trust_remote_code,
         allow_pickle=recipe.allow_pickle,
-        modules=tuple(path for head in recipe.heads if (path := module_path(head))),
+        modules=tuple(path for head in recipe.vector_heads if (path := module_path(head))),
     )
 
 

@@ -55,6 +55,29 @@ follow the pooling of every view, in order and in float32: `{pooler: true}` is t
 layer, `{dense: 2_Dense}` and `{layer_norm: 3_LayerNorm}` are modules that sentence-transformers
 saved in the model folder, `{normalize: true}` scales between them. Each role (query,
 document, symmetric) may have other keys.
+
+## Beside the vector
+
+```yaml
+heads:
+  - sparse_lm: {words: all, pooling: max, activation: relu, top_k: null, scale: null}
+  - router: {scores: logits, join: column}
+decode: {max_tokens: 10, until: '"'}     # the span is then the states of words said greedily
+```
+
+`sparse_lm` runs the language-model head over the span and writes, per row, `sparse_indices`
+(ascending ids of the model's vocabulary) and `sparse_values`: log(1 + relu(logit)), the largest or
+the `sum` over the span; `log1p_relu` takes the logarithm twice. `words: text` keeps only the ids of
+the text's own words without English stopwords (the ten heaviest of all where it has none), `top_k`
+the heaviest, and `scale` makes whole numbers: rint(scale x value). Zeros are left out. Only then is
+the head of the model loaded. `router` writes what the routers of a mixture of experts gave each
+expert in every layer, averaged over the span and the views, as the column `router`, or with
+`join: concat` as the last dimensions of the embedding. All of these read the last layer; sparse
+weights and decoding go with one template. The embedding is always written: of a purely sparse model
+it is the mean state, which also lets a later run prove that its model is the same. The vocabulary's
+size is in each file's footer (`embedjob.vocabulary`). Queries: `Encoder.outputs(texts,
+role="query")` gives `embeddings`, `sparse` and `routers`; two sparse vectors are compared by their
+dot product.
 """
 
 

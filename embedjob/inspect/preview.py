@@ -59,7 +59,13 @@ def _described(
             "shared_prefix": int(views.prefix_lengths[index]),
             "truncated": bool(views.truncated[index]),
             "microbatch": place[index],
+            **_words(views, text, tokenizer),
         }
+
+
+def _words(views: TokenViews, text: int, tokenizer: ViewTokenizer) -> dict[str, Any]:
+    """The tokens of the text's own words, where sparse weights are kept of these alone."""
+    return {} if views.words is None else {"words": tokenizer.tokens(views.words.of(text).tolist())}
 
 
 def _places(views: TokenViews) -> dict[int, int]:

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.errors import EmbedjobError, OutputError
+from embedjob.shards.beside import INDICES, ROUTER, VALUES, broken
 from embedjob.shards.claim import Claim, read_claims
 from embedjob.shards.committed import committed
-from embedjob.shards.files import CALIBRATION, COUNTS, FINGERPRINT
+from embedjob.shards.files import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY
 from embedjob.shards.schema import schema_text
 from embedjob.shards.snapshot import Snapshot, SnapshotFile, published, read_snapshot
 from embedjob.storage import Stored, absolute, join, list_files, open_unchanged
@@ -140,10 +141,13 @@ def _contents(
     counts = committed(stored, metadata).counts
     if (metadata.metadata or {}).get(FINGERPRINT, b"").decode() != claim.fingerprint:
         yield f"{stored.url}: its footer names another fingerprint"
-    vectors = schema_text(table.schema).get("embedding")
-    if vectors != claim.schema["embedding"]:
-        yield f"{stored.url}: its embeddings are {vectors}, not {claim.schema['embedding']}"
-        return
+    columns = schema_text(table.schema)
+    for name in ("embedding", INDICES, VALUES, ROUTER):
+        if columns.get(name) != claim.schema.get(name):
+            promised = claim.schema.get(name)
+            what = "embeddings" if name == "embedding" else name
+            yield f"{stored.url}: its {what} are {columns.get(name)}, not {promised}"
+            return
     lacking = [name for name in ("row", "shard") if name not in table.column_names]
     if lacking:
         yield f"{stored.url}: it has no column {', '.join(lacking)}"
@@ -151,6 +155,18 @@ def _contents(
     if len(table) != file.rows or len(table) + counts["quarantined"] != counts["rows"]:
         yield f"{stored.url}: {len(table)} rows and {counts['quarantined']} quarantined of {counts}"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
+    yield from (f"{stored.url}: {problem}" for problem in _beside(table, metadata, claim))
+
+
+def _beside(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
+    """What is wrong with the columns that heads made; without heads a kept one may be named so."""
+    if not claim.recipes["document"].get("heads"):
+        return
+    names = [name for name in (INDICES, VALUES, ROUTER) if name in table.column_names]
+    vocabulary = metadata.metadata.get(VOCABULARY)
+    made = table.select(["embedding", *names])
+    for place, what in broken(made, vocabulary=int(vocabulary) if vocabulary else None):
+        yield f"row {table['row'][place]} {what}"
 
 
 def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:

@@ -38,7 +38,7 @@ VERSION_1: Mapping[str, Any] = {
     "long_text": "truncate",
     "dtype": "float32",
 }
-LATER: Mapping[str, Any] = {"demonstration": None}
+LATER: Mapping[str, Any] = {"demonstration": None, "decode": None}
 
 # The digests carry what a model is, wherever it lies; method and role choose templates before
 # the recipe is resolved; the rest changes how vectors are compared or what may be loaded.
@@ -69,6 +69,10 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["templates"] = _templates(recipe)
     knobs |= _unused_slots(knobs, recipe)
     knobs["span"] = _span(recipe)
+    # Only what is written: a later release may give heads more keys.
+    knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
+    if recipe.decode is not None:
+        knobs["decode"] = recipe.decode.model_dump(mode="json", exclude_defaults=True)
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
         knobs["layer"] = recipe.layer[0]
     if isinstance(recipe.pooling, tuple) and len(recipe.pooling) == 1:

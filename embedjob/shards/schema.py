@@ -39,7 +39,10 @@ Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Form:
-    """What all files of one run have in common; `width` is that of vectors before `quantize`."""
+    """What all files of one run have in common.
+
+    `width` is that of vectors before `quantize`, `vocabulary` bounds sparse indices, if any.
+    """
 
     data: pa.Schema
     quarantine: pa.Schema
@@ -49,6 +52,7 @@ class Form:
     on_bad_row: str
     compression: str
     versions: tuple[tuple[str, str], ...] = ()
+    vocabulary: int | None = None
     width: int = 0
     quantize: Quantize | None = None
     calibration: Calibration | None = None

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedjob.errors import ChunkError
+from embedjob.shards.beside import INDICES, ROUTER, VALUES, broken
 from embedjob.shards.chunks import Chunk
 from embedjob.shards.schema import Form
 
@@ -16,6 +17,7 @@ _NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
     np.dtype(np.float32): 1e-4,
     np.dtype(np.float16): 2e-3,
 }
+_BESIDE = (INDICES, VALUES, ROUTER)
 
 
 def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: Form) -> None:
@@ -66,6 +68,20 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray
         stored = vectors.astype(planned.to_pandas_dtype(), copy=False)
     _require(np.isfinite(stored).all(axis=1), rows, chunk, f"has a vector too large for {planned}")
     return stored
+
+
+def check_beside(table: pa.Table, chunk: Chunk, *, form: Form) -> None:
+    """ChunkError when what a good row has beside its embedding is not as promised."""
+    beside = [name for name in form.data.names if name in _BESIDE]
+    lacking = sorted(set(beside) - set(table.column_names))
+    if lacking:
+        raise _refused(chunk, f"it has no {', '.join(lacking)}")
+    good = table.select(["row", "embedding", *beside]).filter(table.column("reason").is_null())
+    for place, what in broken(good, vocabulary=form.vocabulary):
+        raise _refused(chunk, f"row {good.column('row')[place]} {what}")
+    if ROUTER in beside and table.schema.field(ROUTER).type != form.data.field(ROUTER).type:
+        got = table.schema.field(ROUTER).type.list_size
+        raise _refused(chunk, f"its router scores are {got}, not as many as planned")
 
 
 def _require(

@@ -12,7 +12,7 @@ from embedjob.shards.committed import Committed, committed, file_metadata
 from embedjob.shards.files import FINGERPRINT, data_table, file_bytes, quarantine_table
 from embedjob.shards.names import data_directory, quarantine_directory
 from embedjob.shards.schema import Form, schema_text
-from embedjob.shards.verifying import check_rows, checked_vectors
+from embedjob.shards.verifying import check_beside, check_rows, checked_vectors
 from embedjob.storage import Stored, create, join, read_bytes, stat
 
 
@@ -24,6 +24,7 @@ def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, form: Form)
     """
     check_rows(table, chunk, rows_in=rows_in, form=form)
     vectors = checked_vectors(table, chunk, form=form)
+    check_beside(table, chunk, form=form)
     counts = count_rows(table, form=form)
     _put_quarantine(out, chunk, table, form=form, counts=counts)
     data = data_table(table, vectors, chunk.shard, form=form)

@@ -1,21 +1,24 @@
 """WRITE: a Ray datasink that verifies each chunk's file and puts it, whole and once."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data.datasource import Datasink
 
+from embedjob.shards.beside import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
 from embedjob.shards.committed import Committed
-from embedjob.shards.schema import Form
+from embedjob.shards.schema import Form, embedding_type
 from embedjob.shards.writing import commit
 from embedjob.stages.calibrating import quantizing
 from embedjob.stages.ledger import Outcome
 from embedjob.stages.parcels import Parcel, describe, unpack
+from embedjob.vectors.encoded import Encoded
 
 Commit = Callable[[Parcel], Committed]
 
@@ -97,9 +100,35 @@ def assembled(parcel: Parcel) -> pa.Table:
         pa.array(matrix.reshape(-1)), matrix.shape[1], mask=pa.array(~good)
     )
     failures = [encoded.failed.get(text) for text in texts.to_pylist()] if lost.any() else None
-    return (
-        _with_failures(rows, failures).drop_columns("unique").append_column("embedding", embedding)
-    )
+    table = _with_failures(rows, failures).drop_columns("unique")
+    table = table.append_column("embedding", embedding)
+    for name, column in _beside(encoded, good, which[good]):
+        table = table.append_column(name, column)
+    return table
+
+
+def _beside(
+    encoded: Encoded, good: npt.NDArray[np.bool_], texts: npt.NDArray[np.integer]
+) -> Iterator[tuple[str, pa.Array]]:
+    """The columns beside the embedding: of these texts where rows are good, null where not."""
+    absent = pa.array(~good)
+    if encoded.sparse is not None:
+        found = encoded.sparse.take(texts)
+        sizes = np.zeros(len(good), np.int64)
+        sizes[good] = np.diff(found.offsets)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int64()).cast(pa.int32())
+        for name, values, kind in (
+            (INDICES, found.indices, INDEX_LIST),
+            (VALUES, found.values, VALUE_LIST),
+        ):
+            column = pa.ListArray.from_arrays(offsets, pa.array(values), type=kind, mask=absent)
+            yield name, column
+    if encoded.routers is not None:
+        scores = np.zeros((len(good), encoded.routers.shape[1]), np.float32)
+        scores[good] = encoded.routers[texts]
+        kind = embedding_type(scores.shape[1], "float32")
+        flat = pa.array(scores.ravel())
+        yield ROUTER, pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=absent)
 
 
 def _with_failures(rows: pa.Table, failures: Sequence[tuple[str, str] | None] | None) -> pa.Table:

@@ -64,7 +64,7 @@ class Prompt:
 
 def prompts(recipe: Recipe) -> tuple[Prompt, ...]:
     """The recipe's joint templates in order, one view each."""
-    strip = recipe.prepare == "eol"
+    strip = recipe.prepare in ("eol", "moee")
     return tuple(_prompt(one.pieces, one.weight, strip) for one in templates(recipe))
 
 
@@ -102,6 +102,13 @@ def _eol(text: str) -> str:
     return text[:-1] + "." if text.endswith("?") else text
 
 
+def _moee(text: str) -> str:
+    """MoEE's variant: an exclamation or question mark ends a text, and underscores are blanks."""
+    if text and text[-1] not in ".?!\"'":
+        text += "."
+    return text.replace('"', "'").replace("_", " ")
+
+
 def _fullstop(text: str) -> str:
     """A full stop after a text that ends in no punctuation; an empty text stays empty."""
     return text + "." if text and text[-1] not in string.punctuation else text
@@ -110,6 +117,7 @@ def _fullstop(text: str) -> str:
 _PREPARATIONS: dict[str, Callable[[str], str]] = {
     "none": _as_read,
     "eol": _eol,
+    "moee": _moee,
     "fullstop": _fullstop,
     "strip": str.strip,
 }

@@ -1,12 +1,14 @@
 """Texts to token views: what every encoder of this house is fed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from embedjob.beside import sparse_in
 from embedjob.errors import ConfigError
 from embedjob.recipe import Recipe
 from embedjob.text.cutting import Fitted
@@ -15,7 +17,8 @@ from embedjob.text.pieces import span_rule, templates
 from embedjob.text.prompts import prepare, prompts
 from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
-from embedjob.text.views import TokenViews, assemble
+from embedjob.text.views import Ids, TokenViews, assemble
+from embedjob.text.words import WordIds, stops
 
 # Texts that have no token in common, so that what their views share is the template's.
 _PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
@@ -74,10 +77,16 @@ class ViewTokenizer:
         self._check_room(recipe.max_tokens)
         self._fitter.limit(recipe.max_tokens - np.array([len(eos) for eos in self._eos], np.int64))
         self.prefixes = self._shared_prefixes()
+        asked = sparse_in(recipe.heads)
+        self._words = WordIds(tokenizer) if asked and asked.words == "text" else None
+        self._stops = _stops(tokenizer, recipe)
 
     def views(self, texts: Sequence[str]) -> TokenViews:
-        """One view per text and template, text-major."""
-        return self._views(texts, self.prefixes)
+        """One view per text and template, text-major, and what else is asked of the texts."""
+        views = self._views(texts, self.prefixes)
+        cleaned = [self._prepare(text) for text in texts]
+        words = None if self._words is None else self._words(cleaned)
+        return replace(views, words=words, stops=self._stops)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The ids as the tokenizer spells them, for people."""
@@ -175,6 +184,19 @@ class ViewTokenizer:
                     f" under the template {self._fitter.shown(number)}; choose another span or"
                     " template"
                 )
+
+
+def _stops(tokenizer: Tokenizer, recipe: Recipe) -> Ids | None:
+    """The ids that end the recipe's decoding; ConfigError if no token of the tokenizer does."""
+    if recipe.decode is None:
+        return None
+    found = stops(tokenizer, recipe.decode.until)
+    if not found:
+        raise ConfigError(
+            f"encoder.decode.until: got {recipe.decode.until!r}, which no token of this tokenizer"
+            " contains; choose shorter text"
+        )
+    return np.array(found, np.uint32)
 
 
 def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, needs_text: bool) -> Fits:

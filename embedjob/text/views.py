@@ -11,12 +11,32 @@ Ids = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
+class Words:
+    """The ids of texts' words: those of text r are `ids[offsets[r]:offsets[r + 1]]`."""
+
+    ids: Ids
+    offsets: npt.NDArray[np.int64]
+
+    def of(self, text: int) -> Ids:
+        """The ids of one text."""
+        return self.ids[self.offsets[text] : self.offsets[text + 1]]
+
+    def take(self, texts: npt.NDArray[np.integer]) -> "Words":
+        """The words of these texts, in this order."""
+        sizes = np.diff(self.offsets)[texts]
+        offsets = offsets_of(sizes)
+        source = np.repeat(self.offsets[texts] - offsets[:-1], sizes)
+        return Words(self.ids[source + np.arange(offsets[-1])], offsets)
+
+
+@dataclass(frozen=True)
 class TokenViews:
     """N views of N / views_per_text texts, text-major: view v of text t is at t * V + v.
 
     `prefix[i]` is an index into `prefixes`, or -1 where view i shares none. After their prefixes
     all views of text r begin with the same `common[r]` ids, which only its first view keeps in
     `ids[offsets[i]:offsets[i + 1]]`. Spans are positions in the full view, and lie after both.
+    Only where a recipe asks: `words` of each text, and `stops`, the ids that end a decoding.
     """
 
     views_per_text: int
@@ -27,6 +47,8 @@ class TokenViews:
     common: npt.NDArray[np.int32]
     span: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
+    words: Words | None = None
+    stops: Ids | None = None
 
     @property
     def texts(self) -> int:
@@ -76,6 +98,8 @@ class TokenViews:
             common=self.common[np.asarray(texts, np.int64)],
             span=self.span[views],
             truncated=self.truncated[views],
+            words=self.words and self.words.take(np.asarray(texts, np.int64)),
+            stops=self.stops,
         )
 
 

@@ -13,14 +13,20 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, processors
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     MistralConfig,
     MistralModel,
+    OlmoeConfig,
+    OlmoeModel,
     OPTConfig,
     OPTModel,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeModel,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -32,6 +38,7 @@ from transformers import (
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
 from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.language_head import LanguageHead
 from embedjob.jobfile import Draft, Layer
 from embedjob.methods.resolution import resolve
 from embedjob.recipe import Recipe, Role
@@ -54,6 +61,7 @@ _SIZE = {
     "eos_token_id": EOS,
 }
 _GROUPED = {**_SIZE, "num_key_value_heads": 2, "head_dim": 8}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
 _T5 = {"vocab_size": 640, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 
 
@@ -71,6 +79,18 @@ _MODELS: Mapping[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaModel(LlamaConfig(**_GROUPED)),
     "mistral": lambda: MistralModel(MistralConfig(**_GROUPED, sliding_window=None)),
     "qwen3": lambda: Qwen3Model(Qwen3Config(**_GROUPED)),
+    "llama_lm": lambda: LlamaForCausalLM(LlamaConfig(**_GROUPED)),
+    "bert_lm": lambda: BertForMaskedLM(BertConfig(**_SIZE)),
+    "olmoe": lambda: OlmoeModel(OlmoeConfig(**_GROUPED, **_EXPERTS)),
+    "qwen_moe": lambda: Qwen2MoeModel(
+        Qwen2MoeConfig(
+            **_GROUPED,
+            **_EXPERTS,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            mlp_only_layers=[1],
+        )
+    ),
     "nvembed": lambda: _with(
         LatentAttentionModel(32, latents=6, heads=3, dim_head=16),
         MistralModel(MistralConfig(**_GROUPED, sliding_window=None)),
@@ -152,7 +172,10 @@ def model(name: str) -> PreTrainedModel:
 
 @cache
 def _backbone(name: str, attention: Any) -> Backbone:
-    return Backbone(model(name), attention=attention)
+    if not name.endswith("_lm"):
+        return Backbone(model(name), attention=attention)
+    head = LanguageHead(model(name))
+    return Backbone(head.body, attention=attention, head=head)
 
 
 @cache

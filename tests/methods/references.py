@@ -9,6 +9,8 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -17,6 +19,7 @@ from transformers import PreTrainedModel
 MAX_LENGTH = 40  # what the settings give to methods that cut by the tokenizer
 SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 STS = "Retrieve semantically similar text."
+STOPWORDS = "the over a why she no i do for my in how"
 EOL = 'This sentence : "*sent_0*" means in one word:"'
 COT = 'After thinking step by step , this sentence : "*sent_0*" means in one word:"'
 KE = (
@@ -31,6 +34,8 @@ class Expected:
     ids: list[list[int]]
     pooled: list[list[int]]
     vector: Tensor
+    sparse: dict[int, float] | None = None
+    router: Tensor | None = None
 
 
 Reference = Callable[[Tokenizer, PreTrainedModel, str], Expected]
@@ -243,6 +248,80 @@ def eol(*templates: str, layer: int = -1) -> Reference:
         return Expected(rows, [[len(ids) - 1] for ids in rows], unit(mean))
 
     return reference
+
+
+def word_tokenize(text: str) -> list[str]:
+    """nltk's own, where Punkt has met no text and so knows no abbreviation."""
+    nltk = pytest.importorskip("nltk.tokenize")
+    words = nltk.NLTKWordTokenizer()
+    return [w for one in nltk.PunktSentenceTokenizer().tokenize(text) for w in words.tokenize(one)]
+
+
+def of_words(tok: Tokenizer, logits: Tensor, text: str) -> dict[int, float]:
+    """The authors' get_valid_tokens_values; the stopwords are those in the texts of the tests."""
+    stopwords = {*STOPWORDS.split(), *string.punctuation}
+    token_ids: set[int] = set()
+    for word in [w for w in word_tokenize(text.lower()) if w not in stopwords]:
+        token_ids.update(tok.encode(word, add_special_tokens=False).ids)
+    values = torch.log(1 + torch.relu(logits))
+    inside = torch.tensor(list(token_ids))
+    if len(inside) == 0:
+        top, where = values.topk(10)
+    else:
+        top, where = values[inside].topk(min(len(inside), 128))
+        where = inside[where]
+    kept = zip(where.tolist(), np.rint(top.numpy() * 100).tolist(), strict=True)
+    return {token: value for token, value in kept if value}
+
+
+def promptreps(prefix: str, suffix: str, *, words: int = 0, until: str = '"') -> Reference:
+    @torch.inference_mode()
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        before, inside, after = (
+            tok.encode(piece, add_special_tokens=False).ids
+            for piece in (prefix, text.strip(), suffix)
+        )
+        ids = before + inside[:512] + after
+        said, states, logits = list(ids), [], []
+        for _ in range(words or 1):
+            output = model(torch.tensor([said]), output_hidden_states=True)
+            token = int(output.logits[0, -1].argmax())
+            if words and states and until in tok.decode([token], skip_special_tokens=False):
+                break
+            states.append(output.hidden_states[-1][0, -1])
+            logits.append(output.logits[0, -1])
+            if until in tok.decode([token], skip_special_tokens=False):
+                break
+            said.append(token)
+        largest = torch.stack(logits).max(dim=0).values
+        sparse = of_words(tok, largest, text.strip())
+        return Expected([ids], [[len(ids) - 1]], unit(torch.stack(states).mean(dim=0)), sparse)
+
+    return reference
+
+
+@torch.inference_mode()
+def moee(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+    if len(text) > 0 and text[-1] not in ".?!\"'":
+        text += "."
+    template = 'This sentence : "*sent 0*" means in one word:"'
+    prompt = template.replace("*sent 0*", text.replace('"', "'")).replace("_", " ").strip()
+    ids = tok.encode(prompt).ids
+    output = model(torch.tensor([ids]), output_hidden_states=True, output_router_logits=True)
+    scores = torch.cat([layer[-1] for layer in output.router_logits])
+    state = unit(output.hidden_states[-1][0, -1])
+    return Expected([ids], [[len(ids) - 1]], state, router=scores)
+
+
+@torch.inference_mode()
+def splade(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+    tok.enable_truncation(MAX_LENGTH)
+    ids = tok.encode(text).ids
+    output = model(torch.tensor([ids]), output_hidden_states=True)
+    weights = torch.log1p(torch.relu(output.logits[0])).max(dim=0).values
+    sparse = {token: float(weights[token]) for token in weights.nonzero()[:, 0].tolist()}
+    vector = unit(output.hidden_states[-1][0].mean(dim=0))
+    return Expected([ids], [list(range(len(ids)))], vector, sparse)
 
 
 def fullstop(text: str) -> str:

@@ -34,6 +34,24 @@ BOTH_WAYS = {**CUT, "attention": "bidirectional"}
 LONG = {"max_tokens": 512}
 QUESTION = "Given a question, retrieve passages that answer the question"
 QWEN = {**CUT, "special_tokens": {"eos_id": 420}}
+UNIT = {**BOTH_WAYS, "finish": [{"normalize": True}]}
+
+# The authors' files for Llama-3: each backslash-n is two characters.
+REPS_PREFIX = (
+    r"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are an AI assistant that"
+    r" can understand human language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+)
+REPS_ANSWER = r"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nThe "
+REPS_SUFFIX = (
+    '". Use one word to represent the %s in a retrieval task. Make sure your word is in lowercase.'
+    f'{REPS_ANSWER}word is: "'
+)
+REPS_MULTI_SUFFIX = (
+    '". Use three words to represent the passage in a retrieval task. Make sure your words are in'
+    f' lowercase and split them by space.{REPS_ANSWER}words are: "'
+)
+REPS_TOKENS = ("<|end_header_id|>",)
+SHORTLY = {"decode": {"max_tokens": 4, "until": "e"}}
 
 CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("bert_cls", "document", "bert", "bert", knobs=CUT), r.bert(cls=True)),
@@ -122,4 +140,22 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("cot_ke_mean", "document", "llama", "llama"), r.eol(r.COT, r.KE, layer=-2)),
     (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*META)),
     (Setting("text_first_views", "document", "llama", "llama3"), r.eol(*FIRST)),
+    (
+        Setting("promptreps", "document", "llama_lm", "llama3", REPS_TOKENS),
+        r.promptreps(REPS_PREFIX + 'Passage: "', REPS_SUFFIX % "passage"),
+    ),
+    (
+        Setting("promptreps_multi", "document", "llama_lm", "llama3", REPS_TOKENS, knobs=SHORTLY),
+        r.promptreps(REPS_PREFIX + 'Passage: "', REPS_MULTI_SUFFIX, words=4, until="e"),
+    ),
+    (Setting("moee", "document", "olmoe", "gpt2"), r.moee),
+    (Setting("moee", "document", "qwen_moe", "qwen"), r.moee),
+    (Setting("splade", "document", "bert_lm", "bert", knobs=UNIT), r.splade),
+]
+# Of a method whose invariants are held above in another role.
+OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
+    (
+        Setting("promptreps", "query", "llama_lm", "llama3", REPS_TOKENS),
+        r.promptreps(REPS_PREFIX + 'Query: "', REPS_SUFFIX % "query"),
+    ),
 ]

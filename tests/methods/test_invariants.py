@@ -34,7 +34,25 @@ def tokenizer(setting: Setting) -> ViewTokenizer:
 def same(one: Encoded, other: Encoded) -> bool:
     good = [row for row in range(len(one.embeddings)) if row not in one.failed]
     ours, theirs = one.embeddings[good], other.embeddings[good]
-    return one.failed == other.failed and np.allclose(ours, theirs, atol=1e-5, rtol=0)
+    return (
+        one.failed == other.failed
+        and np.allclose(ours, theirs, atol=1e-5, rtol=0)
+        and all(same_beside(one, row, other, row) for row in good)
+    )
+
+
+def same_beside(one: Encoded, row: int, other: Encoded, place: int) -> bool:
+    """Whether a row has the same sparse entries and router scores here and there."""
+    if one.routers is not None and other.routers is not None:
+        return np.allclose(one.routers[row], other.routers[place], atol=1e-4, rtol=0)
+    if one.sparse is None or other.sparse is None:
+        return one.sparse is other.sparse
+    (ours, weights), (theirs, others) = one.sparse.row(row), other.sparse.row(place)
+    # A weight that is rounded may fall to either side.
+    slack = 1.0 if weights.size and (weights == np.rint(weights)).all() else 1e-5
+    dense = np.zeros((2, 1 + int(max([0, *ours, *theirs]))))
+    dense[0, ours], dense[1, theirs] = weights, others
+    return bool(np.abs(dense[0] - dense[1]).max() <= slack)
 
 
 def special_counts(setting: Setting, views: TokenViews) -> list[int]:
@@ -68,6 +86,7 @@ def test_the_company_order_and_day_of_a_text_do_not_matter(
         if row not in whole.failed:
             mirrored = backwards.embeddings[len(texts) - 1 - row]
             assert np.allclose(mirrored, whole.embeddings[row], atol=1e-5, rtol=0)
+            assert same_beside(whole, row, backwards, len(texts) - 1 - row)
 
 
 @EVERY
@@ -85,7 +104,7 @@ def test_a_long_text_keeps_the_template_and_its_eos(setting: Setting) -> None:
     long = setting.recipe().max_tokens
     texts = ["a", "a b " * long]
     whole = tokenizer(setting).views(texts)
-    after = setting.views(span={"rule": "text"}).views(texts)
+    after = setting.views(span={"rule": "text"}, decode=None).views(texts)
     assert whole.truncated.reshape(2, -1)[1].all()
     assert whole.lengths.max() <= long
     for view in range(whole.views_per_text):
@@ -120,7 +139,7 @@ def test_later_tokens_are_seen_in_a_padded_batch_exactly_by_bidirectional_method
 ) -> None:
     texts = ["the fox is brown", "the fox is lazy", "the river bank is here " * 3]
     bare = {"templates": ["{text}"], "special_tokens": {"bos": "none", "eos": "none"}}
-    first = setting.with_knobs(span="first_token", finish=[], **bare)
+    first = setting.with_knobs(span="first_token", decode=None, finish=[], **bare)
     vectors = first.encode(first.views(), texts).embeddings
     moved = float(np.abs(vectors[0] - vectors[1]).max())
     assert (moved > 1e-3) == (setting.recipe().attention == "bidirectional")

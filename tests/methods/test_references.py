@@ -7,9 +7,10 @@ import pytest
 
 from embedjob.methods.catalogue import names, read_method
 from embedjob.text.prompts import prepare
+from embedjob.vectors.encoded import Encoded
 from tests.methods import references
 from tests.methods.making import Setting, model
-from tests.methods.settings import CASES
+from tests.methods.settings import CASES, OTHER_ROLES
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -24,7 +25,10 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize(("setting", "reference"), CASES, ids=[s.name for s, _ in CASES])
+EVERY = [*CASES, *OTHER_ROLES]
+
+
+@pytest.mark.parametrize(("setting", "reference"), EVERY, ids=[s.name for s, _ in EVERY])
 def test_a_method_equals_its_reference(setting: Setting, reference: references.Reference) -> None:
     tokenizer, theirs = setting.tokenizer(), model(setting.model)
     expected = [reference(tokenizer, theirs, text) for text in TEXTS]
@@ -43,6 +47,21 @@ def test_a_method_equals_its_reference(setting: Setting, reference: references.R
     cosines = (encoded.embeddings * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)
     assert cosines.min() >= 0.99999
     assert errors.max() <= 1e-4
+    require_same_beside(encoded, expected)
+
+
+def require_same_beside(encoded: Encoded, expected: list[references.Expected]) -> None:
+    """The sparse entries and the routers' scores, of those methods that have them."""
+    first = expected[0]
+    assert (encoded.sparse is None) == (first.sparse is None)
+    assert (encoded.routers is None) == (first.router is None)
+    for row, one in enumerate(expected):
+        if encoded.sparse is not None and one.sparse is not None:
+            indices, values = encoded.sparse.row(row)
+            assert indices.tolist() == sorted(one.sparse), TEXTS[row]
+            assert np.allclose(values, [one.sparse[i] for i in indices.tolist()], atol=1e-5)
+        if encoded.routers is not None and one.router is not None:
+            assert np.allclose(encoded.routers[row], one.router.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_every_method_has_a_reference() -> None:

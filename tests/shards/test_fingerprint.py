@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedjob.beside import Decode
 from embedjob.config import ActorRange, Input, Job, Output
 from embedjob.recipe import (
     Dense,
@@ -72,6 +73,7 @@ CHANGES: dict[str, Any] = {
     "encoder.vector_dtype": "float16",
     "encoder.max_tokens": 64,
     "encoder.long_text": "bad",
+    "encoder.decode": Decode(),
     "encoder.dtype": "bfloat16",
 }
 # One other value for every key that decides neither.

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ from embedjob.shards.committed import Committed
 from embedjob.stages.parcels import Failure, Parcel
 from embedjob.stages.write import assembled, end_of
 from embedjob.vectors.encoded import Encoded
+from embedjob.vectors.sparse import sparse
 
 CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
 UNIQUES = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=10)
@@ -46,6 +49,25 @@ def test_every_row_gets_its_texts_vector_or_a_reason(
         else:
             wanted = (None, None, [text, 1])
         assert (row["reason"], row["detail"], row["embedding"]) == wanted
+
+
+@given(UNIQUES, st.sets(st.integers(0, 4)))
+def test_every_row_gets_its_texts_sparse_entries_and_scores_or_null(
+    unique: list[int | None], lost: set[int]
+) -> None:
+    """Text number t has t entries, its scores are (-t, t)."""
+    made = parcel(unique, {text: ("model_error", "") for text in lost})
+    sizes = [0 if text in lost else text for text in range(5)]
+    rows = [(np.arange(n, dtype=np.uint32), np.full(n, n, np.float32)) for n in sizes]
+    routers = np.array([[-text, text] for text in range(5)], np.float32)
+    encoded = replace(made.encoded, sparse=sparse(rows), routers=routers)
+    table = assembled(replace(made, encoded=encoded))
+    table.validate(full=True)
+    for text, row in zip(unique, table.to_pylist(), strict=True):
+        gone = text is None or text in lost
+        assert row["sparse_indices"] == (None if gone else list(range(text)))
+        assert row["sparse_values"] == (None if gone else [text] * text)
+        assert row["router"] == (None if gone else [-text, text])
 
 
 def committed(_: Parcel) -> Committed:

@@ -1,0 +1,100 @@
+"""What a recipe may ask for beside its vector: sparse weights, router scores, words said first."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from embedjob.segments import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SparseLm(Section):
+    """Weights over the vocabulary: the language-model head's logits over the span, log(1 + relu).
+
+    `words: text` keeps the ids of the text's own words (PromptReps), the ten heaviest of all where
+    it has none. `log1p_relu` takes the logarithm twice. With `scale` a weight is rint(scale * it).
+    """
+
+    words: Literal["all", "text"] = "all"
+    pooling: Literal["max", "sum"] = "max"
+    activation: Literal["relu", "log1p_relu"] = "relu"
+    top_k: Positive | None = None
+    scale: Annotated[float, Field(gt=0)] | None = None
+
+
+class SparseHead(Section):
+    """The columns `sparse_indices` and `sparse_values`."""
+
+    sparse_lm: SparseLm
+
+
+class RouterScores(Section):
+    """What the routers of a mixture of experts give each expert, all layers one after the other.
+
+    They are averaged over the span and over views; with `join: concat` they end the vector itself.
+    """
+
+    scores: Literal["logits", "softmax"] = "logits"
+    join: Literal["column", "concat"] = "column"
+
+
+class RouterHead(Section):
+    """The column `router`, or the last dimensions of the embedding."""
+
+    router: RouterScores
+
+
+class Decode(Section):
+    """Greedy words after the prompt: up to `max_tokens`, or until a token that contains `until`.
+
+    The span is the states from which they were said; one alone, if the first token ends it.
+    """
+
+    max_tokens: Positive = 10
+    until: Annotated[str, Field(min_length=1)] = '"'
+
+
+def sparse_in(heads: Iterable[Any]) -> SparseLm | None:
+    """The sparse head among a recipe's heads."""
+    return next((head.sparse_lm for head in heads if isinstance(head, SparseHead)), None)
+
+
+def router_in(heads: Iterable[Any]) -> RouterScores | None:
+    """The router head among a recipe's heads."""
+    return next((head.router for head in heads if isinstance(head, RouterHead)), None)
+
+
+def require_sound(recipe: Any) -> None:
+    """ValueError where what is asked for beside the vector does not go with the rest."""
+    for kind, name in ((SparseHead, "sparse_lm"), (RouterHead, "router")):
+        asked = sum(isinstance(head, kind) for head in recipe.heads)
+        if asked > 1:
+            raise ValueError(f"heads: got {asked} times {name}; allowed is one")
+        if asked:
+            _require_whole(recipe, f"heads: {name}")
+    if recipe.decode is not None:
+        _require_whole(recipe, "decode")
+        _require_decodes(recipe)
+        if router_in(recipe.heads):
+            raise ValueError("heads: router is of the prompt; leave decode out")
+    if (sparse_in(recipe.heads) or recipe.decode) and len(recipe.templates) > 1:
+        what = "decode" if recipe.decode else "heads: sparse_lm"
+        raise ValueError(f"{what} goes with one template; got {len(recipe.templates)}")
+
+
+def _require_whole(recipe: Any, what: str) -> None:
+    if recipe.layer not in (-1, (-1,)):
+        raise ValueError(f"{what} reads the last layer; got layer: {recipe.layer}, allowed is -1")
+    if recipe.long_text not in ("truncate", "bad") or recipe.aggregation == "keep":
+        raise ValueError(f"{what} gives one line per text; allowed is long_text: truncate or bad")
+
+
+def _require_decodes(recipe: Any) -> None:
+    if recipe.attention != "causal":
+        raise ValueError(
+            "decode needs attention: causal; a model whose tokens see later ones says no next word"
+        )
+    if recipe.span != "last_token":
+        raise ValueError(f"decode goes on from the last token; got span: {recipe.span}")

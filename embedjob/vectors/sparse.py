@@ -1,0 +1,71 @@
+"""Sparse vectors: their entries in one flat array, and where each row of them begins.
+
+Shapes: R rows, N entries of all rows together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Offsets = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.uint32]
+Weights = npt.NDArray[np.float32]
+Row = tuple[Indices, Weights]
+NOTHING: Row = (np.empty(0, np.uint32), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Rows [R]: row r is `indices[offsets[r]:offsets[r + 1]]`, ascending, and its values there."""
+
+    offsets: Offsets
+    indices: Indices
+    values: Weights
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.offsets) - 1
+
+    def row(self, which: int) -> Row:
+        """The indices and values of one row."""
+        entries = slice(self.offsets[which], self.offsets[which + 1])
+        return self.indices[entries], self.values[entries]
+
+    def take(self, rows: npt.NDArray[np.integer]) -> "Sparse":
+        """These rows in this order; a row may be asked for twice."""
+        sizes = np.diff(self.offsets)[rows]
+        offsets = _offsets(sizes)
+        entries = np.repeat(self.offsets[rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return Sparse(offsets, self.indices[entries], self.values[entries])
+
+
+def sparse(rows: Sequence[Row]) -> Sparse:
+    """The rows joined."""
+    sizes = np.fromiter((len(indices) for indices, _ in rows), np.int64, len(rows))
+    indices = np.concatenate([NOTHING[0], *(one for one, _ in rows)])
+    values = np.concatenate([NOTHING[1], *(one for _, one in rows)])
+    return Sparse(_offsets(sizes), indices, values)
+
+
+def heaviest(indices: Indices, values: Weights, *, top_k: int | None, scale: float | None) -> Row:
+    """The `top_k` largest of ascending entries, rint(scale * value) of each, zeros left out.
+
+    Among equals the lower index is kept. A value that is not finite is never left out.
+    """
+    if not np.isfinite(values).all():
+        return indices, values
+    if top_k is not None and len(values) > top_k:
+        chosen = np.sort(np.argsort(-values, kind="stable")[:top_k])
+        indices, values = indices[chosen], values[chosen]
+    if scale is not None:
+        values = np.rint(np.float32(scale) * values)
+    there = values != 0
+    return indices[there], values[there]
+
+
+def _offsets(sizes: npt.NDArray[np.integer]) -> Offsets:
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
