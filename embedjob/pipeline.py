@@ -23,6 +23,7 @@ from embedjob.ownership import (
 )
 from embedjob.shards import snapshot
 from embedjob.shards.lease import Lease, claim, held, superseded
+from embedjob.shards.planning import largest_first
 from embedjob.shards.reading import read_chunk
 from embedjob.shards.repairing import delete_damaged, delete_quarantined
 from embedjob.stages.cluster import connected, size_pool, threads_per_actor
@@ -63,9 +64,10 @@ class Console:
 
 
 def flow(found: Survey, engine: Engine, *, pool: PoolSize, prove: Prove, ledger: Any) -> None:
-    """Every chunk that is left: read, tokenized, encoded, written."""
+    """Every chunk that is left, the largest first: read, tokenized, encoded, written."""
     job = found.resolved.job
-    rows = read(found.plan.left, partial(read_chunk, job_input=job.input), ledger=ledger)
+    left = largest_first(found.plan.left)
+    rows = read(left, partial(read_chunk, job_input=job.input), ledger=ledger)
     views = tokenize(rows, engine)
     embeddings = encode(views, engine, pool=pool, prove=prove, ledger=ledger)
     committer = Committer(found.out, form(found), job.encoder.vector_dtype)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
@@ -18,6 +19,7 @@ from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.loading import load_model
+from embedjob.encoder.transfers import onto
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
@@ -95,19 +97,23 @@ class Backbone:
                 f"the tokenizer gave id {int(ids_VT.max())}, but the model embeds only"
                 f" {self.vocabulary}; tokenizer and weights do not belong together"
             )
-        ids_VT, mask_VT = ids_VT.to(self.device), mask_VT.to(self.device)
+        ids_VT, mask_VT = onto(ids_VT, self.device), onto(mask_VT, self.device)
         inputs = {"input_ids": ids_VT, "attention_mask": mask_VT.long()}
         if self.takes_positions:
             if isinstance(position, int):
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
-            inputs["position_ids"] = position.to(self.device) + self._first_position
-        layers = (layer,) if isinstance(layer, int) else layer
+            inputs["position_ids"] = onto(position, self.device) + self._first_position
         # One more than the blocks: 0 is the embeddings.
-        chosen = [one % (self.facts.layers + 1) for one in layers]
+        chosen = [one % (self.facts.layers + 1) for one in np.atleast_1d(layer).tolist()]
         found = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
             return found[chosen[0]].to(self.device)
         return torch.stack([found[one].to(self.device) for one in chosen]).mean(dim=0)
+
+    def prepare(self, layer: Layer) -> None:
+        """Finds out how a layer is read, before another attention is put in the model's place."""
+        if layer != -1:
+            self._reader.prepare()
 
     @torch.inference_mode()
     def continued(
@@ -119,8 +125,8 @@ class Backbone:
         """
         inputs = {"input_ids": ids_VT, "attention_mask": mask_VT}
         if self.takes_positions:
-            counted_VT = (mask_VT.cumsum(dim=1) - 1).clamp(min=0)
-            position_VT = counted_VT if position_VT is None else position_VT
+            if position_VT is None:
+                position_VT = (mask_VT.cumsum(dim=1) - 1).clamp(min=0)
             inputs["position_ids"] = position_VT + self._first_position
         output = self.model(**inputs, past_key_values=cache, use_cache=True, return_dict=True)
         return output.last_hidden_state  # type: ignore[no-any-return]
@@ -128,7 +134,7 @@ class Backbone:
     @contextmanager
     def float32(self) -> Iterator[None]:
         """Within it the weights are float32; afterwards they are, to the bit, what they were."""
-        parts = [self.model] if self.head is None else [self.model, self.head.module]
+        parts = [self.model, *([self.head.module] if self.head else [])]
         narrow = [
             (tensor, tensor.dtype)
             for tensor in chain.from_iterable((*p.parameters(), *p.buffers()) for p in parts)

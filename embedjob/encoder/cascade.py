@@ -10,19 +10,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from embedjob.encoder.kernels import Scores, attend
+from embedjob.encoder.transfers import onto
+from embedjob.encoder.varlen import Look, Sequences, attend_each
+
 NAME = "embedjob_cascade"
-_FLASH_TYPES = (torch.float16, torch.bfloat16)
 # What models hand to their attention and what does not change it, or is heeded below. With anything
 # else (sinks, position biases, ...) the model is not one of those that this function can serve.
 _KNOWN_WORDS = """
-cache_position dropout is_causal output_attentions output_hidden_states position_ids return_dict
-scaling sliding_window softcap use_cache
+cache_position deterministic dropout is_causal output_attentions output_hidden_states position_ids
+return_dict scaling sliding_window softcap use_cache
 """
 _KNOWN = frozenset(_KNOWN_WORDS.split())
 
@@ -44,14 +47,9 @@ class KeyValues:
 class _Pieces:
     shared: KeyValues | None
     kept: KeyValues | None
+    rows: Sequences | None
     bias_VHTT: Tensor | None
-
-
-class _Scores(NamedTuple):
-    """How scores are made of queries and keys."""
-
-    scale: float
-    softcap: float | None
+    windows: set[int] = field(default_factory=set)
 
 
 _pieces: ContextVar[_Pieces] = ContextVar("pieces")
@@ -63,24 +61,28 @@ def cascading(
     *,
     shared: KeyValues | None = None,
     kept: KeyValues | None = None,
-    sees_VTT: Tensor | None = None,
-) -> Iterator[None]:
+    among: Sequences | Tensor | None = None,
+) -> Iterator[set[int]]:
     """Within it the model's attention sees `shared` before a view's own tokens, and fills `kept`.
 
-    Among its own tokens it is causal, or looks where it is told to. It knows no padding: views are
-    padded on the right, where no token sees it.
+    Among a view's own tokens it is causal, or looks where `among` [V, T, T] says. It knows no
+    padding: views are padded on the right, where no token sees it. Or the views lie in one row as
+    the sequences `among`, each looking as the model's own attention does. Gives the windows that
+    causal attention has asked for by then.
     """
+    sees_VTT = among if isinstance(among, Tensor) else None
     bias_VHTT = None
     if sees_VTT is not None:
         blank = torch.zeros(sees_VTT.shape, dtype=model.dtype)
-        bias_VHTT = blank.masked_fill(~sees_VTT, -torch.inf)[:, None].to(model.device)
+        bias_VHTT = onto(blank.masked_fill(~sees_VTT, -torch.inf)[:, None], model.device)
     configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
     before = [config._attn_implementation for config in configs]
-    token = _pieces.set(_Pieces(shared, kept, bias_VHTT))
+    pieces = _Pieces(shared, kept, None if isinstance(among, Tensor) else among, bias_VHTT)
+    token = _pieces.set(pieces)
     try:
         for config in configs:
             config._attn_implementation = NAME
-        yield
+        yield pieces.windows
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
@@ -96,24 +98,45 @@ def _attention(
     **asked: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: the attention's output [V, T, H, E]."""
-    pieces, layer = _pieces.get(), int(module.layer_idx)  # type: ignore[arg-type]
+    pieces = _pieces.get()
     _require_known(asked, pieces, tokens=query_VHTE.shape[2], mask=attention_mask)
+    layer = int(module.layer_idx) if pieces.shared or pieces.kept else 0  # type: ignore[arg-type]
     if pieces.kept is not None:
         pieces.kept.layers[layer] = (key_VKTE.clone(), value_VKTE.clone())
-    scores = _Scores(asked.get("scaling") or query_VHTE.shape[-1] ** -0.5, asked.get("softcap"))
-    groups = query_VHTE.shape[1] // key_VKTE.shape[1]
-    keys, values = (one.repeat_interleave(groups, dim=1) for one in (key_VKTE, value_VKTE))
-    # A model may be spread: what came with the input is where its first block is.
-    bias = None if pieces.bias_VHTT is None else pieces.bias_VHTT.to(query_VHTE.device)
-    out, weight = _attend(query_VHTE, keys, values, scores, causal=bias is None, bias=bias)
+    scores = Scores(asked.get("scaling") or query_VHTE.shape[-1] ** -0.5, asked.get("softcap"))
+    if pieces.rows is not None:
+        look = Look(scores, _is_causal(module, asked), asked.get("sliding_window"))
+        out, weight = _in_one_row((query_VHTE, key_VKTE, value_VKTE), pieces.rows, look)
+        pieces.windows.update((look.window,) if look.window and look.causal else ())
+    else:
+        groups = query_VHTE.shape[1] // key_VKTE.shape[1]
+        keys, values = (one.repeat_interleave(groups, dim=1) for one in (key_VKTE, value_VKTE))
+        # A model may be spread: what came with the input is where its first block is.
+        bias = None if pieces.bias_VHTT is None else pieces.bias_VHTT.to(query_VHTE.device)
+        out, weight = attend(query_VHTE, keys, values, scores, causal=bias is None, bias=bias)
     if pieces.shared is not None:
         keys, values = pieces.shared.layers[layer]
         folded = _fold(query_VHTE, keys.shape[1])
-        other = _attend(folded, keys, values, scores, causal=False, bias=None)
+        other = attend(folded, keys, values, scores, causal=False, bias=None)
         there, its_weight = (_unfold(part, like=query_VHTE) for part in other)
         share = torch.sigmoid(its_weight.float() - weight.float()).unsqueeze(-1)
         out = torch.lerp(out.float(), there.float(), share).to(query_VHTE.dtype)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _is_causal(module: nn.Module, asked: Mapping[str, Any]) -> bool:
+    """Whether this attention looks back only, as transformers' own kernels ask it."""
+    told = asked.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if told is None else told)
+
+
+def _in_one_row(
+    states: tuple[Tensor, Tensor, Tensor], rows: Sequences, look: Look
+) -> tuple[Tensor, Tensor]:
+    """The output [1, H, T, E] and log-sum-exps [1, H, T] of sequences that lie end to end in T."""
+    query_THE, key_TKE, value_TKE = (one[0].transpose(0, 1) for one in states)
+    out_THE, weight_TH = attend_each(query_THE, key_TKE, value_TKE, rows, look)
+    return out_THE.transpose(0, 1)[None], weight_TH.T[None]
 
 
 AttentionInterface.register(NAME, _attention)
@@ -139,35 +162,11 @@ def _require_known(
 ) -> None:
     """NotImplementedError if a model's attention asks for more than is heeded here."""
     unknown = sorted(name for name, one in asked.items() if one is not None and name not in _KNOWN)
-    length = tokens + (pieces.shared.length if pieces.shared else 0)
-    # Tails that stand side by side are more tokens than any of them looks back on.
-    narrow = pieces.bias_VHTT is None and (asked.get("sliding_window") or length) < length
+    own = pieces.rows.longest if pieces.rows else tokens
+    length = own + (pieces.shared.length if pieces.shared else 0)
+    # Tails that stand side by side are more tokens than any of them looks back on, and sequences
+    # keep to windows among themselves.
+    apart = pieces.bias_VHTT is not None or (pieces.rows is not None and pieces.shared is None)
+    narrow = not apart and (asked.get("sliding_window") or length) < length
     if unknown or mask is not None or narrow:
         raise NotImplementedError(f"attention with {unknown or 'a mask or a sliding window'}")
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scores: _Scores, *, causal: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The attention's output, and the log-sum-exp of its scores per query."""
-    scale, softcap = scores
-    plain = softcap is None and key.shape[-1] == value.shape[-1]
-    if plain and query.device.type == "cpu":
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        bias = None if bias is None else bias.to(query.dtype)
-        out, weight = flash(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
-        return out, weight
-    fits = bias is None and query.shape[-1] % 8 == 0 and query.dtype in _FLASH_TYPES
-    if plain and fits and query.device.type == "cuda":
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        out, weight = flash(query, key, value, 0.0, causal, False, scale=scale)[:2]
-        return out, weight
-    made = (query @ key.transpose(-1, -2)).float() * scale
-    if softcap is not None:
-        made = torch.tanh(made / softcap) * softcap
-    if bias is not None:
-        made = made + bias
-    if causal:
-        ahead = torch.ones(made.shape[-2:], dtype=torch.bool, device=made.device).triu(1)
-        made = made.masked_fill(ahead, -torch.inf)
-    return torch.softmax(made, dim=-1).to(value.dtype) @ value, torch.logsumexp(made, dim=-1)

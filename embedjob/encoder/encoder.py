@@ -13,9 +13,12 @@ import torch
 
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batches import Side
+from embedjob.encoder.budget import WORTH_MEASURING, measured, range_of
 from embedjob.encoder.embeddings import encoded
+from embedjob.encoder.flops import Meter
 from embedjob.encoder.forward import Loaded
 from embedjob.encoder.interventions import Steering
+from embedjob.encoder.packing import Packing
 from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.readout import Readout
@@ -29,8 +32,6 @@ from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.quantizing import Codes, quantize
 
-_DEFAULT_BUDGETS = {"cpu": 2048, "cuda": 32768}
-
 
 class Encoder:
     """A model and a recipe, loaded once and used for many texts."""
@@ -42,22 +43,28 @@ class Encoder:
         *,
         recipes: Mapping[Role, Recipe] | None = None,
         tokens_per_microbatch: Literal["auto"] | int = "auto",
-        padding_side: Side = "right",
+        padding_side: Side | Literal["none"] = "right",
     ) -> None:
-        """Takes a loaded model; `from_recipe` loads one."""
+        """Takes a loaded model; `from_recipe` loads one.
+
+        On a GPU views go without padding where that is as good, for a side of "none" anywhere.
+        """
         self.backbone = backbone
         self._prefixes = Prefixes(backbone)
+        wanted = {"none": True, "left": False}.get(padding_side)
+        self._packing = Packing(self._prefixes, wanted=wanted)
+        self._meter = Meter(backbone)
         self.recipe = recipe
         self.ranges: Vectors | None = None
         self._readouts: dict[Role, Readout] = {recipe.role: Readout(backbone, recipe)}
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
             _require_one_model(other, recipe)
-        auto = _DEFAULT_BUDGETS.get(backbone.device.type, _DEFAULT_BUDGETS["cuda"])
-        self._budget = auto if tokens_per_microbatch == "auto" else tokens_per_microbatch
-        self._side: Side = padding_side
+        # None until it is found.
+        self._budget = None if tokens_per_microbatch == "auto" else tokens_per_microbatch
+        self._side: Side = "left" if padding_side == "left" else "right"
         self._steerings = {
-            role: Steering(self._prefixes, one, side=padding_side)
+            role: Steering(self._prefixes, one, side=self._side)
             for role, one in self._recipes.items()
         }
         self._tokenizers: dict[Role, ViewTokenizer] = {}
@@ -160,15 +167,37 @@ class Encoder:
         Equal views go through the model once. `stop` is asked between micro-batches, and answers
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
         """
-        recipe, started = self._recipe(role), time.monotonic()
-        readout, steering = self._readout(recipe), self._steerings[recipe.role]
-        loaded = Loaded(self._prefixes, readout, recipe, self._side, steering)
-        caller = Caller(stop, on_progress)
-        passed = pass_all(views, loaded, budget=self._budget, caller=caller)
-        self._budget = passed.budget
-        found = encoded(passed, views, recipe, router_width=readout.router_width)
-        seconds = time.monotonic() - started
-        return replace(found, stats={**found.stats, "compute_seconds": seconds})
+        recipe = self._recipe(role)
+        loaded = self._loaded(recipe)
+        budget = self._budget_for(views, loaded)
+        caller, started = Caller(stop, on_progress), time.monotonic()
+        passed = pass_all(views, loaded, budget=budget, caller=caller)
+        if passed.budget < budget:
+            self._budget = passed.budget
+        found = encoded(passed, views, recipe, router_width=loaded.readout.router_width)
+        seconds = time.monotonic() - started - passed.stats["copy_seconds"]
+        told = {"compute_seconds": seconds, "tokens_per_microbatch": passed.budget}
+        told |= self._meter.told(recipe, passed.stats, seconds=seconds)
+        return replace(found, stats={**found.stats, **told})
+
+    def _loaded(self, recipe: Recipe) -> Loaded:
+        return Loaded(
+            prefixes=self._prefixes,
+            packing=self._packing,
+            readout=self._readout(recipe),
+            recipe=recipe,
+            side=self._side,
+            steering=self._steerings[recipe.role],
+        )
+
+    def _budget_for(self, views: TokenViews, loaded: Loaded) -> int:
+        """The tokens that go through the model together, measured when there are enough to do."""
+        if self._budget is not None:
+            return self._budget
+        if views.lengths.sum() < WORTH_MEASURING:
+            return range_of(self.backbone.device).default
+        self._budget = measured(views, loaded)
+        return self._budget
 
     def encode_stored(self, texts: Sequence[str], role: Role | None = None) -> Codes:
         """The embeddings of texts in the `vector_dtype` of the documents, as an output holds them.

@@ -14,11 +14,13 @@ from torch import Tensor
 from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
 from embedjob.encoder.decoding import decode
 from embedjob.encoder.interventions import Steering
+from embedjob.encoder.packing import Packing
 from embedjob.encoder.prefixes import FEWEST_TOKENS, Prefixes
 from embedjob.encoder.readout import Readout
-from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.sparse import finite
+from embedjob.encoder.transfers import onto
 from embedjob.recipe import Recipe
+from embedjob.text.runs import Ids
 from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row
 
@@ -27,6 +29,7 @@ class Loaded(NamedTuple):
     """What an encoder runs views with."""
 
     prefixes: Prefixes
+    packing: Packing
     readout: Readout
     recipe: Recipe
     side: Side
@@ -44,7 +47,8 @@ class ViewForward:
         """Runs nothing yet; the chosen views are in as many parts each."""
         self._views = views
         self._chosen = chosen
-        self._prefixes, self._readout, self._recipe, self._side, self._steering = loaded
+        self._prefixes, self._packing, self._readout = loaded[:3]
+        self._recipe, self._side, self._steering = loaded[3:]
         self._backbone = loaded.prefixes.backbone
         self.rows: dict[int, Row] = {}
 
@@ -80,24 +84,54 @@ class ViewForward:
         """Tokens that each view runs itself."""
         return self._views.lengths[self._chosen] - self.saved
 
-    def __call__(self, which: Indices) -> Vectors:
+    @cached_property
+    def pairs(self) -> Indices:
+        """How often one token of each view looks at another one."""
+        full, saved = self.lengths + self.saved, self.saved
+        causal: Indices = (full * (full + 1) - saved * (saved + 1)) // 2
+        return full**2 if self._recipe.attention == "bidirectional" else causal
+
+    def padded(self, which: Indices) -> int:
+        """Tokens that these views run together, padding among them."""
+        lengths = self.lengths[which]
+        return int(lengths.sum() if self._packed(which) else lengths.max() * len(which))
+
+    def __call__(self, which: Indices) -> Tensor:
         """The vectors [V, D] of these views, all of one group, or [V, P x D] of their P parts."""
         group = int(self.groups[which[0]])
-        if group < 0:
+        if group < 0 and not self._packed(which):
             return self._whole(which)
-        batch = assemble(self._views, self._chosen[which], whole=False)
-        prefix, layer = self._views.prefixes[group], self._recipe.layer
-        self._prefixes.hold(prefix)
-        with self._steering.over(self._views, self._chosen[which], batch, skip=len(prefix)):
-            hidden_VTD = self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
+        batch = assemble(self._views, self._chosen[which], whole=group < 0)
+        prefix = None if group < 0 else self._views.prefixes[group]
+        hidden_VTD = self._states(which, batch, prefix)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
 
-    def precisely(self, view: int) -> Vectors:
+    def _states(self, which: Indices, batch: MicroBatch, prefix: Ids | None) -> Tensor:
+        """The hidden states of what comes after a prefix, in one row or padded."""
+        layer = self._recipe.layer
+        if self._packed(which):
+            shared = None if prefix is None else self._prefixes.key_values(prefix)
+            return self._packing.states(batch.ids_VT, batch.mask_VT, layer=layer, shared=shared)
+        assert prefix is not None, "only rows without padding may go without a prefix here"
+        # What is done to states inside is not done to the prefix.
+        self._prefixes.key_values(prefix)
+        with self._steering.over(self._views, self._chosen[which], batch, skip=len(prefix)):
+            return self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
+
+    def precisely(self, view: int) -> Tensor:
         """The vector [1, D] of one view, whole and in float32."""
         with self._backbone.float32():
             return self._whole(np.array([view]))
 
-    def _whole(self, which: Indices) -> Vectors:
+    def _packed(self, which: Indices) -> bool:
+        """Whether these views go through the model in one row."""
+        # What is said goes on from padded rows, and routers and interventions look into them.
+        if self._recipe.decode or self._readout.router_width or self._recipe.interventions:
+            return False
+        longest = int((self.lengths[which] + self.saved[which]).max())
+        return self._packing.serves(longest, shared=bool(self.groups[which[0]] >= 0))
+
+    def _whole(self, which: Indices) -> Tensor:
         batch = assemble(self._views, self._chosen[which], side=self._side)
         if self._recipe.decode is not None:
             return self._decoded(which, batch)
@@ -106,7 +140,7 @@ class ViewForward:
             hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
 
-    def _decoded(self, which: Indices, batch: MicroBatch) -> Vectors:
+    def _decoded(self, which: Indices, batch: MicroBatch) -> Tensor:
         """The vectors of these views, read off what is said after them."""
         asked, head, stops = self._recipe.decode, self._backbone.head, self._views.stops
         assert asked is not None
@@ -117,7 +151,7 @@ class ViewForward:
         if len(which) > 1 and not self._prefixes.serve(
             FEWEST_TOKENS, batch.ids_VT.shape[1] + asked.max_tokens
         ):
-            return np.concatenate([self._whole(which[[row]]) for row in range(len(which))])
+            return torch.cat([self._whole(which[[row]]) for row in range(len(which))])
         said = decode(
             self._backbone,
             head,
@@ -127,17 +161,15 @@ class ViewForward:
         )
         return self._read(which, said.states_VSD, (said.counts_VS,))
 
-    def _read(self, which: Indices, hidden_VTD: Tensor, spans: Sequence[Tensor]) -> Vectors:
+    def _read(self, which: Indices, hidden_VTD: Tensor, spans: Sequence[Tensor]) -> Tensor:
         """The vectors of one part of the views after the other, and the entries beside them."""
-        read = [self._readout(hidden_VTD, span_VT) for span_VT in spans]
-        vectors_VD = np.concatenate(read, axis=1)
+        vectors_VD = torch.cat([self._readout(hidden_VTD, span_VT) for span_VT in spans], dim=1)
         if self._readout.sparse is None:
             return vectors_VD
         told = self._views.words
         # With sparse entries there is one view per text, and one part per view.
         words = None if told is None else [told.of(int(text)) for text in self._chosen[which]]
-        for row, entries in enumerate(self._readout.rows(hidden_VTD, spans[0], words)):
-            self.rows[int(which[row])] = entries
-            if not finite(entries):
-                vectors_VD[row] = np.nan
-        return vectors_VD
+        rows = self._readout.rows(hidden_VTD, spans[0], words)
+        self.rows.update(zip(which.tolist(), rows, strict=True))
+        broken_V = torch.tensor([not finite(entries) for entries in rows])
+        return vectors_VD.masked_fill(onto(broken_V, vectors_VD.device)[:, None], torch.nan)

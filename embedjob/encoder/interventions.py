@@ -116,7 +116,7 @@ class Steering:
             raise _Captured
 
         if share:
-            self._prefixes.hold(shared)
+            self._prefixes.key_values(shared)
         with ExitStack() as hooks, suppress(_Captured):
             if self._prepend and views.slots:
                 slots = np.full(len(texts), views.slots[0] - (len(shared) if share else 0))

@@ -43,9 +43,13 @@ class LayerReader:
     @property
     def blocks(self) -> nn.ModuleList | None:
         """The model's blocks, if what goes into block i is seen to be hidden state i."""
+        self.prepare()
+        return self._blocks if self._stops else None
+
+    def prepare(self) -> None:
+        """Finds out how layers are read, if that is not known: with attention as it is."""
         if self._stops is None:
             self._stops = self._proven()
-        return self._blocks if self._stops else None
 
     def _running(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
         output = self._model(**inputs, output_hidden_states=True, return_dict=True)

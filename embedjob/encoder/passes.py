@@ -18,6 +18,7 @@ from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row
 
 Failures = dict[int, tuple[str, str]]
+_COUNTED = ["forward_tokens", "padded_tokens", "microbatches", "attended_pairs", "copy_seconds"]
 _EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
 
 
@@ -53,6 +54,8 @@ class Passed:
         self.stats["forward_tokens"] += passage.tokens
         self.stats["padded_tokens"] += passage.padded_tokens
         self.stats["microbatches"] += passage.microbatches
+        self.stats["attended_pairs"] += passage.pairs
+        self.stats["copy_seconds"] += passage.copy_seconds
 
 
 def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) -> Passed:
@@ -67,7 +70,7 @@ def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) 
     passed = Passed(np.full((offsets[-1], width), np.nan, np.float32), which_RV, budget)
     empty = np.flatnonzero(np.repeat(~full, np.diff(offsets)))
     passed.failed.update(dict.fromkeys(empty.tolist(), _EMPTY_SPAN))
-    passed.stats = {"forward_tokens": 0, "padded_tokens": 0, "microbatches": 0}
+    passed.stats = dict.fromkeys(_COUNTED, 0)
     lengths = views.lengths[firsts]
     progress = _Progress(np.bincount(which, minlength=len(firsts)), lengths, views.texts)
     singles = [(ViewForward(views, firsts[some], loaded), some) for some in alike(offsets, alone)]

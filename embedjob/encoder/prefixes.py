@@ -4,9 +4,7 @@ Legend: V views, T tokens, D width.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 from embedjob.encoder.backbone import Backbone, Layer
 from embedjob.encoder.batches import Grove
 from embedjob.encoder.cascade import KeyValues, cascading
+from embedjob.encoder.windows import length_bound_ropes, windows_of
 from embedjob.text.runs import Ids
 
 _LOG = logging.getLogger(__name__)
@@ -23,9 +22,6 @@ _LOG = logging.getLogger(__name__)
 FEWEST_TOKENS = 4
 # Few-shot prompts of many templates may be larger than the weights; the oldest are made again.
 _KEPT_BYTES = 4 << 30
-_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
-# Their angles depend on how long the whole input is, so a prefix alone is not what it is in a view.
-_LENGTH_BOUND_ROPES = frozenset({"dynamic", "longrope"})
 _PROBE = tuple(range(1, 10))
 _SHARED = 4
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -44,48 +40,47 @@ class Prefixes:
         """Whether views of this length, that many tokens of them shared, can be run so."""
         return prefix >= FEWEST_TOKENS and length <= self._longest
 
-    def hold(self, prefix: Ids) -> None:
-        """Runs a prefix that is not there yet: what is done to states inside is not done to it."""
-        self._key_values(prefix)
-
     def states(self, prefix: Ids, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer) -> Tensor:
         """The hidden states [V, T, D] of what follows the prefix; padding is on the right."""
-        shared = self._key_values(prefix)
+        shared = self.key_values(prefix)
+        self.backbone.prepare(layer)
         with cascading(self.backbone.model, shared=shared):
             return self.backbone.states(ids_VT, mask_VT, layer=layer, position=shared.length)
 
     def tree_states(self, prefix: Ids | None, grove: Grove, *, layer: Layer) -> Tensor:
         """The hidden states [R, T, D] of trees, after their prefix if it is not in them."""
-        shared = None if prefix is None else self._key_values(prefix)
-        with cascading(self.backbone.model, shared=shared, sees_VTT=grove.sees_RTT):
+        shared = None if prefix is None else self.key_values(prefix)
+        self.backbone.prepare(layer)
+        with cascading(self.backbone.model, shared=shared, among=grove.sees_RTT):
             return self.backbone.states(
                 grove.ids_RT, grove.mask_RT, layer=layer, position=grove.position_RT
             )
 
-    def _key_values(self, prefix: Ids) -> KeyValues:
+    def key_values(self, prefix: Ids) -> KeyValues:
+        """The keys and values of a prefix, run when it first comes."""
         key = prefix.tobytes()
         if key not in self._kept:
-            self._kept[key] = self._run(torch.from_numpy(prefix.astype(np.int64)))
+            self._kept[key] = self.run(torch.from_numpy(prefix.astype(np.int64)))
+            self.tokens_run += len(prefix)
             while len(self._kept) > 1 and sum(kv.bytes for kv in self._kept.values()) > _KEPT_BYTES:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]
 
-    def _run(self, ids_T: Tensor) -> KeyValues:
+    def run(self, ids_T: Tensor) -> KeyValues:
+        """The keys and values of these ids, which are not kept."""
         made = KeyValues(len(ids_T))
         with cascading(self.backbone.model, kept=made):
             self.backbone.states(ids_T[None], torch.ones_like(ids_T)[None].bool(), layer=-1)
-        self.tokens_run += len(ids_T)
         return made
 
     @cached_property
     def _longest(self) -> float:
         """The longest view that may be run so: 0 if none may, endless where attention is."""
         config = self.backbone.model.config.to_dict()
-        windows = [float(one) for one in _found(config, _WINDOWS) if isinstance(one, int) and one]
-        longest = min(windows, default=np.inf)
-        ropes = _LENGTH_BOUND_ROPES.intersection(map(str, _found(config, ("rope_type", "type"))))
+        longest = min(windows_of(config), default=np.inf)
+        ropes = length_bound_ropes(config)
         reason = (
-            f"its positions are of the kind {', '.join(sorted(ropes))}"
+            f"its positions are of the kind {', '.join(ropes)}"
             if ropes
             else f"its attention reaches back {longest:.0f} tokens only"
             if longest < len(_PROBE)
@@ -109,23 +104,13 @@ class Prefixes:
         whole_VT = torch.cat([torch.ones(2, _SHARED, dtype=torch.bool), mask_VT], dim=1)
         expected = self.backbone.states(plain_VT, whole_VT, layer=-1)[:, _SHARED:]
         try:
-            shared = self._run(ids_T[:_SHARED])
+            shared = self.run(ids_T[:_SHARED])
             with cascading(self.backbone.model, shared=shared):
                 states = self.backbone.states(ids_VT, mask_VT, layer=-1, position=_SHARED)
         except Exception as error:
             # Whatever a model raises when its attention is replaced, it runs as it is.
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        self.tokens_run = 0
         real = mask_VT.to(states.device)
         norm = float((states - expected)[real].float().norm() / expected[real].float().norm())
         alike = norm <= _TOLERANCE[self.backbone.model.dtype]
         return "" if alike else f"its states would differ by {norm:.1e}"
-
-
-def _found(config: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
-    """The values of these keys, however deep in a config."""
-    for key, value in config.items():
-        if key in keys and not isinstance(value, Mapping):
-            yield value
-        if isinstance(value, Mapping):
-            yield from _found(value, keys)

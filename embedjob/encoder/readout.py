@@ -11,9 +11,9 @@ from torch import Tensor
 from embedjob.beside import router_in, sparse_in
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.heads import Heads
-from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.routers import Routers
 from embedjob.encoder.sparse import sparse_rows
+from embedjob.encoder.transfers import onto
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 from embedjob.text.runs import Ids
@@ -45,15 +45,17 @@ class Readout:
         self.sparse = sparse_in(recipe.heads)
 
     @torch.inference_mode()
-    def __call__(self, hidden_VTD: Tensor, span_VT: Tensor) -> Vectors:
-        """The readings [V, width] of views whose spans are these."""
-        span_VT = span_VT.to(hidden_VTD.device)
-        vectors_VD = self._heads(self._pool(hidden_VTD, span_VT).float())
+    def __call__(self, hidden_VTD: Tensor, span_VT: Tensor) -> Tensor:
+        """The readings [V, width] of views with these spans, in float32 on the model's device.
+
+        Nothing here may wait for the device: the next micro-batch is made meanwhile.
+        """
+        span_VT = onto(span_VT, hidden_VTD.device)
+        vectors_VD: Tensor = self._heads(self._pool(hidden_VTD, span_VT).float())
         if self._routers:
             scores_VTE = self._routers.scores(*span_VT.shape).to(span_VT.device)
             vectors_VD = torch.cat([vectors_VD, mean(scores_VTE, span_VT)], dim=1)
-        vectors: Vectors = vectors_VD.cpu().numpy()
-        return vectors
+        return vectors_VD
 
     def rows(self, hidden_VTD: Tensor, span_VT: Tensor, words: Sequence[Ids] | None) -> list[Row]:
         """The sparse entries of the same views, of these words only where they are given."""

@@ -6,12 +6,14 @@ Legend: V views, D width.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from embedjob.encoder.transfers import Landing, homeward
 from embedjob.errors import ChunkError, EmbedjobError, InterruptedRunError
 from embedjob.text.microbatches import microbatches
 
@@ -19,6 +21,9 @@ Indices = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 _DETAIL_CHARACTERS = 300
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+# Micro-batches that a device has been given and whose vectors are not here yet.
+_ALOFT = 2
+_Done = TypeVar("_Done")
 
 
 class Forward(Protocol):
@@ -39,11 +44,20 @@ class Forward(Protocol):
         """Per view a number: only views of one number go through the model together."""
         ...
 
-    def __call__(self, which: Indices) -> Vectors:
+    @property
+    def pairs(self) -> Indices:
+        """How often one token of each view looks at another one."""
+        ...
+
+    def padded(self, which: Indices) -> int:
+        """Tokens that these views run together, padding among them."""
+        ...
+
+    def __call__(self, which: Indices) -> Tensor:
         """The vectors [V, D] of these views, which go through the model together."""
         ...
 
-    def precisely(self, view: int) -> Vectors:
+    def precisely(self, view: int) -> Tensor:
         """The vector [1, D] of one view, computed in float32."""
         ...
 
@@ -73,48 +87,97 @@ class Passage:
     failed: dict[int, tuple[str, str]] = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0
+    pairs: int = 0
     microbatches: int = 0
+    copy_seconds: float = 0.0
 
 
 def pass_through(forward: Forward, *, budget: int, watch: Watch) -> Passage:
     """The vectors of all views, and why some have none; InterruptedRunError when told to stop.
 
     A micro-batch that raises is halved until the culprit is alone; alone it is tried once more in
-    float32. Out of memory halves the budget of all that is left.
+    float32. Out of memory halves the budget of all that is left. While a GPU computes, the next
+    micro-batches are made, and what it is done with is copied back.
     """
     lengths = forward.lengths
     passage = Passage(np.full((len(lengths), forward.width), np.nan, np.float32), budget)
-    queue = deque(microbatches(lengths, budget=budget, groups=forward.groups))
-    while queue:
+    flow = _Flow(forward, passage, watch)
+    flow.left.extend(microbatches(lengths, budget=budget, groups=forward.groups))
+    while flow.left or flow.aloft:
         if watch.stop():
             raise InterruptedRunError("stopped between two micro-batches")
-        which = queue.popleft()
-        outcome = _attempt(forward, which)
-        if isinstance(outcome, Trouble) and len(which) > 1:
-            queue = _smaller(outcome, [which, *queue], forward=forward, passage=passage)
-            continue
-        if isinstance(outcome, Trouble):
-            outcome = _rescued(forward, int(which[0]), passage, outcome)
-        for row in np.flatnonzero(~np.isfinite(outcome).all(axis=1)):
-            if int(which[row]) not in passage.failed:
-                outcome[row] = _rescued(forward, int(which[row]), passage, None)
-        passage.vectors_VD[which] = outcome
-        passage.microbatches += 1
-        passage.tokens += int(lengths[which].sum())
-        passage.padded_tokens += int(lengths[which].max()) * len(which)
-        watch.on_views(which)
+        if flow.left:
+            flow.depart()
+        while len(flow.aloft) > (_ALOFT if flow.left else 0):
+            flow.land()
     return passage
 
 
-def _attempt(forward: Callable[[Indices], Vectors], which: Indices) -> Vectors | Trouble:
+@dataclass
+class _Flow:
+    """The micro-batches that are left, and those that a device has been given, in order."""
+
+    forward: Forward
+    passage: Passage
+    watch: Watch
+    left: deque[Indices] = field(default_factory=deque)
+    aloft: deque[tuple[Indices, Landing]] = field(default_factory=deque)
+
+    def depart(self) -> None:
+        """Gives the model the next micro-batch; on a CPU, takes its vectors as well."""
+        which = self.left.popleft()
+        outcome = _attempt(lambda: homeward(self.forward(which)))
+        if isinstance(outcome, Trouble):
+            # What is aloft holds memory, and may be in trouble of its own.
+            while self.aloft:
+                self.land()
+            self._halve(which, outcome)
+        else:
+            self.aloft.append((which, outcome))
+            if outcome.arrival is None:
+                self.land()
+
+    def land(self) -> None:
+        """Takes the vectors of the micro-batch that was given first."""
+        which, landing = self.aloft.popleft()
+        waited = _attempt(landing.wait)
+        if isinstance(waited, Trouble):
+            self._halve(which, waited)
+        else:
+            self.passage.copy_seconds += waited
+            self._take(which, landing.host.numpy())
+
+    def _halve(self, which: Indices, trouble: Trouble) -> None:
+        """Puts smaller micro-batches in the place of one that failed, or rescues a single view."""
+        if len(which) > 1:
+            left = [which, *self.left]
+            self.left = _smaller(trouble, left, forward=self.forward, passage=self.passage)
+        else:
+            self._take(which, _rescued(self.forward, int(which[0]), self.passage, trouble))
+
+    def _take(self, which: Indices, vectors_VD: Vectors) -> None:
+        passage = self.passage
+        passage.vectors_VD[which] = vectors_VD
+        for row in np.flatnonzero(~np.isfinite(vectors_VD).all(axis=1)):
+            view = int(which[row])
+            if view not in passage.failed:
+                passage.vectors_VD[view] = _rescued(self.forward, view, passage, None)[0]
+        passage.microbatches += 1
+        passage.tokens += int(self.forward.lengths[which].sum())
+        passage.padded_tokens += self.forward.padded(which)
+        passage.pairs += int(self.forward.pairs[which].sum())
+        self.watch.on_views(which)
+
+
+def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
     try:
-        return forward(which)
+        return what()
     except EmbedjobError:
         raise
     except Exception as error:
         # Whatever a model raises over one row, the others are to be embedded. Only its text is
         # kept: a traceback would keep the activations alive on the device.
-        starved = _is_out_of_memory(error)
+        starved = is_out_of_memory(error)
         if isinstance(error, torch.AcceleratorError) and not starved:
             raise ChunkError(f"the device failed and its process must end: {error}") from error
         text = " ".join(str(error).split())[:_DETAIL_CHARACTERS]
@@ -142,7 +205,7 @@ def _smaller(
 def _rescued(forward: Forward, view: int, passage: Passage, trouble: Trouble | None) -> Vectors:
     """The vector [1, D] of one view in float32; NaN, and a reason kept, where that fails too."""
     starved = trouble is not None and trouble.out_of_memory
-    again = trouble if starved else _attempt(lambda _: forward.precisely(view), np.array([view]))
+    again = trouble if starved else _attempt(lambda: forward.precisely(view).cpu().numpy())
     if isinstance(again, Trouble):
         passage.failed[view] = ("model_error", again.detail)
     elif again is not None and np.isfinite(again).all():
@@ -152,7 +215,8 @@ def _rescued(forward: Forward, view: int, passage: Passage, trouble: Trouble | N
     return np.full((1, forward.width), np.nan, np.float32)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error, by one of its many names, is one of too little memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(

@@ -10,11 +10,12 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from embedjob.encoder.batches import Indices, plant
 from embedjob.encoder.forward import Loaded, ViewForward
 from embedjob.encoder.prefixes import FEWEST_TOKENS
-from embedjob.encoder.recovery import Vectors
 from embedjob.text.views import TokenViews
 
 # Tails look at each other in vain: past so many tokens that costs more than the text saves.
@@ -29,7 +30,7 @@ class TreeForward:
         """Runs nothing yet."""
         self._views = views
         self._texts = texts
-        self._prefixes, self._readout, self._recipe, self._side, _ = loaded
+        self._prefixes, self._readout, self._recipe = loaded.prefixes, loaded.readout, loaded.recipe
         self._whole = ViewForward(views, np.arange(len(views.prefix)), loaded)
 
     @property
@@ -53,20 +54,35 @@ class TreeForward:
             0,
         )
 
-    def __call__(self, which: Indices) -> Vectors:
+    @cached_property
+    def pairs(self) -> Indices:
+        """How often one token of each text looks at another one."""
+        views, per_text = self._views, self._views.views_per_text
+        full = views.lengths.reshape(-1, per_text)[self._texts]
+        prefix = views.prefix_lengths[::per_text][self._texts]
+        trunk, saved = prefix + views.common[self._texts], np.where(self.groups >= 0, prefix, 0)
+        tails = (full * (full + 1)).sum(axis=1) - per_text * trunk * (trunk + 1)
+        once: Indices = (tails + trunk * (trunk + 1) - saved * (saved + 1)) // 2
+        return once
+
+    def padded(self, which: Indices) -> int:
+        """Tokens that these texts run together, padding among them."""
+        return int(self.lengths[which].max()) * len(which)
+
+    def __call__(self, which: Indices) -> Tensor:
         """The vectors [R, V x D] of these texts, all of one group."""
         group = int(self.groups[which[0]])
         grove = plant(self._views, self._texts[which], whole=group < 0)
         prefix = self._views.prefixes[group] if group >= 0 else None
         hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=self._recipe.layer)
         spans = grove.span_RVT.unbind(dim=1)
-        return np.concatenate([self._readout(hidden_RTD, span_RT) for span_RT in spans], axis=1)
+        return torch.cat([self._readout(hidden_RTD, span_RT) for span_RT in spans], dim=1)
 
-    def precisely(self, view: int) -> Vectors:
+    def precisely(self, view: int) -> Tensor:
         """The vectors [1, V x D] of one text, each view whole and in float32."""
         first = int(self._texts[view]) * self._views.views_per_text
         each = range(first, first + self._views.views_per_text)
-        return np.concatenate([self._whole.precisely(one) for one in each], axis=1)
+        return torch.cat([self._whole.precisely(one) for one in each], dim=1)
 
 
 def tree_lengths(views: TokenViews) -> Indices:

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from embedjob.stages.summary import Result
+from embedjob.stages.summary import Result, Summary
 
 _ROWS = ("rows", "embedded", "reused", "deduplicated", "nulls", "quarantined")
 
@@ -15,14 +15,14 @@ def show_summary(result: Result, console: Console) -> None:
     table.add_row("chunks", _chunks(result))
     if said.chunks_written:
         counted = [f"{getattr(said, key):,} {key}" for key in _ROWS if getattr(said, key)]
-        table.add_row("rows", ", ".join(counted) or "0 rows")
+        twice = f" ({said.deduplicated / said.rows:.1%} duplicates)" if said.deduplicated else ""
+        table.add_row("rows", (", ".join(counted) or "0 rows") + twice)
         table.add_row(
             "tokens",
             f"{said.tokens:,} at {said.tokens_per_second:,.0f}/s, {said.truncated:,} texts cut,"
-            f" {said.padding_share:.1%} padding",
+            f" {said.padding_share:.1%} padding, {said.prefix_tokens_saved:,} shared and not run",
         )
-        shares = ", ".join(f"{share:.0%} {name}" for name, share in said.time_share.items())
-        table.add_row("encoders", shares)
+        table.add_row("encoders", _times(said))
     table.add_row("seconds", f"{said.seconds:,.1f}")
     table.add_row("output", result.out)
     table.add_row("snapshot", said.snapshot or "not published")
@@ -30,6 +30,13 @@ def show_summary(result: Result, console: Console) -> None:
     console.print(table, highlight=False)
     if not result.faults and not said.chunks_written:
         console.print(f"nothing to do: {result.verdict}", highlight=False)
+
+
+def _times(said: Summary) -> str:
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in said.time_share.items())
+    if said.flops_utilization is None:
+        return shares
+    return f"{shares}; computing, {said.flops_utilization:.0%} of the device's peak"
 
 
 def _chunks(result: Result) -> str:

@@ -90,6 +90,11 @@ def plan(
     return Plan(kept, left, tuple(sorted(faults.items())), empty, agreement.types, corpus)
 
 
+def largest_first(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
+    """The chunks in the order to be embedded: a large one that came last would be waited for."""
+    return tuple(sorted(chunks, key=lambda chunk: -chunk.text_bytes))
+
+
 def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
     """The first chunks that read `rows` rows together; the last one is cut, and named so."""
     for chunk in chunks:

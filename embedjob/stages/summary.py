@@ -19,7 +19,9 @@ _TIMES = {
 class Summary:
     """What `run` prints; `rows = embedded + reused + deduplicated + nulls + quarantined`.
 
-    `tokens` went through the model: those of a text that is there twice count once.
+    `tokens` went through the model: those of a text that is there twice count once. Of what the
+    device could have done in the encoders' `compute` seconds, `flops_utilization` went into it; in
+    those seconds, all is that is done with a chunk beside waiting for it and copying from a GPU.
     """
 
     rows: int
@@ -90,11 +92,15 @@ def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
         truncated=counts["truncated"],
         seconds=round(facts.seconds, 3),
         tokens_per_second=round(tokens / facts.seconds, 1) if facts.seconds else 0.0,
-        flops_utilization=None,
+        flops_utilization=_share(stats["model_flops"], stats["peak_flops"]),
         time_share={k: round(v / known, 4) if known else 0.0 for k, v in shares.items()},
         fingerprint=facts.fingerprint,
         snapshot=facts.snapshot,
     )
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole else None
 
 
 @dataclass(frozen=True)

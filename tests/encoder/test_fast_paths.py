@@ -123,12 +123,13 @@ def _ids(length: int) -> st.SearchStrategy[list[int]]:
     layer=st.sampled_from([-1, -2, 0, 1, 2, (1, -1), (-2, 0)]),
     pooling=st.sampled_from(sorted(POOLINGS)),
     budget=st.sampled_from([1, 30, 1000]),
+    side=st.sampled_from(["right", "none"]),
 )
 def test_every_vector_is_that_of_a_plain_forward(
-    name: str, views: TokenViews, layer: int | tuple[int, ...], pooling: Any, budget: int
+    name: str, views: TokenViews, layer: Any, pooling: Any, budget: int, side: Any
 ) -> None:
     made = recipe(layer=layer, pooling=pooling)
-    encoder = Encoder(backbone(name), made, tokens_per_microbatch=budget)
+    encoder = Encoder(backbone(name), made, tokens_per_microbatch=budget, padding_side=side)
     encoded = encoder.encode_views(views)
     assert not encoded.failed
     got = encoded.embeddings.reshape(len(views.prefix), -1)

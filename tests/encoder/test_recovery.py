@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.encoder.recovery import Indices, Passage, Vectors, Watch, pass_through
+from embedjob.encoder import recovery
+from embedjob.encoder.recovery import Indices, Passage, Watch, pass_through
+from embedjob.encoder.transfers import Landing
 from embedjob.errors import ChunkError, InterruptedRunError
 
 WATCH = Watch(stop=lambda: False, on_views=lambda views: None)
@@ -37,20 +39,27 @@ class Views:
     def groups(self) -> Indices:
         return np.arange(len(self.lengths)) % self.kinds
 
-    def __call__(self, which: Indices) -> Vectors:
+    @property
+    def pairs(self) -> Indices:
+        return self.lengths**2
+
+    def padded(self, which: Indices) -> int:
+        return len(which) * int(self.lengths[which].max())
+
+    def __call__(self, which: Indices) -> torch.Tensor:
         assert len(set(self.groups[which].tolist())) == 1
         self.batches.append(which.tolist())
         self.trouble(which)
         return self._vectors(which, self.not_finite)
 
-    def precisely(self, view: int) -> Vectors:
+    def precisely(self, view: int) -> torch.Tensor:
         self.trouble_alone(np.array([view]))
         return self._vectors(np.array([view]), self.still_not_finite)
 
-    def _vectors(self, which: Indices, holes: frozenset[int]) -> Vectors:
+    def _vectors(self, which: Indices, holes: frozenset[int]) -> torch.Tensor:
         vectors = np.repeat(which[:, None], 2, axis=1).astype(np.float32)
         vectors[[view in holes for view in which]] = np.inf
-        return vectors
+        return torch.from_numpy(vectors)
 
     def passed(self, budget: int = 40, watch: Watch = WATCH) -> Passage:
         return pass_through(self, budget=budget, watch=watch)
@@ -80,6 +89,7 @@ def right(passage: Passage) -> bool:
     return bool((good ^ lost).all() and np.isnan(passage.vectors_VD[lost]).all())
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), max_size=40),
     poisoned=st.sets(st.integers(0, 39)),
@@ -107,6 +117,89 @@ def test_exactly_the_views_that_break_the_model_have_no_vector(
     ) & here
 
 
+@dataclass
+class Device:
+    """One that gives vectors when they are waited for, and then may be in trouble."""
+
+    trouble: Callable[[list[int]], None] = lambda views: None
+    aloft: list[list[int]] = field(default_factory=list)
+    most: int = 0
+    landed: int = 0
+
+    def homeward(self, vectors: torch.Tensor) -> Landing:
+        host = torch.full_like(vectors, 777.0)
+        views = vectors.nan_to_num(posinf=0).amin(dim=1).int().tolist()
+        self.aloft.append(views)
+        self.most = max(self.most, len(self.aloft))
+
+        def arrival() -> float:
+            # As on a stream, what was given first comes first.
+            assert self.aloft.pop(0) is views
+            self.trouble(views)
+            host.copy_(vectors)
+            self.landed += 1
+            return 0.5
+
+        return Landing(host, arrival)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), max_size=40),
+    poisoned=st.sets(st.integers(0, 39)),
+    late=st.sets(st.integers(1, 39)),
+    holes=st.sets(st.integers(0, 39)),
+    memory=st.integers(30, 300),
+)
+def test_on_a_device_that_answers_late_the_same_views_have_no_vector(
+    lengths: list[int], poisoned: set[int], late: set[int], holes: set[int], memory: int
+) -> None:
+    sizes = np.array(lengths, np.int64)
+
+    def trouble(which: Indices) -> None:
+        poison(*poisoned)(which)
+        starved(memory, sizes)(which)
+
+    def trouble_then(views: list[int]) -> None:
+        if late & set(views):
+            raise RuntimeError("an answer that never came")
+
+    views = Views(
+        sizes,
+        trouble=trouble,
+        trouble_alone=poison(*poisoned | late),
+        not_finite=frozenset(holes),
+        still_not_finite=frozenset(holes),
+    )
+    device = Device(trouble_then)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(recovery, "homeward", device.homeward)
+        passage = views.passed(300)
+    here = set(range(len(lengths)))
+    assert right(passage)
+    assert not device.aloft
+    model = {view for view, (why, _) in passage.failed.items() if why == "model_error"}
+    assert model == (poisoned | late) & here
+    assert set(passage.failed) == (poisoned | late | holes) & here
+    assert passage.copy_seconds == 0.5 * device.landed
+
+
+def test_the_next_micro_batches_are_given_before_the_first_has_come() -> None:
+    device = Device()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(recovery, "homeward", device.homeward)
+        assert right(Views(np.full(40, 10)).passed())
+    assert device.most == 3
+
+
+def test_on_a_cpu_a_micro_batch_is_done_before_the_next_is_made() -> None:
+    seen: list[int] = []
+    views = Views(np.full(12, 10))
+    watch = Watch(stop=lambda: False, on_views=lambda which: seen.append(len(views.batches)))
+    views.passed(watch=watch)
+    assert seen == [1, 2, 3]
+
+
 def test_the_reason_names_the_error_and_holds_no_traceback() -> None:
     passage = Views(np.full(9, 4), poison(3), poison(3)).passed()
     assert passage.failed == {3: ("model_error", "IndexError: index 3 is out of range")}
@@ -118,6 +211,7 @@ def test_what_fails_only_in_a_narrow_type_is_saved_by_float32() -> None:
     assert right(passage)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 200))
 def test_out_of_memory_lowers_the_budget_for_all_that_follows(
     lengths: list[int], memory: int

@@ -14,6 +14,17 @@ def shown(result: Result) -> str:
     return told.getvalue()
 
 
+def test_how_well_the_device_was_used_is_told_where_it_is_known() -> None:
+    facts = RunFacts(1, 0, 10.0, "f" * 64)
+    known = {"model_flops": 3e12, "peak_flops": 10e12, "prefix_tokens_saved": 1234}
+    ends = [outcome("a", stats=known)]
+    said = shown(Result(summarize(ends, facts), "the/output", (), "published"))
+    assert "30% of the device's peak" in said
+    assert "1,234 shared and not run" in said
+    assert "20.0% duplicates" in said
+    assert "peak" not in shown(result("a"))
+
+
 def result(*keys: str, faults: tuple[str, ...] = (), verdict: str = "published") -> Result:
     facts = RunFacts(
         chunks_planned=5, chunks_done_before=2, seconds=10.0, fingerprint="f" * 64, snapshot=None

@@ -9,7 +9,7 @@ from embedjob.config import Input
 from embedjob.errors import InputError
 from embedjob.shards.chunks import Chunk, Shard
 from embedjob.shards.footers import Footer
-from embedjob.shards.planning import Plan, Request, plan
+from embedjob.shards.planning import Plan, Request, largest_first, plan
 
 INPUT = Input(path="/in", text="t", keep=("k",))
 SCHEMA = pa.schema({"t": pa.string(), "k": pa.int64()})
@@ -63,6 +63,18 @@ def test_left_is_planned_less_listed_and_every_row_is_read_once(
     assert [shard.url for shard in again.empty] == [
         _shard(i).url for i, groups in enumerate(layouts) if not sum(groups)
     ]
+
+
+@given(LAYOUTS, st.integers(1, 30))
+def test_no_chunk_is_embedded_after_a_smaller_one(
+    layouts: list[list[int]], chunk_rows: int
+) -> None:
+    left = _plan([_footer(groups) for groups in layouts], chunk_rows=chunk_rows).left
+    order = largest_first(left)
+    sizes = [chunk.text_bytes for chunk in order]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(order) == len(left)
+    assert set(order) == set(left)
 
 
 def test_a_cut_chunk_has_a_name_of_its_own() -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -11,7 +12,9 @@ FACTS = RunFacts(
 )
 
 
-def outcome(key: str, *, fault: str | None = None) -> Outcome:
+def outcome(
+    key: str, *, fault: str | None = None, stats: Mapping[str, float] | None = None
+) -> Outcome:
     counts = {
         "rows": 10,
         "embedded": 6,
@@ -21,7 +24,7 @@ def outcome(key: str, *, fault: str | None = None) -> Outcome:
         "truncated": 3,
         "tokens": 70,
     }
-    stats = {
+    told = {
         "rows": 10,
         "forward_tokens": 50,
         "padded_tokens": 80,
@@ -29,9 +32,10 @@ def outcome(key: str, *, fault: str | None = None) -> Outcome:
         "wait_seconds": 1.0,
         "tokenize_seconds": 1.0,
         "compute_seconds": 2.0,
+        **(stats or {}),
     }
     kept = None if fault else Committed(key, 9, 100, "etag", counts, written=True)
-    return Outcome(key=key, shard="s", start=0, stop=10, committed=kept, fault=fault, stats=stats)
+    return Outcome(key=key, shard="s", start=0, stop=10, committed=kept, fault=fault, stats=told)
 
 
 def test_a_summary_adds_up_what_was_committed() -> None:
@@ -46,6 +50,19 @@ def test_a_summary_adds_up_what_was_committed() -> None:
     assert (said.tokens, said.tokens_per_second, said.vectors) == (100, 10.0, 12)
     assert said.padding_share == pytest.approx(1 - 100 / 160)
     assert said.time_share == {"wait": 0.25, "tokenize": 0.25, "compute": 0.5, "copy": 0.0}
+
+
+def test_utilization_is_of_the_chunks_whose_device_is_known() -> None:
+    known = {"model_flops": 3e12, "peak_flops": 10e12, "copy_seconds": 4.0}
+    said = summarize([outcome("a"), outcome("b", stats=known)], FACTS)
+    assert said.flops_utilization == pytest.approx(0.3)
+    assert said.time_share == {
+        "wait": 0.1667,
+        "tokenize": 0.1667,
+        "compute": 0.3333,
+        "copy": 0.3333,
+    }
+    assert summarize([outcome("a")], FACTS).flops_utilization is None
 
 
 def test_a_run_without_work_divides_by_nothing() -> None:
