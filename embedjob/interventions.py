@@ -82,7 +82,7 @@ Intervention = Annotated[
 
 
 def require_possible(
-    given: Sequence[Prepending | Contrasting], *, causal: bool, whole: bool
+    given: Sequence[Prepending | Contrasting], *, causal: bool, long_text: str, decodes: bool
 ) -> None:
     """ValueError where a recipe has them twice, or else is not one that can be intervened in."""
     if len({type(one) for one in given}) < len(given):
@@ -92,7 +92,8 @@ def require_possible(
             "interventions are of causal attention; under bidirectional attention every token"
             " sees the last one already"
         )
-    if given and not whole:
+    if given and (long_text not in ("truncate", "bad") or decodes):
         raise ValueError(
-            "interventions go with long_text: truncate or bad, and with no further decoded words"
+            f"interventions: got long_text: {long_text}{' and decode' if decodes else ''}; allowed"
+            " is truncate or bad, without decode"
         )

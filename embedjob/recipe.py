@@ -118,8 +118,12 @@ class Recipe(Section):
         if any(isinstance(step, Fitted) for step in self.finish):
             raise ValueError("finish: fitted steps are not available in this version")
         require_sound(self)
-        whole = self.long_text in ("truncate", "bad") and self.decode is None
-        require_possible(self.interventions, causal=self.attention == "causal", whole=whole)
+        require_possible(
+            self.interventions,
+            causal=self.attention == "causal",
+            long_text=self.long_text,
+            decodes=self.decode is not None,
+        )
         return self
 
     @model_validator(mode="after")

@@ -55,5 +55,5 @@ def test_attention_that_sees_the_end_needs_none() -> None:
 
 @pytest.mark.parametrize("long_text", ["chunk_mean", "late_chunk"])
 def test_chunks_of_a_text_are_not_intervened_in(long_text: str) -> None:
-    with pytest.raises(ConfigError, match=f"long_text: .*{long_text}"):
+    with pytest.raises(ConfigError, match=f"interventions: .*long_text: {long_text}"):
         recipe_from({"model": "m", "long_text": long_text, "interventions": [PREPEND]}, {})
