@@ -5,6 +5,7 @@ import io
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,10 +23,12 @@ from embedjob.inspect.progress import shown
 from embedjob.jobfile import Draft, Layer
 from embedjob.pipeline import Console, Options, embed
 from embedjob.stages.engine import Engine
+from embedjob.stages.execution import is_unfinished
 from embedjob.stages.summary import Result
 from embedjob.survey import Survey
 from tests.fakes import SENTENCES, tiny_tokenizer
 
+SECONDS_TO_END = 60.0
 COUNTED = ("embedded", "reused", "deduplicated", "nulls", "quarantined")
 Job = dict[str, Any]
 
@@ -60,6 +64,7 @@ def job(source: str | Path, out: str | Path, model: str | Path, **sections: Job)
 
 def command(*arguments: str) -> Ran:
     """One command, in this process."""
+    _end_what_was_cut_off()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     out, err = io.StringIO(), io.StringIO()
     try:
@@ -69,6 +74,15 @@ def command(*arguments: str) -> Ran:
         for number, handler in before.items():
             signal.signal(number, handler)
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def _end_what_was_cut_off() -> None:
+    """Leaves the Ray of a test that ran out of time, or every later one would fail for it."""
+    deadline = time.monotonic() + SECONDS_TO_END
+    while is_unfinished() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if ray.is_initialized() and not is_unfinished():
+        ray.shutdown()
 
 
 def job_file(document: Job, folder: Path) -> Path:
@@ -89,6 +103,7 @@ def run_with(
     engine_of: Callable[[Survey, int], Engine] | None = None,
 ) -> Result:
     """A run with an engine of the test's own."""
+    _end_what_was_cut_off()
     console = Console(lambda line: sys.stderr.write(f"{line}\n") and None, shown)
     return embed(Draft((Layer("job.yaml", document),)), options, console, engine_of=engine_of)
 
