@@ -75,7 +75,7 @@ End = Callable[[Driven], None]
 
 @pytest.fixture(scope="module")
 def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """The model takes a tenth of a second for a chunk, so that there is a moment to kill at."""
+    """The model takes a fifth of a second for a chunk, so that there is a moment to kill at."""
     source = tmp_path_factory.mktemp("in")
     model = save_slow_model(tmp_path_factory.mktemp("model"))
     for shard in range(SHARDS):
