@@ -325,6 +325,7 @@ def _one_shard(corpus: Corpus) -> str:
     return str(corpus.folder / "in" / "c.parquet")
 
 
+@pytest.mark.slow
 class TestQuantised:
     def test_every_run_and_every_query_goes_by_the_ranges_of_the_first(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path

@@ -14,7 +14,7 @@ from tests.cluster import Cluster
 from tests.outputs import published
 from tests.running import texts, write_shard
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_long_texts_are_embedded_part_by_part(
