@@ -72,7 +72,8 @@ def calibrate_of(found: Survey) -> Calibrate | None:
 def calibration_notes(found: Survey) -> Iterator[str]:
     """What is to be known of the ranges by which this output is quantised."""
     dtype = found.resolved.job.encoder.vector_dtype
-    for claim in read_claims(found.out):
+    # Of other dtypes there is nothing to be read for.
+    for claim in read_claims(found.out) if dtype in CALIBRATED else ():
         made = claim.calibration
         if claim.fingerprint == found.fingerprint and made and made.vectors < ENOUGH_VECTORS:
             yield (
