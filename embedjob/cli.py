@@ -189,7 +189,8 @@ def _draft(job: str, sets: Sequence[str] | None) -> Draft:
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> None:
-    raise InterruptedRunError(f"stopped by {signal.Signals(number).name} before anything was done")
+    name = signal.Signals(number).name
+    raise InterruptedRunError(f"stopped by {name}; what is committed stays, run again to resume")
 
 
 def _say(message: str) -> None:

@@ -1,6 +1,6 @@
 """How a run ends: its faults gathered, its snapshot published or not, and its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from embedjob.shards.committed import Committed
@@ -11,7 +11,7 @@ from embedjob.shards.publishing import snapshot_of
 from embedjob.shards.snapshot import Snapshot, newest, publish
 from embedjob.stages.ledger import Outcome
 from embedjob.stages.summary import Result, RunFacts, summarize
-from embedjob.storage import join, list_files
+from embedjob.storage import Stored, join, list_files
 from embedjob.survey import Survey
 
 FAULTS_SHOWN = 20
@@ -29,18 +29,21 @@ def conclude(
     job = found.resolved.job
     request = Request(job.input, found.fingerprint, job.output.chunk_rows, job.run.limit)
     committed: list[Committed] = [end.committed for end in outcomes if end.committed is not None]
+    listed = list_files(data_directory(found.out, found.fingerprint))
     snapshot = snapshot_of(
         found.plan,
         request=request,
         epoch=lease.epoch,
-        listed=list_files(data_directory(found.out, found.fingerprint)),
+        listed=listed,
         committed=committed,
         previous=newest(found.out),
     )
-    faults = [*_faults(found, outcomes), *_quarantine(found, snapshot)]
+    missing = (*_named(found, outcomes), *_gone(found, outcomes, listed))
+    faults = [f"{fault['shard']}: {fault['reason']}" for fault in missing]
+    faults += _quarantine(found, snapshot)
     url = None
     if not faults or publish_partial:
-        publish(found.out, replace(snapshot, faults=_named(found, outcomes)))
+        publish(found.out, replace(snapshot, faults=missing))
         url = _snapshot_url(found, snapshot)
     return Result(
         summary=summarize(outcomes, _facts(found, seconds, url)),
@@ -72,18 +75,26 @@ def _named(found: Survey, outcomes: Sequence[Outcome]) -> tuple[dict[str, str], 
     return (*planned, *ended)
 
 
-def _faults(found: Survey, outcomes: Sequence[Outcome]) -> list[str]:
-    return [f"{fault['shard']}: {fault['reason']}" for fault in _named(found, outcomes)]
+def _gone(
+    found: Survey, outcomes: Sequence[Outcome], listed: Sequence[Stored]
+) -> Iterator[dict[str, str]]:
+    """Chunks that are neither there nor known to have failed: somebody deleted their files."""
+    here = {file.name for file in listed}
+    failed = {end.key for end in outcomes if end.fault is not None}
+    for chunk in found.plan.chunks:
+        if chunk.name not in here and chunk.key not in failed:
+            reason = f"rows {chunk.start} to {chunk.stop}: the file {chunk.name} is gone; run again"
+            yield {"shard": chunk.shard.url, "reason": reason}
 
 
 def _quarantine(found: Survey, snapshot: Snapshot) -> list[str]:
     counts, most = snapshot.counts, found.resolved.job.run.max_quarantined
-    bad, rows = counts.get("quarantined", 0), counts.get("rows", 0)
-    if bad <= most * rows:
+    if snapshot.quarantined_share <= most:
         return []
     return [
-        f"run.max_quarantined: {bad} of {rows} rows are quarantined, allowed is {most:.2%}; the"
-        f" rows and their reasons are in {join(found.out, 'quarantine', found.fingerprint[:12])}"
+        f"run.max_quarantined: {counts['quarantined']} of {counts['rows']} rows are quarantined,"
+        f" allowed is {most:.2%}; the rows and their reasons are in"
+        f" {join(found.out, 'quarantine', found.fingerprint[:12])}"
     ]
 
 

@@ -37,6 +37,12 @@ class ActorRange(Section):
     min: Positive = 1
     max: Positive
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "ActorRange":
+        if self.min > self.max:
+            raise ValueError(f"min must not be above max; got {self.min} and {self.max}")
+        return self
+
 
 class Pool(Section):
     """The actors that host the encoder."""

@@ -104,7 +104,10 @@ def is_published(found: Survey, newest: Snapshot) -> bool:
         return False
     names = {file.path.rsplit("/", 1)[-1] for file in newest.files}
     same = newest.fingerprint == found.fingerprint and newest.limit == found.resolved.job.run.limit
-    return same and names == {chunk.name for chunk in plan.chunks}
+    empty = {(shard["url"], shard["etag"]) for shard in newest.shards if not shard["rows"]}
+    same = same and empty == {(shard.url, shard.etag) for shard in plan.empty}
+    same = same and names == {chunk.name for chunk in plan.chunks}
+    return same and newest.quarantined_share <= found.resolved.job.run.max_quarantined
 
 
 def _recipes(found: Survey) -> dict[str, Mapping[str, Any]]:

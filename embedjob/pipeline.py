@@ -5,13 +5,14 @@ one by one, and what was put is never done again.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from embedjob.conclusion import conclude, nothing_to_do
+from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.jobfile import Draft
 from embedjob.ownership import (
     calibrate_of,
@@ -25,7 +26,7 @@ from embedjob.shards import snapshot
 from embedjob.shards.lease import Lease, claim, held, superseded
 from embedjob.shards.planning import largest_first
 from embedjob.shards.reading import read_chunk
-from embedjob.shards.repairing import delete_damaged, delete_quarantined
+from embedjob.shards.repairing import damaged, delete_chunks, quarantined
 from embedjob.stages.cluster import connected, size_pool, threads_per_actor
 from embedjob.stages.encode import PoolSize, encode
 from embedjob.stages.engine import Engine, RecipeEngine
@@ -37,7 +38,7 @@ from embedjob.stages.read import read
 from embedjob.stages.summary import Result
 from embedjob.stages.tokenize import tokenize
 from embedjob.stages.write import Committer, write
-from embedjob.survey import Survey, survey
+from embedjob.survey import Survey, relisted, survey
 
 Say = Callable[[str], None]
 Shown = Callable[[Survey], AbstractContextManager[Callable[[Tally], None]]]
@@ -103,17 +104,20 @@ def embed(
         return nothing_to_do(found, newest, seconds=time.monotonic() - started)
     name = f"{found.resolved.job.input.path} -> {found.out}"
     with held(claim(found.out, job=name, takeover=options.takeover)) as lease:
-        if mends:
-            _mend(found, options, console.say)
-            found = survey(draft)
-        outcomes = _run(found, options, console, lease, engine_of or recipe_engine)
-        return conclude(
-            found,
-            outcomes,
-            lease=lease,
-            publish_partial=options.publish_partial,
-            seconds=time.monotonic() - started,
-        )
+        again = _to_be_made_again(found, options, console.say)
+        # Another run, or a prune, may have ended while this one waited for the lease.
+        found = relisted(found, without=again)
+        require_own(found, snapshot.newest(found.out), new_fingerprint=options.new_fingerprint)
+        clear = partial(delete_chunks, found.out, found.fingerprint, again)
+        outcomes = _run(found, options, console, lease, engine_of or recipe_engine, clear)
+        with _faults_alone():
+            return conclude(
+                found,
+                outcomes,
+                lease=lease,
+                publish_partial=options.publish_partial,
+                seconds=time.monotonic() - started,
+            )
 
 
 def recipe_engine(found: Survey, threads: int) -> Engine:
@@ -129,9 +133,14 @@ def _run(
     console: Console,
     lease: Lease,
     engine_of: Callable[[Survey, int], Engine],
+    clear: Callable[[], None],
 ) -> list[Outcome]:
-    """How each chunk that was left ended; no Ray is started where none was."""
+    """How each chunk that was left ended; no Ray is started where none was.
+
+    `clear` deletes what is to be made again, once the means to make it are there.
+    """
     if not found.plan.left:
+        clear()
         return []
     job = found.resolved.job
     with connected(options.address):
@@ -150,27 +159,44 @@ def _run(
             options.new_fingerprint,
             calibrate=calibrate_of(found),
         )
+        clear()
         ledger = new_ledger()
         work = partial(flow, found, engine, pool=pool, prove=prove, ledger=ledger)
         with console.shown(found) as show:
             watch = Watch(show, lambda: _taken(lease), job.run.stall_seconds)
             supervise(work, ledger, watch)
-        for note in calibration_notes(found):
-            console.say(note)
-        return outcomes_of(ledger)
+        outcomes = outcomes_of(ledger)
+    for note in calibration_notes(found):
+        console.say(note)
+    return outcomes
 
 
-def _mend(found: Survey, options: Options, say: Say) -> None:
-    if options.repair:
-        say(f"repair: {delete_damaged(found.out, found.fingerprint)} chunks are to be made again")
-    if options.retry_quarantined:
-        again = delete_quarantined(found.out, found.fingerprint)
-        say(f"retry-quarantined: {again} chunks are to be made again")
+@contextmanager
+def _faults_alone() -> Iterator[None]:
+    """Turns refusals into faults: after chunks were committed nothing is refused any more."""
+    try:
+        yield
+    except RefusedError as error:
+        raise FaultError(f"{error}; finished chunks are committed, run again") from error
+
+
+def _to_be_made_again(found: Survey, options: Options, say: Say) -> frozenset[str]:
+    """Names of the committed chunks that the options send back."""
+    sent_back: frozenset[str] = frozenset()
+    for option, asked, find in (
+        ("repair", options.repair, damaged),
+        ("retry-quarantined", options.retry_quarantined, quarantined),
+    ):
+        if asked:
+            names = find(found.out, found.fingerprint)
+            say(f"{option}: {len(names)} chunks are to be made again")
+            sent_back |= names
+    return sent_back
 
 
 def _taken(lease: Lease) -> str | None:
     try:
         lost = superseded(lease)
-    except OSError:
+    except (OSError, AccessError):
         return None  # The next look may succeed; create-only puts keep the output right meanwhile.
     return f"another run took {lease.out} over; nothing is published by this one" if lost else None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from embedjob.backends.entry import Entry
-from embedjob.backends.local import Local
 from embedjob.backends.patterns import is_magic, matches
 from embedjob.backends.places import locate, split
 from embedjob.backends.refusals import refusals
@@ -22,7 +21,6 @@ from embedjob.errors import AccessError, InputChangedError, OutputError
 
 _COPY_BYTES = 16 * 2**20
 _COPIERS = 8
-_RACERS = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,11 @@ class Stored:
     url: str
     size: int
     etag: str
+
+    @property
+    def name(self) -> str:
+        """The last part of its URL."""
+        return self.url.rsplit("/", 1)[-1]
 
 
 def absolute(url: str) -> str:
@@ -56,7 +59,7 @@ def find(pattern: str) -> list[Stored]:
         return found
     parts = absolute(pattern).split("/")
     starts = ["/".join(parts[:i]) or "/" for i in range(len(parts) + 1)]
-    wild = (i for i, part in enumerate(parts) if is_magic(part) and not _holds(starts[i + 1]))
+    wild = (i for i, part in enumerate(parts) if is_magic(part) and not holds(starts[i + 1]))
     fixed = next(wild, len(parts))
     return _below(starts[fixed], tuple(parts[fixed:]))
 
@@ -168,40 +171,7 @@ def download(url: str, to: str) -> None:
         list(pool.map(_copy, files, targets))
 
 
-def require_create_only(directory: str) -> None:
-    """Return if files can be listed and made here, and a file only once by however many try."""
-    backend, path, prefix = locate(directory)
-    if prefix == "memory://":
-        raise OutputError(f"{directory}: got the memory of one process; other processes see none")
-    if isinstance(backend, Local):
-        with refusals(directory):
-            backend.make_scratch(path)
-    try:
-        # A bucket that is missing must be told here: some servers make it at the first put.
-        _holds(directory)
-        made = _race(join(directory, f".embedjob-probe-{secrets.token_hex(8)}"))
-    except (OSError, NotImplementedError, TypeError, ValueError) as error:
-        raise OutputError(f"{directory}: cannot make a file here: {error}") from error
-    if made.count(True) != 1:
-        raise OutputError(
-            f"{directory}: {made.count(True)} of {len(made)} writers made the same file here, "
-            "and one is allowed; use S3 or a filesystem that can create without overwriting"
-        )
-
-
-def _race(url: str) -> list[bool]:
-    """Which of several writers, and one latecomer, made a file that is gone afterwards."""
-    try:
-        with ThreadPoolExecutor(_RACERS) as pool:
-            made = list(pool.map(create, [url] * _RACERS, [b"probe"] * _RACERS))
-        return [*made, create(url, b"late")]
-    finally:
-        # Without the right to delete the probe stays; a run does not need that right.
-        with suppress(AccessError, OSError, NotImplementedError):
-            delete(url)
-
-
-def _holds(folder: str) -> bool:
+def holds(folder: str) -> bool:
     """Whether anything lies below a folder of exactly this name."""
     backend, path, _ = locate(folder)
     with refusals(folder):

@@ -1,10 +1,11 @@
 """What there is to do: the job resolved, the input listed, the output compared. No Ray, no GPU."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from embedjob import storage
 from embedjob.config import Input
+from embedjob.create_only import require_create_only
 from embedjob.encoder.beside import Beside, beside_of
 from embedjob.encoder.digests import digests_of
 from embedjob.encoder.facts import ModelFacts, config_of, facts, require_fit
@@ -68,7 +69,7 @@ def survey(draft: Draft) -> Survey:
     beside = beside_of(job.encoder, config_of(folder))
     # Refuses templates without a slot, or without room for a token of text.
     load_tokenizer(job.encoder)
-    storage.require_create_only(job.output.path)
+    require_create_only(job.output.path)
     found = digests_of(made_of)
     mark = fingerprint(job.encoder, found)
     done = storage.list_files(data_directory(job.output.path, mark))
@@ -83,6 +84,14 @@ def survey(draft: Draft) -> Survey:
         shards=shards,
         plan=plan(shards, footers, listed=[file.url for file in done], request=request),
     )
+
+
+def relisted(found: Survey, *, without: Collection[str] = ()) -> Survey:
+    """The survey after another look at the output, less the chunks of these names."""
+    listed = storage.list_files(data_directory(found.out, found.fingerprint))
+    done = {file.name for file in listed} - set(without)
+    left = tuple(chunk for chunk in found.plan.chunks if chunk.name not in done)
+    return replace(found, plan=replace(found.plan, left=left))
 
 
 def source_in(draft: Draft) -> ModelSource:

@@ -1,6 +1,7 @@
 """Engines whose model fails at one token; they travel to workers, which import this module."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,53 @@ class FailingEngine:
         if self.how == "exit":
             os._exit(1)
         raise RuntimeError("this model cannot bear that token")
+
+
+@dataclass(frozen=True)
+class LateEngine:
+    """A real engine whose second load fails, once a chunk was written; loads are lines in `log`."""
+
+    inner: RecipeEngine
+    log: str
+    out: str
+
+    @property
+    def long_text(self) -> str:
+        return self.inner.long_text
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        return self.inner.load_tokenizer()
+
+    def load_encoder(self) -> Any:
+        # Appending is atomic: whoever finds its own line second is the second to load.
+        with Path(self.log).open("a") as log:
+            log.write(f"{os.getpid()}\n")
+        if Path(self.log).read_text().splitlines().index(str(os.getpid())) == 1:
+            while not list(Path(self.out).rglob("data/*/*.parquet")):
+                time.sleep(0.05)
+            raise OSError("no space left on this node")
+        return self.inner.load_encoder()
+
+
+def late(log: Path, out: Path) -> Callable[[Survey, int], Engine]:
+    """What `embed` takes as `engine_of`."""
+
+    def engine_of(found: Survey, threads: int) -> Engine:
+        inner = recipe_engine(found, threads)
+        assert isinstance(inner, RecipeEngine)
+        return LateEngine(inner, str(log), str(out))
+
+    return engine_of
+
+
+def losing(file: Path) -> Callable[[Survey, int], Engine]:
+    """An `engine_of` before which a committed file is deleted by somebody else."""
+
+    def engine_of(found: Survey, threads: int) -> Engine:
+        file.unlink(missing_ok=True)
+        return recipe_engine(found, threads)
+
+    return engine_of
 
 
 def failing(

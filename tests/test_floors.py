@@ -45,6 +45,7 @@ SHARED_ROOMS = {
     "beside": "config",
     "backends": "storage",
     "patterns": "storage",
+    "create_only": "storage",
     "__main__": "cli",
     "__init__": "embedjob",
 }

@@ -21,7 +21,7 @@ from embedjob.shards.claim import read_claims
 from embedjob.shards.snapshot import newest, open_snapshot, read_snapshot
 from tests import running
 from tests.cluster import Cluster
-from tests.engines import MARKER, MARKER_TOKEN, failing
+from tests.engines import MARKER, MARKER_TOKEN, failing, late, losing
 from tests.outputs import clone, instead, published, written
 from tests.running import Job, Ran, texts, write_shard
 
@@ -285,6 +285,10 @@ class TestOtherRecipes:
         assert {name: written(out)[name] for name in before} == before
         assert all(file.path.split("/")[1] == second.fingerprint[:12] for file in second.files)
         assert running.command("verify", str(out)).code == 0
+        # The nights after the switch need no flag, also where there is something to embed.
+        both = corpus.to(out, encoder={"pooling": "max"})
+        ran = running.run(both, tmp_path, "--address", cluster.address)
+        assert (ran.code, ran.summary["chunks_written"] > 0) == (0, True), ran.err
         # Back to the first one: asked for again, and done without a model.
         back = corpus.to(out)
         refused = running.run(back, tmp_path, "--address", "127.0.0.1:1")
@@ -390,6 +394,9 @@ class TestBadRows:
         assert partial.code == 1
         assert len(published(out)) == 48
         assert written(out) == files
+        # That they were published once does not make them fewer.
+        again = running.run(document, tmp_path, "--address", "127.0.0.1:1")
+        assert (again.code, "2 of 50 rows are quarantined" in again.err) == (1, True)
 
     def test_as_null_they_keep_their_place(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
@@ -499,6 +506,31 @@ class TestTroubleWithTheModel:
         assert (ran.summary["chunks_done_before"], ran.summary["chunks_written"]) == (2, 6)
         assert {name: written(out)[name] for name in before} == before
         assert published(out)["row"].to_pylist() == [*range(30), *range(40), *range(10)]
+
+    def test_a_file_that_somebody_deletes_meanwhile_is_a_fault(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        out = clone(corpus.out, tmp_path / "out")
+        unfinished, lost, *_ = sorted((out / "data").rglob("*.parquet"))
+        unfinished.unlink()
+        options, engine_of = Options(address=cluster.address), losing(lost)
+        result = running.run_with(corpus.to(out), options, engine_of)
+        assert (result.summary.chunks_written, result.summary.snapshot) == (1, None)
+        [fault] = result.faults
+        assert f"the file {lost.name} is gone; run again" in fault
+        assert unfinished.exists()
+
+    def test_an_actor_that_does_not_load_on_a_bad_node_is_started_again(
+        self, cluster: Cluster, model: Path, tmp_path: Path
+    ) -> None:
+        write_shard(tmp_path / "in" / "a.parquet", texts(200))
+        out, log = tmp_path / "out", tmp_path / "log"
+        document = running.job(tmp_path / "in", out, model, pool={"actors": 2})
+        options = Options(address=cluster.address)
+        result = running.run_with(document, options, late(log, out))
+        assert result.faults == ()
+        assert len(log.read_text().splitlines()) >= 2
+        assert published(out)["row"].to_pylist() == list(range(200))
 
     def test_a_model_that_does_not_load_refuses_the_run_in_one_message(
         self, cluster: Cluster, model: Path, tmp_path: Path

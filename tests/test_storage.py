@@ -20,6 +20,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from embedjob import storage
+from embedjob.create_only import require_create_only
 from embedjob.errors import AccessError, InputChangedError, OutputError
 from tests.seaweed import S3Server, free_ports
 
@@ -345,7 +346,7 @@ def test_a_put_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_temporary_files_lie_at_the_top_of_a_probed_output(tmp_path: Path) -> None:
-    storage.require_create_only(str(tmp_path))
+    require_create_only(str(tmp_path))
     put(str(tmp_path), "data/fingerprint/file")
     assert [path.name for path in (tmp_path / "data").rglob("*")] == ["fingerprint", "file"]
     assert os.listdir(tmp_path / ".embedjob-tmp") == []
@@ -390,17 +391,32 @@ class Careful(Forgetful):
             super().pipe_file(path, value)
 
 
+class Unheard(Careful):
+    """A careful store whose answer to whoever came first is lost, so that it asks again."""
+
+    protocol = "unheard"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "", **kwargs: Any) -> None:
+        super().pipe_file(path, value, mode, **kwargs)
+        raise FileExistsError(path)
+
+
 @pytest.fixture(autouse=True)
 def stores() -> None:
-    for store in (Forgetful, Hasty, Careful):
+    for store in (Forgetful, Hasty, Careful, Unheard):
         fsspec.register_implementation(store.protocol, store, clobber=True)
 
 
 def test_a_place_that_creates_once_is_accepted_and_left_as_it_was(place: str) -> None:
-    storage.require_create_only(place)
+    require_create_only(place)
     assert storage.list_files(place) == []
-    storage.require_create_only("careful://out")
+    require_create_only("careful://out")
     assert storage.list_files("careful://out") == []
+
+
+def test_a_lost_answer_is_not_taken_for_a_lost_race() -> None:
+    require_create_only("unheard://out")
+    assert storage.list_files("unheard://out") == []
 
 
 @pytest.mark.parametrize(
@@ -408,7 +424,7 @@ def test_a_place_that_creates_once_is_accepted_and_left_as_it_was(place: str) ->
 )
 def test_a_place_that_does_not_is_refused(url: str) -> None:
     with pytest.raises(OutputError):
-        storage.require_create_only(url)
+        require_create_only(url)
 
 
 def test_any_other_filesystem_is_read(tmp_path: Path) -> None:
@@ -437,7 +453,7 @@ def test_a_url_that_cannot_be_used_is_told(url: str) -> None:
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     [url] = put(str(tmp_path), "file")
     with pytest.raises(AccessError, match="Not a directory"):
-        storage.require_create_only(f"{url}/out")
+        require_create_only(f"{url}/out")
 
 
 def test_download_copies_a_folder_or_a_file(place: str, tmp_path: Path) -> None:
@@ -508,7 +524,7 @@ def test_trouble_is_one_readable_error_in_seconds(
             monkeypatch.setenv(name, known.get(value, value))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     start = time.monotonic()
-    for action in (storage.find, storage.require_create_only):
+    for action in (storage.find, require_create_only):
         with pytest.raises(AccessError) as caught:
             action(bucket)
         assert "\n" not in str(caught.value)
@@ -523,7 +539,7 @@ def test_a_bucket_that_does_not_exist_is_named(s3: S3Server) -> None:
     for action in (
         storage.find,
         storage.list_files,
-        storage.require_create_only,
+        require_create_only,
         storage.read_bytes,
     ):
         with pytest.raises(AccessError, match=r"no-such-bucket.*does not exist"):

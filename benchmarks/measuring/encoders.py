@@ -56,7 +56,14 @@ def prompteol_peer() -> Any:
     from sentence_transformers.models import Normalize, Pooling, Transformer
 
     folder = str(materialize(ModelSource(SMOLLM)))
-    transformer = Transformer(folder, model_kwargs={"dtype": "float32"})
+    # By itself it would put every text into the chat template of the tokenizer.
+    text = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    transformer = Transformer(
+        folder,
+        model_kwargs={"dtype": "float32"},
+        modality_config=text,
+        module_output_name="token_embeddings",
+    )
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     return SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
 

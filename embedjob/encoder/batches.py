@@ -17,6 +17,9 @@ from embedjob.text.views import TokenViews
 Side = Literal["left", "right"]
 Indices = npt.NDArray[np.int64]
 _PADDING = -1
+# Tokens that a device computes in the time that one more micro-batch costs it.
+_BEARABLE_PADDING = {"cpu": 32}
+_ON_OTHER_DEVICES = 4096
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Grove:
     position_RT: Tensor
     sees_RTT: Tensor
     span_RVT: Tensor
+
+
+def bearable_padding(device: torch.device) -> int:
+    """The tokens of padding that cost a device less than one more micro-batch."""
+    return _BEARABLE_PADDING.get(device.type, _ON_OTHER_DEVICES)
 
 
 def assemble(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
+from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble, bearable_padding
 from embedjob.encoder.decoding import decode
 from embedjob.encoder.interventions import Steering
 from embedjob.encoder.packing import Packing
@@ -95,6 +95,13 @@ class ViewForward:
         """Tokens that these views run together, padding among them."""
         lengths = self.lengths[which]
         return int(lengths.sum() if self._packed(which) else lengths.max() * len(which))
+
+    @cached_property
+    def bearable_padding(self) -> int | None:
+        """Tokens of padding that cost less than one more micro-batch; None where none is."""
+        everything = np.arange(len(self._chosen))
+        packed = len(everything) > 0 and self._packed(everything)
+        return None if packed else bearable_padding(self._backbone.device)
 
     def __call__(self, which: Indices) -> Tensor:
         """The vectors [V, D] of these views, all of one group, or [V, P x D] of their P parts."""

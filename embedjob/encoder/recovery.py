@@ -53,6 +53,11 @@ class Forward(Protocol):
         """Tokens that these views run together, padding among them."""
         ...
 
+    @property
+    def bearable_padding(self) -> int | None:
+        """Tokens of padding that cost less than one more micro-batch; None where none is."""
+        ...
+
     def __call__(self, which: Indices) -> Tensor:
         """The vectors [V, D] of these views, which go through the model together."""
         ...
@@ -102,7 +107,7 @@ def pass_through(forward: Forward, *, budget: int, watch: Watch) -> Passage:
     lengths = forward.lengths
     passage = Passage(np.full((len(lengths), forward.width), np.nan, np.float32), budget)
     flow = _Flow(forward, passage, watch)
-    flow.left.extend(microbatches(lengths, budget=budget, groups=forward.groups))
+    flow.left.extend(_batches(forward, np.arange(len(lengths)), budget=budget))
     while flow.left or flow.aloft:
         if watch.stop():
             raise InterruptedRunError("stopped between two micro-batches")
@@ -196,10 +201,18 @@ def _smaller(
         torch.cuda.empty_cache()
     padded = int(forward.lengths[first].max()) * len(first)
     passage.budget = max(1, min(passage.budget, padded) // 2)
-    views = np.concatenate(left)
-    lengths, groups = forward.lengths[views], forward.groups[views]
-    smaller = microbatches(lengths, budget=passage.budget, groups=groups)
-    return deque(views[batch] for batch in smaller)
+    return deque(_batches(forward, np.concatenate(left), budget=passage.budget))
+
+
+def _batches(forward: Forward, views: Indices, *, budget: int) -> list[Indices]:
+    """Which of the views go through the model together."""
+    batches = microbatches(
+        forward.lengths[views],
+        budget=budget,
+        bearable_padding=forward.bearable_padding,
+        groups=forward.groups[views],
+    )
+    return [views[batch] for batch in batches]
 
 
 def _rescued(forward: Forward, view: int, passage: Passage, trouble: Trouble | None) -> Vectors:

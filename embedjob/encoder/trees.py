@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedjob.encoder.batches import Indices, plant
+from embedjob.encoder.batches import Indices, bearable_padding, plant
 from embedjob.encoder.forward import Loaded, ViewForward
 from embedjob.encoder.prefixes import FEWEST_TOKENS
 from embedjob.text.views import TokenViews
@@ -68,6 +68,11 @@ class TreeForward:
     def padded(self, which: Indices) -> int:
         """Tokens that these texts run together, padding among them."""
         return int(self.lengths[which].max()) * len(which)
+
+    @property
+    def bearable_padding(self) -> int:
+        """Tokens of padding that cost less than one more micro-batch."""
+        return bearable_padding(self._prefixes.backbone.device)
 
     def __call__(self, which: Indices) -> Tensor:
         """The vectors [R, V x D] of these texts, all of one group."""

@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,20 +90,19 @@ def put_claim(out: str, claim: Claim, *, new_fingerprint: bool = False) -> Claim
 
     The first claim is never rewritten; a further fingerprint is a further file beside it.
     """
-    url = _first(out)
-    stands = _claim(create_json(url, asdict(claim)), url)
-    agreed = check(
-        [stands],
+    agreed = partial(
+        check,
         fingerprint=claim.fingerprint,
         chunk_rows=claim.chunk_rows,
         recipes=claim.recipes,
         digests=claim.digests,
         new_fingerprint=new_fingerprint,
     )
-    if agreed is not None:
-        return agreed
-    url = _later(out, claim.fingerprint)
-    return _claim(create_json(url, asdict(claim)), url)
+    stands = agreed(read_claims(out))
+    if stands is None:
+        # Another run may have been first since then.
+        stands = agreed([_put(_first(out), claim)])
+    return stands or _put(_later(out, claim.fingerprint), claim)
 
 
 def check_probes(
@@ -167,6 +167,11 @@ def _first(out: str) -> str:
 
 def _later(out: str, fingerprint: str) -> str:
     return join(out, "claims", f"{fingerprint[:12]}.json")
+
+
+def _put(url: str, claim: Claim) -> Claim:
+    """The claim that stands under this name."""
+    return _claim(create_json(url, asdict(claim)), url)
 
 
 def _read(url: str) -> Claim | None:

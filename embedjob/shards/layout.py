@@ -45,7 +45,7 @@ def parquet_files(pattern: str, files: list[Stored]) -> list[Stored]:
     return [
         file
         for file in files
-        if file.url.lower().endswith(PARQUET_NAMES) or _is_named(base, file.url.rsplit("/", 1)[-1])
+        if file.url.lower().endswith(PARQUET_NAMES) or _is_named(base, file.name)
     ]
 
 

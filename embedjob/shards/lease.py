@@ -139,7 +139,7 @@ def _document(lease: Lease) -> dict[str, Any]:
 
 
 def _epochs(out: str) -> list[int]:
-    names = [file.url.rsplit("/", 1)[-1] for file in list_files(join(out, "leases"))]
+    names = [file.name for file in list_files(join(out, "leases"))]
     return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
 
 

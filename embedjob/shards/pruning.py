@@ -22,10 +22,11 @@ def prune(out: str, *, keep: int) -> Pruned:
 
     It holds the lease meanwhile, because a run's files are named by no snapshot until it ends.
     """
-    epochs = published(out)
-    if not epochs:
+    if not published(out):
         raise OutputError(f"{out}: no snapshot was published here, so every file would go")
     with lease.held(lease.claim(out, job="prune")):
+        # Only now: the run that held the lease before may have published at its very end.
+        epochs = published(out)
         kept = [read_snapshot(out, epoch) for epoch in epochs[-keep:]]
         named = {join(absolute(out), path) for snapshot in kept for path in _paths(snapshot)}
         doomed = [

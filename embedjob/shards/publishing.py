@@ -24,7 +24,7 @@ def snapshot_of(
 
     `committed` spares reading the footers of what this run wrote; the faults are the plan's.
     """
-    here = {file.url.rsplit("/", 1)[-1]: file for file in listed}
+    here = {file.name: file for file in listed}
     unfinished = {chunk.shard.url for chunk in plan.chunks if chunk.name not in here}
     unfinished |= {url for url, _ in plan.faults}
     alike = previous is not None and previous.fingerprint == request.fingerprint

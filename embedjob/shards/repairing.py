@@ -1,6 +1,6 @@
-"""Deleting what a run should make again: the only deletions beside those of `prune`."""
+"""What a run should make again, and its deletion: the only one beside that of `prune`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -15,29 +15,27 @@ from embedjob.storage import Stored, delete, join, list_files, open_unchanged
 THREADS = 8
 
 
-def delete_damaged(out: str, fingerprint: str) -> int:
-    """How many chunks were deleted: files that cannot be read whole, and half-put chunks."""
+def damaged(out: str, fingerprint: str) -> frozenset[str]:
+    """Names of the chunks whose files cannot be read whole, or were put by half."""
     data = list_files(data_directory(out, fingerprint))
-    aside = {_name(file): file for file in list_files(quarantine_directory(out, fingerprint))}
+    aside = {file.name: file for file in list_files(quarantine_directory(out, fingerprint))}
     with ThreadPoolExecutor(THREADS) as pool:
-        sound = list(pool.map(lambda file: _is_sound(file, aside.get(_name(file))), data))
-    damaged = [file for file, whole in zip(data, sound, strict=True) if not whole]
-    halves = aside.keys() - {_name(file) for file in data}
-    return _delete(out, fingerprint, [*damaged, *(aside[name] for name in halves)])
+        sound = list(pool.map(lambda file: _is_sound(file, aside.get(file.name)), data))
+    broken = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
+    halves = aside.keys() - {file.name for file in data}
+    return frozenset(broken | halves)
 
 
-def delete_quarantined(out: str, fingerprint: str) -> int:
-    """How many chunks were deleted: those with quarantined rows, which may now succeed."""
-    return _delete(out, fingerprint, list_files(quarantine_directory(out, fingerprint)))
+def quarantined(out: str, fingerprint: str) -> frozenset[str]:
+    """Names of the chunks with quarantined rows, which may now succeed."""
+    return frozenset(file.name for file in list_files(quarantine_directory(out, fingerprint)))
 
 
-def _delete(out: str, fingerprint: str, files: Sequence[Stored]) -> int:
+def delete_chunks(out: str, fingerprint: str, names: Collection[str]) -> None:
     """The data file goes first: a chunk without it is work left, whatever else there is of it."""
-    names = sorted({_name(file) for file in files})
-    for name in names:
+    for name in sorted(names):
         delete(join(data_directory(out, fingerprint), name))
         delete(join(quarantine_directory(out, fingerprint), name))
-    return len(names)
 
 
 def _is_sound(file: Stored, aside: Stored | None) -> bool:
@@ -55,7 +53,3 @@ def _rows(file: Stored) -> int:
     with open_unchanged(file) as source:
         table = pq.ParquetFile(source, page_checksum_verification=True).read()
     return len(first_lines(table))
-
-
-def _name(file: Stored) -> str:
-    return file.url.rsplit("/", 1)[-1]

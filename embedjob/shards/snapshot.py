@@ -55,6 +55,12 @@ class Snapshot:
         keys = dict.fromkeys(key for file in self.files for key in file.counts)
         return {key: sum(file.counts.get(key, 0) for file in self.files) for key in keys}
 
+    @property
+    def quarantined_share(self) -> float:
+        """Quarantined rows over all rows; 0 without rows."""
+        counts = self.counts
+        return counts.get("quarantined", 0) / max(1, counts.get("rows", 0))
+
 
 def publish(out: str, snapshot: Snapshot) -> Snapshot:
     """The snapshot that stands under its epoch: it is put once and never changed.
@@ -73,7 +79,7 @@ def newest(out: str) -> Snapshot | None:
 
 def published(out: str) -> tuple[int, ...]:
     """The numbers of all snapshots, ascending."""
-    names = [file.url.rsplit("/", 1)[-1] for file in list_files(join(out, "snapshots"))]
+    names = [file.name for file in list_files(join(out, "snapshots"))]
     numbers = [name.removesuffix(".json") for name in names if name.endswith(".json")]
     return tuple(sorted(int(number) for number in numbers if number.isdigit()))
 

@@ -1,6 +1,7 @@
 """Joins a Ray cluster, and settles what the actor pool may ask of it before anything is loaded."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from embedjob.stages.encode import PoolSize
 from embedjob.stages.execution import is_unfinished
 
 POLL_SECONDS = 2.0
+SAY_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 
 
@@ -145,7 +147,7 @@ def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
         return
     bundle = {"CPU": size.cpus, **({"GPU": size.gpus} if size.gpus else {})}
     request_resources(bundles=[bundle] * size.smallest)
-    deadline = time.monotonic() + wait
+    deadline, said = time.monotonic() + wait, -math.inf
     try:
         while not _fits(size):
             left = deadline - time.monotonic()
@@ -155,7 +157,9 @@ def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
                     f"run.wait_for_resources: {size.smallest} x {bundle}: {reason}; there are"
                     f" {_listed(alive())}. Lower what pool asks for, or wait longer"
                 )
-            say(f"waiting for {size.smallest} x {bundle}, {left:.0f} s left")
+            if time.monotonic() - said >= SAY_SECONDS:
+                said = time.monotonic()
+                say(f"waiting for {size.smallest} x {bundle}, {left:.0f} s left")
             time.sleep(min(POLL_SECONDS, left))
     finally:
         request_resources(bundles=[])

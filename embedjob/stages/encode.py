@@ -1,16 +1,18 @@
 """ENCODE: a pool of actors, each with one encoder, that turns token views into embeddings."""
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from embedjob.errors import InterruptedRunError
+from embedjob.errors import InterruptedRunError, RefusedError
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.stages.parcels import Failure, Parcel, describe, pack, unpack
 from embedjob.stages.read import attempt_at
@@ -73,14 +75,18 @@ class EncodeActor:
         return pa.concat_tables([pack(self._encode(parcel)) for parcel in unpack(block)])
 
     def _load(self, engine: Engine, prove: Prove) -> EncodesViews | None:
-        # Ray would restart an actor whose constructor raises, or end the run with a traceback:
-        # a model that does not load is told to the driver, and the run stops by itself.
+        # A constructor that raises would end the run with a traceback: a model that does not load
+        # is told to the driver, and the run stops by itself.
         try:
             encoder = engine.load_encoder()
             prove(encoder, engine)
-        except Exception as error:
-            ray.get(self._ledger.refuse.remote(f"the encoder did not load: {describe(error)}"))
+        except RefusedError as error:
+            ray.get(self._ledger.refuse.remote(_unloaded(error)))
             return None
+        except Exception as error:
+            if ray.get(self._ledger.failed_to_load.remote(_unloaded(error))):
+                return None
+            _leave(_unloaded(error))
         self._ledger.ready.remote(ray.get_runtime_context().get_actor_id())
         return encoder
 
@@ -128,3 +134,14 @@ class EncodeActor:
             if ray.get(self._ledger.stopping.remote()):
                 self._stopping.set()
             time.sleep(1.0)
+
+
+def _unloaded(error: Exception) -> str:
+    return f"the encoder did not load: {describe(error)}"
+
+
+def _leave(reason: str) -> NoReturn:
+    """Ends this process, for which Ray starts another one, perhaps on a better node."""
+    sys.stderr.write(f"{reason}\n")
+    sys.stderr.flush()
+    os._exit(1)

@@ -53,6 +53,7 @@ class LedgerState:
         self._partial: dict[str, tuple[int, int]] = {}
         self._in_hand: set[str] = set()
         self._actors: set[str] = set()
+        self._failed_loads = 0
         self._stopping: str | None = None
         self._refusal: str | None = None
         self._moved = time.monotonic()
@@ -84,6 +85,17 @@ class LedgerState:
         """Stops the run because nothing can be embedded, for this reason."""
         self._refusal = self._refusal or message
         self.stop(message)
+
+    def failed_to_load(self, message: str) -> bool:
+        """Whether an encoder that did not load, for this reason, stops the run.
+
+        Where none has loaded yet it does. Later it is the trouble of one node, unless it goes on.
+        """
+        self._failed_loads += 1
+        if self._actors and self._failed_loads < MAX_ATTEMPTS:
+            return False
+        self.refuse(message)
+        return True
 
     def stop(self, reason: str) -> None:
         """Asks every stage to hand on nothing more."""

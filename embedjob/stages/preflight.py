@@ -3,6 +3,7 @@
 import ray
 
 from embedjob import storage
+from embedjob.create_only import require_create_only
 from embedjob.errors import AccessError, EmbedjobError
 from embedjob.stages.engine import Engine
 
@@ -20,7 +21,7 @@ def _look(engine: Engine, shard: str, out: str) -> EmbedjobError | None:
     try:
         if storage.stat(shard) is None:
             return AccessError(f"{shard}: the driver sees this shard and a worker node does not")
-        storage.require_create_only(out)
+        require_create_only(out)
         engine.load_tokenizer()
     except EmbedjobError as error:
         return error

@@ -5,11 +5,16 @@ import numpy.typing as npt
 
 
 def microbatches(
-    lengths: npt.NDArray[np.integer], *, budget: int, groups: npt.NDArray[np.integer] | int = 0
+    lengths: npt.NDArray[np.integer],
+    *,
+    budget: int,
+    bearable_padding: int | None = None,
+    groups: npt.NDArray[np.integer] | int = 0,
 ) -> list[npt.NDArray[np.int64]]:
     """View indices, longest first, so that padded each batch holds at most `budget` tokens.
 
-    A view longer than the budget goes alone, and views of different groups never go together. The
+    A view longer than the budget goes alone, and views of different groups never go together. A
+    batch also ends before its padding is more than `bearable_padding` tokens, if that is given. The
     longest of a group come first: what does not fit into memory fails early and not after hours.
     """
     grouped = np.broadcast_to(groups, lengths.shape)
@@ -17,10 +22,13 @@ def microbatches(
     borders = np.flatnonzero(np.diff(grouped[order])) + 1
     batches = []
     for group in np.split(order, borders) if len(order) else ():
+        sizes = np.maximum(1, lengths[group].astype(np.int64))
         start = 0
         while start < len(group):
-            longest = max(1, int(lengths[group[start]]))
-            stop = start + max(1, budget // longest)
+            stop = start + max(1, budget // int(sizes[start]))
+            if bearable_padding is not None:
+                padding = np.cumsum(sizes[start] - sizes[start:stop])
+                stop = start + int(np.searchsorted(padding, bearable_padding, side="right"))
             batches.append(group[start:stop])
             start = stop
     return batches

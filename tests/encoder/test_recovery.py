@@ -32,6 +32,7 @@ class Views:
     not_finite: frozenset[int] = frozenset()
     still_not_finite: frozenset[int] = frozenset()
     kinds: int = 1
+    bearable_padding: int | None = None
     batches: list[list[int]] = field(default_factory=list)
     width: int = 2
 

@@ -23,7 +23,7 @@ from embedjob.shards.names import data_directory
 from embedjob.shards.planning import Request
 from embedjob.shards.publishing import snapshot_of
 from embedjob.shards.reading import read_chunk
-from embedjob.shards.repairing import delete_damaged
+from embedjob.shards.repairing import damaged, delete_chunks
 from embedjob.shards.schema import schema_text
 from embedjob.shards.snapshot import publish, read_snapshot
 from embedjob.shards.writing import commit
@@ -202,7 +202,7 @@ def test_rows_of_several_lines_are_counted_as_rows(several: Path) -> None:
     report = verify(str(several))
     assert (report.ok, report.problems) == (True, ())
     assert (report.files, report.rows) == (6, 48)
-    assert delete_damaged(str(several), FINGERPRINT) == 0
+    assert not damaged(str(several), FINGERPRINT)
 
 
 @pytest.mark.parametrize("lost", LINES)
@@ -319,7 +319,9 @@ class TestQuarantine:
         self._file(out).unlink()
         [problem] = verify(str(out)).problems
         assert "is missing, and 1 rows are quarantined in it" in problem
-        assert delete_damaged(str(out), FINGERPRINT) == 1
+        names = damaged(str(out), FINGERPRINT)
+        delete_chunks(str(out), FINGERPRINT, names)
+        assert len(names) == 1
         assert len(data(out)) == 5
 
     def test_a_damaged_file_is_found_and_repaired(self, out: Path) -> None:
@@ -327,7 +329,9 @@ class TestQuarantine:
         path.write_bytes(path.read_bytes()[:-1])
         [problem] = verify(str(out)).problems
         assert problem.startswith(f"{path}: cannot be read")
-        assert delete_damaged(str(out), FINGERPRINT) == 1
+        names = damaged(str(out), FINGERPRINT)
+        delete_chunks(str(out), FINGERPRINT, names)
+        assert len(names) == 1
         assert not path.exists()
 
     def test_another_number_of_rows_is_found(self, out: Path) -> None:

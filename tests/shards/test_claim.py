@@ -81,6 +81,7 @@ def test_a_new_fingerprint_is_written_beside(any_out: str) -> None:
     assert put_claim(any_out, second, new_fingerprint=True) == second
     assert put_claim(any_out, replace(second, token="t"), new_fingerprint=True) == second
     assert read_claims(any_out) == (first, second)
+    assert put_claim(any_out, replace(second, token="later")) == second
     assert _check(read_claims(any_out), first) == first
     assert _check(read_claims(any_out), second) == second
 

@@ -38,6 +38,24 @@ def test_nothing_is_deleted_while_a_run_holds_the_output(
     assert prune(out, keep=1).files == 1
 
 
+def test_what_was_published_while_it_waited_for_the_lease_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    _, snapshot = _run(_corpus(tmp_path, rows=5), out, epoch=1)
+    publish(out, snapshot)
+    claim = lease.claim
+
+    def waited_for(out: str, *, job: str) -> lease.Lease:
+        _, later = _run(_corpus(tmp_path, rows=15), out, epoch=2)
+        publish(out, later)
+        return claim(out, job=job)
+
+    monkeypatch.setattr(lease, "claim", waited_for)
+    assert prune(out, keep=1).snapshots == 1
+    assert open_snapshot(out).count_rows() == 28
+
+
 def test_without_a_snapshot_nothing_is_deleted(tmp_path: Path) -> None:
     create(f"{tmp_path}/data/a.parquet", b"x")
     with pytest.raises(OutputError, match="every file would go"):

@@ -41,6 +41,16 @@ def test_the_first_refusal_stays_and_stops_the_run() -> None:
     assert state.stopping() == "no model"
 
 
+def test_one_bad_node_stops_nothing_once_an_encoder_has_loaded() -> None:
+    ledger = LedgerState(set)
+    ledger.ready("actor")
+    assert [ledger.failed_to_load("no room") for _ in range(3)] == [False, False, True]
+    assert ledger.tally().refusal == "no room"
+    first = LedgerState(set)
+    assert first.failed_to_load("no such model")
+    assert first.tally().refusal == first.stopping() == "no such model"
+
+
 def test_a_chunk_is_in_hand_from_encode_until_it_ended() -> None:
     state = ledger()
     state.begin("read", "a", "n")

@@ -25,6 +25,27 @@ def test_no_batch_could_have_taken_one_more(lengths: list[int], budget: int) -> 
         assert (len(batch) + 1) * sizes[batch].max() > budget
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(60, 400), st.integers(0, 90)
+)
+def test_a_batch_ends_before_its_padding_costs_more_than_another(
+    lengths: list[int], budget: int, bearable: int
+) -> None:
+    sizes = np.array(lengths, np.int64)
+    batches = microbatches(sizes, budget=budget, bearable_padding=bearable)
+    order = np.concatenate(batches)
+    assert sorted(order) == list(range(len(lengths)))
+    stops = np.cumsum([len(batch) for batch in batches])
+    for batch, stop in zip(batches, stops, strict=True):
+        padding = (sizes[batch].max() - sizes[batch]).sum()
+        assert padding <= bearable
+        assert len(batch) == 1 or len(batch) * sizes[batch].max() <= budget
+        if stop < len(order):
+            more = padding + sizes[batch].max() - sizes[order[stop]]
+            assert more > bearable or (len(batch) + 1) * sizes[batch].max() > budget
+
+
 def test_equal_lengths_keep_their_order_and_unsigned_lengths_sort() -> None:
     batches = microbatches(np.array([3, 7, 3, 7], np.uint32), budget=14)
     assert [batch.tolist() for batch in batches] == [[1, 3], [0, 2]]
