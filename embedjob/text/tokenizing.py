@@ -9,11 +9,11 @@ from tokenizers import Tokenizer
 
 from embedjob.beside import sparse_in
 from embedjob.errors import ConfigError
+from embedjob.pieces import span_rule, templates
 from embedjob.recipe import Recipe
 from embedjob.text.cutting import Fits, Fitted
 from embedjob.text.joint import JointFitter
 from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
-from embedjob.text.pieces import span_rule, templates
 from embedjob.text.prompts import prepare, prompts, tails
 from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.slots import auxiliary_recipe, slot_position
