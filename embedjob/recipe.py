@@ -24,6 +24,7 @@ from embedjob.readout import (
     SpanTag,
     Truncate,
     WeightedFrom,
+    require_engines,
 )
 from embedjob.segments import Demonstration, Section, Segment
 
@@ -67,7 +68,7 @@ class WeightedTemplate(Section):
     """
 
     template: str | tuple[Segment, ...]
-    weight: float = 1.0
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     join: Literal["joint", "separate"] = "joint"
 
     @model_validator(mode="after")
@@ -75,6 +76,9 @@ class WeightedTemplate(Section):
         if self.join == "separate" and isinstance(self.template, str):
             raise ValueError("join: separate is of a list of segments; got a string")
         return self
+
+
+Templates = Annotated[tuple[str | WeightedTemplate | tuple[Segment, ...], ...], Field(min_length=1)]
 
 
 class Recipe(Section):
@@ -96,10 +100,10 @@ class Recipe(Section):
     demonstrations: tuple[str | Demonstration, ...] = ()
     demonstration: str | None = None
     prepare: Literal["none", "eol", "moee", "fullstop", "strip", "rstrip"] = "none"
-    templates: tuple[str | WeightedTemplate | tuple[Segment, ...], ...] = ("{text}",)
+    templates: Templates = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"
-    layer: int | tuple[int, ...] = -1
+    layer: int | Annotated[tuple[int, ...], Field(min_length=1)] = -1
     span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
@@ -115,8 +119,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engine_exists(self) -> "Recipe":
-        if any(isinstance(step, Fitted) for step in self.finish):
-            raise ValueError("finish: fitted steps are not available in this version")
+        require_engines(self.finish)
         require_sound(self)
         require_possible(
             self.interventions,

@@ -144,6 +144,8 @@ def test_later_tokens_are_seen_in_a_padded_batch_exactly_by_bidirectional_method
         "templates": ["{text}"],
         "special_tokens": {"bos": "none", "eos": "none"},
         "interventions": [],
+        "instruction": None,
+        "demonstrations": [],
     }
     first = setting.with_knobs(span="first_token", decode=None, finish=[], **bare)
     vectors = first.encode(first.views(), texts).embeddings
