@@ -1,8 +1,8 @@
 """The encoder section of a job as frozen values: every knob that decides a vector."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from embedjob.beside import Decode, RouterHead, SparseHead, require_sound, sparse_in
 from embedjob.interventions import (
@@ -33,6 +33,7 @@ Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat",
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
+_ItemT = TypeVar("_ItemT")
 
 # What late_chunk can share out over the parts of a text, and give true characters of.
 _LATE: dict[str, tuple[str, ...]] = {
@@ -78,7 +79,16 @@ class WeightedTemplate(Section):
         return self
 
 
-Templates = Annotated[tuple[str | WeightedTemplate | tuple[Segment, ...], ...], Field(min_length=1)]
+def _some(given: tuple[_ItemT, ...]) -> tuple[_ItemT, ...]:
+    # Not min_length, which is told again of every list with a bad item in it.
+    if not given:
+        raise ValueError("got [], allowed is a list of at least one")
+    return given
+
+
+Templates = Annotated[
+    tuple[str | WeightedTemplate | tuple[Segment, ...], ...], AfterValidator(_some)
+]
 
 
 class Recipe(Section):
@@ -103,7 +113,7 @@ class Recipe(Section):
     templates: Templates = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"
-    layer: int | Annotated[tuple[int, ...], Field(min_length=1)] = -1
+    layer: int | Annotated[tuple[int, ...], AfterValidator(_some)] = -1
     span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
