@@ -1,6 +1,7 @@
 """How states become a vector, as config values: spans, poolings, heads, and finishing steps."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -124,3 +125,19 @@ class Fitted(Section):
 
 
 PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_length=1)]
+
+
+def require_engines(finish: Iterable[Any]) -> None:
+    """ValueError at a finishing step that this version cannot take."""
+    for step in finish:
+        if not isinstance(step, Fitted):
+            continue
+        given = [name for name in Fitted.model_fields if getattr(step, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"finish: a step has exactly one key; got {' and '.join(given) or 'none'}, allowed"
+                " is {normalize: true} or {truncate: DIMENSIONS}"
+            )
+        raise ValueError(
+            f"finish: {given[0]} is of fitted steps, which are not available in this version"
+        )

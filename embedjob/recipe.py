@@ -1,8 +1,8 @@
 """The encoder section of a job as frozen values: every knob that decides a vector."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from embedjob.beside import Decode, RouterHead, SparseHead, require_sound, sparse_in
 from embedjob.interventions import (
@@ -24,6 +24,7 @@ from embedjob.readout import (
     SpanTag,
     Truncate,
     WeightedFrom,
+    require_engines,
 )
 from embedjob.segments import Demonstration, Section, Segment
 
@@ -32,6 +33,7 @@ Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat",
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
+_ItemT = TypeVar("_ItemT")
 
 # What late_chunk can share out over the parts of a text, and give true characters of.
 _LATE: dict[str, tuple[str, ...]] = {
@@ -67,7 +69,7 @@ class WeightedTemplate(Section):
     """
 
     template: str | tuple[Segment, ...]
-    weight: float = 1.0
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     join: Literal["joint", "separate"] = "joint"
 
     @model_validator(mode="after")
@@ -75,6 +77,18 @@ class WeightedTemplate(Section):
         if self.join == "separate" and isinstance(self.template, str):
             raise ValueError("join: separate is of a list of segments; got a string")
         return self
+
+
+def _some(given: tuple[_ItemT, ...]) -> tuple[_ItemT, ...]:
+    # Not min_length, which is told again of every list with a bad item in it.
+    if not given:
+        raise ValueError("got [], allowed is a list of at least one")
+    return given
+
+
+Templates = Annotated[
+    tuple[str | WeightedTemplate | tuple[Segment, ...], ...], AfterValidator(_some)
+]
 
 
 class Recipe(Section):
@@ -96,10 +110,10 @@ class Recipe(Section):
     demonstrations: tuple[str | Demonstration, ...] = ()
     demonstration: str | None = None
     prepare: Literal["none", "eol", "moee", "fullstop", "strip", "rstrip"] = "none"
-    templates: tuple[str | WeightedTemplate | tuple[Segment, ...], ...] = ("{text}",)
+    templates: Templates = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"
-    layer: int | tuple[int, ...] = -1
+    layer: int | Annotated[tuple[int, ...], AfterValidator(_some)] = -1
     span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
@@ -115,8 +129,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engine_exists(self) -> "Recipe":
-        if any(isinstance(step, Fitted) for step in self.finish):
-            raise ValueError("finish: fitted steps are not available in this version")
+        require_engines(self.finish)
         require_sound(self)
         require_possible(
             self.interventions,

@@ -55,6 +55,11 @@ class Segment(Section):
         return self
 
     @property
+    def contents(self) -> str:
+        """Which of the kinds of content the segment is."""
+        return next(name for name in CONTENTS if getattr(self, name) is not None)
+
+    @property
     def slot(self) -> Slot | None:
         """How the slot is filled; None for what is written out."""
         return self.text or self.instruction or self.demonstrations

@@ -46,7 +46,7 @@ def tiny_tokenizer(family: str) -> Tokenizer:
     added. llama3: BOS <|begin_of_text|>, ignore_merges. llama: SentencePiece BPE with byte
     fallback, blank prepended by the normalizer, BOS <s>. mistral: the same by Metaspace, first
     only. bert: WordPiece, lower case, [CLS] and [SEP]. xlmr: Unigram, <s> and </s>. t5: the same
-    without <s>.
+    without <s>. opt: gpt2's with </s> put first.
     """
     return Tokenizer.from_str(_trained(family))
 
@@ -86,6 +86,12 @@ def _byte_level(
 
 def _gpt2() -> Tokenizer:
     return _byte_level(None, ["<|endoftext|>"])
+
+
+def _opt() -> Tokenizer:
+    tokenizer = _byte_level(None, ["</s>"])
+    tokenizer.post_processor = _around(tokenizer, before=["</s>"])
+    return tokenizer
 
 
 def _qwen() -> Tokenizer:
@@ -203,9 +209,10 @@ _FAMILIES: dict[str, Callable[[], Tokenizer]] = {
     "bert": _bert,
     "xlmr": _xlmr,
     "t5": _t5,
+    "opt": _opt,
 }
-# What holds for XLM-R's holds for T5's, which has one token less.
-FAMILIES = tuple(family for family in _FAMILIES if family != "t5")
+# What holds for XLM-R's holds for T5's, which has one token less; so for GPT-2's and OPT's.
+FAMILIES = tuple(family for family in _FAMILIES if family not in ("t5", "opt"))
 
 # A special token of each family that stands alone in templates and could be typed by anyone.
 LITERALS = {
@@ -217,6 +224,7 @@ LITERALS = {
     "bert": "[SEP]",
     "xlmr": "<s>",
     "t5": "</s>",
+    "opt": "</s>",
 }
 EOS = {
     "gpt2": "<|endoftext|>",
@@ -226,4 +234,5 @@ EOS = {
     "mistral": "</s>",
     "bert": "[SEP]",
     "xlmr": "</s>",
+    "opt": "</s>",
 }

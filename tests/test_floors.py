@@ -42,6 +42,8 @@ SHARED_ROOMS = {
     "interventions": "config",
     "recipe": "config",
     "readout": "config",
+    "pieces": "config",
+    "braces": "config",
     "beside": "config",
     "backends": "storage",
     "patterns": "storage",

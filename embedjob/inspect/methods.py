@@ -10,6 +10,7 @@ from embedjob.encoder.source import materialize
 from embedjob.jobfile import DEFAULT, Draft, read_yaml, recipe_from, validate_partial
 from embedjob.methods.catalogue import MethodFile, names, read_method
 from embedjob.methods.resolution import default_model, resolve
+from embedjob.recipe import Recipe
 from embedjob.survey import source_in
 
 _HEADER = """\
@@ -20,12 +21,14 @@ overrides it. `embedjob methods NAME` prints one, `embedjob methods NAME --resol
 key with who set it. This page is made from the files in `embedjob/methods/` and the figures in
 `docs/quality.yaml` by `embedjob.inspect.methods.page`; a test holds it to them.
 
-The last column is Spearman x 100 of cosine against the score on STS-B dev, all 1,500 pairs, with
+"Needs" is what is done beside passes over the texts; none of these methods needs a fit. The last
+column is Spearman x 100 of cosine against the score on STS-B dev, all 1,500 pairs, with
 SmolLM2-135M-Instruct as it is, by `make bench-quality`; a dash is where that says nothing (the
 method needs weights trained for it) or where the figure is still to be taken.{minilm}
 
-| Method | Passes | Forward tokens per text | Attention | Default model | STS-B dev (SmolLM2) |
-|---|---|---|---|---|---|
+| Method | Passes | Forward tokens per text | Needs | Attention | Default model \
+| STS-B dev (SmolLM2) |
+|---|---|---|---|---|---|---|
 """
 _MINILM = "all-MiniLM-L6-v2"
 _WRITING = """
@@ -150,9 +153,21 @@ def _row(name: str, method: MethodFile, figure: str) -> str:
     recipe = recipe_from({"model": method.model or "-", **method.encoder}, {})
     attention = recipe.attention if "attention" in method.encoder else "the model's own"
     model = f"`{method.model}`" if method.model else "yours"
-    passes = len(recipe.templates)
-    cells = (f"[{name}](#{name})", passes, method.forward_tokens, attention, model, figure)
-    return f"| {' | '.join(map(str, cells))} |\n"
+    needs = "greedy decoding" if recipe.decode else "-"
+    tokens = method.forward_tokens
+    cells = (f"[{name}](#{name})", _passes(recipe), tokens, needs, attention, model, figure)
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _passes(recipe: Recipe) -> str:
+    """How often a text goes through the model, in whole and in part."""
+    whole = str(len(recipe.templates))
+    if recipe.contrast is not None:
+        return f"{whole} + {recipe.contrast.layer + 1} blocks"
+    if recipe.decode is not None:
+        # The first word is said by the pass over the prompt.
+        return f"{whole} + up to {recipe.decode.max_tokens - 1} of one token"
+    return whole
 
 
 def _paragraph(name: str, method: MethodFile) -> str:

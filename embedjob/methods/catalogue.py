@@ -1,13 +1,19 @@
 """The methods of the literature that come with the library, one YAML file each."""
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from embedjob.errors import ConfigError
-from embedjob.jobfile import read_yaml, recipe_from, validate
+from embedjob.jobfile import Layer, merge, read_yaml, recipe_from, validate
+from embedjob.methods.unused import require_weights_read
+from embedjob.pieces import alone, templates
 from embedjob.recipe import Role
 from embedjob.segments import Section
+
+_OF_A_JOB = frozenset({"method", "role"})
+_OF_A_METHOD = frozenset({"model", "base", "adapters"})
 
 
 class Citation(Section):
@@ -53,15 +59,30 @@ def read_method(method: str) -> MethodFile:
             " .yaml file"
         )
     found = validate(MethodFile, read_yaml(path), at=str(path))
-    for values in (found.encoder, *(found.roles or {}).values()):
-        shared = set() if values is found.encoder else {"model", "base", "adapters"}
-        forbidden = sorted(({"method", "role"} | shared) & values.keys())
-        if forbidden:
-            raise ConfigError(
-                f"{path}: a method cannot set {', '.join(forbidden)} there; remove it"
-            )
-        try:
-            recipe_from({"model": found.model or "-", **found.encoder, **values}, {})
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+    _require_sound(found, str(path), found.encoder, _OF_A_JOB | {"model"})
+    for role, values in (found.roles or {}).items():
+        _require_sound(found, f"{path}: roles.{role}", values, _OF_A_JOB | _OF_A_METHOD)
     return found
+
+
+def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """What of the `encoder` section the keys of one place make together, last wins."""
+    return merge([Layer(origin, {"encoder": encoder}) for encoder in encoders])[0]
+
+
+def _require_sound(
+    found: MethodFile, place: str, values: Mapping[str, Any], forbidden: frozenset[str]
+) -> None:
+    """ConfigError naming the place in the file if these keys, over its own, make no recipe."""
+    if wrong := sorted(forbidden & values.keys()):
+        raise ConfigError(f"{place}: a method cannot set {', '.join(wrong)} there; remove it")
+    merged = over_each_other({"model": found.model or "-"}, found.encoder, values, origin=place)
+    try:
+        recipe = recipe_from(merged["encoder"], {})
+        require_weights_read(recipe)
+        # The instruction may be left to the job.
+        given = recipe.model_copy(update={"instruction": recipe.instruction or ""})
+        templates(given)
+        alone(given)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error

@@ -7,7 +7,8 @@ from typing import Any, get_args
 from embedjob.config import Job
 from embedjob.errors import ConfigError
 from embedjob.jobfile import Draft, Layer, merge, recipe_from, validate
-from embedjob.methods.catalogue import MethodFile, read_method
+from embedjob.methods.catalogue import MethodFile, over_each_other, read_method
+from embedjob.methods.unused import require_slots_for, require_weights_read
 from embedjob.recipe import Recipe, Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -52,6 +53,9 @@ def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:
         layers = [*(layer[other] for layer in below), *draft.layers]
         merged = with_dtype(merge(layers)[0])["encoder"]
         recipes[other] = recipe_from({**merged, "role": other}, origins)
+    require_slots_for(draft, recipes.values())
+    for one in recipes.values():
+        require_weights_read(one)
     return Resolved(job, recipes, origins)
 
 
@@ -97,4 +101,7 @@ def with_dtype(document: Mapping[str, Any]) -> dict[str, Any]:
 def _under(
     origin: str, encoder: Mapping[str, Any], roles: Mapping[Any, Mapping[str, Any]]
 ) -> dict[Role, Layer]:
-    return {role: Layer(origin, {"encoder": {**encoder, **roles.get(role, {})}}) for role in ROLES}
+    return {
+        role: Layer(origin, over_each_other(encoder, roles.get(role, {}), origin=origin))
+        for role in ROLES
+    }

@@ -121,6 +121,8 @@ def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """What fills slots that no template has, blanked: queries may have demonstrations alone."""
     blank: dict[str, Any] = {}
     templates = canonical(knobs["templates"])
+    if recipe.contrast is not None:
+        templates += canonical(recipe.contrast.template)
     if not _has(templates, "demonstrations"):
         blank |= {"demonstrations": [], "demonstration": None}
     elif any(not isinstance(one, str) for one in recipe.demonstrations):

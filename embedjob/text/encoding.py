@@ -44,7 +44,8 @@ class PromptEncoder:
         self.frame = self._find_frame()
         self._special, self._unknown = _special_ids(tokenizer)
         probes = self._run(tokenizer, self._prompts, range(len(prompts)), ["a"] * len(prompts))
-        self._expected = self._count_specials(probes)
+        flat, offsets = flatten([encoding.ids for encoding in probes])
+        self._expected = _count(self._special[flat], offsets)
 
     def encode(
         self, which: Sequence[int], texts: Sequence[str], *, offsets: bool
@@ -158,10 +159,6 @@ class PromptEncoder:
         before = next(n for n in range(extra + 1) if full[n : n + len(bare)] == bare)
         return Frame(before=before, after=extra - before)
 
-    def _count_specials(self, encodings: Sequence[Encoding]) -> Ints:
-        flat, offsets = flatten([encoding.ids for encoding in encodings])
-        return _count(self._special[flat], offsets)
-
     def _with_literals(
         self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
     ) -> list[int]:
@@ -171,10 +168,17 @@ class PromptEncoder:
         """
         if not self._special.any():
             return []
-        more = self._count_specials(encodings) != self._expected[np.asarray(which, np.int64)]
-        for name in self._unknown:
-            more |= np.fromiter((name in text for text in texts), np.bool_, len(texts))
+        flat, offsets = flatten([encoding.ids for encoding in encodings])
+        more = _count(self._special[flat], offsets) != self._expected[np.asarray(which, np.int64)]
+        # An unknown word has that id too, so that of these tokens the names are looked for.
+        for token, name in self._unknown.items():
+            for row in np.flatnonzero(_count(flat == token, offsets)).tolist():
+                more[row] |= name in texts[row] or name in self._normalized(texts[row])
         return [int(row) for row in np.flatnonzero(more)]
+
+    def _normalized(self, text: str) -> str:
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
 
     @cached_property
     def _twin(self) -> tuple[Tokenizer, tuple[Prompt, ...]]:
@@ -207,7 +211,7 @@ def _keep_blanks_in_offsets(tokenizer: Tokenizer) -> None:
             part.trim_offsets = False
 
 
-def _special_ids(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
+def _special_ids(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.bool_], dict[int, str]]:
     """Which ids are special [vocabulary], and the names of those that unknown words become."""
     added = tokenizer.get_added_tokens_decoder()
     names = {token: entry.content for token, entry in added.items() if entry.special}
@@ -215,7 +219,7 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.bool_], tuple[str
     highest = max([tokenizer.get_vocab_size(with_added_tokens=True) - 1, *added])
     special = np.zeros(highest + 1, np.bool_)
     special[[token for token in names if token not in unknown]] = True
-    return special, tuple(names[token] for token in unknown)
+    return special, {token: names[token] for token in unknown}
 
 
 def _first_character(encoding: Encoding, token: int) -> int:

@@ -4,8 +4,8 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from embedjob.pieces import STRIPPING, Piece, alone, templates
 from embedjob.recipe import Recipe
-from embedjob.text.pieces import Piece, alone, templates
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Prompt:
 
 def prompts(recipe: Recipe) -> tuple[Prompt, ...]:
     """The recipe's joint templates in order, one view each."""
-    strip = recipe.prepare in ("eol", "moee")
+    strip = recipe.prepare in STRIPPING
     return tuple(_prompt(one.pieces, one.weight, strip) for one in templates(recipe))
 
 

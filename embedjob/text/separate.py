@@ -8,9 +8,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from embedjob.errors import ConfigError
+from embedjob.pieces import Piece, Template
 from embedjob.text.cutting import Fitted, Fitter, Ints, Limits
 from embedjob.text.encoding import PromptEncoder
-from embedjob.text.pieces import Piece, Template
 from embedjob.text.prompts import Prompt
 
 _BARE = Prompt("", "")

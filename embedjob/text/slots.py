@@ -35,5 +35,6 @@ def auxiliary_recipe(recipe: Recipe) -> Recipe | None:
         for one in recipe.interventions
         if isinstance(one, Prepending) and one.prepend.slot in template
     )
-    ours = {"templates": (template,), "span": "last_token", "interventions": kept}
+    # Words and sparse weights are of the main views alone.
+    ours = {"templates": (template,), "span": "last_token", "interventions": kept, "heads": ()}
     return recipe.model_copy(update=ours)

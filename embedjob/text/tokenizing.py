@@ -9,11 +9,11 @@ from tokenizers import Tokenizer
 
 from embedjob.beside import sparse_in
 from embedjob.errors import ConfigError
+from embedjob.pieces import span_rule, templates
 from embedjob.recipe import Recipe
 from embedjob.text.cutting import Fits, Fitted
 from embedjob.text.joint import JointFitter
 from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
-from embedjob.text.pieces import span_rule, templates
 from embedjob.text.prompts import prepare, prompts, tails
 from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.slots import auxiliary_recipe, slot_position
@@ -207,14 +207,16 @@ class ViewTokenizer:
         return tuple(found)
 
     def _check_span(self, probes: TokenViews) -> None:
+        """An offset past the start must leave something of the shortest texts as well."""
         empty = (probes.span[:, 0] == probes.span[:, 1]).reshape(-1, self._templates)
-        for number in range(self._templates):
-            if empty[:, number].all():
-                raise ConfigError(
-                    f"encoder.span: {self._rule!r} with offset {self._offset} holds no token"
-                    f" under the template {self._fitter.shown(number)}; choose another span or"
-                    " template"
-                )
+        hollow = empty.any(axis=0) if self._offset > 0 else empty.all(axis=0)
+        for number in np.flatnonzero(hollow):
+            text = _PROBES[int(empty[:, number].argmax())]
+            raise ConfigError(
+                f"encoder.span: {self._rule!r} with offset {self._offset} holds no token for the"
+                f" text {text!r} under the template {self._fitter.shown(int(number))}; choose"
+                " another span or template"
+            )
 
 
 def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, rule: str) -> Fits:

@@ -100,7 +100,7 @@ class WordIds:
         self._ids = lru_cache(_KEPT_WORDS)(self._encoded)
 
     def __call__(self, texts: Sequence[str]) -> Words:
-        """Per text the distinct ids of its words, each word alone, ascending; of the whole text."""
+        """Per text the distinct ids, ascending, of each word alone in its first 2^20 characters."""
         rows = [self._of(text) for text in texts]
         return Words(*flatten(rows))
 

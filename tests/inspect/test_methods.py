@@ -43,3 +43,21 @@ def test_a_method_is_shown_with_its_paper_and_every_key(name: str) -> None:
     assert all(
         f"{role}: {key}: " in shown for role, keys in (method.roles or {}).items() for key in keys
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "needs"),
+    [
+        ("prompteol", "1", "-"),
+        ("metaeol", "8", "-"),
+        ("contrastive_prompting", "1 + 5 blocks", "-"),
+        ("promptreps_multi", "1 + up to 9 of one token", "greedy decoding"),
+    ],
+)
+def test_the_table_counts_parts_of_passes_too(name: str, passes: str, needs: str) -> None:
+    rows = [line.split(" | ") for line in page(QUALITY).splitlines() if line.startswith("| ")]
+    columns = {cell.strip("| "): number for number, cell in enumerate(rows[0])}
+    [row] = [row for row in rows if row[0] == f"| [{name}](#{name})"]
+    assert row[columns["Passes"]] == passes
+    assert row[columns["Needs"]] == needs
+    assert {len(one) for one in rows} == {7}

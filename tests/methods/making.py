@@ -120,7 +120,11 @@ class Setting:
         return f"{self.method}-{self.role}-{self.family}"
 
     def recipe(self, **more: Any) -> Recipe:
-        """What the method's file and these knobs make, on a CPU."""
+        """What the method's file and these knobs make in the role, on a CPU."""
+        return self.recipes(**more)[self.role]
+
+    def recipes(self, **more: Any) -> Mapping[Role, Recipe]:
+        """What they make in every role."""
         place = folder(self.model) if self.model in _FOLDERS else "-"
         encoder = {"method": self.method, "model": place, **self.knobs, **more}
         job = {
@@ -129,7 +133,7 @@ class Setting:
             "pool": {"gpus_per_actor": 0},
             "output": {"path": "out"},
         }
-        return resolve(Draft((Layer("job", job),)), {}).recipes[self.role]
+        return resolve(Draft((Layer("job", job),)), {}).recipes
 
     def with_knobs(self, **more: Any) -> "Setting":
         """The same method with these knobs over its own."""

@@ -29,6 +29,57 @@ KE = (
     ' sentence : "*sent_0*" means in one word:"'
 )
 
+# The eight prompts of MetaEOL, as its authors print them.
+META = (
+    (
+        "In this task, you're presented with a text excerpt. Your task is to categorize the"
+        " excerpt into a broad category such as 'Education', 'Technology', 'Health',"
+        " 'Business', 'Environment', 'Politics', or 'Culture'. These categories help in"
+        " organizing content for better accessibility and targeting. For this task, this"
+        ' sentence : "*sent_0*" should be classified under one general category in one word:"'
+    ),
+    (
+        "In this task, you're given a statement and you need to determine whether it's"
+        " presenting an 'Opinion' or a 'Fact'. This distinction is vital for information"
+        " verification, educational purposes, and content analysis. For this task, this"
+        ' sentence : "*sent_0*" discriminates between opinion and fact in one word:"'
+    ),
+    (
+        "In this task, you're given a review from an online platform. Your task is to"
+        " generate a rating for the product based on the review on a scale of 1-5, where 1"
+        " means 'extremely negative' and 5 means 'extremely positive'. For this task, this"
+        ' sentence : "*sent_0*" reflects the sentiment in one word:"'
+    ),
+    (
+        "In this task, you're reading a personal diary entry. Your task is to identify the"
+        " predominant emotion expressed, such as joy, sadness, anger, fear, or love. For"
+        ' this task, this sentence : "*sent_0*" conveys the emotion in one word:"'
+    ),
+    (
+        "In this task, you're presented with two sentences. Your task is to assess whether"
+        " the sentences convey the same meaning. Use 'identical', 'similar', 'different', or"
+        " 'unrelated' to describe the relationship. To enhance the performance of this task,"
+        ' this sentence : "*sent_0*" means in one word:"'
+    ),
+    (
+        "In this task, you're given a sentence and a phrase. Your task is to determine if"
+        " the phrase can be a contextual synonym within the given sentence. Options include"
+        " 'yes', 'no', or 'partially'. To enhance the performance of this task, this"
+        ' sentence : "*sent_0*" means in one word:"'
+    ),
+    (
+        "In this task, you're examining a news article. Your task is to extract the most"
+        ' critical fact from the article. For this task, this sentence : "*sent_0*"'
+        ' encapsulates the key fact in one word:"'
+    ),
+    (
+        "In this task, you're reviewing a scientific abstract. Your task is to identify the"
+        " main entities (e.g., proteins, diseases) and their relations (e.g., causes,"
+        ' treats). For this task, this sentence : "*sent_0*" highlights the primary entity'
+        ' or relation in one word:"'
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -63,9 +114,11 @@ def unit(vector: Tensor) -> Tensor:
     return vector / vector.norm()
 
 
-def bert(prefix: str = "", *, cls: bool = False, first_last: bool = False) -> Reference:
+def bert(
+    prefix: str = "", *, cls: bool = False, first_last: bool = False, most: int = MAX_LENGTH
+) -> Reference:
     def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
-        tok.enable_truncation(MAX_LENGTH)
+        tok.enable_truncation(most)
         ids = tok.encode(prefix + text).ids
         hidden = run(model, ids)
         states = (hidden[1] + hidden[-1]) / 2 if first_last else hidden[-1]
@@ -151,11 +204,11 @@ def nv_embed(instruction: str) -> Reference:
     return reference
 
 
-def last_of_eos(prefix: str, *, eos: str) -> Reference:
+def last_of_eos(prefix: str, *, eos: str, most: int = MAX_LENGTH) -> Reference:
     """e5-mistral, Qwen3-Embedding: cut to max_length - 1, then the id of EOS."""
 
     def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
-        tok.enable_truncation(MAX_LENGTH - 1)
+        tok.enable_truncation(most - 1)
         ids = [*tok.encode(prefix + text).ids, tok.token_to_id(eos)]
         return Expected([ids], [[len(ids) - 1]], unit(run(model, ids)[-1][-1]))
 

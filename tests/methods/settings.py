@@ -21,12 +21,10 @@ TAILS = (
 )
 FIRST = [f'This sentence : "*sent_0*" {tail}:"' for tail in TAILS]
 ICL = f'This sentence : "A jockey riding a horse." means in one word:"Equestrian".{r.EOL}'
-# Their text is pinned in test_references.py; here it is only given the authors' slot.
-META = [text.replace("{text}", "*sent_0*") for text in read_method("metaeol").encoder["templates"]]
 
 
-def of_eos(family: str, prefix: str = "") -> r.Reference:
-    return r.last_of_eos(prefix, eos="</s>" if family != "qwen" else "<|endoftext|>")
+def of_eos(family: str, prefix: str = "", *, most: int = r.MAX_LENGTH) -> r.Reference:
+    return r.last_of_eos(prefix, eos="</s>" if family != "qwen" else "<|endoftext|>", most=most)
 
 
 MERGED = {"adapters": []}  # Their weights are random: tests/encoder/test_adapters.py merges some.
@@ -53,6 +51,9 @@ BOTH_WAYS = {**CUT, "attention": "bidirectional"}
 LONG = {"max_tokens": 512}
 QUESTION = "Given a question, retrieve passages that answer the question"
 QWEN = {**CUT, "special_tokens": {"eos_id": 420}}
+ROOMY = {"max_tokens": 240}
+ROOMY_QWEN = {**QWEN, **ROOMY}
+MOST = {"most": ROOMY["max_tokens"]}
 UNIT = {**BOTH_WAYS, "finish": [{"normalize": True}]}
 
 # The authors' files for Llama-3: each backslash-n is two characters.
@@ -66,7 +67,7 @@ REPS_SUFFIX = (
     f'{REPS_ANSWER}word is: "'
 )
 REPS_MULTI_SUFFIX = (
-    '". Use three words to represent the passage in a retrieval task. Make sure your words are in'
+    '". Use three words to represent the %s in a retrieval task. Make sure your words are in'
     f' lowercase and split them by space.{REPS_ANSWER}words are: "'
 )
 REPS_TOKENS = ("<|end_header_id|>",)
@@ -175,13 +176,13 @@ CASES: list[tuple[Setting, r.Reference]] = [
         r.echo("Rewrite the following paragraph: {!%%text%%}\nThe rewritten paragraph: {%%text%%}"),
     ),
     (Setting("autoregembed", "document", "llama", "llama", EMBEDS), r.autoregembed),
-    (Setting("prompteol", "document", "opt", "gpt2"), r.eol(r.EOL)),
+    (Setting("prompteol", "document", "opt", "opt"), r.eol(r.EOL)),
     (Setting("prompteol", "document", "llama", "llama3"), r.eol(r.EOL)),
     (Setting("prompteol_icl", "document", "opt", "gpt2"), r.eol(ICL)),
     (Setting("pretended_cot", "document", "llama", "llama"), r.eol(r.COT, layer=-2)),
     (Setting("knowledge_enhanced", "document", "qwen3", "qwen"), r.eol(r.KE, layer=-2)),
     (Setting("cot_ke_mean", "document", "llama", "llama"), r.eol(r.COT, r.KE, layer=-2)),
-    (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*META)),
+    (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*r.META)),
     (
         Setting("token_prepending", "document", "llama", "llama", PST),
         r.token_prepending(1, 3, seed=3407, layer=-2),
@@ -205,16 +206,54 @@ CASES: list[tuple[Setting, r.Reference]] = [
     ),
     (
         Setting("promptreps_multi", "document", "llama_lm", "llama3", REPS_TOKENS, knobs=SHORTLY),
-        r.promptreps(REPS_PREFIX + 'Passage: "', REPS_MULTI_SUFFIX, words=4, until="e"),
+        r.promptreps(REPS_PREFIX + 'Passage: "', REPS_MULTI_SUFFIX % "passage", words=4, until="e"),
     ),
     (Setting("moee", "document", "olmoe", "gpt2"), r.moee),
     (Setting("moee", "document", "qwen_moe", "qwen"), r.moee),
     (Setting("splade", "document", "bert_lm", "bert", knobs=UNIT), r.splade),
 ]
+# Methods whose span is the text's own tokens and nothing else: an empty text has none.
+OF_THE_TEXT_ALONE = frozenset({"gritlm", "echo", "echo_rewrite"})
 # Of a method whose invariants are held above in another role.
 OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
     (
         Setting("promptreps", "query", "llama_lm", "llama3", REPS_TOKENS),
         r.promptreps(REPS_PREFIX + 'Query: "', REPS_SUFFIX % "query"),
+    ),
+    (
+        Setting("promptreps_multi", "query", "llama_lm", "llama3", REPS_TOKENS, knobs=SHORTLY),
+        r.promptreps(REPS_PREFIX + 'Query: "', REPS_MULTI_SUFFIX % "query", words=4, until="e"),
+    ),
+    (
+        Setting("e5_instruct", "query", "xlmr", "xlmr", knobs=ROOMY),
+        r.bert(f"Instruct: {r.SEARCH}\nQuery: ", **MOST),
+    ),
+    (
+        Setting("e5_instruct", "symmetric", "xlmr", "xlmr", knobs=ROOMY),
+        r.bert(f"Instruct: {r.STS}\nQuery: ", **MOST),
+    ),
+    (
+        Setting("e5_mistral", "query", "mistral", "mistral", knobs=ROOMY),
+        of_eos("mistral", f"Instruct: {r.SEARCH}\nQuery: ", **MOST),
+    ),
+    (
+        Setting("e5_mistral", "symmetric", "mistral", "mistral", knobs=ROOMY),
+        of_eos("mistral", f"Instruct: {r.STS}\nQuery: ", **MOST),
+    ),
+    (
+        Setting("qwen3_embedding", "query", "qwen3", "qwen", knobs=ROOMY_QWEN),
+        of_eos("qwen", f"Instruct: {r.SEARCH}\nQuery:", **MOST),
+    ),
+    (
+        Setting("qwen3_embedding", "symmetric", "qwen3", "qwen", knobs=ROOMY_QWEN),
+        of_eos("qwen", f"Instruct: {r.STS}\nQuery:", **MOST),
+    ),
+    (
+        Setting("bge_en_icl", "symmetric", "mistral", "llama", BGE_TOKENS, True),
+        r.bge_en_icl(r.STS, ()),
+    ),
+    (
+        Setting("llm2vec", "query", "mistral", "llama", knobs={**MERGED, "instruction": " Find: "}),
+        r.llm2vec(" Find: ", "[INST] ", " [/INST]"),
     ),
 ]

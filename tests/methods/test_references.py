@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from embedjob.methods.catalogue import names, read_method
+from embedjob.pieces import templates
 from embedjob.text.prompts import prepare
 from embedjob.vectors.encoded import Encoded
 from tests.methods import references
 from tests.methods.making import Setting, model
-from tests.methods.settings import CASES, OTHER_ROLES
+from tests.methods.settings import CASES, MERGED, OF_THE_TEXT_ALONE, OTHER_ROLES
 
 TEXTS = [
+    "",
     "The quick brown fox jumps over the lazy dog.",
     "a",
     "Why?",
@@ -26,6 +28,15 @@ TEXTS = [
 
 
 EVERY = [*CASES, *OTHER_ROLES]
+# Tokens of a text alone, where the authors cut it before anything is put around it.
+BUDGETS = {
+    "echo": 300,
+    "echo_finetuned": 300,
+    "echo_rewrite": 300,
+    "llara": 512,
+    "promptreps": 512,
+    "promptreps_multi": 512,
+}
 
 
 @pytest.mark.parametrize(("setting", "reference"), EVERY, ids=[s.name for s, _ in EVERY])
@@ -41,15 +52,25 @@ def test_a_method_equals_its_reference(setting: Setting, reference: references.R
             assert list(range(*views.span[at].tolist())) == one.pooled[view], TEXTS[text]
         assert len(one.ids) == per_text
     encoded = setting.encode(setting.views(), TEXTS)
-    assert not encoded.failed
-    vectors = np.stack([one.vector.numpy() for one in expected])
+    # Theirs is then the mean of nothing.
+    nothing = [row for row, one in enumerate(expected) if not all(one.pooled)]
+    assert [TEXTS[row] for row in nothing] == [""] * (setting.method in OF_THE_TEXT_ALONE)
+    assert sorted(encoded.failed) == nothing
+    require_same_vectors(encoded, expected, [r for r in range(len(TEXTS)) if r not in nothing])
+    require_same_beside(encoded, expected)
+
+
+def require_same_vectors(
+    encoded: Encoded, expected: list[references.Expected], rows: list[int]
+) -> None:
+    """Cosine and relative error of the embeddings in these rows."""
+    found = encoded.embeddings[rows]
+    vectors = np.stack([expected[row].vector.numpy() for row in rows])
     norms = np.linalg.norm(vectors, axis=1)
-    errors = np.linalg.norm(encoded.embeddings - vectors, axis=1) / norms
-    ours = np.linalg.norm(encoded.embeddings, axis=1)
-    cosines = (encoded.embeddings * vectors).sum(axis=1) / (ours * norms)
+    errors = np.linalg.norm(found - vectors, axis=1) / norms
+    cosines = (found * vectors).sum(axis=1) / (np.linalg.norm(found, axis=1) * norms)
     assert cosines.min() >= 0.99999
     assert errors.max() <= 1e-4
-    require_same_beside(encoded, expected)
 
 
 def require_same_beside(encoded: Encoded, expected: list[references.Expected]) -> None:
@@ -64,6 +85,61 @@ def require_same_beside(encoded: Encoded, expected: list[references.Expected]) -
             assert np.allclose(values, [one.sparse[i] for i in indices.tolist()], atol=1e-5)
         if encoded.routers is not None and one.router is not None:
             assert np.allclose(encoded.routers[row], one.router.numpy(), rtol=1e-4, atol=1e-4)
+
+
+LONG = "the quick brown fox jumps over 1,234 lazy dogs; " * 40
+
+
+@pytest.mark.parametrize(
+    ("setting", "reference"),
+    [(s, r) for s, r in EVERY if s.method in BUDGETS],
+    ids=[s.name for s, _ in EVERY if s.method in BUDGETS],
+)
+def test_a_text_over_its_segments_budget_is_cut_where_the_reference_cuts_it(
+    setting: Setting, reference: references.Reference
+) -> None:
+    budget = BUDGETS[setting.method]
+    bare = setting.tokenizer().encode(LONG, add_special_tokens=False).ids
+    assert len(bare) > 600 > budget
+    expected = reference(setting.tokenizer(), model(setting.model), LONG)
+    # A tiny tokenizer has more tokens for what is around the text than the view has room for.
+    roomy = setting.with_knobs(max_tokens=2000)
+    tokenizer = roomy.views()
+    views = tokenizer.views([LONG])
+    assert views.truncated.all()
+    assert views.full_ids(0).tolist() == expected.ids[0]
+    assert list(range(*views.span[0].tolist())) == expected.pooled[0]
+    require_same_vectors(roomy.encode(tokenizer, [LONG]), [expected], [0])
+
+
+# Tokens of a view, where it is not the 512 of the literature (or of nobody: METHODS without one).
+LIMITS: dict[str, int | dict[str, int]] = {
+    "autoregembed": 512 + 5,
+    "bge_en_icl": {"document": 512, "query": 2048, "symmetric": 2048},
+    "e5_mistral": 4096,
+    "echo": 640,
+    "echo_finetuned": 768,
+    "echo_rewrite": 640,
+    "llara": 560,
+    "nv_embed": 32768,
+    "promptreps": 768,
+    "promptreps_multi": 768,
+    "qwen3_embedding": 8192,
+    "repllama": 512 - 1,
+    "sbert": 128,
+    "simcse_sup": 128,
+    "simcse_unsup": 128,
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_method_cuts_where_its_authors_do(name: str) -> None:
+    limit, budget = LIMITS.get(name, 512), BUDGETS.get(name)
+    for role, recipe in Setting(name, "document", "-", "-", knobs=MERGED).recipes().items():
+        assert recipe.max_tokens == (limit[role] if isinstance(limit, dict) else limit)
+        asked = recipe.model_copy(update={"instruction": recipe.instruction or ""})
+        texts = [p for one in templates(asked) for p in one.pieces if p.content is None]
+        assert {piece.max_tokens for piece in texts} == {budget}
 
 
 def test_every_method_has_a_reference() -> None:

@@ -98,11 +98,148 @@ def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> No
         ({"citation": {"authors": "A"}}, "citation.title: is required"),
         ({"encoder": {"role": "query"}}, "a method cannot set role"),
         ({"surprise": 1}, "unknown key surprise"),
+        ({"encoder": {"model": "m"}}, r"method\.yaml: a method cannot set model"),
+        (
+            {"encoder": {"templates": []}},
+            r"method\.yaml: encoder\.templates: got \[\], allowed is a list of",
+        ),
+        (
+            {"encoder": {"layer": []}},
+            r"method\.yaml: encoder\.layer: got \[\], .*a list of at least one",
+        ),
+        ({"encoder": {"finish": [{}]}}, r"method\.yaml: .*finish: .* exactly one key; got none"),
+        (
+            {"encoder": {"finish": [{"whiten": "w", "flow": "f"}]}},
+            r"finish: .* exactly one key; got whiten and flow",
+        ),
+        ({"encoder": {"finish": [{"whiten": "w"}]}}, "finish: whiten is of fitted steps"),
+        (
+            {"encoder": {"templates": ["no slot"]}},
+            r"method\.yaml: encoder\.templates: 'no slot' has 0 \{text\} slots; exactly one",
+        ),
+        (
+            {"roles": {"query": {"templates": ["no slot"]}}},
+            r"method\.yaml: roles\.query: encoder\.templates: 'no slot' has 0 \{text\} slots",
+        ),
+        (
+            {"encoder": {"span": "pooled", "templates": [[{"text": {}}]]}},
+            r"method\.yaml: encoder\.span: no segment .* has pool: true; give it to the segments",
+        ),
+        (
+            {"encoder": {"span": {"rule": "text", "alone": True}}},
+            r"method\.yaml: encoder\.span: alone counts the last segments",
+        ),
+        (
+            {"encoder": {"templates": [{"template": "{text}", "weight": 0.5}]}},
+            r"method\.yaml: encoder\.aggregation: got mean, but a template has weight: 0\.5",
+        ),
+        (
+            {"encoder": {"templates": [{"template": "{text}", "weight": 0}]}},
+            r"^[^\n]*method\.yaml: [^\n]*greater than 0[^\n]*$",
+        ),
+        ({"encoder": {"templates": [{"template": "{text}", "weight": -1}]}}, "greater than 0"),
+        (
+            {"encoder": {"templates": [{"template": "{text}", "weight": float("inf")}]}},
+            "a finite number",
+        ),
     ],
 )
 def test_a_malformed_method_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         resolve(draft(tmp_path, encoder={"model": "m"}, method={**METHOD, **change}), {})
+
+
+def test_a_method_may_leave_its_instruction_to_the_job(tmp_path: Path) -> None:
+    method = {**METHOD, "encoder": {"templates": ["{instruction} {text}"]}, "roles": None}
+    encoder = {"model": "m", "instruction": "Find"}
+    found = resolve(draft(tmp_path, encoder=encoder, method=method), {})
+    assert found.recipes["query"].instruction == "Find"
+
+
+def test_special_tokens_of_a_role_are_laid_over_the_methods_own_key_by_key(tmp_path: Path) -> None:
+    specials = {"eos": "append", "eos_id": 7}
+    roles = {"query": {"special_tokens": {"bos": "none"}}}
+    method = {**METHOD, "encoder": {"special_tokens": specials}, "roles": roles}
+    folder = {
+        "encoder": {"special_tokens": {"add": ["<x>"]}},
+        "roles": {"query": {"special_tokens": {"add": ["<y>"]}}},
+    }
+    found = resolve(draft(tmp_path, encoder={"model": "m"}, method=method), folder).recipes
+    assert found["query"].special_tokens.model_dump() == {
+        **specials,
+        "bos": "none",
+        "add": ("<y>",),
+    }
+    assert found["document"].special_tokens.bos == "auto"
+    assert found["document"].special_tokens.add == ("<x>",)
+
+
+def test_a_roles_special_tokens_are_checked_over_the_methods_own(tmp_path: Path) -> None:
+    roles = {"query": {"special_tokens": {"eos": "sometimes"}}}
+    written = draft(tmp_path, encoder={}, method={**METHOD, "roles": roles})
+    with pytest.raises(ConfigError, match=r"roles\.query: encoder\.special_tokens\.eos: got"):
+        read_method(written.get("encoder.method"))
+
+
+EXAMPLE = {"text": "a", "answer": "b"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "key"),
+    [
+        ({"instruction": "Find"}, "instruction"),
+        ({"demonstrations": ["One."]}, "demonstrations"),
+        ({"demonstration": "{text} {answer}"}, "demonstration"),
+        ({"instruction": "Find", "templates": ["{{instruction}} {text}"]}, "instruction"),
+        # The pattern has the slot, and no template has one for the pattern.
+        ({"instruction": "F", "demonstration": "{instruction}{text}{answer}"}, "instruction"),
+    ],
+)
+def test_what_no_template_reads_is_refused(
+    tmp_path: Path, encoder: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^encoder\.{key}: is set, but no template"):
+        resolve(draft(tmp_path, encoder={"model": "m", **encoder}), {})
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"instruction": "Find", "templates": ["{instruction} {text}"]},
+        {"instruction": "Find", "templates": [[{"instruction": {}}, {"text": {}}]]},
+        {"demonstrations": ["One."], "templates": ["{demonstrations} {text}"]},
+        {
+            "instruction": "Find",
+            "demonstrations": [EXAMPLE],
+            "demonstration": "{instruction} {text} {answer}",
+            "templates": ["{demonstrations} {text}"],
+        },
+        {
+            "instruction": "Find",
+            "interventions": [
+                {"contrast": {"template": "{instruction}{text}", "layer": 0, "mode": "norm"}}
+            ],
+        },
+    ],
+)
+def test_what_a_template_reads_is_taken(tmp_path: Path, encoder: dict[str, Any]) -> None:
+    found = resolve(draft(tmp_path, encoder={"model": "m", **encoder}), {}).job.encoder
+    assert all(getattr(found, key) for key in encoder)
+
+
+def test_what_a_template_of_another_role_reads_is_taken(tmp_path: Path) -> None:
+    roles = {"query": {"templates": ["{instruction} {text}"], "instruction": "theirs"}}
+    encoder = {"model": "m", "instruction": "Find"}
+    written = draft(tmp_path, encoder=encoder, method={**METHOD, "roles": roles})
+    assert resolve(written, {}).recipes["query"].instruction == "Find"
+
+
+def test_a_weight_that_the_aggregation_does_not_read_is_refused(tmp_path: Path) -> None:
+    templates = [{"template": "{text}", "weight": 2.0}, "x {text}"]
+    weighted = {"model": "m", "templates": templates, "aggregation": "weighted"}
+    assert resolve(draft(tmp_path, encoder=weighted), {}).job.encoder.templates[1] == "x {text}"
+    with pytest.raises(ConfigError, match=r"encoder\.aggregation: got max, but .* weight: 2\.0"):
+        resolve(draft(tmp_path, encoder={**weighted, "aggregation": "max"}), {})
 
 
 def test_a_method_without_published_weights_asks_for_a_model() -> None:

@@ -262,6 +262,19 @@ def test_what_looks_alike_and_is_not() -> None:
         _recipe(interventions=(Contrasting(contrast=CONTRASTING.contrast.model_copy(update=new)),))
         for new in ({}, {"layer": 5}, {"alpha": 1.0}, {"mode": "norm", "alpha": None})
     ]
+    slotted = Contrasting(
+        contrast=Contrast(template="{instruction} {demonstrations}{text}", layer=4, alpha=2.0)
+    )
+    contrasted += [
+        _recipe(interventions=(slotted,), **filled)
+        for filled in (
+            {},
+            {"instruction": "Not this"},
+            {"instruction": "Not that"},
+            {"demonstrations": ("a",)},
+            {"demonstrations": ("b",)},
+        )
+    ]
     steered = (*prepended, *contrasted)
     every = (*pooled, *headed, *weighted, *moved, *segments, *tagged, *shown, *steered)
     found = {fingerprint(recipe, DIGESTS) for recipe in every}

@@ -77,6 +77,19 @@ def test_special_tokens_of_the_template_stay_and_those_of_the_text_never_count(
     assert sum(token == tokenizer.token_to_id(literal) for token in ids) >= 2
 
 
+@pytest.mark.parametrize("plain", ["<unk>", "x<unk>y", "the <unk> bank"])
+@pytest.mark.parametrize("widened", ["<", "<>", "<unk>"])
+def test_the_unknown_token_that_a_normalizer_makes_is_plain_text_too(
+    plain: str, widened: str
+) -> None:
+    typed = plain.translate({ord(letter): ord(letter) + 0xFEE0 for letter in widened})
+    assert plain not in typed
+    encoder = _encoder("xlmr", Prompt("", ""), special_tokens=False)
+    found = encoder.encode([0, 0, 0], [typed, plain, "the bank"], offsets=False)
+    expected = _without_specials("xlmr").encode(plain).ids
+    assert [one.ids for one in found[:2]] == [expected, expected]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_between_two_special_tokens_a_text_is_what_it_is_alone(family: str) -> None:
     literal = LITERALS[family]

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,9 +79,10 @@ def test_the_text_lies_where_it_is_said_to_lie(before: str, text: str, after: st
             assert whole[position] == text[position - start]
 
 
-def test_only_eol_strips_the_whole_prompt() -> None:
-    assert _one(" {text} ", prepare="eol").render(" x. ") == "x."
-    assert _one(" {text} ").render(" x ") == "  x  "
+@pytest.mark.parametrize("name", get_args(Recipe.model_fields["prepare"].annotation))
+def test_eol_and_moee_strip_the_whole_prompt_and_nothing_else_does(name: str) -> None:
+    stripped = name in ("eol", "moee")
+    assert _one(" {text} ", prepare=name).render(" x. ") == ("x." if stripped else "  x.  ")
 
 
 @pytest.mark.parametrize(

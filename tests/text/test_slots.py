@@ -2,6 +2,7 @@
 
 import pytest
 
+from embedjob.beside import SparseHead, SparseLm
 from embedjob.errors import ConfigError
 from embedjob.interventions import Contrast, Contrasting, Prepend, Prepending
 from embedjob.recipe import Recipe
@@ -46,6 +47,19 @@ def test_auxiliary_views_are_those_of_their_template_alone(family: str) -> None:
     assert views.auxiliary.slots == ()
     for text in range(3):
         assert views.auxiliary.full_ids(text).tolist() == alone.full_ids(text).tolist()
+
+
+def test_words_are_of_the_main_views_alone() -> None:
+    recipe = Recipe(
+        model="m",
+        span="last_token",
+        interventions=(CONTRAST,),
+        heads=(SparseHead(sparse_lm=SparseLm(words="text")),),
+    )
+    views = ViewTokenizer(tiny_tokenizer("gpt2"), recipe).views(TEXTS)
+    assert views.auxiliary is not None
+    assert views.words is not None
+    assert views.auxiliary.words is None
 
 
 def test_a_slot_in_the_auxiliary_template_is_one_too() -> None:

@@ -251,6 +251,11 @@ def test_a_span_that_can_hold_nothing_is_refused() -> None:
         _tokenizer("qwen", templates=("x {text}",), span="tail")
     with pytest.raises(ConfigError, match=r"'last_token' with offset 1"):
         _tokenizer("qwen", span={"rule": "last_token", "offset": 1})
+    # "日本" is six bytes, and so has something left; an ordinary short text has not.
+    with pytest.raises(ConfigError, match=r"'text' with offset 3 holds no token for the text 'a'"):
+        _tokenizer("qwen", span={"rule": "text", "offset": 3})
+    views = _tokenizer("qwen", templates=("a b c {text}",), span={"rule": "all", "offset": 3})
+    assert (np.diff(views.views(["", "x"]).span) > 0).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,16 +1,22 @@
 """Templates as pieces in order, their slots filled: what is written, and where the text goes."""
 
-import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from embedjob.braces import BRACES, filled, slots
 from embedjob.errors import ConfigError
 from embedjob.readout import SpanOffset, SpanTag
 from embedjob.recipe import Recipe, WeightedTemplate
 from embedjob.segments import Demonstration, Segment
 
-_BRACES = "a literal brace is written '{{' or '}}'"
+# The cleanings that take the blanks off both ends of a whole prompt.
+STRIPPING = ("eol", "moee")
+
+_TEMPLATES = "encoder.templates"
+_CONTRAST = "encoder.interventions: contrast.template"
+_PATTERN = "encoder.demonstration"
+_PATTERN_SLOTS = ("text", "answer", "instruction")
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,30 @@ def templates(recipe: Recipe) -> tuple[Template, ...]:
             "encoder.templates: got some that join: joint and some that join: separate; all views"
             " of a recipe are joined alike"
         )
-    if not found[0].joint and recipe.prepare == "eol":
+    if not found[0].joint and recipe.prepare in STRIPPING:
         raise ConfigError(
-            "encoder.prepare: got eol, which strips the whole prompt; with join: separate there is"
-            " none, allowed is another cleaning or join: joint"
+            f"encoder.prepare: got {recipe.prepare}, which strips the whole prompt; with join:"
+            " separate there is none, allowed is another cleaning or join: joint"
         )
+    if recipe.contrast is not None:
+        _of_string(recipe.contrast.template, recipe, key=_CONTRAST)
     return found
+
+
+def slots_read(recipe: Recipe) -> frozenset[str]:
+    """The names of the slots in the recipe's templates, and in what is written into them."""
+    found: set[str] = set()
+    for one in recipe.templates:
+        written = one.template if isinstance(one, WeightedTemplate) else one
+        if isinstance(written, str):
+            found |= slots(written, key=_TEMPLATES)
+        else:
+            found |= {segment.contents for segment in written}
+    if recipe.contrast is not None:
+        found |= slots(recipe.contrast.template, key=_CONTRAST)
+    if "demonstrations" in found and recipe.demonstration is not None:
+        found |= slots(recipe.demonstration, key=_PATTERN)
+    return frozenset(found)
 
 
 def span_rule(recipe: Recipe) -> tuple[str, int]:
@@ -77,22 +101,6 @@ def alone(recipe: Recipe) -> tuple[Template, ...]:
     return tuple(found)
 
 
-def filled(template: str, values: Mapping[str, Callable[[], str]]) -> list[tuple[str, str | None]]:
-    """Each run of characters with the slot after it that no value fills, None at the end."""
-    runs: list[tuple[str, str | None]] = []
-    literal = ""
-    for before, slot in _slots(template):
-        literal += before
-        if slot is None:
-            continue
-        if slot not in values:
-            runs.append((literal, slot))
-            literal = ""
-        else:
-            literal += values[slot]()
-    return [*runs, (literal, None)]
-
-
 def _template(template: object, recipe: Recipe) -> Template:
     if isinstance(template, WeightedTemplate):
         joint = template.join == "joint"
@@ -104,7 +112,7 @@ def _template(template: object, recipe: Recipe) -> Template:
 
 def _pieces(template: str | tuple[Segment, ...], recipe: Recipe, joint: bool) -> tuple[Piece, ...]:
     if isinstance(template, str):
-        pieces = _of_string(template, recipe)
+        pieces = _of_string(template, recipe, key=_TEMPLATES)
     else:
         pieces = tuple(_of_segment(segment, recipe) for segment in template)
         if not any(piece.content is None for piece in pieces):
@@ -114,24 +122,24 @@ def _pieces(template: str | tuple[Segment, ...], recipe: Recipe, joint: bool) ->
                 "encoder.templates: max_tokens of one segment is available with join: separate"
                 " only; encoder.max_tokens limits the whole view"
             )
-        _require_marks_are_read(template, recipe)
     _require_span(pieces, recipe)
+    if not isinstance(template, str):
+        _require_marks_are_read(template, recipe)
     return pieces
 
 
-def _of_string(template: str, recipe: Recipe) -> tuple[Piece, ...]:
-    runs = filled(template, _values(recipe))
+def _of_string(template: str, recipe: Recipe, *, key: str) -> tuple[Piece, ...]:
+    runs = filled(template, _values(recipe), key=key)
     for _, slot in runs:
         if slot not in ("text", None):
             raise ConfigError(
-                f"encoder.templates: {template!r} has an unknown slot {{{slot}}};"
-                f" allowed are {{text}}, {{instruction}} and {{demonstrations}} ({_BRACES})"
+                f"{key}: {template!r} has an unknown slot {{{slot}}};"
+                f" allowed are {{text}}, {{instruction}} and {{demonstrations}} ({BRACES})"
             )
     if len(runs) != 2:
         raise ConfigError(
-            f"encoder.templates: {template!r} has {len(runs) - 1} {{text}} slots; exactly one is"
-            " allowed in a string, several in a list of segments"
-            " (write a literal brace as '{{' or '}}')"
+            f"{key}: {template!r} has {len(runs) - 1} {{text}} slots; exactly one is allowed in a"
+            f" string, several in a list of segments ({BRACES})"
         )
     return (Piece(runs[0][0]), Piece(None), Piece(runs[1][0]))
 
@@ -170,10 +178,27 @@ def _instruction(instruction: str | None) -> str:
 
 def _demonstrations(recipe: Recipe) -> str:
     """The few-shot examples one after another, as written or under the method's pattern."""
+    if recipe.demonstration is not None:
+        _require_pattern(recipe.demonstration)
     return "".join(
         one if isinstance(one, str) else _demonstration(one, recipe)
         for one in recipe.demonstrations
     )
+
+
+def _require_pattern(pattern: str) -> None:
+    """ConfigError unless the pattern shows all of an example, and nothing that it has not."""
+    found = slots(pattern, key=_PATTERN)
+    if unknown := sorted(found.difference(_PATTERN_SLOTS)):
+        raise ConfigError(
+            f"{_PATTERN}: {pattern!r} has an unknown slot {{{unknown[0]}}};"
+            f" allowed are {{text}}, {{answer}} and {{instruction}} ({BRACES})"
+        )
+    if missing := [slot for slot in ("text", "answer") if slot not in found]:
+        raise ConfigError(
+            f"{_PATTERN}: {pattern!r} has no {{{missing[0]}}}, so that it would be left out of"
+            " every demonstration; add it, or give demonstrations as strings"
+        )
 
 
 def _demonstration(one: Demonstration, recipe: Recipe) -> str:
@@ -183,27 +208,21 @@ def _demonstration(one: Demonstration, recipe: Recipe) -> str:
             " set it, with the slots {text} and {answer}, or give demonstrations as strings"
         )
     instruction = recipe.instruction if one.instruction is None else one.instruction
-    runs = filled(
-        recipe.demonstration,
-        {
-            "text": lambda: one.text,
-            "answer": lambda: one.answer,
-            "instruction": partial(_instruction, instruction),
-        },
-    )
-    if len(runs) > 1:
-        raise ConfigError(
-            f"encoder.demonstration: {recipe.demonstration!r} has an unknown slot {{{runs[0][1]}}};"
-            f" allowed are {{text}}, {{answer}} and {{instruction}} ({_BRACES})"
-        )
-    return runs[0][0]
+    values: dict[str, Callable[[], str]] = {
+        "text": lambda: one.text,
+        "answer": lambda: one.answer,
+        "instruction": partial(_instruction, instruction),
+    }
+    return filled(recipe.demonstration, values, key=_PATTERN)[0][0]
 
 
 def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None:
-    """Any span but the default one was chosen over the marks by somebody."""
-    if span_rule(recipe)[0] == "all" and any(segment.pooled for segment in template):
+    """A tag says which segments count; any other span was chosen over the marks by somebody."""
+    span = recipe.span
+    got = f"tag: {span.tag}" if isinstance(span, SpanTag) else span_rule(recipe)[0]
+    if (got == "all" or isinstance(span, SpanTag)) and any(one.pooled for one in template):
         raise ConfigError(
-            "encoder.span: got 'all', but a segment has pool: true, which only span: pooled"
+            f"encoder.span: got {got!r}, but a segment has pool: true, which only span: pooled"
             " reads; set span: pooled, or leave pool out"
         )
 
@@ -223,18 +242,3 @@ def _require_span(pieces: Sequence[Piece], recipe: Recipe) -> None:
             f"encoder.span: the segments with {wanted} are not neighbours; a span is one run of"
             " tokens, so give it to those between them too, or leave some out"
         )
-
-
-def _slots(template: str) -> list[tuple[str, str | None]]:
-    """Each literal with the slot after it, None where the template ends or a brace is literal."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(
-            f"encoder.templates: {template!r} cannot be read ({error}); {_BRACES}"
-        ) from error
-    found: list[tuple[str, str | None]] = []
-    for literal, name, spec, conversion in parsed:
-        dressed = f"!{conversion}" if conversion else f":{spec}" if spec else ""
-        found.append((literal, None if name is None else name + dressed))
-    return found

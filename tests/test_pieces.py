@@ -4,8 +4,8 @@ import pytest
 
 from embedjob.errors import ConfigError
 from embedjob.jobfile import recipe_from
+from embedjob.pieces import Piece, Template, slots_read, templates
 from embedjob.recipe import Recipe
-from embedjob.text.pieces import Piece, Template, templates
 
 TEXT: dict[str, Any] = {"text": {}}
 POOLED: dict[str, Any] = {"text": {"pool": True}}
@@ -17,6 +17,10 @@ def recipe(*found: Any, **knobs: Any) -> Recipe:
 
 def one(*segments: Any, **knobs: Any) -> Template:
     return templates(recipe(list(segments), **knobs))[0]
+
+
+def against(template: str) -> dict[str, Any]:
+    return {"contrast": {"template": template, "layer": 0, "mode": "norm"}}
 
 
 def test_segments_become_pieces_in_order() -> None:
@@ -88,6 +92,16 @@ def test_demonstrations_go_into_strings_too() -> None:
         ([POOLED, {"literal": "x"}, POOLED], {"span": "pooled"}, "not neighbours"),
         ([{"instruction": {}}, TEXT], {}, "encoder.instruction is not set"),
         ({"template": [TEXT], "join": "separate"}, {"prepare": "eol"}, "strips the whole prompt"),
+        (
+            {"template": [TEXT], "join": "separate"},
+            {"prepare": "moee"},
+            "encoder.prepare: got moee, which strips the whole prompt",
+        ),
+        (
+            [{"text": {"tag": "a"}}, {"literal": "x", "pool": True}],
+            {"span": {"tag": "a"}},
+            "got 'tag: a', but a segment has pool: true",
+        ),
         ({"template": "{text}", "join": "separate"}, {}, "of a list of segments"),
         ({"template": [TEXT], "join": "sideways"}, {}, "sideways"),
         (
@@ -100,6 +114,23 @@ def test_demonstrations_go_into_strings_too() -> None:
             {"demonstrations": [{"text": "a", "answer": "b"}], "demonstration": "{x}"},
             r"encoder.demonstration: .* unknown slot \{x\}",
         ),
+        ("{demonstrations}{text}", {"demonstration": "{text}."}, r"'\{text\}\.' has no \{answer\}"),
+        ("{demonstrations}{text}", {"demonstration": "{answer}"}, r"has no \{text\}, so that"),
+        (
+            "{demonstrations}{text}",
+            {"demonstration": "{text} {answer"},
+            r"^encoder\.demonstration: .* cannot be read",
+        ),
+        (
+            "{text}",
+            {"interventions": [against("{text")]},
+            r"^encoder\.interventions: contrast\.template: .* cannot be read",
+        ),
+        (
+            "{text}",
+            {"interventions": [against("Not this")]},
+            r"^encoder\.interventions: contrast\.template: .* has 0 \{text\} slots",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(
@@ -107,6 +138,23 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         templates(recipe(template, **knobs))
+
+
+def test_the_slots_of_a_recipe_are_those_of_all_that_is_written_into_its_views() -> None:
+    pattern = {"demonstration": "{instruction} {text} {answer}"}
+    assert slots_read(recipe("x {text}", instruction="unread", **pattern)) == {"text"}
+    assert slots_read(recipe("{{instruction}} {text}")) == {"text"}
+    assert slots_read(recipe("{instruction}{text}", "{text}")) == {"text", "instruction"}
+    segments = [{"instruction": {}}, {"literal": "{demonstrations}"}, TEXT]
+    assert slots_read(recipe({"template": segments, "join": "separate"})) == {
+        "instruction",
+        "literal",
+        "text",
+    }
+    steered = recipe("{text}", interventions=[against("{instruction}{text}")])
+    assert slots_read(steered) == {"text", "instruction"}
+    shown = recipe("{demonstrations}{text}", **pattern)
+    assert slots_read(shown) == {"demonstrations", "text", "answer", "instruction"}
 
 
 def test_joint_and_separate_views_do_not_mix() -> None:
