@@ -106,6 +106,12 @@ def _transformer(folder: Path) -> dict[str, Any]:
             f"{folder}: do_lower_case, with a tokenizer that keeps capitals, is not available in"
             " this version"
         )
+    if "message" in (settings.get("modality_config") or {}):
+        raise ModelError(
+            f"{folder}: modality_config: message puts every text into the tokenizer's chat template,"
+            " which is not available in this version; take message out of it in a copy, and write"
+            " the template into encoder.templates"
+        )
     return {}
 
 

@@ -155,6 +155,17 @@ def test_lower_case_is_left_to_a_tokenizer_that_does_it(tmp_path: Path) -> None:
         folder_layer(folder)
 
 
+def test_a_chat_template_around_every_text_is_refused(tmp_path: Path) -> None:
+    folder = layout(tmp_path / "qwen3", "qwen3", {"pooling_mode": "lasttoken"})
+    how = {"method": "forward", "method_output_name": "last_hidden_state"}
+    write(folder / "sentence_bert_config.json", {"modality_config": {"text": how}})
+    assert folder_layer(folder)["encoder"]["span"] == "last_token"
+    settings = {"modality_config": {"text": how, "message": {**how, "format": "flat"}}}
+    write(folder / "sentence_bert_config.json", settings)
+    with pytest.raises(ModelError, match=r"chat template.*write the template into encoder"):
+        folder_layer(folder)
+
+
 def test_a_transformer_one_level_down_is_found(tmp_path: Path) -> None:
     folder = layout(tmp_path / "model", "bert", {"pooling_mode": "mean"})
     (folder / "0_Transformer").mkdir()
