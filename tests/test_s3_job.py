@@ -159,6 +159,7 @@ def test_a_replaced_object_is_a_fault_and_the_next_run_takes_it(
     assert open_snapshot(f"{bucket}/out").count_rows() == 27
 
 
+@pytest.mark.slow
 def test_all_of_two_thousand_objects_are_seen(
     bucket: str, cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
