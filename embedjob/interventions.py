@@ -13,18 +13,24 @@ class Prepend(Section):
 
     Before each block in [start, exit), counted from 0, the state at the slot becomes that of the
     view's last token. `slot` is a special token in every template, before the text; its embedding
-    is drawn from the normal distribution by `seed`, and no weights are changed.
+    is that of the token `embedding`, or drawn from the normal distribution by `seed`, and no
+    weights are changed.
     """
 
     slot: str = Field(min_length=1)
     start: int = Field(ge=0)
     exit: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
+    embedding: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _has_blocks(self) -> "Prepend":
         if self.start >= self.exit:
             raise ValueError(f"start must be less than exit; got {self.start} and {self.exit}")
+        if self.embedding is not None and self.seed:
+            raise ValueError(
+                f"seed draws an embedding, and this one is that of {self.embedding!r}; leave one out"
+            )
         return self
 
 

@@ -108,9 +108,9 @@ def _transformer(folder: Path) -> dict[str, Any]:
         )
     if "message" in (settings.get("modality_config") or {}):
         raise ModelError(
-            f"{folder}: modality_config: message puts texts into the tokenizer's chat template, which"
-            " is not available in this version; take message out of it in a copy, and write the"
-            " template into encoder.templates"
+            f"{folder}: modality_config: message puts texts into the tokenizer's chat template,"
+            " which is not available in this version; take message out of it in a copy, and write"
+            " that template into encoder.templates"
         )
     return {}
 

@@ -41,7 +41,7 @@ class Steering:
         self._side = side
         self._prepend, self._contrast = recipe.prepend, recipe.contrast
         self._blocks = _blocks(self._backbone) if recipe.interventions else nn.ModuleList()
-        if self._prepend:
+        if self._prepend and self._prepend.embedding is None:
             self._embeds: Any = self._backbone.model.get_input_embeddings()
             self._row_D = _row(self._embeds, self._prepend.seed)
         if self._contrast:
@@ -53,7 +53,7 @@ class Steering:
     ) -> Iterator[None]:
         """Within it the chosen views' micro-batch, without its first `skip` tokens, is steered.
 
-        The ids at the slots are taken out of it: they may be none that the model embeds.
+        The ids at slots of drawn embeddings are taken out of it: the model may embed none such.
         """
         with ExitStack() as hooks:
             if self._contrast:
@@ -71,7 +71,6 @@ class Steering:
         each_V, last_V = _last(batch.mask_VT, self._backbone.device)
         first_V = last_V + 1 - batch.mask_VT.sum(dim=1).to(last_V.device)
         slot_V = first_V + torch.from_numpy(slots).to(last_V.device)
-        batch.ids_VT[each_V.cpu(), slot_V.cpu()] = 0
 
         def embed(_: nn.Module, args: Any, embedded_VTD: Tensor) -> Tensor:
             row_D = self._row_D.to(embedded_VTD.device, embedded_VTD.dtype)
@@ -80,7 +79,9 @@ class Steering:
         def prepend(hidden_VTD: Tensor) -> Tensor:
             return hidden_VTD.index_put((each_V, slot_V), hidden_VTD[each_V, last_V])
 
-        hooks.callback(self._embeds.register_forward_hook(embed).remove)
+        if how.embedding is None:
+            batch.ids_VT[each_V.cpu(), slot_V.cpu()] = 0
+            hooks.callback(self._embeds.register_forward_hook(embed).remove)
         for block in self._blocks[how.start : how.exit]:
             handle = block.register_forward_pre_hook(_changing(prepend), with_kwargs=True)
             hooks.callback(handle.remove)

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from tokenizers import Tokenizer
+
 from embedjob.errors import ConfigError
-from embedjob.interventions import Prepending
+from embedjob.interventions import Prepend, Prepending
 from embedjob.recipe import Recipe
 
 
@@ -20,6 +22,19 @@ def slot_position(rows: Sequence[Sequence[int]], slot: int, *, name: str, templa
             " and before the text; put it there, or leave the intervention out"
         )
     return places[0]
+
+
+def standing_in(tokenizer: Tokenizer, prepend: Prepend | None) -> int | None:
+    """The id whose embedding the slot has; None where it is drawn. ConfigError if it is no token."""
+    if prepend is None or prepend.embedding is None:
+        return None
+    ids: list[int] = tokenizer.encode(prepend.embedding, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise ConfigError(
+            f"encoder.interventions: prepend.embedding: got {prepend.embedding!r}, which are"
+            f" {len(ids)} tokens; allowed is one token of the model's own"
+        )
+    return ids[0]
 
 
 def auxiliary_recipe(recipe: Recipe) -> Recipe | None:

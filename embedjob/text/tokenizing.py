@@ -16,7 +16,7 @@ from embedjob.text.joint import JointFitter
 from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
 from embedjob.text.prompts import prepare, prompts, tails
 from embedjob.text.separate import PieceFitter, special_id
-from embedjob.text.slots import auxiliary_recipe, slot_position
+from embedjob.text.slots import auxiliary_recipe, slot_position, standing_in
 from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
@@ -61,6 +61,7 @@ class ViewTokenizer:
         self._check_room(most)
         self._fitter.limit(most - np.array([len(eos) for eos in self._eos], np.int64))
         self._slots = self._slots_of(recipe, tokenizer)
+        self._standing = standing_in(tokenizer, recipe.prepend)
         self.prefixes = self._shared_prefixes()
         beside = auxiliary_recipe(recipe)
         self._beside = ViewTokenizer(tokenizer, beside, eos_id=eos_id) if beside else None
@@ -112,6 +113,9 @@ class ViewTokenizer:
     def _assembled(self, fitted: Fitted, prefixes: Sequence[Sequence[int]]) -> TokenViews:
         which = list(range(self._templates)) * (len(fitted.ids) // self._templates)
         ids = [[*row, *self._eos[view]] for row, view in zip(fitted.ids, which, strict=True)]
+        if self._standing is not None:
+            for row, view in zip(ids, which, strict=True):
+                row[self._slots[view]] = self._standing
         return assemble(
             ids,
             span=spans(self._layout(fitted, which), rule=self._rule, offset=self._offset),

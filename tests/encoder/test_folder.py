@@ -162,7 +162,7 @@ def test_a_chat_template_around_every_text_is_refused(tmp_path: Path) -> None:
     assert folder_layer(folder)["encoder"]["span"] == "last_token"
     settings = {"modality_config": {"text": how, "message": {**how, "format": "flat"}}}
     write(folder / "sentence_bert_config.json", settings)
-    with pytest.raises(ModelError, match=r"chat template.*write the template into encoder"):
+    with pytest.raises(ModelError, match=r"chat template.*write that template into encoder"):
         folder_layer(folder)
 
 

@@ -411,15 +411,23 @@ def splade(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
     return Expected([ids], [list(range(len(ids)))], vector, sparse)
 
 
-def token_prepending(start: int, stop: int, *, seed: int, layer: int) -> Reference:
-    """A row more in the embedding matrix; before the blocks its state is the last token's."""
+def token_prepending(start: int, stop: int, *, row: int | str, layer: int) -> Reference:
+    """A row more in the embedding matrix; before the blocks its state is the last token's.
+
+    The row is drawn by a seed, or a copy of that of a token.
+    """
 
     def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
         prompt = f'This sentence : <PST> "{clean(text)}" means in one word:"'.strip()
         ids = tok.encode(prompt).ids
         slot = ids.index(tok.token_to_id("<PST>"))
-        row = torch.tensor(np.random.RandomState(seed).randn(model.config.hidden_size)).float()
-        table = torch.cat([model.get_input_embeddings().weight.detach(), row[None]])
+        table = model.get_input_embeddings().weight.detach()
+        if isinstance(row, str):
+            [known_row] = tok.encode(row, add_special_tokens=False).ids
+            extra = table[known_row]
+        else:
+            extra = torch.tensor(np.random.RandomState(row).randn(table.shape[1])).float()
+        table = torch.cat([table, extra[None]])
         known = [len(table) - 1 if i == slot else one for i, one in enumerate(ids)]
         states = table[known][None]
         for block in model.layers[start:stop]:

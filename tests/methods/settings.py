@@ -41,7 +41,10 @@ LLAMA_3 = {
     ],
 }
 PST = ("<PST>",)
+# A tiny model has three blocks.
 PREPENDED = {"interventions": [{"prepend": {"slot": "<PST>", "start": 0, "exit": 2}}], "layer": -1}
+LIKE = read_method("token_prepending").encoder["interventions"][0]["prepend"]
+PREPENDED_LIKE = {"interventions": [{"prepend": {**LIKE, "start": 1, "exit": 3}}]}
 # The authors' prompt, from the file; a tiny model has three blocks.
 AGAINST = read_method("contrastive_prompting").encoder["interventions"][0]["contrast"]
 CONTRASTED = {"interventions": [{"contrast": {**AGAINST, "layer": 1}}]}
@@ -184,12 +187,12 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("cot_ke_mean", "document", "llama", "llama"), r.eol(r.COT, r.KE, layer=-2)),
     (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*r.META)),
     (
-        Setting("token_prepending", "document", "llama", "llama", PST),
-        r.token_prepending(1, 3, seed=3407, layer=-2),
+        Setting("token_prepending", "document", "llama", "llama3", PST, knobs=PREPENDED_LIKE),
+        r.token_prepending(1, 3, row="!", layer=-1),
     ),
     (
         Setting("token_prepending", "document", "mistral", "mistral", PST, knobs=PREPENDED),
-        r.token_prepending(0, 2, seed=0, layer=-1),
+        r.token_prepending(0, 2, row=0, layer=-1),
     ),
     (
         Setting("contrastive_prompting", "document", "mistral", "mistral", knobs=AT_NORM),

@@ -39,6 +39,24 @@ def test_every_view_has_its_slot_where_it_is_said_to_be_and_shares_what_is_befor
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_slot_may_have_the_embedding_of_another_token(family: str) -> None:
+    tokenizer = tiny_tokenizer(family)
+    alone = tokenizer.encode("!", add_special_tokens=False).ids
+    like = Prepending(prepend=Prepend(slot="<PST>", start=0, exit=1, embedding="!"))
+    if len(alone) > 1:
+        with pytest.raises(ConfigError, match="are 2 tokens; allowed is one token"):
+            views_of(family, TEMPLATES, like)
+        return
+    plain = views_of(family, TEMPLATES, PREPEND).views(TEXTS)
+    views = views_of(family, TEMPLATES, like).views(TEXTS)
+    assert views.slots == plain.slots
+    for view in range(len(views.prefix)):
+        wanted = plain.full_ids(view).tolist()
+        wanted[views.slots[view % 2]] = alone[0]
+        assert views.full_ids(view).tolist() == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_auxiliary_views_are_those_of_their_template_alone(family: str) -> None:
     views = views_of(family, TEMPLATES, PREPEND, CONTRAST).views(TEXTS).take([3, 0, 2])
     alone = views_of(family, ("Not {text}",)).views([TEXTS[3], TEXTS[0], TEXTS[2]])
