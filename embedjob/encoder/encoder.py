@@ -23,13 +23,12 @@ from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.readout import Readout
 from embedjob.encoder.recorded import recorded
-from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError
 from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
-from embedjob.vectors.encoded import Encoded, Lines
+from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.quantizing import Codes, quantize
 
 
@@ -194,7 +193,9 @@ class Encoder:
         """The tokens that go through the model together, measured when there are enough to do."""
         if self._budget is not None:
             return self._budget
-        if views.lengths.sum() < WORTH_MEASURING:
+        # A view without a span is not run.
+        full = views.span[:, 0] < views.span[:, 1]
+        if views.lengths[full].sum() < WORTH_MEASURING:
             return range_of(self.backbone.device).default
         self._budget = measured(views, loaded)
         return self._budget

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from embedjob.encoder.batches import Indices
 from embedjob.encoder.transfers import Landing, homeward
-from embedjob.errors import ChunkError, EmbedjobError, InterruptedRunError
+from embedjob.errors import DeviceLostError, EmbedjobError, InterruptedRunError, in_one_line
 from embedjob.text.microbatches import microbatches
+from embedjob.vectors.encoded import Vectors
 
-Indices = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32]
 _DETAIL_CHARACTERS = 300
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 # Micro-batches that a device has been given and whose vectors are not here yet.
@@ -133,7 +132,7 @@ class _Flow:
         which = self.left.popleft()
         outcome = _attempt(lambda: homeward(self.forward(which)))
         if isinstance(outcome, Trouble):
-            # What is aloft holds memory, and may be in trouble of its own.
+            # What is aloft holds memory, and its views may have to be halved as well.
             while self.aloft:
                 self.land()
             self._halve(which, outcome)
@@ -183,10 +182,19 @@ def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
         # Whatever a model raises over one row, the others are to be embedded. Only its text is
         # kept: a traceback would keep the activations alive on the device.
         starved = is_out_of_memory(error)
-        if isinstance(error, torch.AcceleratorError) and not starved:
-            raise ChunkError(f"the device failed and its process must end: {error}") from error
-        text = " ".join(str(error).split())[:_DETAIL_CHARACTERS]
-        return Trouble(f"{type(error).__name__}: {text}", starved)
+        if isinstance(error, RuntimeError) and not starved and _is_lost():
+            raise DeviceLostError(f"the device failed, its process must end: {error}") from error
+        return Trouble(in_one_line(error, most=_DETAIL_CHARACTERS), starved)
+
+
+def _is_lost() -> bool:
+    """Whether a GPU answers nothing more: many a call fails by itself, and the next one works."""
+    try:
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(gpu)
+    except torch.AcceleratorError:
+        return True
+    return False
 
 
 def _smaller(
