@@ -91,7 +91,10 @@ def test_a_causal_decoder_never_looks_ahead(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "t5"])
 def test_an_encoder_cannot_be_causal(name: str) -> None:
-    with pytest.raises(ModelError, match=r"encoder.attention: got causal.*sees later"):
+    with pytest.raises(
+        ModelError,
+        match=r"encoder.attention: got causal.*sees later.*set encoder.attention: bidirectional",
+    ):
         backbone(name, "causal")
 
 
