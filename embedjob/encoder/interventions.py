@@ -74,7 +74,7 @@ class Steering:
         each_V, last_V = _last(batch.mask_VT)
         slot_V = last_V + 1 - batch.mask_VT.sum(dim=1) + torch.from_numpy(slots)
         batch.ids_VT[each_V, slot_V] = 0
-        slots_on, lasts_on = _at((each_V, slot_V)), _at((each_V, last_V))
+        slots_on, lasts_on = at((each_V, slot_V)), at((each_V, last_V))
 
         def embed(_: nn.Module, args: Any, embedded_VTD: Tensor) -> Tensor:
             row_D = self._row_D.to(embedded_VTD.device, embedded_VTD.dtype)
@@ -93,7 +93,7 @@ class Steering:
         self, hooks: ExitStack, batch: MicroBatch, less_VD: Tensor, how: Contrast
     ) -> None:
         """Changes what the last tokens' heads bring together."""
-        lasts_on = _at(_last(batch.mask_VT))
+        lasts_on = at(_last(batch.mask_VT))
         change = _CONTRASTS[how.mode]
 
         def contrast(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -112,7 +112,7 @@ class Steering:
         share = share and bool((views.prefix[texts] == 0).all())
         share = share and self._prefixes.serve(len(shared), longest)
         batch = assemble(views, texts, side=self._side, whole=not share)
-        lasts_on = _at(_last(batch.mask_VT))
+        lasts_on = at(_last(batch.mask_VT))
         found: list[Tensor] = []
 
         def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -169,7 +169,7 @@ def _last(mask_VT: Tensor) -> Places:
     return torch.arange(len(mask_VT)), longest - 1 - mask_VT.flip(1).int().argmax(dim=1)
 
 
-def _at(places: Places) -> Callable[[torch.device], Places]:
+def at(places: Places) -> Callable[[torch.device], Places]:
     """The same places on any device: a model may be spread, and each of its blocks has its own."""
 
     @cache
