@@ -18,6 +18,7 @@ from embedjob.encoder.embeddings import encoded
 from embedjob.encoder.flops import Meter
 from embedjob.encoder.forward import Loaded
 from embedjob.encoder.interventions import Steering
+from embedjob.encoder.lost import telling_of_loss
 from embedjob.encoder.packing import Packing
 from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
@@ -153,6 +154,7 @@ class Encoder:
             )
         return found
 
+    @telling_of_loss()
     def encode_views(
         self,
         views: TokenViews,
@@ -164,7 +166,8 @@ class Encoder:
         """The embeddings of the views' texts, and why some of them have none.
 
         Equal views go through the model once. `stop` is asked between micro-batches, and answers
-        with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
+        with InterruptedRunError; `on_progress` is told the texts and tokens done so far. A device
+        that answers nothing more raises DeviceLostError, and its process can only end.
         """
         recipe = self._recipe(role)
         loaded = self._loaded(recipe)

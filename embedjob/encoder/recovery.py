@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from embedjob.encoder.batches import Indices
+from embedjob.encoder.lost import telling_of_loss
 from embedjob.encoder.transfers import Landing, homeward
-from embedjob.errors import DeviceLostError, EmbedjobError, InterruptedRunError, in_one_line
+from embedjob.errors import EmbedjobError, InterruptedRunError, in_one_line
 from embedjob.text.microbatches import microbatches
 from embedjob.vectors.encoded import Vectors
 
@@ -175,26 +176,14 @@ class _Flow:
 
 def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
     try:
-        return what()
+        with telling_of_loss():
+            return what()
     except EmbedjobError:
         raise
     except Exception as error:
         # Whatever a model raises over one row, the others are to be embedded. Only its text is
         # kept: a traceback would keep the activations alive on the device.
-        starved = is_out_of_memory(error)
-        if isinstance(error, RuntimeError) and not starved and _is_lost():
-            raise DeviceLostError(f"the device failed, its process must end: {error}") from error
-        return Trouble(in_one_line(error, most=_DETAIL_CHARACTERS), starved)
-
-
-def _is_lost() -> bool:
-    """Whether a GPU answers nothing more: many a call fails by itself, and the next one works."""
-    try:
-        for gpu in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(gpu)
-    except torch.AcceleratorError:
-        return True
-    return False
+        return Trouble(in_one_line(error, most=_DETAIL_CHARACTERS), is_out_of_memory(error))
 
 
 def _smaller(
