@@ -7,6 +7,11 @@ class EmbedjobError(Exception):
     exit_code = 1
 
 
+def in_one_line(error: BaseException, *, most: int = 200) -> str:
+    """The type of an error and so many characters of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
 class RefusedError(EmbedjobError):
     """The job does not fit its world; nothing was embedded."""
 
@@ -51,6 +56,10 @@ class InputChangedError(FaultError):
 
 class ChunkError(FaultError):
     """One chunk cannot be embedded; the others can."""
+
+
+class DeviceLostError(FaultError):
+    """The device answers nothing more in this process; another process may use it again."""
 
 
 class InterruptedRunError(EmbedjobError):

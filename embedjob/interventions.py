@@ -29,7 +29,7 @@ class Prepend(Section):
             raise ValueError(f"start must be less than exit; got {self.start} and {self.exit}")
         if self.embedding is not None and self.seed:
             raise ValueError(
-                f"seed draws an embedding, and this one is that of {self.embedding!r}; leave one out"
+                f"seed draws an embedding, and this is that of {self.embedding!r}; leave one out"
             )
         return self
 

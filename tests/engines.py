@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from embedjob.pipeline import recipe_engine
 from embedjob.stages.engine import Engine, RecipeEngine
 from embedjob.survey import Survey
@@ -21,7 +23,8 @@ MARKER_TOKEN = "<0xF0>"
 class FailingEngine:
     """A real engine, its model hooked: a batch with the marker raises, or ends the process.
 
-    Each time is one line in `log`.
+    The second time that it would, it loses the device instead: then the actor has to end it. Each
+    time is one line in `log`.
     """
 
     inner: RecipeEngine
@@ -46,9 +49,22 @@ class FailingEngine:
             return
         with Path(self.log).open("a") as log:
             log.write(f"{os.getpid()}\n")
+        if self.how == "exit" and len(Path(self.log).read_text().splitlines()) == 2:
+            _lose_device()
         if self.how == "exit":
             os._exit(1)
         raise RuntimeError("this model cannot bear that token")
+
+
+def _lose_device() -> None:
+    """Raises as torch does once a GPU is lost, which then answers nothing more to this process."""
+
+    def synchronize(device: Any = None) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.synchronize = synchronize
+    synchronize()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def test_both_may_be_given_in_any_order() -> None:
         ([_prepend(start=-1)], '"start": -1.* allowed is greater than or equal to 0'),
         ([_prepend(slot="")], r"slot"),
         ([_prepend(embedding="")], r"embedding"),
-        ([_prepend(embedding="!", seed=3)], "seed draws an embedding, and this one is that of '!'"),
+        ([_prepend(embedding="!", seed=3)], "seed draws an embedding, and this is that of '!'"),
         ([_contrast(mode="half")], "mode"),
         ([_contrast(alpha=None)], "alpha is of mode: scaled, which needs it"),
         ([_contrast(mode="norm")], "alpha is of mode: scaled"),

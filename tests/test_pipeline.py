@@ -483,6 +483,7 @@ class TestTroubleWithTheModel:
         log = tmp_path / "log"
         options = Options(address=cluster.address)
         result = running.run_with(document, options, failing("exit", marker, log))
+        # Also the second time, when the text only lost the device.
         assert len(set(log.read_text().split())) == len(log.read_text().split()) == 3
         told = sorted(result.faults)
         assert len(told) == 4

@@ -16,10 +16,7 @@ import torch
 
 from benchmarks.gpu import making
 from benchmarks.measuring.claims import Claim, report
-from benchmarks.measuring.turns import least_cosine, take_turns
-from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.tokenizer import load_tokenizer
+from benchmarks.measuring.turns import least_cosine
 from embedjob.recipe import Recipe
 
 BEST_PUBLISHED = {50: 1.41e6, 512: 1.64e6}
@@ -33,19 +30,8 @@ def measure(
     """Tokens per second at one length, beside the best published and sentence-transformers."""
     texts = making.texts([length] * max(4, asked.tokens // length))
     asks = Recipe(model=where, attention="bidirectional", span="all", dtype="bfloat16")
-    peer = making.peer(where, model, pooling="mean")
-    few = texts[: max(4, len(texts) // 8)]
-    best = making.best_batch(peer, few, BATCH_SIZES)
-    encoder = Encoder(Backbone(model, attention="bidirectional"), asks)
-    views = load_tokenizer(asks).views(texts)
-    encoder.encode(few)
-    turns = take_turns(
-        {
-            "peer": lambda: peer.encode(texts, batch_size=best),
-            "ours": lambda: encoder.encode(texts),
-            "ours, from views": lambda: encoder.encode_views(views).embeddings,
-        },
-        rounds=asked.rounds,
+    turns, best = making.side_by_side(
+        model, asks, texts, pooling="mean", sizes=BATCH_SIZES, rounds=asked.rounds
     )
     tokens = length * len(texts)
     rates = {way: tokens / turns.median(way) for way in turns.seconds}

@@ -99,7 +99,9 @@ def check(
     expected = reference(plain, views)
     claims, figures = [], {}
     for dtype, least in LEAST_COSINES.items():
-        model = copy.deepcopy(weights).to(device=device, dtype=dtype)
+        # As an actor loads it: `.to(dtype)` would narrow buffers too, the rotary angles among them.
+        model = making.drawn(config, device, dtype)
+        model.load_state_dict(weights.state_dict())
         found = Encoder(Backbone(model, attention=asks.attention), asks).encode_views(views)
         cosine = least_cosine(expected, found.embeddings)
         title = f"{name}, {str(dtype).removeprefix('torch.')}"

@@ -2,10 +2,9 @@
 
 Llama-shaped random weights in bfloat16, last-token vectors. Utilisation is the FLOPs that the own
 tokens of the texts need, per second, over those of a plain matrix product measured in the same run.
-The peer
-is `SentenceTransformer.encode` with a copy of the weights and the best of several batch sizes; it
-pads, since flash-attn is not among our requirements. Both sides start from texts; our rate from
-token views, as a job's actors get them, is told apart.
+The peer is `SentenceTransformer.encode` with a copy of the weights and the best of several batch
+sizes; it pads, since flash-attn is not among our requirements. Both sides start from texts; our
+rate from token views, as a job's actors get them, is told apart.
 
     python -m benchmarks.gpu.llama [--sizes 0.6B 1.5B 7B] [--tokens 1000000] [--rounds 3] [--tiny]
 """
@@ -55,19 +54,8 @@ def compare(where: str, model: Any, kind: str, asked: argparse.Namespace) -> Par
     texts = making.texts(making.lengths(kind, tokens, most=most))
     counts = [len(text) for text in texts]
     asks = recipe(where)
-    peer = making.peer(where, model, pooling="lasttoken")
-    few = texts[: max(4, len(texts) // 8)]
-    best = making.best_batch(peer, few, BATCH_SIZES)
-    encoder = Encoder(Backbone(model, attention="causal"), asks)
-    views = load_tokenizer(asks).views(texts)
-    encoder.encode(few)
-    turns = take_turns(
-        {
-            "peer": lambda: peer.encode(texts, batch_size=best),
-            "ours": lambda: encoder.encode(texts),
-            "ours, from views": lambda: encoder.encode_views(views).embeddings,
-        },
-        rounds=asked.rounds,
+    turns, best = making.side_by_side(
+        model, asks, texts, pooling="lasttoken", sizes=BATCH_SIZES, rounds=asked.rounds
     )
     needed = making.flops(model, counts, causal=True)
     used = needed / turns.median("ours, from views") / asked.matmul
@@ -95,8 +83,9 @@ def reuse(where: str, model: Any, asked: argparse.Namespace) -> Part:
     shared = load_tokenizer(asks).views(making.texts([after] * count))
     plain = without_sharing(shared)
     encoder = Encoder(Backbone(model, attention="causal"), asks)
-    encoder.encode_views(shared.take(range(4)))
-    encoder.encode_views(plain.take(range(4)))
+    # All of them: the token budget is searched for in the first pass that is long enough.
+    encoder.encode_views(plain)
+    encoder.encode_views(shared)
     turns = take_turns(
         {
             "no reuse": lambda: encoder.encode_views(plain),

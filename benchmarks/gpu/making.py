@@ -22,7 +22,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModel, BertConfig, LlamaConfig, PreTrainedModel
 
-from benchmarks.measuring.turns import quickest
+from benchmarks.measuring.turns import Turns, quickest, take_turns
+from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.tokenizer import load_tokenizer
+from embedjob.recipe import Recipe
 
 LLAMAS: Mapping[str, Mapping[str, int]] = {
     # The shapes of Qwen3-0.6B, Qwen2-1.5B and Llama-7B.
@@ -153,8 +157,37 @@ def peer(where: str, model: PreTrainedModel, *, pooling: str) -> Any:
     transformer = Transformer(where)
     # A copy: what the other side sets on its model is not to change this one.
     transformer.model = copy.deepcopy(model)
+    # As it sets on every model that it loads itself: a cache would be filled in vain.
+    transformer.model.config.use_cache = False
     pooled = Pooling(model.config.hidden_size, pooling_mode=pooling)
     return SentenceTransformer(modules=[transformer, pooled, Normalize()], device=str(model.device))
+
+
+def side_by_side(
+    model: PreTrainedModel,
+    asks: Recipe,
+    texts: list[str],
+    *,
+    pooling: str,
+    sizes: Sequence[int],
+    rounds: int,
+) -> tuple[Turns[Any], int]:
+    """Turns of sentence-transformers, ours, and ours from views; and the peer's best batch size."""
+    other = peer(asks.model, model, pooling=pooling)
+    best = best_batch(other, texts[: max(4, len(texts) // 8)], sizes)
+    encoder = Encoder(Backbone(model, attention=asks.attention), asks)
+    views = load_tokenizer(asks).views(texts)
+    # All of them: the token budget is searched for in the first pass that is long enough.
+    encoder.encode_views(views)
+    turns = take_turns(
+        {
+            "peer": lambda: other.encode(texts, batch_size=best),
+            "ours": lambda: encoder.encode(texts),
+            "ours, from views": lambda: encoder.encode_views(views).embeddings,
+        },
+        rounds=rounds,
+    )
+    return turns, best
 
 
 def best_batch(model: Any, few: list[str], sizes: Sequence[int]) -> int:

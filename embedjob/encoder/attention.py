@@ -3,7 +3,7 @@
 Legend: V views, T tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -20,14 +20,34 @@ _WATCHED, _CHANGED = 1, 3
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 
 
-def set_attention(model: PreTrainedModel, attention: Attention) -> None:
-    """Make a decoder's attention look both ways, or leave it as it is.
+States = Callable[[Tensor, Tensor], Tensor]
 
-    Both are needed: the mask is built by the config's flag (else padded batches stay causal), and
-    where no mask is built the kernel asks the module's.
+
+def set_attention(
+    model: PreTrainedModel, attention: Attention, *, states: States, vocabulary: int
+) -> None:
+    """Make a model's attention look so; ModelError if its `states` then do not.
+
+    A model that looks both ways by itself is left alone: it may have windows of its own for that.
     """
-    if attention == "causal":
-        return
+    least = _TOLERANCE[model.dtype]
+    wanted = attention == "bidirectional"
+    if wanted and any(change <= least for change in _changes(states, vocabulary=vocabulary)):
+        _look_both_ways(model)
+    for change in _changes(states, vocabulary=vocabulary):
+        sees = change > least
+        if sees != wanted:
+            raise ModelError(
+                f"encoder.attention: got {attention}, but a token of this model"
+                f" {'sees' if sees else 'does not see'} later ones (its state changes by"
+                f" {change:.1e}), and this architecture cannot be set to it; set"
+                f" encoder.attention: {'bidirectional' if sees else 'causal'}"
+            )
+
+
+def _look_both_ways(model: PreTrainedModel) -> None:
+    # Both are needed: the mask is built by the config's flag (else padded batches stay causal), and
+    # where no mask is built the kernel asks the module's.
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.is_causal = False
     for module in model.modules():
@@ -35,16 +55,10 @@ def set_attention(model: PreTrainedModel, attention: Attention) -> None:
             module.is_causal = False  # type: ignore[assignment]
 
 
-def require_attention(
-    states: Callable[[Tensor, Tensor], Tensor],
-    attention: Attention,
-    *,
-    vocabulary: int,
-    dtype: torch.dtype,
-) -> None:
-    """ModelError unless a state sees a later token exactly when it should.
+def _changes(states: States, *, vocabulary: int) -> Iterator[float]:
+    """By how much of its norm a state changes with a later token: without padding, and with some.
 
-    Checked with and without padding, because the two take different ways through a model.
+    Both, because the two take different ways through a model.
     """
     ids_T = torch.tensor(_PROBE).remainder(vocabulary)
     changed_T = ids_T.clone()
@@ -56,10 +70,4 @@ def require_attention(
             states(nn.functional.pad(ids, (0, padding))[None], mask_VT)[0, _WATCHED].float()
             for ids in (ids_T, changed_T)
         )
-        change = float((before_D - after_D).norm() / before_D.norm().clamp(min=1e-12))
-        if (change > _TOLERANCE[dtype]) != (attention == "bidirectional"):
-            sees = "sees" if change > _TOLERANCE[dtype] else "does not see"
-            raise ModelError(
-                f"encoder.attention: got {attention}, but a token of this model {sees} later ones"
-                f" (its state changes by {change:.1e}); this architecture cannot be set to it"
-            )
+        yield float((before_D - after_D).norm() / before_D.norm().clamp(min=1e-12))

@@ -6,6 +6,7 @@ Legend: V views, T tokens, D width.
 import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from embedjob.encoder.attention import Attention, require_attention, set_attention
+from embedjob.encoder.attention import Attention, set_attention
 from embedjob.encoder.facts import ModelFacts, facts_of
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.loading import load_model
 from embedjob.encoder.transfers import onto
+from embedjob.encoder.windows import windows_of
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
@@ -53,13 +55,8 @@ class Backbone:
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._first_position = _first_position(model)
         self._reader = LayerReader(self.model, layers=self.facts.layers, vocabulary=self.vocabulary)
-        set_attention(model, attention)
-        require_attention(
-            lambda ids, mask: self.states(ids, mask, layer=-1),
-            attention,
-            vocabulary=self.vocabulary,
-            dtype=model.dtype,
-        )
+        states = partial(self.states, layer=-1)
+        set_attention(model, attention, states=states, vocabulary=self.vocabulary)
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +78,13 @@ class Backbone:
     def blocks(self) -> nn.ModuleList | None:
         """The model's blocks, if what goes into block i is hidden state i."""
         return self._reader.blocks
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Over how many tokens parts of its attention reach, where that is limited."""
+        # As it runs: what a config would write to a file is another number in Gemma 3.
+        config = self.model.config
+        return windows_of({**vars(config), "text": vars(config.get_text_config())})
 
     @torch.inference_mode()
     def states(
@@ -129,7 +133,8 @@ class Backbone:
                 position_VT = (mask_VT.cumsum(dim=1) - 1).clamp(min=0)
             inputs["position_ids"] = position_VT + self._first_position
         output = self.model(**inputs, past_key_values=cache, use_cache=True, return_dict=True)
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        states_VTD: Tensor = output.last_hidden_state
+        return states_VTD.to(self.device)
 
     @contextmanager
     def float32(self) -> Iterator[None]:
@@ -140,12 +145,14 @@ class Backbone:
             for tensor in chain.from_iterable((*p.parameters(), *p.buffers()) for p in parts)
             if tensor.is_floating_point() and tensor.dtype != torch.float32
         ]
-        for tensor, _ in narrow:
-            tensor.data = tensor.data.float()
         try:
+            # Within: out of memory half-way, those before it must be narrowed again.
+            for tensor, _ in narrow:
+                tensor.data = tensor.data.float()
             yield
         finally:
-            for tensor, dtype in narrow:
+            # The last one first: the room that it left when it was widened is still free.
+            for tensor, dtype in reversed(narrow):
                 tensor.data = tensor.data.to(dtype)
 
 

@@ -8,7 +8,7 @@ from embedjob.beside import router_in, sparse_in
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
-_EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
+EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def beside_of(recipe: Recipe, config: Mapping[str, Any]) -> Beside:
 
 def router_width(config: Mapping[str, Any]) -> int:
     """How many scores a token gets of all routers together; 0 if the model has no experts."""
-    experts = int(next((config[key] for key in _EXPERT_KEYS if config.get(key)), 0))
+    experts = int(next((config[key] for key in EXPERT_KEYS if config.get(key)), 0))
     layers = int(config["num_hidden_layers"]) if experts else 0
     dense = set(config.get("mlp_only_layers") or ())
     step, first = (

@@ -59,7 +59,7 @@ def measured(views: TokenViews, loaded: Loaded) -> int:
     device = loaded.packing.backbone.device
     on_gpu = device.type == "cuda"
     # A GPU's memory must bear the longest views there may be; a CPU's caches like some lengths.
-    sample, number = _longest(views, loaded) if on_gpu else (views, _median(views))
+    sample, number = longest(views, loaded) if on_gpu else (views, _median(views))
     asked = range_of(device)
     budget = fastest(lambda tokens: _probe(sample, number, tokens, loaded), asked)
     _LOG.info("%d tokens go through the model together", budget)
@@ -67,9 +67,10 @@ def measured(views: TokenViews, loaded: Loaded) -> int:
 
 
 def fastest(probe: Callable[[int], Probed], asked: Range) -> int:
-    """The smallest budget that no larger one beats by much, of those that the memory bears.
+    """The usual budget if no other beats it by much, else the smallest of which that is true.
 
-    The default where time runs out before two were tried, or where what is tried raises.
+    It is one of those that the memory bears, and the usual one where time runs out before two were
+    tried, or where what is tried raises.
     """
     until = time.monotonic() + asked.seconds
     tried: list[tuple[int, float]] = []
@@ -139,9 +140,10 @@ def _median(views: TokenViews) -> int:
     return int(full[np.argsort(views.lengths[full])[len(full) // 2]])
 
 
-def _longest(views: TokenViews, loaded: Loaded) -> tuple[TokenViews, int]:
-    """A view of as many tokens as the recipe allows, and its number."""
-    length = loaded.recipe.max_tokens
+def longest(views: TokenViews, loaded: Loaded) -> tuple[TokenViews, int]:
+    """A view of as many tokens as any may have, and its number."""
+    # A text that is cut late goes whole through the model, however long it is.
+    length = max(loaded.recipe.max_tokens, int(views.lengths.max()))
     ids = np.resize(views.full_ids(int(views.lengths.argmax())), length)
     span = np.array([[0, length]], np.int32)
     none = np.zeros(1, np.bool_)

@@ -13,11 +13,10 @@ from torch import Tensor
 from embedjob.beside import router_in, sparse_in
 from embedjob.encoder.batches import Indices
 from embedjob.encoder.passes import Failures, Passed
-from embedjob.encoder.recovery import Vectors
 from embedjob.recipe import Recipe, WeightedTemplate
 from embedjob.text.views import Cuts, TokenViews
 from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
-from embedjob.vectors.encoded import Encoded, Lines
+from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.finishing import finish, width
 from embedjob.vectors.sparse import NOTHING, Row, Sparse, sparse
 

@@ -18,18 +18,18 @@ from embedjob.encoder.embeddings import encoded
 from embedjob.encoder.flops import Meter
 from embedjob.encoder.forward import Loaded
 from embedjob.encoder.interventions import Steering
+from embedjob.encoder.lost import telling_of_loss
 from embedjob.encoder.packing import Packing
 from embedjob.encoder.passes import Caller, pass_all
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.readout import Readout
 from embedjob.encoder.recorded import recorded
-from embedjob.encoder.recovery import Vectors
 from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError
 from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
-from embedjob.vectors.encoded import Encoded, Lines
+from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.quantizing import Codes, quantize
 
 
@@ -154,6 +154,7 @@ class Encoder:
             )
         return found
 
+    @telling_of_loss()
     def encode_views(
         self,
         views: TokenViews,
@@ -165,7 +166,8 @@ class Encoder:
         """The embeddings of the views' texts, and why some of them have none.
 
         Equal views go through the model once. `stop` is asked between micro-batches, and answers
-        with InterruptedRunError; `on_progress` is told the texts and tokens done so far.
+        with InterruptedRunError; `on_progress` is told the texts and tokens done so far. A device
+        that answers nothing more raises DeviceLostError, and its process can only end.
         """
         recipe = self._recipe(role)
         loaded = self._loaded(recipe)
@@ -194,7 +196,9 @@ class Encoder:
         """The tokens that go through the model together, measured when there are enough to do."""
         if self._budget is not None:
             return self._budget
-        if views.lengths.sum() < WORTH_MEASURING:
+        # A view without a span is not run.
+        full = views.span[:, 0] < views.span[:, 1]
+        if views.lengths[full].sum() < WORTH_MEASURING:
             return range_of(self.backbone.device).default
         self._budget = measured(views, loaded)
         return self._budget

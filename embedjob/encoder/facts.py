@@ -21,6 +21,7 @@ from embedjob.encoder.source import (
     require_weights,
     transformer_directory,
 )
+from embedjob.encoder.windows import steady_positions
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
@@ -28,6 +29,7 @@ from embedjob.recipe import Recipe
 # a table lets the driver know without importing transformers, and a test compares the two.
 _ENCODER_TYPES_WORDS = """
 albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra
+embedding_gemma2 embedding_gemma2_text
 ernie esm esmc eurobert flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm longformer
 luke megatron-bert mobilebert modernbert modernvbert mpnet mra mt5 neomme new nomic_bert
 nystromformer perceiver rembert roberta roberta-prelayernorm roc_bert roformer squeezebert t5
@@ -50,7 +52,8 @@ _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 class ModelFacts:
     """The size and kind of a model: `causal` is a decoder, `max_positions` None is no limit.
 
-    `vocabulary` is how many token ids have an embedding, None where the config does not tell.
+    `vocabulary` is how many token ids have an embedding, None where the config does not tell. With
+    `length_bound` there are more positions, but a longer text would change those of other texts.
     """
 
     hidden_size: int
@@ -59,6 +62,7 @@ class ModelFacts:
     max_positions: int | None
     parameters: int | None
     vocabulary: int | None = None
+    length_bound: bool = False
 
 
 def facts(source: ModelSource) -> ModelFacts:
@@ -88,7 +92,16 @@ def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> Mod
     if positions and model_type in _OFFSET_POSITIONS:
         positions -= int(config.get("pad_token_id") or 0) + 1
     vocabulary = _first(config, ("vocab_size",))
-    return ModelFacts(size, layers, is_causal(config), positions, parameters, vocabulary)
+    steady = steady_positions(config)
+    return ModelFacts(
+        size,
+        layers,
+        is_causal(config),
+        max_positions=steady or positions,
+        parameters=parameters,
+        vocabulary=vocabulary,
+        length_bound=steady is not None,
+    )
 
 
 def is_causal(config: Mapping[str, Any]) -> bool:
@@ -118,10 +131,13 @@ def require_fit(recipe: Recipe, known: ModelFacts) -> None:
     _require_blocks(recipe, known, lowest=min(layer % (known.layers + 1) for layer in layers))
     said = recipe.decode.max_tokens - 1 if recipe.decode else 0
     if known.max_positions is not None and recipe.max_tokens + said > known.max_positions:
+        longer = (
+            ": one longer text would change those of all that go through it together (longrope)"
+        )
         raise ModelError(
             f"encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
-            f" {known.max_positions} positions; set encoder.max_tokens:"
-            f" {known.max_positions - said}"
+            f" {known.max_positions} positions{longer if known.length_bound else ''}; set"
+            f" encoder.max_tokens: {known.max_positions - said}"
         )
 
 

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.windows import windows_of
+from embedjob.encoder.beside import EXPERT_KEYS
 from embedjob.recipe import Recipe
 
 # A shorter pass is not worth the fraction of a second that the device's peak takes to measure.
 _WORTH_SECONDS = 1.0
 _MEASURE_SECONDS = 0.25
 _SIDES = {"cpu": 1024, "cuda": 8192}
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# Where Ernie's experts are is not known beside; that it has some is enough here.
+_EXPERTS = (*EXPERT_KEYS, "moe_num_experts")
 
 
 class Meter:
@@ -69,7 +70,7 @@ def flops_per_pair(backbone: Backbone, recipe: Recipe) -> float:
     Nothing where windows cut attention short: what is counted then is less than what is done.
     """
     config = backbone.model.config.get_text_config()
-    if windows_of(config.to_dict()):
+    if backbone.windows:
         return 0.0
     heads = getattr(config, "num_attention_heads", None)
     each = getattr(config, "head_dim", None)

@@ -5,6 +5,7 @@ Legend: V views, T tokens, D width.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
 from embedjob.encoder.prefixes import Prefixes
+from embedjob.encoder.transfers import onto
 from embedjob.errors import ModelError
 from embedjob.interventions import Contrast, Prepend
 from embedjob.recipe import Recipe
@@ -25,6 +27,7 @@ self_attn.o_proj self_attn.out_proj self_attn.dense attention.dense self_attenti
 attn.c_proj attn.out_proj attn.o_proj attention.o_proj attn.attention.out_proj
 """
 PROJECTIONS = tuple(_PROJECTIONS_WORDS.split())
+Places = tuple[Tensor, Tensor]
 
 
 class _Captured(Exception):
@@ -68,19 +71,20 @@ class Steering:
 
     def _put_slots(self, hooks: ExitStack, batch: MicroBatch, slots: Indices, how: Prepend) -> None:
         """Gives the slots their embedding, and before each block the state of the last token."""
-        each_V, last_V = _last(batch.mask_VT, self._backbone.device)
-        first_V = last_V + 1 - batch.mask_VT.sum(dim=1).to(last_V.device)
-        slot_V = first_V + torch.from_numpy(slots).to(last_V.device)
+        each_V, last_V = _last(batch.mask_VT)
+        slot_V = last_V + 1 - batch.mask_VT.sum(dim=1) + torch.from_numpy(slots)
+        slots_on, lasts_on = at((each_V, slot_V)), at((each_V, last_V))
 
         def embed(_: nn.Module, args: Any, embedded_VTD: Tensor) -> Tensor:
             row_D = self._row_D.to(embedded_VTD.device, embedded_VTD.dtype)
-            return embedded_VTD.index_put((each_V, slot_V), row_D)
+            return embedded_VTD.index_put(slots_on(embedded_VTD.device), row_D)
 
         def prepend(hidden_VTD: Tensor) -> Tensor:
-            return hidden_VTD.index_put((each_V, slot_V), hidden_VTD[each_V, last_V])
+            last_VD = hidden_VTD[lasts_on(hidden_VTD.device)]
+            return hidden_VTD.index_put(slots_on(hidden_VTD.device), last_VD)
 
         if how.embedding is None:
-            batch.ids_VT[each_V.cpu(), slot_V.cpu()] = 0
+            batch.ids_VT[each_V, slot_V] = 0
             hooks.callback(self._embeds.register_forward_hook(embed).remove)
         for block in self._blocks[how.start : how.exit]:
             handle = block.register_forward_pre_hook(_changing(prepend), with_kwargs=True)
@@ -90,12 +94,12 @@ class Steering:
         self, hooks: ExitStack, batch: MicroBatch, less_VD: Tensor, how: Contrast
     ) -> None:
         """Changes what the last tokens' heads bring together."""
-        each_V, last_V = _last(batch.mask_VT, self._backbone.device)
+        lasts_on = at(_last(batch.mask_VT))
         change = _CONTRASTS[how.mode]
 
         def contrast(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            changed_VD = change(args[0][each_V, last_V], less_VD, how)
-            return (args[0].index_put((each_V, last_V), changed_VD), *args[1:])
+            lasts = lasts_on(args[0].device)
+            return (args[0].index_put(lasts, change(args[0][lasts], less_VD, how)), *args[1:])
 
         hooks.callback(self._projection.register_forward_pre_hook(contrast).remove)
 
@@ -109,11 +113,11 @@ class Steering:
         share = share and bool((views.prefix[texts] == 0).all())
         share = share and self._prefixes.serve(len(shared), longest)
         batch = assemble(views, texts, side=self._side, whole=not share)
-        each_V, last_V = _last(batch.mask_VT, self._backbone.device)
+        lasts_on = at(_last(batch.mask_VT))
         found: list[Tensor] = []
 
         def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append(args[0][each_V, last_V])
+            found.append(args[0][lasts_on(args[0].device)])
             raise _Captured
 
         if share:
@@ -160,11 +164,20 @@ def _changing(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     return hook
 
 
-def _last(mask_VT: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _last(mask_VT: Tensor) -> Places:
     """The number of each view [V], and where its last token is [V], whichever side is padded."""
     longest = mask_VT.shape[1]
-    last_V = longest - 1 - mask_VT.flip(1).int().argmax(dim=1)
-    return torch.arange(len(mask_VT), device=device), last_V.to(device)
+    return torch.arange(len(mask_VT)), longest - 1 - mask_VT.flip(1).int().argmax(dim=1)
+
+
+def at(places: Places) -> Callable[[torch.device], Places]:
+    """The same places on any device: a model may be spread, and each of its blocks has its own."""
+
+    @cache
+    def there(device: torch.device) -> Places:
+        return onto(places[0], device), onto(places[1], device)
+
+    return there
 
 
 def _row(embeds: Any, seed: int) -> Tensor:

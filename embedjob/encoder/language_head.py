@@ -47,7 +47,8 @@ class LanguageHead:
             states_VTD = self.body(input_ids=ids_VT, attention_mask=mask_VT).last_hidden_state
             setattr(model, model.base_model_prefix, self._given)
             self.module = model
-            apart_NW = self.logits(states_VTD[0])
+            # Of a model that is spread the last states are elsewhere, and so would be the logits.
+            apart_NW = self.logits(states_VTD[0].to(ids_VT.device))
         self.vocabulary = apart_NW.shape[-1]
         difference = float((apart_NW - whole_VTW[0].float()).norm())
         if not difference <= _TOLERANCE[model.dtype] * float(whole_VTW.float().norm()):

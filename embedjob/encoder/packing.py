@@ -17,7 +17,7 @@ from embedjob.encoder.kernels import FLASH_TYPES
 from embedjob.encoder.prefixes import Prefixes
 from embedjob.encoder.transfers import onto
 from embedjob.encoder.varlen import sequences
-from embedjob.encoder.windows import windows_of
+from embedjob.errors import in_one_line
 
 _LOG = logging.getLogger(__name__)
 _LENGTHS = (9, 5, 7)
@@ -76,11 +76,7 @@ class Packing:
     @cached_property
     def _longest(self) -> float:
         """The longest view that may be run so: 0 if none may, endless where attention is."""
-        try:
-            reason, longest = self._difference(shared=False)
-        except Exception as error:
-            # Whatever a model raises when its attention is replaced, it runs as it is.
-            reason, longest = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", 0
+        reason, longest = self._difference(shared=False)
         if reason:
             _LOG.warning("Views are padded for this model: %s", reason)
             return 0
@@ -89,10 +85,7 @@ class Packing:
     @cached_property
     def _apart(self) -> bool:
         """Whether views that share a prefix must be padded, though whole ones need not."""
-        try:
-            reason, _ = self._difference(shared=True)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason, _ = self._difference(shared=True)
         if reason:
             _LOG.warning("Views that share a prefix are padded for this model: %s", reason)
         return bool(reason)
@@ -100,13 +93,23 @@ class Packing:
     def _difference(self, *, shared: bool) -> tuple[str, float]:
         """Why views cannot be run so, by a small example, if they cannot; and how long they may be.
 
+        Whatever a model raises when its attention is replaced, it runs as it is.
+        """
+        try:
+            return self._compared(shared=shared)
+        except Exception as error:
+            return in_one_line(error), 0
+
+    def _compared(self, *, shared: bool) -> tuple[str, float]:
+        """The same, where the model raises nothing.
+
         A window that the model keeps to itself, and does not hand to its attention, is a limit; and
         so is one of attention that looks both ways, where models do not agree on where it ends.
         """
         backbone = self.backbone
         if not backbone.takes_positions:
             return "the model takes no positions", 0
-        windows = windows_of(backbone.model.config.to_dict())
+        windows = backbone.windows
         # After a prefix no view is longer than a window.
         narrow = () if shared else (one for one in windows if one <= _NARROW)
         ids_VT, mask_VT = self._example(narrow)

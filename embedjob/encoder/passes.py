@@ -11,10 +11,11 @@ import numpy as np
 from embedjob.encoder.batches import Indices, distinct
 from embedjob.encoder.forward import Loaded, ViewForward
 from embedjob.encoder.parts import alike, vector_offsets, vectors_of
-from embedjob.encoder.recovery import Forward, Passage, Vectors, Watch, pass_through
+from embedjob.encoder.recovery import Forward, Passage, Watch, pass_through
 from embedjob.encoder.trees import TreeForward, worthwhile
 from embedjob.text.runs import gather
 from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Vectors
 from embedjob.vectors.sparse import Row
 
 Failures = dict[int, tuple[str, str]]

@@ -13,7 +13,8 @@ from torch import Tensor
 from embedjob.encoder.backbone import Backbone, Layer
 from embedjob.encoder.batches import Grove
 from embedjob.encoder.cascade import KeyValues, cascading
-from embedjob.encoder.windows import length_bound_ropes, windows_of
+from embedjob.encoder.windows import length_bound_ropes
+from embedjob.errors import in_one_line
 from embedjob.text.runs import Ids
 
 _LOG = logging.getLogger(__name__)
@@ -76,9 +77,8 @@ class Prefixes:
     @cached_property
     def _longest(self) -> float:
         """The longest view that may be run so: 0 if none may, endless where attention is."""
-        config = self.backbone.model.config.to_dict()
-        longest = min(windows_of(config), default=np.inf)
-        ropes = length_bound_ropes(config)
+        longest = min(self.backbone.windows, default=np.inf)
+        ropes = length_bound_ropes(self.backbone.model.config.to_dict())
         reason = (
             f"its positions are of the kind {', '.join(ropes)}"
             if ropes
@@ -109,7 +109,7 @@ class Prefixes:
                 states = self.backbone.states(ids_VT, mask_VT, layer=-1, position=_SHARED)
         except Exception as error:
             # Whatever a model raises when its attention is replaced, it runs as it is.
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return in_one_line(error)
         real = mask_VT.to(states.device)
         norm = float((states - expected)[real].float().norm() / expected[real].float().norm())
         alike = norm <= _TOLERANCE[self.backbone.model.dtype]

@@ -48,7 +48,8 @@ class Readout:
     def __call__(self, hidden_VTD: Tensor, span_VT: Tensor) -> Tensor:
         """The readings [V, width] of views with these spans, in float32 on the model's device.
 
-        Nothing here may wait for the device: the next micro-batch is made meanwhile.
+        Nothing here may wait for the device: the next micro-batch is made meanwhile. Only latent
+        attention does, twice, to run no token but those of the spans.
         """
         span_VT = onto(span_VT, hidden_VTD.device)
         vectors_VD: Tensor = self._heads(self._pool(hidden_VTD, span_VT).float())

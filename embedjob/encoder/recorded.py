@@ -58,7 +58,14 @@ def _claim(out: str) -> Claim:
     snapshot = newest(out)
     if snapshot is None:
         return claims[0]
-    return next((one for one in claims if one.fingerprint == snapshot.fingerprint), claims[0])
+    claim = next((one for one in claims if one.fingerprint == snapshot.fingerprint), None)
+    if claim is None:
+        raise OutputError(
+            f"{out}: its newest snapshot is of the fingerprint {snapshot.fingerprint}, and"
+            f" {', '.join(one.fingerprint[:12] for one in claims)} alone have a claim here; was a"
+            " file beside _embedjob.json deleted? Restore it from a copy of the output"
+        )
+    return claim
 
 
 def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from embedjob.encoder.batches import Indices
+from embedjob.encoder.lost import telling_of_loss
 from embedjob.encoder.transfers import Landing, homeward
-from embedjob.errors import ChunkError, EmbedjobError, InterruptedRunError
+from embedjob.errors import EmbedjobError, InterruptedRunError, in_one_line
 from embedjob.text.microbatches import microbatches
+from embedjob.vectors.encoded import Vectors
 
-Indices = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32]
 _DETAIL_CHARACTERS = 300
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 # Micro-batches that a device has been given and whose vectors are not here yet.
@@ -133,7 +133,7 @@ class _Flow:
         which = self.left.popleft()
         outcome = _attempt(lambda: homeward(self.forward(which)))
         if isinstance(outcome, Trouble):
-            # What is aloft holds memory, and may be in trouble of its own.
+            # What is aloft holds memory, and its views may have to be halved as well.
             while self.aloft:
                 self.land()
             self._halve(which, outcome)
@@ -176,17 +176,14 @@ class _Flow:
 
 def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
     try:
-        return what()
+        with telling_of_loss():
+            return what()
     except EmbedjobError:
         raise
     except Exception as error:
         # Whatever a model raises over one row, the others are to be embedded. Only its text is
         # kept: a traceback would keep the activations alive on the device.
-        starved = is_out_of_memory(error)
-        if isinstance(error, torch.AcceleratorError) and not starved:
-            raise ChunkError(f"the device failed and its process must end: {error}") from error
-        text = " ".join(str(error).split())[:_DETAIL_CHARACTERS]
-        return Trouble(f"{type(error).__name__}: {text}", starved)
+        return Trouble(in_one_line(error, most=_DETAIL_CHARACTERS), is_out_of_memory(error))
 
 
 def _smaller(

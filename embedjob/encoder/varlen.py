@@ -64,12 +64,14 @@ def _flash(
     reach = -1 if look.window is None else look.window - 1
     # Of sequences of one token each, the kernel would regroup the heads, and the log-sum-exps.
     longest = max(2, rows.longest)
+    # A model may be spread: the bounds are where its first block is.
+    bounds_S = rows.bounds_S.to(query_NHE.device)
     out_NHE, weight = varlen.varlen_attn(
         query_NHE,
         key_NKE,
         value_NKE,
-        rows.bounds_S,
-        rows.bounds_S,
+        bounds_S,
+        bounds_S,
         longest,
         longest,
         return_aux=varlen.AuxRequest(lse=True),
@@ -110,5 +112,7 @@ def _window(length: int, look: Look, *, device: torch.device) -> Tensor | None:
         return None
     place = torch.arange(length, device=device)
     ahead = place - place[:, None]
-    unseen = (ahead.abs() >= look.window) | (ahead > 0 if look.causal else ahead.new_zeros(()) > 0)
+    unseen = ahead.abs() >= look.window
+    if look.causal:
+        unseen |= ahead > 0
     return torch.zeros(unseen.shape, device=device).masked_fill(unseen, -torch.inf)[None, None]

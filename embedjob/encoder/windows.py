@@ -6,6 +6,8 @@ from typing import Any
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
 # Their angles depend on how long the whole input is, so a prefix alone is not what it is in a view.
 _LENGTH_BOUND_ROPES = frozenset({"dynamic", "longrope"})
+_OLD_NAMES = {"su": "longrope"}
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def windows_of(config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -15,7 +17,21 @@ def windows_of(config: Mapping[str, Any]) -> tuple[int, ...]:
 
 def length_bound_ropes(config: Mapping[str, Any]) -> list[str]:
     """The kinds of positions that depend on how long the whole input is."""
-    return sorted(_LENGTH_BOUND_ROPES.intersection(map(str, _found(config, ("rope_type", "type")))))
+    kinds = map(str, _found(config, ("rope_type", "type")))
+    return sorted(_LENGTH_BOUND_ROPES.intersection(_OLD_NAMES.get(one, one) for one in kinds))
+
+
+def steady_positions(config: Mapping[str, Any]) -> int | None:
+    """The longest that views may be before all positions of a micro-batch become others, if any is.
+
+    `dynamic` positions become others where the model's own end, which nothing may pass anyway; and
+    so do `longrope` ones where the config tells nothing else.
+    """
+    if "longrope" not in length_bound_ropes(config):
+        return None
+    own = config.get(_ORIGINAL)
+    told = [one for one in ([own] if own else _found(config, (_ORIGINAL,))) if one]
+    return min(map(int, told), default=None)
 
 
 def _found(config: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from embedjob.errors import InterruptedRunError, RefusedError
+from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.stages.parcels import Failure, Parcel, describe, pack, unpack
 from embedjob.stages.read import attempt_at
@@ -106,6 +106,10 @@ class EncodeActor:
         except InterruptedRunError as error:
             self._ledger.abandon.remote(parcel.chunk.key)
             return Parcel(parcel.chunk, failure=Failure("abandoned", str(error)))
+        except DeviceLostError as error:
+            # It would take chunk after chunk and fail them all. This attempt is counted, and Ray
+            # gives the chunk to the next actor.
+            _leave(f"{parcel.chunk.key}: {error}")
         except Exception as error:  # whatever one chunk does, the others go on
             failure = Failure("fault", describe(error))
             return Parcel(parcel.chunk, failure=failure, stats=parcel.stats)

@@ -3,6 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
+# A CUDA kernel over more than 65,535 of them does not start.
+_MOST_VIEWS = 1 << 15
+
 
 def microbatches(
     lengths: npt.NDArray[np.integer],
@@ -13,9 +16,10 @@ def microbatches(
 ) -> list[npt.NDArray[np.int64]]:
     """View indices, longest first, so that padded each batch holds at most `budget` tokens.
 
-    A view longer than the budget goes alone, and views of different groups never go together. A
-    batch also ends before its padding is more than `bearable_padding` tokens, if that is given. The
-    longest of a group come first: what does not fit into memory fails early and not after hours.
+    A view longer than the budget goes alone, never more than 32,768 go together, and never views of
+    different groups. A batch also ends before its padding is more than `bearable_padding` tokens,
+    if that is given. The longest of a group come first: what does not fit into memory fails early
+    and not after hours.
     """
     grouped = np.broadcast_to(groups, lengths.shape)
     order = np.lexsort((-lengths.astype(np.int64), grouped))
@@ -25,7 +29,7 @@ def microbatches(
         sizes = np.maximum(1, lengths[group].astype(np.int64))
         start = 0
         while start < len(group):
-            stop = start + max(1, budget // int(sizes[start]))
+            stop = start + min(_MOST_VIEWS, max(1, budget // int(sizes[start])))
             if bearable_padding is not None:
                 padding = np.cumsum(sizes[start] - sizes[start:stop])
                 stop = start + int(np.searchsorted(padding, bearable_padding, side="right"))

@@ -24,8 +24,8 @@ def mean_of_normalized(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
 
 def weighted(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
     """The mean over views by the weights of their templates [R, D]."""
-    weights_VD = weights_V.float()[:, None]
-    return (vectors_RVD.float() * weights_VD).sum(dim=1) / weights_VD.sum()
+    weights_V1 = weights_V.float()[:, None]
+    return (vectors_RVD.float() * weights_V1).sum(dim=1) / weights_V1.sum()
 
 
 def maximum(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:

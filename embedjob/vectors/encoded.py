@@ -27,11 +27,6 @@ class Lines:
         """The embeddings of each text [R]."""
         return np.diff(self.offsets)
 
-    @property
-    def owners(self) -> npt.NDArray[np.int64]:
-        """The text of each embedding [L]."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
-
 
 @dataclass(frozen=True)
 class Encoded:

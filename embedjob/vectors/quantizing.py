@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedjob.errors import ConfigError
+from embedjob.vectors.encoded import Vectors
 
-Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.floating] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
 CALIBRATED = frozenset({"int8", "uint8"})

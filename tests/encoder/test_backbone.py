@@ -91,7 +91,10 @@ def test_a_causal_decoder_never_looks_ahead(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "t5"])
 def test_an_encoder_cannot_be_causal(name: str) -> None:
-    with pytest.raises(ModelError, match=r"encoder.attention: got causal.*sees later"):
+    with pytest.raises(
+        ModelError,
+        match=r"encoder.attention: got causal.*sees later.*set encoder.attention: bidirectional",
+    ):
         backbone(name, "causal")
 
 
@@ -124,6 +127,30 @@ def test_float32_is_a_visit_from_which_bfloat16_returns_to_the_bit() -> None:
     assert torch.equal(model.states(ids, mask, layer=-1), narrow)
     assert all(torch.equal(before[name], now) for name, now in model.model.state_dict().items())
     assert torch.equal(model.model.rotary_emb.inv_freq, rotary)
+
+
+def test_weights_that_cannot_all_be_widened_are_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Backbone(inner("llama").to(torch.bfloat16), attention="causal")
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    last = model.model.layers[1].mlp.down_proj.weight
+    widen, widened = Tensor.float, []
+
+    def scarce(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() == last.data_ptr():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        widened.append(tensor.numel())
+        return widen(tensor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "float", scarce)
+        with pytest.raises(torch.OutOfMemoryError), model.float32():
+            raise AssertionError("it was widened all the same")
+    assert len(widened) > 10
+    for name, now in model.model.state_dict().items():
+        assert now.dtype == torch.bfloat16, name
+        assert torch.equal(before[name], now), name
 
 
 def test_an_id_without_an_embedding_is_refused() -> None:

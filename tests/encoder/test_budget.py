@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.budget import RANGES, Probed, Range, fastest
+from embedjob.encoder.budget import RANGES, Probed, Range, fastest, longest
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews
 from tests.encoder import tiny
@@ -122,6 +122,31 @@ def test_memory_that_runs_out_while_searching_bounds_what_follows(views: TokenVi
     assert encoded.stats["tokens_per_microbatch"] == 512
     assert not encoded.failed
     assert len([tokens for tokens in tried if tokens > 700]) == 1
+
+
+def test_views_without_a_span_are_not_what_a_budget_is_searched_with(views: TokenViews) -> None:
+    spanless = many(views)
+    spanless.span[:, 0] = spanless.span[:, 1]
+    encoder = encoder_of()
+    forwards = []
+    encoder.backbone.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    found = encoder.encode_views(spanless)
+    assert found.stats["tokens_per_microbatch"] == RANGES["cpu"].default
+    assert len(found.failed) == spanless.texts
+    assert not forwards
+    # One view with a span among them is embedded, and still not worth a search.
+    spanless.span[7, 0] -= 1
+    assert len(encoder.encode_views(spanless).failed) == spanless.texts - 1
+    assert len(forwards) == 1
+
+
+def test_the_longest_view_that_is_tried_may_be_longer_than_a_part(views: TokenViews) -> None:
+    encoder = encoder_of()
+    loaded = encoder._loaded(encoder.recipe)
+    for length in (30, 100):
+        rows = [[5] * length, [7] * 3]
+        sample, number = longest(views_of(rows, [[]], [0, 0]), loaded)
+        assert sample.lengths[number] == max(length, encoder.recipe.max_tokens)
 
 
 @settings(deadline=None, max_examples=10)

@@ -1,8 +1,12 @@
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
 from transformers.models.auto import modeling_auto
 
-from embedjob.encoder.facts import ENCODER_TYPES, ModelFacts, facts_of, is_causal
+from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.facts import ENCODER_TYPES, ModelFacts, facts_of, is_causal, require_fit
 from embedjob.errors import ModelError
+from embedjob.recipe import Recipe
 from tests.encoder import tiny
 
 # In transformers' list of masked models, and yet not encoders alone.
@@ -26,6 +30,8 @@ def test_the_kind_is_told_by_the_config(name: str) -> None:
         ({"model_type": "llama"}, True),
         ({"model_type": "llama", "is_causal": False}, False),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, False),
+        ({"model_type": "embedding_gemma2", "text_config": {}}, False),
+        ({"model_type": "embedding_gemma2_text"}, False),
         ({"model_type": "bert", "is_decoder": True}, True),
         ({"model_type": "one that nobody knows"}, True),
     ],
@@ -51,3 +57,57 @@ def test_an_encoder_with_a_decoder_is_refused() -> None:
 def test_a_config_that_tells_no_size_is_refused() -> None:
     with pytest.raises(ModelError, match="tells no hidden size"):
         facts_of({"model_type": "clip"})
+
+
+@pytest.mark.parametrize(
+    ("told", "most"),
+    [
+        ({"original_max_position_embeddings": 32, "rope_scaling": {"type": "longrope"}}, 32),
+        ({"original_max_position_embeddings": 32, "rope_scaling": {"type": "su"}}, 32),
+        ({"rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 40}}, 40),
+        (
+            {
+                "rope_parameters": {
+                    "a": {"rope_type": "longrope", "original_max_position_embeddings": 48},
+                    "b": {"rope_type": "default"},
+                }
+            },
+            48,
+        ),
+        ({"rope_scaling": {"rope_type": "longrope"}}, None),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, None),
+        ({"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 32}}, None),
+    ],
+)
+def test_a_text_that_would_change_the_positions_of_others_is_too_long(
+    told: dict[str, object], most: int | None
+) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 3, "max_position_embeddings": 64}
+    known = facts_of({"model_type": "llama", **sizes, **told})
+    assert (known.max_positions, known.length_bound) == (most or 64, most is not None)
+    require_fit(Recipe(model="that", max_tokens=most or 64), known)
+    said = rf"got 65, but that has {most or 64} positions{': one longer' if most else ';'}"
+    with pytest.raises(ModelError, match=rf"{said}.*set encoder.max_tokens: {most or 64}"):
+        require_fit(Recipe(model="that", max_tokens=65), known)
+
+
+def test_within_the_bound_longrope_positions_are_those_of_the_view_alone() -> None:
+    """And past it they are not: transformers takes the longest of a micro-batch for all."""
+    half = tiny.GROUPED["head_dim"] // 2
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * half,
+        "long_factor": [4.0] * half,
+        "original_max_position_embeddings": 20,
+    }
+    torch.manual_seed(1)
+    model = LlamaModel(LlamaConfig(**tiny.GROUPED, rope_parameters=rope)).eval()
+    backbone = Backbone(model, attention="causal")
+    assert backbone.facts.max_positions == 20
+    ids = torch.arange(3, 33)[None].repeat(2, 1)
+    alone = backbone.states(ids[:1, :9], torch.ones(1, 9).bool(), layer=-1)[0]
+    for longest in (20, 21):
+        mask = torch.arange(longest) < torch.tensor([[9], [longest]])
+        beside = backbone.states(ids[:, :longest], mask, layer=-1)[0, :9]
+        assert torch.allclose(beside, alone, atol=1e-5) is (longest <= 20)

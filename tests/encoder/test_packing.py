@@ -9,6 +9,8 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2Model,
+    Gemma3TextConfig,
+    Gemma3TextModel,
     LlamaConfig,
     LlamaModel,
     MistralConfig,
@@ -133,6 +135,34 @@ def test_a_model_whose_tokens_meet_elsewhere_is_padded() -> None:
 
     backbone.model.layers[0].mlp.register_forward_hook(mix)
     assert not packing_of(backbone).serves(9, shared=False)
+
+
+@pytest.mark.parametrize("windows", [8, 40])
+def test_a_model_that_looks_both_ways_by_itself_keeps_its_own_windows(windows: int) -> None:
+    """EmbeddingGemma's kind: half of the window to either side, which no flag of ours may move."""
+    torch.manual_seed(4)
+    config = Gemma3TextConfig(
+        **{**tiny.GROUPED, "num_hidden_layers": 3},
+        sliding_window=windows,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        use_bidirectional_attention=True,
+    )
+    model = Gemma3TextModel(config).eval()
+    ids = torch.from_numpy(np.random.default_rng(1).integers(3, 590, (3, 45)))
+    mask = torch.arange(45) < torch.tensor([[45], [9], [30]])
+    with torch.inference_mode():
+        expected = [
+            model(input_ids=row[None, real]).last_hidden_state[0]
+            for row, real in zip(ids, mask, strict=True)
+        ]
+    backbone = backbone_of(model, "bidirectional")
+    packing = packing_of(backbone)
+    assert set(backbone.windows) == {windows // 2 + 1}
+    assert same(backbone.states(ids, mask, layer=-1)[mask].numpy(), torch.cat(expected).numpy())
+    assert same(packing.states(ids, mask, layer=-1)[mask].numpy(), torch.cat(expected).numpy())
+    # Where models do not agree on where a window that looks both ways ends, none is longer.
+    assert packing.serves(windows // 2 + 1, shared=False)
+    assert not packing.serves(windows // 2 + 2, shared=False)
 
 
 def silent(window: int) -> Backbone:

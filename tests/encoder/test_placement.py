@@ -1,5 +1,6 @@
 """A model over several GPUs: planned without any, run with its hooks on the CPU, or with two."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from transformers import AutoModel, LlamaConfig, PreTrainedModel
 from embedjob.config import Pool
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.interventions import at
+from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.loading import load_at
 from embedjob.encoder.placement import device_map, free_memory, spread
 from embedjob.errors import ResourceError
@@ -135,6 +138,61 @@ def test_above_one_gpu_an_actor_has_whole_ones(gpus: float, allowed: bool) -> No
         return
     with pytest.raises(ValidationError, match=rf"got {gpus:g}, allowed is a share of one GPU"):
         Pool(gpus_per_actor=gpus)
+
+
+STEERED: Mapping[str, object] = {
+    "templates": ('<PST> This sentence says to its reader: "{text}"',),
+    "interventions": (
+        {"prepend": {"slot": "<PST>", "start": 1, "exit": 2, "seed": 5}},
+        {"contrast": {"template": 'Its words are not: "{text}"', "layer": 1, "alpha": 0.5}},
+    ),
+}
+SAID: Mapping[str, object] = {
+    "templates": ('The words for "{text}" are: "',),
+    "decode": {"max_tokens": 3, "until": '"'},
+    "heads": ({"sparse_lm": {}},),
+}
+
+
+def spread_recipe(folder: Path, **knobs: object) -> Recipe:
+    common = {"model": str(folder), "max_tokens": 64, "dtype": "float32", "span": "last_token"}
+    return Recipe.model_validate({**common, **knobs})
+
+
+@pytest.mark.parametrize("knobs", [STEERED, SAID])
+def test_states_inside_a_model_with_such_hooks_are_steered_and_said_from(
+    tmp_path: Path, knobs: Mapping[str, object]
+) -> None:
+    recipe = spread_recipe(tiny.save("llama", tmp_path), **knobs)
+    one = Encoder.from_recipe(recipe, device="cpu")
+    model = tiny.model("llama")
+    head = LanguageHead(model) if recipe.reads_logits else None
+    body = head.body if head else model.base_model
+    spread(body, {part: "cpu" for part, _ in body.named_children()})
+    other = Encoder(Backbone(body, attention="causal", head=head), recipe)
+    first, second = one.outputs(TEXTS), other.outputs(TEXTS)
+    assert np.array_equal(first.embeddings, second.embeddings)
+    if first.sparse is not None and second.sparse is not None:
+        assert np.array_equal(first.sparse.row(1)[1], second.sparse.row(1)[1])
+
+
+@pytest.mark.parametrize("seen", ["meta", "cpu"])
+def test_places_are_where_the_states_are_and_go_there_once(seen: str) -> None:
+    places_on = at((torch.arange(3), torch.tensor([4, 0, 2])))
+    first, second = places_on(torch.device(seen)), places_on(torch.device(seen))
+    assert [one.device.type for one in first] == [seen, seen]
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    assert [one.tolist() for one in places_on(torch.device("cpu"))] == [[0, 1, 2], [4, 0, 2]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("knobs", [STEERED, SAID])
+def test_two_gpus_steer_and_say_what_one_does(tmp_path: Path, knobs: Mapping[str, object]) -> None:
+    recipe = spread_recipe(tiny.save("llama", tmp_path), **knobs)
+    one, two = Encoder.from_recipe(recipe), Encoder.from_recipe(recipe, gpus=2)
+    assert {p.device.index for p in two.backbone.model.parameters()} == {0, 1}
+    assert np.allclose(one.encode(TEXTS), two.encode(TEXTS), atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -90,6 +90,19 @@ def test_of_two_recipes_the_published_one_counts(model: Path, tmp_path: Path) ->
     assert Encoder.from_output(out, device="cpu").recipe.layer == 1
 
 
+def test_a_published_recipe_without_its_claim_is_no_other_recipe(
+    model: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    later = put_claim(out, claim(model, layer=1), new_fingerprint=True)
+    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=(), shards=()))
+    for path in (tmp_path / "out" / "claims").iterdir():
+        path.unlink()
+    with pytest.raises(OutputError, match=rf"fingerprint {later.fingerprint}.*deleted"):
+        Encoder.from_output(out, device="cpu")
+
+
 def test_another_model_in_the_same_place_is_refused(model: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     put_claim(out, claim(model))

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.encoder import recovery
-from embedjob.encoder.recovery import Indices, Passage, Watch, pass_through
+from embedjob.encoder.batches import Indices
+from embedjob.encoder.recovery import Passage, Watch, pass_through
 from embedjob.encoder.transfers import Landing
-from embedjob.errors import ChunkError, InterruptedRunError
+from embedjob.errors import DeviceLostError, InterruptedRunError
 
 WATCH = Watch(stop=lambda: False, on_views=lambda views: None)
 
@@ -252,12 +253,41 @@ def test_out_of_memory_is_known_by_its_many_names(error: Exception) -> None:
     assert Views(np.full(8, 4), trouble).passed().budget == 8
 
 
-def test_a_dead_device_ends_the_chunk_and_blames_no_row() -> None:
-    def trouble(which: Indices) -> None:
-        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
+def test_a_lost_device_ends_the_process_and_blames_no_row(
+    kind: type[Exception], gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost GPU raises on whatever it is asked, cuBLAS in words of its own; here the last one."""
 
-    with pytest.raises(ChunkError, match="device-side assert"):
-        Views(np.full(8, 4), trouble).passed()
+    def synchronize(gpu: int) -> None:
+        if gpu == gpus - 1:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    def trouble(which: Indices) -> None:
+        raise kind("device-side assert")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    views = Views(np.full(8, 4), trouble)
+    with pytest.raises(DeviceLostError, match="device-side assert"):
+        views.passed()
+    assert len(views.batches) == 1
+
+
+def test_a_launch_that_fails_on_a_sound_device_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trouble(which: Indices) -> None:
+        if len(which) > 2:
+            raise torch.AcceleratorError("CUDA error: invalid configuration argument")
+        poison(5)(which)
+
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    passage = Views(np.full(8, 4), trouble, trouble_alone=poison(5)).passed()
+    assert right(passage)
+    assert list(passage.failed) == [5]
+    assert set(asked) == {0}
 
 
 def test_told_to_stop_it_stops_before_the_next_batch() -> None:

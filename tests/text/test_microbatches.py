@@ -51,6 +51,12 @@ def test_equal_lengths_keep_their_order_and_unsigned_lengths_sort() -> None:
     assert [batch.tolist() for batch in batches] == [[1, 3], [0, 2]]
 
 
+def test_no_more_go_together_than_a_kernel_takes() -> None:
+    batches = microbatches(np.ones(70_000, np.int64), budget=1 << 18)
+    assert [len(batch) for batch in batches] == [32_768, 32_768, 4_464]
+    assert np.array_equal(np.concatenate(batches), np.arange(70_000))
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 2)), max_size=80), st.integers(1, 200)
