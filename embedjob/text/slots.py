@@ -25,7 +25,7 @@ def slot_position(rows: Sequence[Sequence[int]], slot: int, *, name: str, templa
 
 
 def standing_in(tokenizer: Tokenizer, prepend: Prepend | None) -> int | None:
-    """The id whose embedding the slot has, None where it is drawn; ConfigError if it is no token."""
+    """The id whose embedding the slot has, None where it is drawn; ConfigError if not a token."""
     if prepend is None or prepend.embedding is None:
         return None
     ids: list[int] = tokenizer.encode(prepend.embedding, add_special_tokens=False).ids
