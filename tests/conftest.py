@@ -10,6 +10,9 @@ import pytest
 from tests.cluster import AUTH, ROOT, Cluster, ray_cluster
 from tests.seaweed import S3Server, seaweed
 
+# Tiny models gain nothing from several threads, which on busy cores wait long for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:

@@ -423,8 +423,8 @@ def token_prepending(start: int, stop: int, *, row: int | str, layer: int) -> Re
         slot = ids.index(tok.token_to_id("<PST>"))
         table = model.get_input_embeddings().weight.detach()
         if isinstance(row, str):
-            [known_row] = tok.encode(row, add_special_tokens=False).ids
-            extra = table[known_row]
+            [ids[slot]] = tok.encode(row, add_special_tokens=False).ids
+            extra = table[ids[slot]]
         else:
             extra = torch.tensor(np.random.RandomState(row).randn(table.shape[1])).float()
         table = torch.cat([table, extra[None]])
