@@ -28,7 +28,7 @@ from benchmarks.measuring.encoders import minilm_recipe
 from benchmarks.measuring.machine import watched
 from benchmarks.measuring.texts import SMOLLM, corpus, distinct
 from benchmarks.measuring.turns import Turns, take_turns
-from embedjob.encoder.batches import MicroBatch
+from embedjob.encoder.batches import MicroBatch, bearable_padding
 from embedjob.encoder.batches import assemble as padded
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.source import ModelSource, materialize
@@ -103,7 +103,8 @@ class Bare:
 
 def bare(encoder: Encoder, views: TokenViews) -> Bare:
     """The encoder's own model, on the micro-batches that it would make of these views."""
-    groups = microbatches(views.lengths, budget=BUDGET)
+    bearable = bearable_padding(encoder.backbone.device)
+    groups = microbatches(views.lengths, budget=BUDGET, bearable_padding=bearable)
     return Bare(encoder.backbone.model, [padded(views, which) for which in groups])
 
 

@@ -181,6 +181,7 @@ def test_all_of_two_thousand_objects_are_seen(
     assert open_snapshot(f"{bucket}/out").count_rows() == 20
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_one_wins_and_the_other_names_it(
     bucket: str, cluster: Cluster, tmp_path: Path
 ) -> None:
