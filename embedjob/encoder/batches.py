@@ -18,7 +18,7 @@ Side = Literal["left", "right"]
 Indices = npt.NDArray[np.int64]
 _PADDING = -1
 # Tokens that a device computes in the time that one more micro-batch costs it.
-_BEARABLE_PADDING = {"cpu": 32}
+_BEARABLE_PADDING = {"cpu": 64}
 _ON_OTHER_DEVICES = 4096
 
 

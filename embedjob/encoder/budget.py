@@ -35,7 +35,7 @@ class Range:
 
 
 RANGES = {
-    "cpu": Range((512, 1024, 2048, 4096), 1.0, 2048),
+    "cpu": Range((512, 1024, 2048, 4096), 1.0, 1024),
     "cuda": Range(tuple(1 << power for power in range(12, 19)), 10.0, 32768),
 }
 
