@@ -87,9 +87,9 @@ def compare(work: Workload, asked: argparse.Namespace) -> tuple[list[Claim], dic
     settings = [Batch([], size, len(few) // (2 * cores) + 1) for size in work.batch_sizes]
     best = quickest(settings, lambda one: several(one._replace(texts=few)))
     ours = Workers(partial(our_encode, work.recipe()), count=cores, threads=1).ready()
-    # A job's chunks are larger than all of these; two each leave little to wait for at the end.
-    ours_chunk = len(texts) // (2 * cores) + 1
-    chunks = [texts[start : start + ours_chunk] for start in range(0, len(texts), ours_chunk)]
+    # One each: a job's chunks are larger still.
+    share = -(-len(texts) // cores)
+    chunks = [texts[start : start + share] for start in range(0, len(texts), share)]
     ways = {
         "one encode": lambda: single(Batch(rendered, size)),
         "pool": lambda: several(Batch(rendered, best.batch_size, chunk)),
