@@ -4,7 +4,7 @@
 - FLOP/s of the bare model against plain matrix products with its own weights, as many rows each.
 - The quickstart model, cached: seconds to the first committed chunk, part by part.
 
-    python -m benchmarks.efficiency [--rows 2048] [--llm-rows 96] [--rounds 3] [--starts 3]
+    python -m benchmarks.efficiency [--rows 4096] [--llm-rows 192] [--rounds 3] [--starts 3]
 """
 
 import argparse
@@ -210,8 +210,8 @@ def start_once(folder: str, born: float) -> dict[str, float]:
 def main() -> None:
     """Prints every figure, and all of them as JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=2048, help="texts for all-MiniLM")
-    parser.add_argument("--llm-rows", type=int, default=96, help="texts for SmolLM2")
+    parser.add_argument("--rows", type=int, default=4096, help="texts for all-MiniLM")
+    parser.add_argument("--llm-rows", type=int, default=192, help="texts for SmolLM2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--starts", type=int, default=3, help="quickstarts; 0 leaves them out")
     parser.add_argument("--threads", type=int, default=2)
