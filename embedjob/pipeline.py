@@ -166,8 +166,9 @@ def _run(
             watch = Watch(show, lambda: _taken(lease), job.run.stall_seconds)
             supervise(work, ledger, watch)
         outcomes = outcomes_of(ledger)
-    for note in calibration_notes(found):
-        console.say(note)
+    with _faults_alone():
+        for note in calibration_notes(found):
+            console.say(note)
     return outcomes
 
 

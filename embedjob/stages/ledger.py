@@ -79,6 +79,7 @@ class LedgerState:
     def ready(self, actor: str) -> None:
         """Notes that an actor has its encoder loaded, be it after a restart."""
         self._actors.add(actor)
+        self._failed_loads = 0
         self._moved = time.monotonic()
 
     def refuse(self, message: str) -> None:
@@ -89,7 +90,8 @@ class LedgerState:
     def failed_to_load(self, message: str) -> bool:
         """Whether an encoder that did not load, for this reason, stops the run.
 
-        Where none has loaded yet it does. Later it is the trouble of one node, unless it goes on.
+        Where none has loaded yet it does. Later it is the trouble of one node, unless several fail
+        in a row.
         """
         self._failed_loads += 1
         if self._actors and self._failed_loads < MAX_ATTEMPTS:
