@@ -2,7 +2,7 @@
 
 The reference is transformers alone: a padded batch, full forwards, eager attention, and the pooling
 written out. Random weights, random lengths; a template with a prefix of 40 tokens, so that the
-shared prefix is used too where attention is causal.
+shared prefix is used too where attention is causal, and there also texts before several tails.
 
     python -m benchmarks.gpu.correctness [--texts 48] [--tiny]
 """
@@ -37,6 +37,7 @@ from embedjob.text.views import TokenViews
 
 LEAST_COSINES = {torch.float32: 0.99999, torch.bfloat16: 0.999}
 PREFIX = 40
+TAILS = (5, 9, 2)
 SIZE = {
     "vocab_size": 512,
     "hidden_size": 512,
@@ -67,9 +68,10 @@ ENCODERS: Mapping[str, Callable[[], Any]] = {
 def reference(model: Any, views: TokenViews) -> npt.NDArray[np.float32]:
     """Unit vectors of all views: one padded batch, and the mean of the span's states."""
     longest = int(views.lengths.max())
-    ids = torch.zeros((views.texts, longest), dtype=torch.long)
-    seen, span = (torch.zeros((views.texts, longest)) for _ in range(2))
-    for view in range(views.texts):
+    count = len(views.lengths)
+    ids = torch.zeros((count, longest), dtype=torch.long)
+    seen, span = (torch.zeros((count, longest)) for _ in range(2))
+    for view in range(count):
         found = torch.from_numpy(views.full_ids(view).astype(np.int64))
         ids[view, : len(found)] = found
         seen[view, : len(found)] = 1
@@ -79,6 +81,25 @@ def reference(model: Any, views: TokenViews) -> npt.NDArray[np.float32]:
     return torch.nn.functional.normalize(pooled, dim=1).numpy()
 
 
+def recipes(where: str, *, causal: bool) -> dict[str, Recipe]:
+    """What is asked of a model: a prefix before the texts, and tails after them."""
+    prefix, *tails = (one.strip() for one in making.texts([PREFIX, *TAILS], seed=3))
+    if not causal:
+        return {
+            "all": Recipe(model=where, templates=(prefix + " {text}",), attention="bidirectional")
+        }
+    last = {"attention": "causal", "span": "last_token", "aggregation": "keep"}
+    templates = {
+        "prefix": (prefix + " {text}",),
+        "tails": tuple(f"{{text}} {tail}" for tail in tails),
+        "prefix and tails": tuple(f"{prefix} {{text}} {tail}" for tail in tails),
+    }
+    return {
+        title: Recipe.model_validate({"model": where, "templates": some, **last})
+        for title, some in templates.items()
+    }
+
+
 def check(
     where: str, name: str, device: torch.device, asked: argparse.Namespace
 ) -> tuple[list[Claim], dict[str, Any]]:
@@ -86,13 +107,19 @@ def check(
     causal = name in DECODERS
     config = (DECODERS if causal else ENCODERS)[name]()
     weights = making.drawn(config, torch.device("cpu"), torch.float32)
+    claims, figures = [], {}
+    for title, asks in recipes(where, causal=causal).items():
+        found, measured = compare(f"{name}, {title}", asks, weights, device, asked)
+        claims += found
+        figures |= measured
+    return claims, figures
+
+
+def compare(
+    name: str, asks: Recipe, weights: Any, device: torch.device, asked: argparse.Namespace
+) -> tuple[list[Claim], dict[str, Any]]:
+    """The same of one recipe."""
     lengths = making.lengths("lognormal", 150 * asked.texts, most=64 if asked.tiny else 400)
-    asks = Recipe(
-        model=where,
-        templates=(making.texts([PREFIX], seed=3)[0].strip() + " {text}",),
-        attention="causal" if causal else "bidirectional",
-        span="last_token" if causal else "all",
-    )
     views = load_tokenizer(asks).views(making.texts(lengths[: asked.texts]))
     plain = copy.deepcopy(weights)
     plain.set_attn_implementation("eager")
@@ -100,11 +127,12 @@ def check(
     claims, figures = [], {}
     for dtype, least in LEAST_COSINES.items():
         # As an actor loads it: `.to(dtype)` would narrow buffers too, the rotary angles among them.
-        model = making.drawn(config, device, dtype)
+        model = making.drawn(weights.config, device, dtype)
         model.load_state_dict(weights.state_dict())
         found = Encoder(Backbone(model, attention=asks.attention), asks).encode_views(views)
         cosine = least_cosine(expected, found.embeddings)
         title = f"{name}, {str(dtype).removeprefix('torch.')}"
+        expected = expected.reshape(found.embeddings.shape)
         claims.append(Claim(f"{title}: smallest cosine to the reference", cosine, floor=least))
         figures[f"{title}, largest difference"] = float(np.abs(expected - found.embeddings).max())
         figures[f"{title}, prefix tokens saved"] = found.stats["prefix_tokens_saved"]

@@ -3,6 +3,7 @@
 Legend: R texts, V views, T tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,13 +38,23 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Grove:
-    """Trees padded to one length; `sees_RTT` is which token looks at which."""
+    """Trees padded to one length; `branch_RT` is 0 in the trunk, 1 and on in the tails, or -1."""
 
     ids_RT: Tensor
-    mask_RT: Tensor
+    branch_RT: Tensor
     position_RT: Tensor
-    sees_RTT: Tensor
-    span_RVT: Tensor
+
+    @property
+    def mask_RT(self) -> Tensor:
+        """Which tokens are real."""
+        return self.branch_RT != _PADDING
+
+    @property
+    def sees_RTT(self) -> Tensor:
+        """Which token looks at which: back on its own branch and on the trunk."""
+        branch_RT = self.branch_RT
+        same_RTT = branch_RT[:, :, None] == branch_RT[:, None, :]
+        return (same_RTT | (branch_RT == 0)[:, None, :]).tril()
 
 
 def bearable_padding(device: torch.device) -> int:
@@ -77,32 +88,42 @@ def _inside(position_VT: Indices, span: Indices) -> Tensor:
     return torch.from_numpy((position_VT >= span[:, :1]) & (position_VT < span[:, 1:]))
 
 
-def plant(views: TokenViews, texts: Indices, *, whole: bool) -> Grove:
-    """The texts with their tails, after their prefix if they are not whole, padded on the right."""
+def plant(views: TokenViews, texts: Indices, *, whole: bool) -> tuple[Grove, Tensor]:
+    """The texts with their tails, after their prefix if they are not whole, and the views' spans.
+
+    Spans are masks [R, V, T] over the tokens of the trees.
+    """
     per_text = views.views_per_text
     skip = 0 if whole else int(views.prefix_lengths[texts[0] * per_text])
     rows = [_branches(views, int(text), whole=whole) for text in texts]
+    grove = laid_out(rows, skip=skip)
+    span_RVT = np.zeros((len(rows), per_text, grove.ids_RT.shape[1]), np.bool_)
+    for row, branches in enumerate(rows):
+        start = len(branches[0])
+        for number, ids in enumerate(branches[1:]):
+            before = skip + len(branches[0])
+            span = views.span[texts[row] * per_text + number] - before + start
+            span_RVT[row, number, span[0] : span[1]] = True
+            start += len(ids)
+    return grove, torch.from_numpy(span_RVT)
+
+
+def laid_out(rows: Sequence[Sequence[Ids]], *, skip: int = 0) -> Grove:
+    """Trees, each a trunk and its tails, whose first token is at position `skip`."""
     longest = max(sum(map(len, row)) for row in rows)
     ids_RT = np.zeros((len(rows), longest), np.int64)
     branch_RT = np.full((len(rows), longest), _PADDING)
     position_RT = np.zeros((len(rows), longest), np.int64)
-    span_RVT = np.zeros((len(rows), per_text, longest), np.bool_)
     for row, branches in enumerate(rows):
-        trunk, start = len(branches[0]), 0
+        start = 0
         for number, ids in enumerate(branches):
-            stop = start + len(ids)
-            before = skip + (trunk if number else 0)
-            ids_RT[row, start:stop] = ids
-            branch_RT[row, start:stop] = number
-            position_RT[row, start:stop] = before + np.arange(len(ids))
-            if number:
-                span = views.span[texts[row] * per_text + number - 1] - before + start
-                span_RVT[row, number - 1, span[0] : span[1]] = True
-            start = stop
-    same_RTT = branch_RT[:, :, None] == branch_RT[:, None, :]
-    sees_RTT = np.tril(same_RTT | (branch_RT == 0)[:, None, :])
-    arrays = (ids_RT, branch_RT != _PADDING, position_RT, sees_RTT, span_RVT)
-    return Grove(*map(torch.from_numpy, arrays))
+            here = slice(start, start + len(ids))
+            before = skip + (len(branches[0]) if number else 0)
+            ids_RT[row, here] = ids
+            branch_RT[row, here] = number
+            position_RT[row, here] = before + np.arange(len(ids))
+            start += len(ids)
+    return Grove(*map(torch.from_numpy, (ids_RT, branch_RT, position_RT)))
 
 
 def _branches(views: TokenViews, text: int, *, whole: bool) -> list[Ids]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from embedjob.encoder.kernels import Scores, attend
+from embedjob.encoder.kernels import Scores, attend, joined
 from embedjob.encoder.transfers import onto
-from embedjob.encoder.varlen import Look, Sequences, attend_each
+from embedjob.encoder.varlen import Look, Sequences, States, Trees, attend_each, attend_trees
 
 NAME = "embedjob_cascade"
 # What models hand to their attention and what does not change it, or is heeded below. With anything
@@ -47,7 +47,7 @@ class KeyValues:
 class _Pieces:
     shared: KeyValues | None
     kept: KeyValues | None
-    rows: Sequences | None
+    rows: Sequences | Trees | None
     bias_VHTT: Tensor | None
     windows: set[int] = field(default_factory=set)
 
@@ -61,14 +61,14 @@ def cascading(
     *,
     shared: KeyValues | None = None,
     kept: KeyValues | None = None,
-    among: Sequences | Tensor | None = None,
+    among: Sequences | Trees | Tensor | None = None,
 ) -> Iterator[set[int]]:
     """Within it the model's attention sees `shared` before a view's own tokens, and fills `kept`.
 
     Among a view's own tokens it is causal, or looks where `among` [V, T, T] says. It knows no
     padding: views are padded on the right, where no token sees it. Or the views lie in one row as
-    the sequences `among`, each looking as the model's own attention does. Gives the windows that
-    causal attention has asked for by then.
+    the sequences `among`, each looking as the model's own attention does, or as trees. Gives the
+    windows that causal attention has asked for by then.
     """
     sees_VTT = among if isinstance(among, Tensor) else None
     bias_VHTT = None
@@ -119,8 +119,7 @@ def _attention(
         folded = _fold(query_VHTE, keys.shape[1])
         other = attend(folded, keys, values, scores, causal=False, bias=None)
         there, its_weight = (_unfold(part, like=query_VHTE) for part in other)
-        share = torch.sigmoid(its_weight.float() - weight.float()).unsqueeze(-1)
-        out = torch.lerp(out.float(), there.float(), share).to(query_VHTE.dtype)
+        out, _ = joined((out, weight), (there, its_weight))
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -131,11 +130,14 @@ def _is_causal(module: nn.Module, asked: Mapping[str, Any]) -> bool:
 
 
 def _in_one_row(
-    states: tuple[Tensor, Tensor, Tensor], rows: Sequences, look: Look
+    states: tuple[Tensor, Tensor, Tensor], rows: Sequences | Trees, look: Look
 ) -> tuple[Tensor, Tensor]:
     """The output [1, H, T, E] and log-sum-exps [1, H, T] of sequences that lie end to end in T."""
-    query_THE, key_TKE, value_TKE = (one[0].transpose(0, 1) for one in states)
-    out_THE, weight_TH = attend_each(query_THE, key_TKE, value_TKE, rows, look)
+    flat = States(*(one[0].transpose(0, 1) for one in states))
+    if isinstance(rows, Trees):
+        out_THE, weight_TH = attend_trees(flat, rows, look)
+    else:
+        out_THE, weight_TH = attend_each(flat, rows, look)
     return out_THE.transpose(0, 1)[None], weight_TH.T[None]
 
 
@@ -162,11 +164,13 @@ def _require_known(
 ) -> None:
     """NotImplementedError if a model's attention asks for more than is heeded here."""
     unknown = sorted(name for name, one in asked.items() if one is not None and name not in _KNOWN)
-    own = pieces.rows.longest if pieces.rows else tokens
+    rows = pieces.rows
+    own = rows.longest if isinstance(rows, Sequences) else tokens
     length = own + (pieces.shared.length if pieces.shared else 0)
     # Tails that stand side by side are more tokens than any of them looks back on, and sequences
     # keep to windows among themselves.
-    apart = pieces.bias_VHTT is not None or (pieces.rows is not None and pieces.shared is None)
+    trees = pieces.bias_VHTT is not None or isinstance(rows, Trees)
+    apart = trees or (rows is not None and pieces.shared is None)
     narrow = not apart and (asked.get("sliding_window") or length) < length
     if unknown or mask is not None or narrow:
         raise NotImplementedError(f"attention with {unknown or 'a mask or a sliding window'}")

@@ -18,6 +18,18 @@ class Scores(NamedTuple):
     softcap: float | None
 
 
+def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What attention over two blocks of keys gives, from what it gives over each: exactly that.
+
+    Of both the outputs [..., E] and the log-sum-exps of their scores [...].
+    """
+    (out, weight), (there, its_weight) = one, other
+    weight, its_weight = weight.float(), its_weight.float()
+    share = torch.sigmoid(its_weight - weight).unsqueeze(-1)
+    both = torch.lerp(out.float(), there.float(), share).to(out.dtype)
+    return both, torch.logaddexp(weight, its_weight)
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, scores: Scores, *, causal: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:

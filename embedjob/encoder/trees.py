@@ -31,6 +31,7 @@ class TreeForward:
         self._views = views
         self._texts = texts
         self._prefixes, self._readout, self._recipe = loaded.prefixes, loaded.readout, loaded.recipe
+        self._packing = loaded.packing
         self._whole = ViewForward(views, np.arange(len(views.prefix)), loaded)
 
     @property
@@ -67,21 +68,36 @@ class TreeForward:
 
     def padded(self, which: Indices) -> int:
         """Tokens that these texts run together, padding among them."""
-        return int(self.lengths[which].max()) * len(which)
+        lengths = self.lengths[which]
+        return int(lengths.sum() if self._packed(which) else lengths.max() * len(which))
 
-    @property
-    def bearable_padding(self) -> int:
-        """Tokens of padding that cost less than one more micro-batch."""
-        return bearable_padding(self._prefixes.backbone.device)
+    @cached_property
+    def bearable_padding(self) -> int | None:
+        """Tokens of padding that cost less than one more micro-batch; None where none is."""
+        packed = len(self._texts) > 0 and self._packed(np.arange(len(self._texts)))
+        return None if packed else bearable_padding(self._prefixes.backbone.device)
 
     def __call__(self, which: Indices) -> Tensor:
         """The vectors [R, V x D] of these texts, all of one group."""
         group = int(self.groups[which[0]])
-        grove = plant(self._views, self._texts[which], whole=group < 0)
+        grove, span_RVT = plant(self._views, self._texts[which], whole=group < 0)
         prefix = self._views.prefixes[group] if group >= 0 else None
-        hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=self._recipe.layer)
-        spans = grove.span_RVT.unbind(dim=1)
+        layer = self._recipe.layer
+        if self._packed(which):
+            shared = None if prefix is None else self._prefixes.key_values(prefix)
+            hidden_RTD = self._packing.tree_states(grove, layer=layer, shared=shared)
+        else:
+            hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=layer)
+        spans = span_RVT.unbind(dim=1)
         return torch.cat([self._readout(hidden_RTD, span_RT) for span_RT in spans], dim=1)
+
+    def _packed(self, which: Indices) -> bool:
+        """Whether these texts go through the model in one row."""
+        if self._readout.router_width:
+            return False
+        lengths_RV = self._views.lengths.reshape(-1, self._views.views_per_text)
+        longest = int(lengths_RV[self._texts[which]].max())
+        return self._packing.serves_trees(longest, shared=bool(self.groups[which[0]] >= 0))
 
     def precisely(self, view: int) -> Tensor:
         """The vectors [1, V x D] of one text, each view whole and in float32."""

@@ -1,6 +1,9 @@
 """Attention over sequences that lie end to end in one row, none of which sees another.
 
-Legend: N tokens of all sequences, S sequences, H heads, K key heads, E head width.
+Or over trees, whose tails see the trunk that they stand on.
+
+Legend: N tokens of all sequences, M of those that are looked at, S sequences, H heads, K key heads,
+E head width.
 """
 
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from embedjob.encoder.kernels import Scores, attend
+from embedjob.encoder.kernels import Scores, attend, joined
 from embedjob.encoder.transfers import onto
 
 
@@ -22,6 +25,18 @@ class Sequences:
     bounds: tuple[int, ...]
     bounds_S: Tensor
     longest: int
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Trees in one row, all trunks first and then all tails, those of one tree side by side.
+
+    `each` are trunks and tails as sequences of their own; in `tails` those of a tree are one.
+    """
+
+    each: Sequences
+    trunks: Sequences
+    tails: Sequences
 
 
 class Look(NamedTuple):
@@ -39,45 +54,73 @@ def sequences(lengths: list[int], *, device: torch.device) -> Sequences:
     return Sequences(tuple(bounds_S.tolist()), placed_S, max(lengths))
 
 
+class States(NamedTuple):
+    """Queries [N, H, E], and the keys and values [M, K, E] that they look at."""
+
+    query_NHE: Tensor
+    key_MKE: Tensor
+    value_MKE: Tensor
+
+
+def attend_trees(states: States, trees: Trees, look: Look) -> tuple[Tensor, Tensor]:
+    """The same as `attend_each` of trees: a tail sees its trunk before itself.
+
+    No tail is so long that with its trunk it would be longer than a window.
+    """
+    out_NHE, weight_NH = attend_each(states, trees.each, look)
+    trunks = trees.trunks.bounds[-1]
+    back = States(states.query_NHE[trunks:], states.key_MKE[:trunks], states.value_MKE[:trunks])
+    whole = look._replace(causal=False, window=None)
+    there = attend_each(back, trees.tails, whole, keys=trees.trunks)
+    tails = joined((out_NHE[trunks:], weight_NH[trunks:]), there)
+    return (
+        torch.cat([out_NHE[:trunks], tails[0]]),
+        torch.cat([weight_NH[:trunks].float(), tails[1]]),
+    )
+
+
 def attend_each(
-    query_NHE: Tensor, key_NKE: Tensor, value_NKE: Tensor, rows: Sequences, look: Look
+    states: States, rows: Sequences, look: Look, *, keys: Sequences | None = None
 ) -> tuple[Tensor, Tensor]:
     """The attention's output [N, H, E], and the log-sum-exp of its scores [N, H].
 
+    Each sequence looks at itself, or else at that of `keys` of the same number, all of it.
     NotImplementedError where the device has no kernel for what is asked; ValueError where the
     sequences are not those of the row, since a kernel would read past its end.
     """
-    if rows.bounds[-1] != len(query_NHE):
-        raise ValueError(f"sequences of {rows.bounds[-1]} tokens in a row of {len(query_NHE)}")
+    seen = rows if keys is None else keys
+    for row, of in ((rows, states.query_NHE), (seen, states.key_MKE)):
+        if row.bounds[-1] != len(of):
+            raise ValueError(f"sequences of {row.bounds[-1]} tokens in a row of {len(of)}")
     window = look.window if look.window and look.window < rows.longest else None
     narrow = look._replace(window=window)
-    if query_NHE.device.type == "cuda":
-        return _flash(query_NHE, key_NKE, value_NKE, rows, narrow)
-    return _one_by_one(query_NHE, key_NKE, value_NKE, rows, narrow)
+    attend_all = _flash if states.query_NHE.device.type == "cuda" else _one_by_one
+    return attend_all(states, (rows, seen), narrow)
 
 
 def _flash(
-    query_NHE: Tensor, key_NKE: Tensor, value_NKE: Tensor, rows: Sequences, look: Look
+    states: States, bounds: tuple[Sequences, Sequences], look: Look
 ) -> tuple[Tensor, Tensor]:
     if look.scores.softcap is not None:
         raise NotImplementedError("flash attention over sequences knows no softcap")
+    query_NHE, key_MKE, value_MKE = states
     reach = -1 if look.window is None else look.window - 1
-    # Of sequences of one token each, the kernel would regroup the heads, and the log-sum-exps.
-    longest = max(2, rows.longest)
     # A model may be spread: the bounds are where its first block is.
-    bounds_S = rows.bounds_S.to(query_NHE.device)
+    rows_S, seen_S = (one.bounds_S.to(query_NHE.device) for one in bounds)
+    # Of sequences of one token each, the kernel would regroup the heads, and the log-sum-exps.
+    longest, farthest = (max(2, one.longest) for one in bounds)
     out_NHE, weight = varlen.varlen_attn(
         query_NHE,
-        key_NKE,
-        value_NKE,
-        bounds_S,
-        bounds_S,
+        key_MKE,
+        value_MKE,
+        rows_S,
+        seen_S,
         longest,
-        longest,
+        farthest,
         return_aux=varlen.AuxRequest(lse=True),
         scale=look.scores.scale,
         window_size=(reach, 0 if look.causal else reach),
-        enable_gqa=query_NHE.shape[1] != key_NKE.shape[1],
+        enable_gqa=query_NHE.shape[1] != key_MKE.shape[1],
     )
     tokens, heads = query_NHE.shape[:2]
     # The kernel gives [H, N], torch documents [N, H].
@@ -89,16 +132,16 @@ def _flash(
 
 
 def _one_by_one(
-    query_NHE: Tensor, key_NKE: Tensor, value_NKE: Tensor, rows: Sequences, look: Look
+    states: States, bounds: tuple[Sequences, Sequences], look: Look
 ) -> tuple[Tensor, Tensor]:
-    groups = query_NHE.shape[1] // key_NKE.shape[1]
-    keys_NHE, values_NHE = (one.repeat_interleave(groups, dim=1) for one in (key_NKE, value_NKE))
+    query_NHE, *seen = states
+    groups = query_NHE.shape[1] // states.key_MKE.shape[1]
+    seen_MHE = [one.repeat_interleave(groups, dim=1) for one in seen]
     outs, weights = [], []
-    for start, stop in pairwise(rows.bounds):
-        query, key, value = (
-            one[start:stop].transpose(0, 1)[None] for one in (query_NHE, keys_NHE, values_NHE)
-        )
-        bias = _window(stop - start, look, device=query_NHE.device)
+    for own, there in zip(*(pairwise(one.bounds) for one in bounds), strict=True):
+        query = query_NHE[slice(*own)].transpose(0, 1)[None]
+        key, value = (one[slice(*there)].transpose(0, 1)[None] for one in seen_MHE)
+        bias = _window(own[1] - own[0], look, device=query_NHE.device)
         causal = look.causal and bias is None
         out, weight = attend(query, key, value, look.scores, causal=causal, bias=bias)
         outs.append(out[0].transpose(0, 1))

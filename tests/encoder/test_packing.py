@@ -18,10 +18,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from embedjob.encoder import cascade
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.packing import Packing
 from embedjob.encoder.prefixes import Prefixes
+from embedjob.encoder.varlen import Look, States, Trees, attend_each
 from embedjob.text.views import TokenViews
 from tests.encoder import tiny
 from tests.encoder.test_fast_paths import (
@@ -90,6 +92,38 @@ def test_no_padding_is_run_and_a_prefix_once(name: str) -> None:
     assert same(none.embeddings, right.embeddings)
     assert none.stats["forward_tokens"] == 2 * 9 + 12 * 5
     assert none.stats["padded_tokens"] == none.stats["forward_tokens"]
+
+
+@pytest.mark.parametrize("prefix", [0, 8])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_texts_with_tails_lie_in_a_row_too(name: str, prefix: int) -> None:
+    views = text_first_views(prefix=prefix)
+    model = inner(name) if name not in ("mistral", "gemma2") else wide()
+    right, none = (
+        Encoder(backbone_of(model), recipe(), padding_side=side).encode_views(views)
+        for side in ("right", "none")
+    )
+    assert same(none.embeddings, right.embeddings)
+    assert none.stats["forward_tokens"] == 6 * (10 + 3 * 2) + prefix
+    assert none.stats["padded_tokens"] == none.stats["forward_tokens"]
+
+
+def test_trees_that_a_row_would_change_are_padded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the small example is for: attention that forgets the trunks."""
+
+    def mixed(states: States, trees: Trees, look: Look) -> Any:
+        return attend_each(states, trees.each, look)
+
+    monkeypatch.setattr(cascade, "attend_trees", mixed)
+    packing = packing_of(fresh("llama"))
+    with caplog.at_level(logging.WARNING):
+        assert not packing.serves_trees(9, shared=False)
+        assert not packing.serves_trees(9, shared=False)
+    assert packing.serves(9, shared=False)
+    told = [record.message for record in caplog.records if "tails are padded" in record.message]
+    assert len(told) == 1
 
 
 def test_padding_is_counted_where_there_is_some() -> None:
