@@ -157,7 +157,8 @@ def _of_segment(segment: Segment, recipe: Recipe) -> Piece:
     written = _values(recipe)[slot]()
     if segment.slot and segment.slot.strip:
         written = written.strip()
-    return Piece(written + (segment.slot.after if segment.slot else ""), marked)
+    after = segment.slot.after if segment.slot and written else ""
+    return Piece(written + after, marked)
 
 
 def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:

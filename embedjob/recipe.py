@@ -95,7 +95,8 @@ class Recipe(Section):
     """The `encoder` section, resolved: every knob that decides a vector's value.
 
     `base` is where the weights lie if `model` is an adapter, and by default what that one names;
-    `adapters` are merged into the weights in order.
+    `adapters` are merged into the weights in order. Demonstrations that do not count are over and
+    above `max_tokens`.
     """
 
     model: str
@@ -109,6 +110,7 @@ class Recipe(Section):
     instruction: str | None = None
     demonstrations: tuple[str | Demonstration, ...] = ()
     demonstration: str | None = None
+    demonstrations_count: bool = True
     prepare: Literal["none", "eol", "moee", "fullstop", "strip", "rstrip"] = "none"
     templates: Templates = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()

@@ -42,7 +42,7 @@ templates:
   - join: separate                       # beside `template`; joint if left out, or if a bare list
     template:
       - {literal: "<s>Instruct:"}        # special tokens in it are parsed, in texts never
-      - {instruction: {after: ","}}      # `after` is of the same piece
+      - {instruction: {after: ","}}      # `after` is of the same piece, and not of none
       - {literal: "\\nQuery:"}
       - {text: {max_tokens: 300}}        # a budget of its own, with join: separate
       - {literal: "\\nQuery again:"}
@@ -55,7 +55,8 @@ Joint segments are tokenized as one string and their tokens found by character o
 ones each alone, as some authors do, which gives other ids at the seams. Where a text stands several
 times its copies are cut alike, and `span: text` means the last. With `span: {rule: pooled, alone:
 true}` as many last tokens count as the pooled segments have when they are tokenized by themselves.
-`demonstrations` are strings, or `{text, answer}` written by the pattern in `demonstration`. Of
+`demonstrations` are strings, or `{text, answer}` written by the pattern in `demonstration`; with
+`demonstrations_count: false` they are over and above `max_tokens`. Of
 special tokens, `bos: auto` is what the tokenizer adds, `none` nothing, `literal` what every
 template itself begins with; `eos: append` is added by id after the text is cut.
 

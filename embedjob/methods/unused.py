@@ -12,6 +12,7 @@ _SLOTS = {
     "instruction": "instruction",
     "demonstrations": "demonstrations",
     "demonstration": "demonstrations",
+    "demonstrations_count": "demonstrations",
 }
 
 
@@ -19,7 +20,8 @@ def require_slots_for(draft: Draft, recipes: Collection[Recipe]) -> None:
     """ConfigError if the job fills a slot that no template of its recipes has."""
     read = frozenset[str]().union(*map(slots_read, recipes))
     for key, slot in _SLOTS.items():
-        if draft.get(f"encoder.{key}") and slot not in read:
+        given = draft.get(f"encoder.{key}")
+        if (given or given is False) and slot not in read:
             raise ConfigError(
                 f"encoder.{key}: is set, but no template of any role has a slot for it, so that it"
                 f" would change nothing; write {{{slot}}} into encoder.templates, or remove it"

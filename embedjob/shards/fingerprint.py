@@ -39,7 +39,11 @@ VERSION_1: Mapping[str, Any] = {
     "long_text": "truncate",
     "dtype": "float32",
 }
-LATER: Mapping[str, Any] = {"demonstration": None, "decode": None}
+LATER: Mapping[str, Any] = {
+    "demonstration": None,
+    "decode": None,
+    "demonstrations_count": True,
+}
 
 # The digests carry what a model is, wherever it lies; method and role choose templates before
 # the recipe is resolved; the rest changes how vectors are compared or what may be loaded.
@@ -124,11 +128,13 @@ def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     if recipe.contrast is not None:
         templates += canonical(recipe.contrast.template)
     if not _has(templates, "demonstrations"):
-        blank |= {"demonstrations": [], "demonstration": None}
+        blank |= {"demonstrations": [], "demonstration": None, "demonstrations_count": True}
     elif any(not isinstance(one, str) for one in recipe.demonstrations):
         templates += recipe.demonstration or ""
     else:
         blank["demonstration"] = None
+    if not recipe.demonstrations:
+        blank["demonstrations_count"] = True
     if not _has(templates, "instruction"):
         blank["instruction"] = None
     return blank

@@ -9,15 +9,15 @@ from tokenizers import Tokenizer
 
 from embedjob.beside import sparse_in
 from embedjob.errors import ConfigError
-from embedjob.pieces import span_rule, templates
+from embedjob.pieces import span_rule
 from embedjob.recipe import Recipe
-from embedjob.text.cutting import Fits, Fitted
-from embedjob.text.joint import JointFitter
+from embedjob.text.cutting import Fitted
+from embedjob.text.fitting import fitter, require_positions, uncounted
 from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
-from embedjob.text.prompts import prepare, prompts, tails
-from embedjob.text.separate import PieceFitter, special_id
+from embedjob.text.prompts import prepare, tails
+from embedjob.text.separate import special_id
 from embedjob.text.slots import auxiliary_recipe, slot_position, standing_in
-from embedjob.text.spans import NEED_TEXT, Ints, Layout, spans
+from embedjob.text.spans import Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
 
@@ -49,7 +49,7 @@ class ViewTokenizer:
         self._rule, self._offset = span_rule(recipe)
         # Where its tokens are counted alone, a span may begin in what other views only share.
         self._shares = self._causal and not tails(recipe)
-        self._fitter = _fitter(tokenizer, recipe, rule=self._rule)
+        self._fitter = fitter(tokenizer, recipe)
         self._templates = len(recipe.templates)
         self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
         if recipe.special_tokens.bos == "literal":
@@ -58,8 +58,10 @@ class ViewTokenizer:
         most = recipe.max_tokens
         if recipe.long_text == "late_chunk":
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
-        self._check_room(most)
-        self._fitter.limit(most - np.array([len(eos) for eos in self._eos], np.int64))
+        limits = most + uncounted(tokenizer, recipe)
+        self._check_room(limits)
+        require_positions(limits, positions)
+        self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64))
         self._slots = self._slots_of(recipe, tokenizer)
         self._standing = standing_in(tokenizer, recipe.prepend)
         self.prefixes = self._shared_prefixes()
@@ -179,8 +181,8 @@ class ViewTokenizer:
             for number in range(self._templates)
         )
 
-    def _check_room(self, max_tokens: int) -> None:
-        for number in range(self._templates):
+    def _check_room(self, limits: Ints) -> None:
+        for number, max_tokens in enumerate(limits.tolist()):
             empty = len(self._fitter.whole(number, ""))
             filled = min(len(self._fitter.whole(number, probe)) for probe in _PROBES)
             needed = max(empty, filled) + len(self._eos[number])
@@ -221,21 +223,3 @@ class ViewTokenizer:
                 f" text {text!r} under the template {self._fitter.shown(int(number))}; choose"
                 " another span or template"
             )
-
-
-def _fitter(tokenizer: Tokenizer, recipe: Recipe, *, rule: str) -> Fits:
-    """What puts texts into the recipe's templates: as one string, or piece by piece."""
-    adds = recipe.special_tokens.bos == "auto"
-    found = templates(recipe)
-    for piece in (piece for one in found for piece in one.pieces if piece.special):
-        special_id(tokenizer, str(piece.content))
-    if not found[0].joint:
-        return PieceFitter(tokenizer, found, special_tokens=adds)
-    return JointFitter(
-        tokenizer,
-        prompts(recipe),
-        special_tokens=adds,
-        needs_text=rule in NEED_TEXT or recipe.long_text == "chunk_mean",
-        tails=tails(recipe),
-        chars_over=recipe.max_tokens if recipe.long_text == "late_chunk" else None,
-    )

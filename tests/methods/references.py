@@ -267,10 +267,22 @@ def llara(suffix: str) -> Reference:
 
 
 def bge_en_icl(task: str, examples: Sequence[tuple[str, str]]) -> Reference:
+    """Instruction and query are cut alone, and tokenized once more with what is around them."""
+
     def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
         shown = [f"<instruct>{task}\n<query>{q}\n<response>{r}" for q, r in examples]
         prefix = "\n\n".join(shown) + "\n\n" if shown else ""
-        ids = tok.encode(f"{prefix}<instruct>{task}\n<query>{text}\n<response>").ids
+        bos, suffix = (
+            tok.encode(one, add_special_tokens=False).ids for one in ("<s>", "\n<response></s>")
+        )
+        query = tok.encode(f"<instruct>{task}\n<query>{text}", add_special_tokens=False)
+        most = 512 - len(bos) - len(suffix)
+        # Where the characters of the last token end that is kept: what decoding gives again. Of a
+        # character of several tokens that are not all kept it gives a replacement; here, nothing.
+        over = len(query) > most
+        end = min(query.offsets[most - 1][1], query.offsets[most][0]) if over else None
+        kept = f"<instruct>{task}\n<query>{text}"[:end]
+        ids = tok.encode(f"{prefix}{kept}\n<response>").ids
         assert ids[-1] == tok.token_to_id("</s>")
         return Expected([ids], [[len(ids) - 1]], unit(run(model, ids)[-1][-1]))
 
@@ -304,12 +316,17 @@ def echo(template: str, prompt: str = "", *, bos: bool = False) -> Reference:
     return reference
 
 
-def autoregembed(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
-    ids = tok.encode(f"{text}\nThis sentence means in one word: “").ids
-    ids += [tok.token_to_id(f"<EMBED{n}>") for n in range(5)]
-    states = run(model, ids)[-1]
-    last = list(range(len(ids) - 5, len(ids)))
-    return Expected([ids], [last], unit(states[-5:].mean(dim=0)))
+def autoregembed(template: str) -> Reference:
+    """Five tokens come right after the last one of the text in its template."""
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        ids = tok.encode(template.format(text)).ids
+        ids += [tok.token_to_id(f"<EMBED{n}>") for n in range(5)]
+        states = run(model, ids)[-1]
+        last = list(range(len(ids) - 5, len(ids)))
+        return Expected([ids], [last], unit(states[-5:].mean(dim=0)))
+
+    return reference
 
 
 def clean(text: str) -> str:

@@ -8,6 +8,7 @@ CUT = {"max_tokens": r.MAX_LENGTH}
 BGE_TOKENS = ("<instruct>", "<query>", "<response>")
 S = tuple(f"<s{n}>" for n in range(1, 17))
 EMBEDS = tuple(f"<EMBED{n}>" for n in range(5))
+COMPRESSED = '{}: "{{}}". Use one word to represent the {} in a retrieval task. The word is: “'
 EXAMPLES = (("what is a fox", "A fox is an animal."), ("and a dog?", "So is a dog."))
 SHOWN = [{"text": text, "answer": answer} for text, answer in EXAMPLES]
 ECHO_QUERY = "<s>Instruct:{!%%prompt%%,}\nQuery:{!%%text%%}\nQuery again:{%%text%%}{</s>}"
@@ -178,7 +179,18 @@ CASES: list[tuple[Setting, r.Reference]] = [
         Setting("echo_rewrite", "document", "qwen3", "qwen"),
         r.echo("Rewrite the following paragraph: {!%%text%%}\nThe rewritten paragraph: {%%text%%}"),
     ),
-    (Setting("autoregembed", "document", "llama", "llama", EMBEDS), r.autoregembed),
+    (
+        Setting("autoregembed", "document", "llama", "llama", EMBEDS),
+        r.autoregembed(COMPRESSED.format("Passage", "passage")),
+    ),
+    (
+        Setting("autoregembed", "query", "llama", "llama", EMBEDS),
+        r.autoregembed(COMPRESSED.format("Query", "query")),
+    ),
+    (
+        Setting("autoregembed", "symmetric", "llama", "llama", EMBEDS),
+        r.autoregembed("{}\nThis sentence means in one word: “"),
+    ),
     (Setting("prompteol", "document", "opt", "opt"), r.eol(r.EOL)),
     (Setting("prompteol", "document", "llama", "llama3"), r.eol(r.EOL)),
     (Setting("prompteol_icl", "document", "opt", "gpt2"), r.eol(ICL)),
@@ -254,6 +266,14 @@ OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
     (
         Setting("bge_en_icl", "symmetric", "mistral", "llama", BGE_TOKENS, True),
         r.bge_en_icl(r.STS, ()),
+    ),
+    (
+        Setting("llm2vec", "symmetric", "llama", "llama3", knobs={**MERGED, "instruction": ""}),
+        r.llm2vec("", "[INST] ", " [/INST]"),
+    ),
+    (
+        Setting("llm2vec", "query", "mistral", "llama", knobs={**MERGED, "instruction": ""}),
+        r.llm2vec("", "[INST] ", " [/INST]"),
     ),
     (
         Setting("llm2vec", "query", "mistral", "llama", knobs={**MERGED, "instruction": " Find: "}),

@@ -112,10 +112,28 @@ def test_a_text_over_its_segments_budget_is_cut_where_the_reference_cuts_it(
     require_same_vectors(roomy.encode(tokenizer, [LONG]), [expected], [0])
 
 
+BGE = [(s, r) for s, r in EVERY if s.method == "bge_en_icl" and s.role != "document"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reference"), BGE, ids=[f"{s.name}-{len(s.knobs)}" for s, _ in BGE]
+)
+def test_a_long_query_is_cut_and_its_demonstrations_are_not(
+    setting: Setting, reference: references.Reference
+) -> None:
+    texts = [LONG, "日本語の文章 " * 90, "fox " * 700]
+    views = setting.views().views(texts)
+    assert views.truncated.all()
+    for row, text in enumerate(texts):
+        expected = reference(setting.tokenizer(), model(setting.model), text)
+        assert views.full_ids(row).tolist() == expected.ids[0]
+        assert list(range(*views.span[row].tolist())) == expected.pooled[0]
+
+
 # Tokens of a view, where it is not the 512 of the literature (or of nobody: METHODS without one).
 LIMITS: dict[str, int | dict[str, int]] = {
     "autoregembed": 512 + 5,
-    "bge_en_icl": {"document": 512, "query": 2048, "symmetric": 2048},
+    "bge_en_icl": {"document": 512, "query": 512 - 1, "symmetric": 512 - 1},
     "e5_mistral": 4096,
     "echo": 640,
     "echo_finetuned": 768,

@@ -190,6 +190,7 @@ EXAMPLE = {"text": "a", "answer": "b"}
         ({"instruction": "Find"}, "instruction"),
         ({"demonstrations": ["One."]}, "demonstrations"),
         ({"demonstration": "{text} {answer}"}, "demonstration"),
+        ({"demonstrations_count": False}, "demonstrations_count"),
         ({"instruction": "Find", "templates": ["{{instruction}} {text}"]}, "instruction"),
         # The pattern has the slot, and no template has one for the pattern.
         ({"instruction": "F", "demonstration": "{instruction}{text}{answer}"}, "instruction"),

@@ -103,7 +103,11 @@ KEEPS: dict[str, Any] = {
     "run.stall_seconds": 1,
 }
 # They decide vectors if a template has a slot for them, and are decided in a test of their own.
-SLOTTED = {"encoder.demonstrations", "encoder.demonstration"}
+SLOTTED = {
+    "encoder.demonstrations",
+    "encoder.demonstration",
+    "encoder.demonstrations_count",
+}
 # Keys that can only be null in this release.
 ALWAYS_NULL = {"generate", "fit"}
 
@@ -188,6 +192,11 @@ SEGMENTS = (Segment(literal="x"), Segment(text=Slot(pool=True)))
             {"interventions": (CONTRASTING, PREPENDING)},
         ),
         ({"demonstrations": ("unused",), "demonstration": "{text}"}, {}),
+        ({"demonstrations": ("unused",), "demonstrations_count": False}, {}),
+        (
+            {"templates": ("{demonstrations}{text}",), "demonstrations_count": False},
+            {"templates": ("{demonstrations}{text}",)},
+        ),
         (
             {"templates": ("{demonstrations}{text}",), "demonstrations": ("x",)},
             {
@@ -227,6 +236,10 @@ def test_what_looks_alike_and_is_not() -> None:
         _recipe(span=SpanTag(tag=tag, offset=at)) for tag, at in (("a", 0), ("b", 0), ("a", 1))
     ]
     slots = ("{demonstrations}{text}",)
+    counted = [
+        _recipe(templates=slots, demonstrations=("x",), demonstrations_count=counts)
+        for counts in (True, False)
+    ]
     shown = [
         _recipe(templates=slots, demonstrations=given, demonstration=pattern)
         for given, pattern in [
@@ -276,7 +289,7 @@ def test_what_looks_alike_and_is_not() -> None:
         )
     ]
     steered = (*prepended, *contrasted)
-    every = (*pooled, *headed, *weighted, *moved, *segments, *tagged, *shown, *steered)
+    every = (*pooled, *headed, *weighted, *moved, *segments, *tagged, *shown, *counted, *steered)
     found = {fingerprint(recipe, DIGESTS) for recipe in every}
     assert len(found) == len(every)
 
