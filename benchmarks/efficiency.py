@@ -69,7 +69,8 @@ class Bare:
         layers = max(
             (m for m in self.model.modules() if isinstance(m, nn.ModuleList)), key=lambda m: len(m)
         )
-        return [m.weight for m in layers.modules() if isinstance(m, nn.Linear)]
+        found = [weight for weight in layers.parameters() if weight.ndim == 2]
+        return [weight.to_dense() if weight.is_mkldnn else weight for weight in found]
 
     @property
     def linear_flops(self) -> float:

@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from embedjob.encoder.attention import Attention, set_attention
 from embedjob.encoder.facts import ModelFacts, facts_of
+from embedjob.encoder.fused import fuse
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
@@ -164,13 +165,16 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     """
     found = load_model(recipe, device=device, gpus=gpus)
     head = LanguageHead(found.model) if recipe.reads_logits else None
-    return Backbone(
+    backbone = Backbone(
         head.body if head else found.model,
         attention=recipe.attention,
         latent_attention=found.latent_attention,
         missing=found.missing,
         head=head,
     )
+    if device.type == "cpu" and backbone.model.dtype == torch.float32 and backbone.blocks:
+        fuse(backbone.blocks)
+    return backbone
 
 
 def _first_position(model: PreTrainedModel) -> int:

@@ -1,0 +1,117 @@
+"""Layers in fewer passes, against the model's own."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+
+from embedjob.encoder import fused
+from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.flops import flops_per_token
+from embedjob.encoder.fused import Gated, Packed, Residual, RootMeanSquare, fuse
+from embedjob.recipe import Recipe
+from tests.encoder import tiny
+from tests.encoder.test_fast_paths import recipe, same, shared_views, text_first_views
+
+EXPECTED = {
+    "llama": {Gated, RootMeanSquare},
+    "qwen3": {Gated, RootMeanSquare},
+    "mistral": {Gated, RootMeanSquare},
+    "neox": {Packed},
+    "opt": {Packed},
+    "bert": {Packed, Residual},
+    "roberta": {Packed, Residual},
+    "mpnet": {Packed, Residual},
+    "distilbert": {Packed},
+    "t5": {RootMeanSquare},
+    # Norms of another kind, other activations, no biases, or convolutions: left as they are.
+    "gemma2": set(),
+    "gpt2": set(),
+    "modernbert": set(),
+}
+
+
+def backbone_of(model: PreTrainedModel, name: str) -> Backbone:
+    model = copy.deepcopy(model.base_model if name in tiny.DECODERS else model)
+    return Backbone(model, attention="bidirectional" if name in tiny.ENCODERS else "causal")
+
+
+def fusing(name: str) -> tuple[Backbone, Backbone]:
+    """A model as it is, and with its layers fused."""
+    plain, other = (backbone_of(tiny.model(name), name) for _ in range(2))
+    assert other.blocks is not None
+    fuse(other.blocks)
+    return plain, other
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_states_are_those_of_the_models_own_layers(name: str) -> None:
+    plain, other = fusing(name)
+    kinds = {type(module) for module in other.model.modules()}
+    assert kinds & {Gated, Packed, Residual, RootMeanSquare} == EXPECTED[name]
+    ids = torch.from_numpy(np.random.default_rng(1).integers(3, 590, (4, 31)))
+    mask = torch.arange(31) < torch.tensor([[31], [1], [7], [30]])
+    for layer in (-1, 1, (0, -1)):
+        expected, got = (one.states(ids, mask, layer=layer)[mask] for one in (plain, other))
+        assert same(got.numpy(), expected.numpy())
+
+
+def test_every_shape_of_model_is_here() -> None:
+    assert EXPECTED.keys() == {*tiny.DECODERS, *tiny.ENCODERS}
+
+
+@pytest.mark.parametrize("side", ["right", "none"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "opt"])
+def test_prefixes_and_tails_go_through_fused_layers(name: str, side: str) -> None:
+    plain, other = fusing(name)
+    for views in (shared_views(), text_first_views(prefix=8)):
+        expected = Encoder(plain, recipe(), padding_side="left").encode_views(views)
+        got = Encoder(other, recipe(), padding_side=side).encode_views(views)
+        assert got.stats["prefix_tokens_saved"] > 0
+        assert same(got.embeddings, expected.embeddings)
+
+
+def test_a_model_that_is_loaded_on_a_cpu_is_fused_and_counted_as_before(tmp_path: Path) -> None:
+    folder = tiny.save("bert", tmp_path)
+    asked = Recipe(model=str(folder), attention="bidirectional", max_tokens=64, dtype="float32")
+    encoder = Encoder.from_recipe(asked, device="cpu")
+    kinds = {type(module) for module in encoder.backbone.model.modules()}
+    assert {Packed, Residual} <= kinds
+    plain = backbone_of(tiny.model("bert"), "bert")
+    assert flops_per_token(encoder.backbone, asked) == flops_per_token(plain, asked)
+    with encoder.backbone.float32():
+        again = encoder.encode(["the quick brown fox"])
+    assert np.array_equal(again, encoder.encode(["the quick brown fox"]))
+    narrow = Encoder.from_recipe(asked.model_copy(update={"dtype": "bfloat16"}), device="cpu")
+    assert not kinds & {type(m) for m in narrow.backbone.model.modules()} & {Packed, Residual}
+
+
+def test_a_layer_that_does_something_else_by_the_same_names_is_kept() -> None:
+    model = LlamaModel(LlamaConfig(**tiny.GROUPED)).eval()
+    norm = model.layers[0].input_layernorm
+
+    class Shifted(type(norm)):  # type: ignore[misc]
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return super().forward(states) + 1
+
+    norm.__class__ = Shifted
+    fuse(model.layers)
+    assert isinstance(model.layers[0].input_layernorm, Shifted)
+    assert isinstance(model.layers[1].input_layernorm, RootMeanSquare)
+
+
+def test_a_torch_without_the_kernels_keeps_the_models_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(linear: nn.Linear, *, activation: str = "none") -> nn.Module:
+        raise NotImplementedError("mkldnn::_reorder_linear_weight")
+
+    monkeypatch.setattr(fused, "Packed", missing)
+    backbone = backbone_of(tiny.model("bert"), "bert")
+    assert backbone.blocks is not None
+    assert fuse(backbone.blocks) == 0
