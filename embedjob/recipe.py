@@ -127,6 +127,7 @@ class Recipe(Section):
     max_tokens: Positive = 512
     long_text: Literal["truncate", "chunk_mean", "late_chunk", "bad"] = "truncate"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Literal["none", "int8", "float8"] = "none"
     similarity: Similarity = "cosine"
 
     @model_validator(mode="after")
@@ -156,6 +157,19 @@ class Recipe(Section):
                     " joined as one string, with one text in it"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _can_be_quantized(self) -> "Recipe":
+        if self.quantize == "float8" and self.dtype not in ("auto", "bfloat16"):
+            raise ValueError(
+                f"quantize: got float8 with dtype: {self.dtype}; allowed is bfloat16, on a GPU"
+            )
+        return self
+
+    @property
+    def arithmetic(self) -> str:
+        """What numbers the model multiplies: eight bits where it is quantised, else its dtype."""
+        return self.dtype if self.quantize == "none" else self.quantize
 
     @property
     def several(self) -> bool:

@@ -8,7 +8,13 @@ from embedjob.config import Input
 from embedjob.create_only import require_create_only
 from embedjob.encoder.beside import Beside, beside_of
 from embedjob.encoder.digests import digests_of
-from embedjob.encoder.facts import ModelFacts, config_of, facts, require_fit
+from embedjob.encoder.facts import (
+    ModelFacts,
+    config_of,
+    facts,
+    require_fit,
+    require_quantizer,
+)
 from embedjob.encoder.files import BASE
 from embedjob.encoder.folder import folder_layer
 from embedjob.encoder.ingredients import ingredients_of
@@ -65,6 +71,7 @@ def survey(draft: Draft) -> Survey:
     resolved = resolved.on(made_of.keys())
     job = resolved.job
     require_fit(job.encoder, known)
+    require_quantizer(job.encoder, on_gpu=job.pool.gpus_per_actor > 0)
     wide = vector_width(job.encoder, known.hidden_size, folder)
     beside = beside_of(job.encoder, config_of(folder))
     # Refuses templates without a slot, or without room for a token of text.

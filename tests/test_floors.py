@@ -61,6 +61,7 @@ HOMES = {
     "transformers": {"encoder"},
     "peft": {"encoder"},
     "accelerate": {"encoder"},
+    "torchao": {"encoder"},
     "safetensors": {"encoder"},
     "gguf": {"encoder"},
     "huggingface_hub": {"encoder"},

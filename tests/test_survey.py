@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from embedjob.encoder import facts
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError
 from embedjob.jobfile import Draft, Layer, read_draft
@@ -33,6 +34,19 @@ def draft(tmp_path: Path, dense: dict[str, Any], **encoder: Any) -> Draft:
         "output": {"path": str(tmp_path / "out")},
     }
     return Draft((Layer("job.yaml", document),))
+
+
+def test_weights_that_cannot_be_quantised_here_are_told_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = draft(
+        tmp_path, {"in_features": 32, "out_features": 12}, quantize="float8", dtype="bfloat16"
+    )
+    with pytest.raises(ConfigError, match="got float8 without a GPU"):
+        survey(found)
+    monkeypatch.setattr(facts, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="got int8, which needs torchao"):
+        survey(Draft((*found.layers, Layer("--set", {"encoder": {"quantize": "int8"}}))))
 
 
 @pytest.mark.parametrize(

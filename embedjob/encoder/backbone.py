@@ -15,18 +15,22 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from embedjob.encoder.attention import Attention, set_attention
-from embedjob.encoder.facts import ModelFacts, facts_of
+from embedjob.encoder.facts import ModelFacts, facts_of, require_quantizer
 from embedjob.encoder.fused import fuse
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.loading import load_model
+from embedjob.encoder.quantized import quantize, require_device
 from embedjob.encoder.transfers import onto
 from embedjob.encoder.windows import windows_of
 from embedjob.errors import ModelError
 from embedjob.recipe import Recipe
 
 Layer = int | tuple[int, ...]
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+# Where two ways differ in a last bit, an activation may be rounded to the next of 256 steps.
+_QUANTIZED_TOLERANCE = 5e-2
 
 
 class Backbone:
@@ -50,6 +54,8 @@ class Backbone:
         self.head = head
         self.latent_attention = latent_attention
         self.missing = frozenset(missing)
+        # By how much of their norm states may differ that went another way through the model.
+        self.tolerance = _TOLERANCE[model.dtype]
         # No cache is kept: every view goes through once.
         model.config.use_cache = False
         self.facts: ModelFacts = facts_of(model.config.to_dict())
@@ -163,6 +169,8 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     Raises:
         ResourceError: the GPUs are fewer, or smaller, than the model needs.
     """
+    require_quantizer(recipe, on_gpu=device.type == "cuda")
+    require_device(recipe, device)
     found = load_model(recipe, device=device, gpus=gpus)
     head = LanguageHead(found.model) if recipe.reads_logits else None
     backbone = Backbone(
@@ -172,7 +180,10 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
         missing=found.missing,
         head=head,
     )
-    if device.type == "cpu" and backbone.model.dtype == torch.float32 and backbone.blocks:
+    if recipe.quantize != "none":
+        quantize(backbone.blocks, recipe)
+        backbone.tolerance = _QUANTIZED_TOLERANCE
+    elif device.type == "cpu" and backbone.model.dtype == torch.float32 and backbone.blocks:
         fuse(backbone.blocks)
     return backbone
 

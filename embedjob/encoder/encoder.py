@@ -231,7 +231,7 @@ class Encoder:
 
 
 def _require_one_model(one: Recipe, other: Recipe) -> None:
-    for key in ("model", "revision", "base", "adapters", "attention", "dtype"):
+    for key in ("model", "revision", "base", "adapters", "attention", "dtype", "quantize"):
         if getattr(one, key) != getattr(other, key):
             raise ConfigError(
                 f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"

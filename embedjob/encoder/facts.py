@@ -5,6 +5,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from embedjob.encoder.source import (
     transformer_directory,
 )
 from embedjob.encoder.windows import steady_positions
-from embedjob.errors import ModelError
+from embedjob.errors import ConfigError, ModelError
 from embedjob.recipe import Recipe
 
 # Architectures whose attention looks both ways by themselves; every other one is a decoder. Only
@@ -156,6 +157,20 @@ def _require_blocks(recipe: Recipe, known: ModelFacts, *, lowest: int) -> None:
                 f" {recipe.model} has {known.layers} blocks, and the lowest layer that is read is"
                 f" {lowest}"
             )
+
+
+def require_quantizer(recipe: Recipe, *, on_gpu: bool) -> None:
+    """ConfigError if a recipe's weights cannot be quantised here: without torchao, or a GPU."""
+    if recipe.quantize == "float8" and not on_gpu:
+        raise ConfigError(
+            "encoder.quantize: got float8 without a GPU; set pool.gpus_per_actor: 1, or int8 or"
+            " none"
+        )
+    if recipe.quantize != "none" and find_spec("torchao") is None:
+        raise ConfigError(
+            f"encoder.quantize: got {recipe.quantize}, which needs torchao, and it is not"
+            " installed; install embedjob[quantize] on every node, or set quantize: none"
+        )
 
 
 def config_of(directory: Path) -> dict[str, Any]:

@@ -29,8 +29,7 @@ _SHARED = 4
 # A window this narrow is looked over in the example; of a wider one it is enough that the model
 # hands it to its attention.
 _NARROW = 256
-# Of all states together; one of them may be off by some times that.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+# One state may be off by so many times what all of them may be together.
 _OF_ONE = 4
 
 
@@ -174,7 +173,7 @@ class Packing:
         real = onto(mask_VT[:, skip:], states_VTD.device)
         expected_ND = expected_VTD[:, skip:][real].float()
         longest = min((one for one in windows if one not in seen), default=np.inf)
-        return _told(states_VTD[real], expected_ND), longest
+        return _told(states_VTD[real], expected_ND, allowed=backbone.tolerance), longest
 
     def _tree_difference(self) -> str:
         """Why trees cannot be run so, by two small ones, if they cannot."""
@@ -189,7 +188,8 @@ class Packing:
                 plain = self.backbone.states(whole, torch.ones_like(whole).bool(), layer=-1)[0]
                 expected.append(plain[len(trunk) :].float())
                 found.append(states_TD[len(trunk) + before :][: len(tail)])
-        return _told(torch.cat(found), torch.cat(expected))
+        allowed = self.backbone.tolerance
+        return _told(torch.cat(found), torch.cat(expected), allowed=allowed)
 
     def _example(self, windows: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Ids and mask [V, T] of views of several lengths, one of them wider than these windows."""
@@ -202,13 +202,12 @@ class Packing:
         return ids_VT, mask_VT
 
 
-def _told(states_ND: Tensor, expected_ND: Tensor) -> str:
+def _told(states_ND: Tensor, expected_ND: Tensor, *, allowed: float) -> str:
     """By how much states differ from what they should be; nothing where it is rounding alone."""
     error_N = (states_ND.float() - expected_ND).norm(dim=1)
     norm = float(error_N.norm() / expected_ND.norm())
     # The state of a token that is embedded as nothing may be nothing.
     each_N = expected_ND.norm(dim=1).clamp(min=1e-3 * float(expected_ND.norm(dim=1).max()))
     worst = float((error_N / each_N).max())
-    allowed = _TOLERANCE[states_ND.dtype]
     alike = norm <= allowed and worst <= _OF_ONE * allowed
     return "" if alike else f"its states would differ by {norm:.1e}"

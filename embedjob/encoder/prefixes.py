@@ -25,7 +25,6 @@ FEWEST_TOKENS = 4
 _KEPT_BYTES = 4 << 30
 _PROBE = tuple(range(1, 10))
 _SHARED = 4
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
 class Prefixes:
@@ -112,5 +111,5 @@ class Prefixes:
             return in_one_line(error)
         real = mask_VT.to(states.device)
         norm = float((states - expected)[real].float().norm() / expected[real].float().norm())
-        alike = norm <= _TOLERANCE[self.backbone.model.dtype]
+        alike = norm <= self.backbone.tolerance
         return "" if alike else f"its states would differ by {norm:.1e}"

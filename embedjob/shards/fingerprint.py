@@ -43,6 +43,7 @@ LATER: Mapping[str, Any] = {
     "demonstration": None,
     "decode": None,
     "demonstrations_count": True,
+    "quantize": "none",
 }
 
 # The digests carry what a model is, wherever it lies; method and role choose templates before

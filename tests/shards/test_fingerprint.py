@@ -76,6 +76,7 @@ CHANGES: dict[str, Any] = {
     "encoder.long_text": "bad",
     "encoder.decode": Decode(),
     "encoder.dtype": "bfloat16",
+    "encoder.quantize": "int8",
 }
 # One other value for every key that decides neither.
 KEEPS: dict[str, Any] = {
@@ -193,6 +194,7 @@ SEGMENTS = (Segment(literal="x"), Segment(text=Slot(pool=True)))
         ),
         ({"demonstrations": ("unused",), "demonstration": "{text}"}, {}),
         ({"demonstrations": ("unused",), "demonstrations_count": False}, {}),
+        ({"quantize": "none"}, {}),
         (
             {"templates": ("{demonstrations}{text}",), "demonstrations_count": False},
             {"templates": ("{demonstrations}{text}",)},
