@@ -82,6 +82,11 @@ class Backbone:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
+    def stack(self) -> nn.ModuleList | None:
+        """As many modules as the model has layers, whatever goes into them."""
+        return self._reader.stack
+
+    @property
     def blocks(self) -> nn.ModuleList | None:
         """The model's blocks, if what goes into block i is hidden state i."""
         return self._reader.blocks
@@ -181,10 +186,10 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
         head=head,
     )
     if recipe.quantize != "none":
-        quantize(backbone.blocks, recipe)
+        quantize(backbone.stack, recipe)
         backbone.tolerance = _QUANTIZED_TOLERANCE
-    elif device.type == "cpu" and backbone.model.dtype == torch.float32 and backbone.blocks:
-        fuse(backbone.blocks)
+    elif device.type == "cpu" and backbone.model.dtype == torch.float32 and backbone.stack:
+        fuse(backbone.stack)
     return backbone
 
 

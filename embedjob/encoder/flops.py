@@ -49,16 +49,8 @@ class Meter:
 
 def flops_per_token(backbone: Backbone, recipe: Recipe) -> float | None:
     """Twice the weights of the blocks that are run, embeddings left out; None if not known."""
-    model = backbone.model
-    config = model.config.get_text_config().to_dict()
-    blocks = next(
-        (
-            m
-            for m in model.modules()
-            if isinstance(m, nn.ModuleList) and len(m) == backbone.facts.layers
-        ),
-        None,
-    )
+    config = backbone.model.config.get_text_config().to_dict()
+    blocks = backbone.stack
     if blocks is None or any((config.get(key) or 0) > 1 for key in _EXPERTS):
         return None
     return 2.0 * sum(_weights(block) for block in list(blocks)[: _run(backbone, recipe)])

@@ -30,7 +30,7 @@ class LayerReader:
         self._layers = layers
         self._vocabulary = vocabulary
         stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
-        self._blocks = next(stacks, None)
+        self.stack = next(stacks, None)
         self._stops: bool | None = None
 
     def read(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
@@ -44,7 +44,7 @@ class LayerReader:
     def blocks(self) -> nn.ModuleList | None:
         """The model's blocks, if what goes into block i is seen to be hidden state i."""
         self.prepare()
-        return self._blocks if self._stops else None
+        return self.stack if self._stops else None
 
     def prepare(self) -> None:
         """Finds out how layers are read, if that is not known: with attention as it is."""
@@ -77,7 +77,7 @@ class LayerReader:
                         raise _Enough
 
                 # What goes into block i is hidden state i.
-                block: nn.Module = self._blocks[layer]  # type: ignore[index]
+                block: nn.Module = self.stack[layer]  # type: ignore[index]
                 handle = block.register_forward_pre_hook(keep, with_kwargs=True)
                 hooks.callback(handle.remove)
             yield
@@ -85,7 +85,7 @@ class LayerReader:
     @torch.inference_mode()
     def _proven(self) -> bool:
         """Whether the blocks' inputs are the hidden states that the model itself would report."""
-        if self._blocks is not None:
+        if self.stack is not None:
             place: torch.device = next(self._model.parameters()).device
             ids_VT = torch.tensor([_PROBE], device=place).remainder(self._vocabulary)
             inputs = {"input_ids": ids_VT, "attention_mask": torch.ones_like(ids_VT)}

@@ -44,8 +44,8 @@ def backbone_of(model: PreTrainedModel, name: str) -> Backbone:
 def fusing(name: str) -> tuple[Backbone, Backbone]:
     """A model as it is, and with its layers fused."""
     plain, other = (backbone_of(tiny.model(name), name) for _ in range(2))
-    assert other.blocks is not None
-    fuse(other.blocks)
+    assert other.stack is not None
+    fuse(other.stack)
     return plain, other
 
 
@@ -113,5 +113,5 @@ def test_a_torch_without_the_kernels_keeps_the_models_layers(
 
     monkeypatch.setattr(fused, "Packed", missing)
     backbone = backbone_of(tiny.model("bert"), "bert")
-    assert backbone.blocks is not None
-    assert fuse(backbone.blocks) == 0
+    assert backbone.stack is not None
+    assert fuse(backbone.stack) == 0

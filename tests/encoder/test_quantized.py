@@ -91,7 +91,7 @@ def test_a_spread_model_is_quantised_where_its_parts_are() -> None:
         if hooked:
             spread(model, {part: "cpu" for part, _ in model.named_children()})
         backbone = Backbone(model, attention="causal")
-        quantized.quantize(backbone.blocks, Recipe(model="m", quantize="int8"))
+        quantized.quantize(backbone.stack, Recipe(model="m", quantize="int8"))
         ids = torch.arange(3, 12)[None]
         states.append(backbone.states(ids, torch.ones_like(ids).bool(), layer=-1))
     assert torch.equal(*states)
