@@ -268,6 +268,10 @@ OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
         r.bge_en_icl(r.STS, ()),
     ),
     (
+        Setting("echo_finetuned", "query", "mistral", "mistral", knobs={"instruction": ""}),
+        r.echo(ECHO_QUERY),
+    ),
+    (
         Setting("llm2vec", "symmetric", "llama", "llama3", knobs={**MERGED, "instruction": ""}),
         r.llm2vec("", "[INST] ", " [/INST]"),
     ),
