@@ -8,7 +8,7 @@ from embedjob.braces import BRACES, filled, slots
 from embedjob.errors import ConfigError
 from embedjob.readout import SpanOffset, SpanTag
 from embedjob.recipe import Recipe, WeightedTemplate
-from embedjob.segments import Demonstration, Segment
+from embedjob.segments import Demonstration, Segment, Slot
 
 # The cleanings that take the blanks off both ends of a whole prompt.
 STRIPPING = ("eol", "moee")
@@ -155,10 +155,11 @@ def _of_segment(segment: Segment, recipe: Recipe) -> Piece:
         return Piece(segment.literal, marked)
     slot = "instruction" if segment.instruction is not None else "demonstrations"
     written = _values(recipe)[slot]()
-    if segment.slot and segment.slot.strip:
-        written = written.strip()
-    after = segment.slot.after if segment.slot and written else ""
-    return Piece(written + after, marked)
+    how = segment.slot or Slot()
+    kept = written.strip() if how.strip else written
+    # After no instruction LLM2Vec, which strips, has no blank; Echo, which does not, has its comma.
+    after = "" if how.strip and not kept else how.after
+    return Piece(kept + after, marked)
 
 
 def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:

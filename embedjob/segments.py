@@ -14,8 +14,8 @@ class Section(BaseModel):
 class Slot(Section):
     """How a slot is filled.
 
-    `max_tokens` is of a text alone; `after` stands after what fills the slot, in its piece, and
-    not after nothing; `strip` takes the blanks off both ends of an instruction.
+    `max_tokens` is of a text alone; `after` stands after what fills the slot, in its piece; `strip`
+    takes the blanks off both ends of an instruction, and `after` away if nothing is left.
     """
 
     pool: bool = False

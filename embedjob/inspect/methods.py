@@ -42,7 +42,7 @@ templates:
   - join: separate                       # beside `template`; joint if left out, or if a bare list
     template:
       - {literal: "<s>Instruct:"}        # special tokens in it are parsed, in texts never
-      - {instruction: {after: ","}}      # `after` is of the same piece, and not of none
+      - {instruction: {after: ","}}      # `after` is of the same piece
       - {literal: "\\nQuery:"}
       - {text: {max_tokens: 300}}        # a budget of its own, with join: separate
       - {literal: "\\nQuery again:"}

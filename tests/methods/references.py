@@ -277,11 +277,15 @@ def bge_en_icl(task: str, examples: Sequence[tuple[str, str]]) -> Reference:
         )
         query = tok.encode(f"<instruct>{task}\n<query>{text}", add_special_tokens=False)
         most = 512 - len(bos) - len(suffix)
-        # Where the characters of the last token end that is kept: what decoding gives again. Of a
-        # character of several tokens that are not all kept it gives a replacement; here, nothing.
         over = len(query) > most
         end = min(query.offsets[most - 1][1], query.offsets[most][0]) if over else None
         kept = f"<instruct>{task}\n<query>{text}"[:end]
+        said = tok.decode(query.ids[:most], skip_special_tokens=False)
+        # Decoding may put a blank after each of their tokens, which we leave out. Of a character
+        # whose tokens are not all kept it gives replacements; here there is nothing of it.
+        if tok.decode(tok.encode("<query>a", add_special_tokens=False).ids, False) == "<query> a":
+            said = said.replace("<instruct> ", "<instruct>", 1).replace("<query> ", "<query>", 1)
+        assert said == kept or (over and said.endswith("\ufffd"))
         ids = tok.encode(f"{prefix}{kept}\n<response>").ids
         assert ids[-1] == tok.token_to_id("</s>")
         return Expected([ids], [[len(ids) - 1]], unit(run(model, ids)[-1][-1]))

@@ -11,6 +11,10 @@ EMBEDS = tuple(f"<EMBED{n}>" for n in range(5))
 COMPRESSED = '{}: "{{}}". Use one word to represent the {} in a retrieval task. The word is: “'
 EXAMPLES = (("what is a fox", "A fox is an animal."), ("and a dog?", "So is a dog."))
 SHOWN = [{"text": text, "answer": answer} for text, answer in EXAMPLES]
+FEW = {"demonstrations": SHOWN}
+# A byte-level tokenizer has no blank before what its authors count alone: one token less.
+BYTE_LEVEL_BGE_TOKENS = (*BGE_TOKENS, "<s>", "</s>")
+BYTE_LEVEL = {**FEW, "max_tokens": 512, "special_tokens": {"eos_id": 427}}
 ECHO_QUERY = "<s>Instruct:{!%%prompt%%,}\nQuery:{!%%text%%}\nQuery again:{%%text%%}{</s>}"
 ECHO_DOCUMENT = "<s>Document:{!%%text%%}\nDocument again:{%%text%%}{</s>}"
 SUMMARY = '", summarize the above passage within eight words: ' + "".join(S[:8])
@@ -130,9 +134,7 @@ CASES: list[tuple[Setting, r.Reference]] = [
         r.bge_en_icl(r.SEARCH, ()),
     ),
     (
-        Setting(
-            "bge_en_icl", "query", "mistral", "mistral", BGE_TOKENS, True, {"demonstrations": SHOWN}
-        ),
+        Setting("bge_en_icl", "query", "mistral", "mistral", BGE_TOKENS, True, FEW),
         r.bge_en_icl(r.SEARCH, EXAMPLES),
     ),
     (Setting("llara", "document", "llama", "llama", S), r.llara(SUMMARY)),
@@ -266,6 +268,18 @@ OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
     (
         Setting("bge_en_icl", "symmetric", "mistral", "llama", BGE_TOKENS, True),
         r.bge_en_icl(r.STS, ()),
+    ),
+    (
+        Setting("bge_en_icl", "query", "mistral", "llama", BGE_TOKENS, True, FEW),
+        r.bge_en_icl(r.SEARCH, EXAMPLES),
+    ),
+    (
+        Setting("bge_en_icl", "query", "qwen3", "qwen", BYTE_LEVEL_BGE_TOKENS, True, BYTE_LEVEL),
+        r.bge_en_icl(r.SEARCH, EXAMPLES),
+    ),
+    (
+        Setting("echo_finetuned", "query", "mistral", "mistral", knobs={"instruction": ""}),
+        r.echo(ECHO_QUERY),
     ),
     (
         Setting("llm2vec", "symmetric", "llama", "llama3", knobs={**MERGED, "instruction": ""}),
