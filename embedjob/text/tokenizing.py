@@ -60,7 +60,8 @@ class ViewTokenizer:
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
         limits = most + uncounted(tokenizer, recipe)
         self._check_room(limits)
-        require_positions(limits, positions)
+        said = recipe.decode.max_tokens - 1 if recipe.decode else 0
+        require_positions(limits + said, positions)
         self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64))
         self._slots = self._slots_of(recipe, tokenizer)
         self._standing = standing_in(tokenizer, recipe.prepend)
