@@ -1,6 +1,7 @@
 """`make demo`: embeds 600 abstracts on this machine, then searches them with three claims."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -77,6 +78,9 @@ def _report(console: Console, *, seconds: float, done_before: bool) -> None:
 
 def main() -> int:
     """The exit code of the run, or 0 once the results are shown."""
+    # transformers imports torchao where it is installed, which tells of kernels for other devices.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.chdir(Path(__file__).parent.parent)
     console = Console()
     before = set(Path(OUT, "data").glob("*/*.parquet"))
