@@ -155,7 +155,7 @@ def _run(
         prove = Prove(
             found.out,
             claim_of(found),
-            job.encoder.arithmetic,
+            job.encoder.dtype,
             options.new_fingerprint,
             calibrate=calibrate_of(found),
         )

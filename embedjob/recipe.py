@@ -158,19 +158,6 @@ class Recipe(Section):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _can_be_quantized(self) -> "Recipe":
-        if self.quantize == "float8" and self.dtype not in ("auto", "bfloat16"):
-            raise ValueError(
-                f"quantize: got float8 with dtype: {self.dtype}; allowed is bfloat16, on a GPU"
-            )
-        return self
-
-    @property
-    def arithmetic(self) -> str:
-        """What numbers the model multiplies: eight bits where it is quantised, else its dtype."""
-        return self.dtype if self.quantize == "none" else self.quantize
-
     @property
     def several(self) -> bool:
         """Whether a row may have several lines in the output."""

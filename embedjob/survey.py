@@ -71,7 +71,7 @@ def survey(draft: Draft) -> Survey:
     resolved = resolved.on(made_of.keys())
     job = resolved.job
     require_fit(job.encoder, known)
-    require_quantizer(job.encoder, on_gpu=job.pool.gpus_per_actor > 0)
+    require_quantizer(job.encoder)
     wide = vector_width(job.encoder, known.hidden_size, folder)
     beside = beside_of(job.encoder, config_of(folder))
     # Refuses templates without a slot, or without room for a token of text.

@@ -4,7 +4,7 @@ Legend: V views, T tokens, D width.
 """
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -21,7 +21,7 @@ from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
 from embedjob.encoder.loading import load_model
-from embedjob.encoder.quantized import quantize, require_device
+from embedjob.encoder.quantized import quantize, widened
 from embedjob.encoder.transfers import onto
 from embedjob.encoder.windows import windows_of
 from embedjob.errors import ModelError
@@ -29,8 +29,6 @@ from embedjob.recipe import Recipe
 
 Layer = int | tuple[int, ...]
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-# Where two ways differ in a last bit, an activation may be rounded to the next of 256 steps.
-_QUANTIZED_TOLERANCE = 5e-2
 
 
 class Backbone:
@@ -152,20 +150,27 @@ class Backbone:
     def float32(self) -> Iterator[None]:
         """Within it the weights are float32; afterwards they are, to the bit, what they were."""
         parts = [self.model, *([self.head.module] if self.head else [])]
-        narrow = [
-            (tensor, tensor.dtype)
-            for tensor in chain.from_iterable((*p.parameters(), *p.buffers()) for p in parts)
-            if tensor.is_floating_point() and tensor.dtype != torch.float32
-        ]
-        try:
-            # Within: out of memory half-way, those before it must be narrowed again.
-            for tensor, _ in narrow:
-                tensor.data = tensor.data.float()
+        with widened(self.model), _widened_rest(parts):
             yield
-        finally:
-            # The last one first: the room that it left when it was widened is still free.
-            for tensor, dtype in reversed(narrow):
-                tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _widened_rest(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it the weights that are not quantised are float32."""
+    narrow = [
+        (tensor, tensor.dtype)
+        for tensor in chain.from_iterable((*p.parameters(), *p.buffers()) for p in parts)
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    ]
+    try:
+        # Within: out of memory half-way, those before it must be narrowed again.
+        for tensor, _ in narrow:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        # The last one first: the room that it left when it was widened is still free.
+        for tensor, dtype in reversed(narrow):
+            tensor.data = tensor.data.to(dtype)
 
 
 def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Backbone:
@@ -174,8 +179,7 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     Raises:
         ResourceError: the GPUs are fewer, or smaller, than the model needs.
     """
-    require_quantizer(recipe, on_gpu=device.type == "cuda")
-    require_device(recipe, device)
+    require_quantizer(recipe)
     found = load_model(recipe, device=device, gpus=gpus)
     head = LanguageHead(found.model) if recipe.reads_logits else None
     backbone = Backbone(
@@ -187,7 +191,6 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     )
     if recipe.quantize != "none":
         quantize(backbone.stack, recipe)
-        backbone.tolerance = _QUANTIZED_TOLERANCE
     elif device.type == "cpu" and backbone.model.dtype == torch.float32 and backbone.stack:
         fuse(backbone.stack)
     return backbone

@@ -159,13 +159,8 @@ def _require_blocks(recipe: Recipe, known: ModelFacts, *, lowest: int) -> None:
             )
 
 
-def require_quantizer(recipe: Recipe, *, on_gpu: bool) -> None:
-    """ConfigError if a recipe's weights cannot be quantised here: without torchao, or a GPU."""
-    if recipe.quantize == "float8" and not on_gpu:
-        raise ConfigError(
-            "encoder.quantize: got float8 without a GPU; set pool.gpus_per_actor: 1, or int8 or"
-            " none"
-        )
+def require_quantizer(recipe: Recipe) -> None:
+    """ConfigError if a recipe's weights are to be quantised, and torchao is not installed."""
     if recipe.quantize != "none" and find_spec("torchao") is None:
         raise ConfigError(
             f"encoder.quantize: got {recipe.quantize}, which needs torchao, and it is not"

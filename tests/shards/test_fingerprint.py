@@ -340,6 +340,7 @@ GOLDEN = {
     ),
     "job": (JOB.encoder, "c563b767cdbf"),
     "interventions": (_recipe(interventions=(PREPENDING, CONTRASTING)), "21ee4ad64623"),
+    "int8": (_recipe(quantize="int8"), "69fa8236a349"),
 }
 
 
