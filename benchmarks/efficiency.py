@@ -1,10 +1,15 @@
 """How near the encoder is to its own model and to the processor, and where start-up goes.
 
+As in a job there are as many actors as cores, of one thread each, and all are busy all the time:
+
 - The encode loop (token views to embeddings) against the bare model on micro-batches built before.
 - FLOP/s of the bare model against plain matrix products with its own weights, as many rows each.
+
+And by itself:
+
 - The quickstart model, cached: seconds to the first committed chunk, part by part.
 
-    python -m benchmarks.efficiency [--rows 4096] [--llm-rows 192] [--rounds 3] [--starts 3]
+    python -m benchmarks.efficiency [--rows 1024] [--llm-rows 96] [--rounds 9] [--starts 3]
 """
 
 import argparse
@@ -13,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +33,7 @@ from benchmarks.measuring.encoders import minilm_recipe
 from benchmarks.measuring.machine import watched
 from benchmarks.measuring.texts import SMOLLM, corpus, distinct
 from benchmarks.measuring.turns import Turns, take_turns
+from benchmarks.measuring.workers import Workers
 from embedjob.encoder.batches import MicroBatch, bearable_padding
 from embedjob.encoder.batches import assemble as padded
 from embedjob.encoder.encoder import Encoder
@@ -40,7 +46,9 @@ from embedjob.text.views import TokenViews
 PACKAGES = ("torch", "transformers", "ray", "pyarrow")
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
-BUDGET = 2048
+# What a job takes where a search has not found better.
+BUDGET = 1024
+LOOP, FORWARD, PRODUCTS = WAYS = ("encode loop", "bare forward", "products")
 
 
 @dataclass(frozen=True)
@@ -109,45 +117,79 @@ def bare(encoder: Encoder, views: TokenViews) -> Bare:
     return Bare(encoder.backbone.model, [padded(views, which) for which in groups])
 
 
-def measure(name: str, recipe: Recipe, texts: list[str], rounds: int) -> tuple[list[Claim], Any]:
-    """Both ratios of one model, and what they rest on."""
-    encoder = Encoder.from_recipe(recipe, device="cpu", tokens_per_microbatch=BUDGET)
-    views = load_tokenizer(recipe).views(texts)
+@dataclass(frozen=True)
+class Work:
+    """A model, the texts that every actor is given, and how often each way is taken."""
+
+    name: str
+    recipe: Recipe
+    texts: list[str]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The seconds of every turn of each way, and what was computed in one."""
+
+    turns: Turns[Any]
+    tokens: int
+    padded_tokens: int
+    linear_flops: float
+    attention_flops: float
+
+
+def actor() -> Callable[[Work], Found]:
+    """What one process does, as an actor of the job would be: all of its turns."""
+    return _in_turns
+
+
+def _in_turns(work: Work) -> Found:
+    encoder = Encoder.from_recipe(work.recipe, device="cpu", tokens_per_microbatch=BUDGET)
+    views = load_tokenizer(work.recipe).views(work.texts)
     model = bare(encoder, views)
-    encoder.encode_views(views.take(range(min(8, len(texts)))))
+    encoder.encode_views(views.take(range(min(8, len(work.texts)))))
     model.products()
-    turns: Turns[Any] = take_turns(
-        {
-            f"{name}, encode loop": lambda: encoder.encode_views(views).stats,
-            f"{name}, bare forward": model.forward,
-            f"{name}, products": model.products,
-        },
-        rounds=rounds,
+    ways = {LOOP: lambda: encoder.encode_views(views).stats and None}
+    ways |= {FORWARD: model.forward, PRODUCTS: model.products}
+    return Found(
+        turns=take_turns(ways, rounds=work.rounds),
+        tokens=int(views.lengths.sum()),
+        padded_tokens=model.padded_tokens,
+        linear_flops=model.linear_flops,
+        attention_flops=model.attention_flops,
     )
-    loop, forward, products = turns.seconds
-    flops = model.linear_flops + model.attention_flops
-    achieved = [flops / one for one in turns.seconds[forward]]
-    plain = [model.linear_flops / one for one in turns.seconds[products]]
+
+
+def measure(actors: Workers, count: int, work: Work) -> tuple[list[Claim], Any]:
+    """Both ratios of one model, over the turns of all actors, and what they rest on."""
+    found = actors.map([work] * count)
+    each = {way: [s for one in found for s in one.turns.seconds[way]] for way in WAYS}
+    turns, one = Turns[Any](each), found[0]
+    flops = one.linear_flops + one.attention_flops
+    extra = flops / one.linear_flops
+    name = work.name
     claims = [
         Claim(
             f"{name}: encode loop against its bare model",
-            turns.ratio(forward, loop),
-            spread=turns.ratios(forward, loop),
+            turns.ratio(FORWARD, LOOP),
+            spread=turns.ratios(FORWARD, LOOP),
             floor=0.95,
         ),
         Claim(
             f"{name}: FLOP/s of the forward against plain matrix products",
-            (flops / turns.median(forward)) / (model.linear_flops / turns.median(products)),
-            spread=[one / other for one, other in zip(achieved, plain, strict=True)],
+            extra * turns.ratio(PRODUCTS, FORWARD),
+            spread=[extra * ratio for ratio in turns.ratios(PRODUCTS, FORWARD)],
             floor=0.80,
         ),
     ]
-    tokens = int(views.lengths.sum())
     return claims, {
-        f"{name}, tokens/s of the loop": tokens / turns.median(loop),
-        f"{name}, GFLOP/s of the forward": flops / turns.median(forward) / 1e9,
-        f"{name}, GFLOP/s of plain products": model.linear_flops / turns.median(products) / 1e9,
-        f"{name}, padding": 1 - tokens / model.padded_tokens,
+        f"{name}, tokens/s of the loop": count * one.tokens / turns.median(LOOP),
+        f"{name}, GFLOP/s of the forward": count * flops / turns.median(FORWARD) / 1e9,
+        f"{name}, GFLOP/s of plain products": count
+        * one.linear_flops
+        / turns.median(PRODUCTS)
+        / 1e9,
+        f"{name}, padding": 1 - one.tokens / one.padded_tokens,
     }
 
 
@@ -211,29 +253,31 @@ def start_once(folder: str, born: float) -> dict[str, float]:
 def main() -> None:
     """Prints every figure, and all of them as JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=4096, help="texts for all-MiniLM")
-    parser.add_argument("--llm-rows", type=int, default=192, help="texts for SmolLM2")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1024, help="texts for all-MiniLM")
+    parser.add_argument("--llm-rows", type=int, default=96, help="texts for SmolLM2")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--starts", type=int, default=3, help="quickstarts; 0 leaves them out")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--start-up", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.start_up:
         print(json.dumps(start_once(asked.start_up[0], float(asked.start_up[1]))))
         return
     questions = distinct(corpus("quora"), max(asked.rows, asked.llm_rows))
-    torch.set_num_threads(asked.threads)
     plain = Recipe(model=SMOLLM, span="last_token", dtype="float32")
     claims: list[Claim] = []
-    with watched(PACKAGES, threads=asked.threads) as machine:
+    with watched(PACKAGES, threads=asked.actors) as machine:
         figures = start_up(asked.starts) if asked.starts else {}
+        actors = Workers(actor, count=asked.actors, threads=1)
         for name, recipe, rows in (
             ("all-MiniLM, Quora", minilm_recipe(), asked.rows),
             ("SmolLM2, Quora", plain, asked.llm_rows),
         ):
-            found, measured = measure(name, recipe, questions[:rows], asked.rounds)
+            work = Work(name, recipe, questions[:rows], asked.rounds)
+            found, measured = measure(actors.ready(), asked.actors, work)
             claims += found
             figures |= measured
+        actors.end()
     report(claims, figures, asked=vars(asked), machine=machine)
 
 

@@ -17,6 +17,7 @@ from transformers import Cache, PreTrainedModel
 from embedjob.encoder.attention import Attention, set_attention
 from embedjob.encoder.facts import ModelFacts, facts_of, require_quantizer
 from embedjob.encoder.fused import fuse
+from embedjob.encoder.lanes import use_lanes
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
@@ -189,10 +190,18 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
         missing=found.missing,
         head=head,
     )
+    exact = device.type == "cpu" and backbone.model.dtype == torch.float32
     if recipe.quantize != "none":
         quantize(backbone.stack, recipe)
-    elif device.type == "cpu" and backbone.model.dtype == torch.float32 and backbone.stack:
+    elif exact and backbone.stack:
         fuse(backbone.stack)
+    if exact:
+        use_lanes(
+            backbone.model,
+            states=partial(backbone.states, layer=-1),
+            vocabulary=backbone.vocabulary,
+            tolerance=backbone.tolerance,
+        )
     return backbone
 
 
