@@ -96,7 +96,8 @@ class Recipe(Section):
 
     `base` is where the weights lie if `model` is an adapter, and by default what that one names;
     `adapters` are merged into the weights in order. Demonstrations that do not count are over and
-    above `max_tokens`.
+    above `max_tokens`. With `word_cut` whole words are dropped of a text with more tokens than
+    that, before it is prepared and put into a template; that counts up to `max_tokens` only.
     """
 
     model: str
@@ -111,6 +112,7 @@ class Recipe(Section):
     demonstrations: tuple[str | Demonstration, ...] = ()
     demonstration: str | None = None
     demonstrations_count: bool = True
+    word_cut: Positive | None = None
     prepare: Literal["none", "eol", "moee", "fullstop", "strip", "rstrip"] = "none"
     templates: Templates = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
@@ -140,6 +142,15 @@ class Recipe(Section):
             long_text=self.long_text,
             decodes=self.decode is not None,
         )
+        return self
+
+    @model_validator(mode="after")
+    def _words_can_be_cut(self) -> "Recipe":
+        if self.word_cut is not None and self.long_text not in ("truncate", "bad"):
+            raise ValueError(
+                f"word_cut drops what long_text: {self.long_text} would embed in parts; leave one"
+                " of both out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -44,6 +44,7 @@ LATER: Mapping[str, Any] = {
     "decode": None,
     "demonstrations_count": True,
     "quantize": "none",
+    "word_cut": None,
 }
 
 # The digests carry what a model is, wherever it lies; method and role choose templates before

@@ -19,6 +19,7 @@ from embedjob.text.separate import special_id
 from embedjob.text.slots import auxiliary_recipe, slot_position, standing_in
 from embedjob.text.spans import Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
+from embedjob.text.word_cut import WordCutter
 from embedjob.text.words import WordIds, stops
 
 # Texts that have no token in common, so that what their views share is the template's.
@@ -44,6 +45,12 @@ class ViewTokenizer:
         added = [*recipe.special_tokens.add, *([recipe.prepend.slot] if recipe.prepend else [])]
         tokenizer.add_special_tokens(added)
         self._prepare = prepare(recipe.prepare)
+        most = recipe.max_tokens
+        self._cut_words = (
+            None
+            if recipe.word_cut is None
+            else WordCutter(tokenizer, recipe.word_cut, max_tokens=most)
+        )
         # Else what comes later changes the states of what comes first.
         self._causal = recipe.attention == "causal"
         self._rule, self._offset = span_rule(recipe)
@@ -55,7 +62,6 @@ class ViewTokenizer:
         if recipe.special_tokens.bos == "literal":
             self._require_literal_bos(tokenizer)
         self._eos = self._closing(recipe, eos_id)
-        most = recipe.max_tokens
         if recipe.long_text == "late_chunk":
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
         limits = most + uncounted(tokenizer, recipe)
@@ -79,8 +85,12 @@ class ViewTokenizer:
 
     def views(self, texts: Sequence[str]) -> TokenViews:
         """One view per text and template, text-major; with parts, or words, if it is asked for."""
-        cleaned = [self._prepare(text) for text in texts]
+        kept, shortened = (texts, None) if self._cut_words is None else self._cut_words(texts)
+        cleaned = [self._prepare(text) for text in kept]
         views = self._views_of(cleaned)
+        if shortened is not None:
+            cut = views.truncated | np.repeat(shortened, self._templates)
+            views = replace(views, truncated=cut)
         words = None if self._words is None else self._words(cleaned)
         beside = None if self._beside is None else self._beside.views(texts)
         views = replace(views, words=words, stops=self._stops, slots=self._slots, auxiliary=beside)

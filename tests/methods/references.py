@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 MAX_LENGTH = 40  # what the settings give to methods that cut by the tokenizer
+LLM2VEC_LENGTH = 512
 SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 STS = "Retrieve semantically similar text."
 STOPWORDS = "the over a why she no i do for my in how"
@@ -228,9 +229,20 @@ def repllama(prefix: str) -> Reference:
 
 
 def llm2vec(instruction: str, header: str, footer: str) -> Reference:
-    """What comes after the separator is tokenized alone, and so many last tokens are pooled."""
+    """What comes after the separator is tokenized alone, and so many last tokens are pooled.
+
+    Before that whole words are dropped, a share of them at a time; counting stops at max_length.
+    """
+
+    def count_of(tok: Tokenizer, text: str) -> int:
+        return min(LLM2VEC_LENGTH, len(tok.encode(text, add_special_tokens=False).ids))
 
     def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        length = count_of(tok, text)
+        while length > 400:
+            reduced_length = int(len(text.split()) * (400 / length))
+            text = " ".join(text.split()[:reduced_length])
+            length = count_of(tok, text)
         whole = f"{instruction.strip()} !@#$%^&*(){text}" if instruction else f"!@#$%^&*(){text}"
         parts = (header + whole.strip() + footer).split("!@#$%^&*()")
         ids = tok.encode("".join(parts)).ids

@@ -130,6 +130,28 @@ def test_a_long_query_is_cut_and_its_demonstrations_are_not(
         assert list(range(*views.span[row].tolist())) == expected.pooled[0]
 
 
+LLM2VEC = [(s, r) for s, r in EVERY if s.method == "llm2vec"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reference"), LLM2VEC, ids=[f"{s.name}-{len(s.knobs)}" for s, _ in LLM2VEC]
+)
+def test_whole_words_are_dropped_of_a_long_text(
+    setting: Setting, reference: references.Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last needs no cut, and the one before has blanks that are kept only then.
+    texts = [LONG, "fox " * 700, " two  blanks\n" * 160 + "dogs ", "fox " * 90]
+    # A tiny tokenizer has more tokens for what is around the text than 512 leave room for.
+    roomy = 1000
+    monkeypatch.setattr(references, "LLM2VEC_LENGTH", roomy)
+    views = setting.with_knobs(max_tokens=roomy).views().views(texts)
+    for row, text in enumerate(texts):
+        expected = reference(setting.tokenizer(), model(setting.model), text)
+        assert views.full_ids(row).tolist() == expected.ids[0]
+        assert list(range(*views.span[row].tolist())) == expected.pooled[0]
+    assert views.truncated.tolist() == [True, True, True, False]
+
+
 # Tokens of a view, where it is not the 512 of the literature (or of nobody: METHODS without one).
 LIMITS: dict[str, int | dict[str, int]] = {
     "autoregembed": 512 + 5,

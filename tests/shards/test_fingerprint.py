@@ -77,6 +77,7 @@ CHANGES: dict[str, Any] = {
     "encoder.decode": Decode(),
     "encoder.dtype": "bfloat16",
     "encoder.quantize": "int8",
+    "encoder.word_cut": 400,
 }
 # One other value for every key that decides neither.
 KEEPS: dict[str, Any] = {
