@@ -69,11 +69,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
     lines = PAIRS.read_text("utf-8").splitlines()
     pairs = [json.loads(line) for line in lines[:: asked.every]]
-    figures = {} if asked.anew or asked.every > 1 else kept()
+    figures = {} if asked.every > 1 else kept()
     backbones: dict[str, Backbone] = {}
     for name, recipe in recipes(asked.only):
         mark = fingerprint(recipe, {})[:12]
-        if figures.get(name, {}).get("recipe") != mark:
+        if asked.anew or figures.get(name, {}).get("recipe") != mark:
             figures[name] = {"recipe": mark, **measured(recipe, pairs, backbones)}
             if asked.every == 1:
                 keep(figures)

@@ -1,6 +1,6 @@
 """What a recipe may ask for beside its vector: sparse weights, router scores, words said first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -56,6 +56,21 @@ class Decode(Section):
     until: Annotated[str, Field(min_length=1)] = '"'
 
 
+class Anchors(Section):
+    """Of each of these continuations the mean log-probability after the view, as its vector.
+
+    Every anchor makes a view of every template, with the anchor after it (after Liu et al. 2023,
+    arXiv:2310.18348, who sample the continuations of each pair of texts anew).
+    """
+
+    anchors: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+def anchors_in(heads: Iterable[Any]) -> tuple[str, ...]:
+    """The anchors among a recipe's heads; none where it has no such head."""
+    return next((head.anchors for head in heads if isinstance(head, Anchors)), ())
+
+
 def sparse_in(heads: Iterable[Any]) -> SparseLm | None:
     """The sparse head among a recipe's heads."""
     return next((head.sparse_lm for head in heads if isinstance(head, SparseHead)), None)
@@ -79,6 +94,9 @@ def require_sound(recipe: Any) -> None:
         _require_decodes(recipe)
         if router_in(recipe.heads):
             raise ValueError("heads: router is of the prompt; leave decode out")
+    if anchors_in(recipe.heads):
+        _require_whole(recipe, "heads: anchors")
+        _require_anchored(recipe)
     if (sparse_in(recipe.heads) or recipe.decode) and len(recipe.templates) > 1:
         what = "decode" if recipe.decode else "heads: sparse_lm"
         raise ValueError(f"{what} goes with one template; got {len(recipe.templates)}")
@@ -89,6 +107,30 @@ def _require_whole(recipe: Any, what: str) -> None:
         raise ValueError(f"{what} reads the last layer; got layer: {recipe.layer}, allowed is -1")
     if recipe.long_text not in ("truncate", "bad") or recipe.aggregation == "keep":
         raise ValueError(f"{what} gives one line per text; allowed is long_text: truncate or bad")
+
+
+# What anchors are read with: a number per view says nothing else.
+_ANCHORED: Mapping[str, Any] = {
+    "attention": "causal",
+    "span": "all",
+    "pooling": "mean",
+    "aggregation": "concat",
+    "interventions": (),
+    "decode": None,
+}
+
+
+def _require_anchored(recipe: Any) -> None:
+    if len(recipe.heads) > 1:
+        raise ValueError("heads: anchors stand alone; leave the other heads out")
+    for key, allowed in _ANCHORED.items():
+        if getattr(recipe, key) != allowed:
+            raise ValueError(
+                f"heads: anchors are scored one by one, by their own tokens; got {key}:"
+                f" {getattr(recipe, key)}, allowed is {allowed or 'none'}"
+            )
+    if recipe.special_tokens.eos != "none":
+        raise ValueError("heads: anchors end their views; set special_tokens.eos: none")
 
 
 def _require_decodes(recipe: Any) -> None:

@@ -1,9 +1,10 @@
 """Templates as pieces in order, their slots filled: what is written, and where the text goes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from embedjob.beside import anchors_in
 from embedjob.braces import BRACES, filled, slots
 from embedjob.errors import ConfigError
 from embedjob.readout import SpanOffset, SpanTag
@@ -40,7 +41,11 @@ class Template:
 
 def templates(recipe: Recipe) -> tuple[Template, ...]:
     """The recipe's templates in order; ConfigError if they do not go with the rest of it."""
-    found = tuple(_template(one, recipe) for one in recipe.templates)
+    found = tuple(
+        anchored
+        for one in recipe.templates
+        for anchored in _anchored(_template(one, recipe), anchors_in(recipe.heads))
+    )
     if len({one.joint for one in found}) > 1:
         raise ConfigError(
             "encoder.templates: got some that join: joint and some that join: separate; all views"
@@ -75,6 +80,8 @@ def slots_read(recipe: Recipe) -> frozenset[str]:
 def span_rule(recipe: Recipe) -> tuple[str, int]:
     """The name of the recipe's span rule, and its offset; a tag's segments are pooled ones."""
     span = recipe.span
+    if anchors_in(recipe.heads):
+        return "anchor", 0
     if isinstance(span, SpanTag):
         return "pooled", span.offset
     return (span.rule, span.offset) if isinstance(span, SpanOffset) else (span, 0)
@@ -108,6 +115,13 @@ def _template(template: object, recipe: Recipe) -> Template:
     if isinstance(template, str | tuple):
         return Template(_pieces(template, recipe, True))
     raise ConfigError(f"encoder.templates: got {template!r}; allowed is a string or segments")
+
+
+def _anchored(template: Template, anchors: Sequence[str]) -> tuple[Template, ...]:
+    """The template before each anchor, or by itself where there are none."""
+    marked = (Piece(anchor, marked=True) for anchor in anchors)
+    each = tuple(replace(template, pieces=(*template.pieces, piece)) for piece in marked)
+    return each or (template,)
 
 
 def _pieces(template: str | tuple[Segment, ...], recipe: Recipe, joint: bool) -> tuple[Piece, ...]:
@@ -221,7 +235,8 @@ def _demonstration(one: Demonstration, recipe: Recipe) -> str:
 def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None:
     """A tag says which segments count; any other span was chosen over the marks by somebody."""
     span = recipe.span
-    got = f"tag: {span.tag}" if isinstance(span, SpanTag) else span_rule(recipe)[0]
+    rule = span.rule if isinstance(span, SpanOffset) else span
+    got = f"tag: {span.tag}" if isinstance(span, SpanTag) else rule
     if (got == "all" or isinstance(span, SpanTag)) and any(one.pooled for one in template):
         raise ConfigError(
             f"encoder.span: got {got!r}, but a segment has pool: true, which only span: pooled"

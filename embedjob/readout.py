@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from embedjob.beside import RouterHead, SparseHead
+from embedjob.beside import Anchors, RouterHead, SparseHead
 from embedjob.segments import Section
 
 SpanRule = Literal[
@@ -92,7 +92,7 @@ class LayerNorm(Section):
     layer_norm: ModulePath
 
 
-_HEADS = ("pooler", "dense", "layer_norm", "normalize", "sparse_lm", "router")
+_HEADS = ("pooler", "dense", "layer_norm", "normalize", "sparse_lm", "router", "anchors")
 
 
 def _head_kind(head: Any) -> str | None:
@@ -107,7 +107,8 @@ Head = Annotated[
     | Annotated[LayerNorm, Tag("layer_norm")]
     | Annotated[Normalize, Tag("normalize")]
     | Annotated[SparseHead, Tag("sparse_lm")]
-    | Annotated[RouterHead, Tag("router")],
+    | Annotated[RouterHead, Tag("router")]
+    | Annotated[Anchors, Tag("anchors")],
     Discriminator(
         _head_kind,
         custom_error_type="head",

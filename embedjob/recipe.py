@@ -4,7 +4,15 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from embedjob.beside import Decode, RouterHead, SparseHead, require_sound, sparse_in
+from embedjob.beside import (
+    Anchors,
+    Decode,
+    RouterHead,
+    SparseHead,
+    anchors_in,
+    require_sound,
+    sparse_in,
+)
 from embedjob.interventions import (
     Contrast,
     Contrasting,
@@ -189,12 +197,19 @@ class Recipe(Section):
     @property
     def vector_heads(self) -> tuple[Head, ...]:
         """The heads that change the vector itself, in order."""
-        return tuple(head for head in self.heads if not isinstance(head, SparseHead | RouterHead))
+        others = SparseHead | RouterHead | Anchors
+        return tuple(head for head in self.heads if not isinstance(head, others))
+
+    @property
+    def views(self) -> int:
+        """How many views a text has: one per template, or per template and anchor."""
+        return len(self.templates) * max(1, len(anchors_in(self.heads)))
 
     @property
     def reads_logits(self) -> bool:
         """Whether anything asks for the language-model head."""
-        return sparse_in(self.heads) is not None or self.decode is not None
+        asked = sparse_in(self.heads) is not None or bool(anchors_in(self.heads))
+        return asked or self.decode is not None
 
     @property
     def normalized(self) -> bool:

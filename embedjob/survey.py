@@ -87,7 +87,7 @@ def survey(draft: Draft) -> Survey:
         digests=found,
         fingerprint=mark,
         beside=beside,
-        width=width(wide + beside.joined, views=len(job.encoder.templates), recipe=job.encoder),
+        width=width(wide + beside.joined, views=job.encoder.views, recipe=job.encoder),
         shards=shards,
         plan=plan(shards, footers, listed=[file.url for file in done], request=request),
     )

@@ -64,6 +64,14 @@ def test_heads_and_poolings_change_the_width_before_a_model_is_loaded(
     assert {"2_Dense/config.json", "2_Dense/model.safetensors"} <= found.digests.keys()
 
 
+def test_anchors_make_one_number_each(document: Job) -> None:
+    heads = [{"anchors": [" a", " b", " c"]}]
+    found = surveyed(document, heads=heads, aggregation="concat", finish=[])
+    assert found.width == 3
+    with pytest.raises(ConfigError, match=r"encoder: heads: anchors are scored .* got aggregation"):
+        surveyed(document, heads=heads)
+
+
 def test_a_head_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     dense = {"in_features": 64, "out_features": 12}
     with pytest.raises(ModelError, match="takes vectors 64 wide, but they are 32 wide there"):

@@ -125,7 +125,7 @@ class Encoder:
                     " long_text: late_chunk, and an embedding of each; use encode_parts"
                 )
         elif recipe.aggregation == "keep":
-            return vectors_LD.reshape(len(texts), len(recipe.templates), vectors_LD.shape[1])
+            return vectors_LD.reshape(len(texts), recipe.views, vectors_LD.shape[1])
         return vectors_LD
 
     def encode_parts(self, texts: Sequence[str], role: Role | None = None) -> tuple[Vectors, Lines]:

@@ -111,7 +111,7 @@ class ViewForward:
         batch = assemble(self._views, self._chosen[which], whole=group < 0)
         prefix = None if group < 0 else self._views.prefixes[group]
         hidden_VTD = self._states(which, batch, prefix)
-        return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
+        return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
 
     def _states(self, which: Indices, batch: MicroBatch, prefix: Ids | None) -> Tensor:
         """The hidden states of what comes after a prefix, in one row or padded."""
@@ -145,7 +145,7 @@ class ViewForward:
         layer = self._recipe.layer
         with self._steering.over(self._views, self._chosen[which], batch):
             hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
-        return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,))
+        return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
 
     def _decoded(self, which: Indices, batch: MicroBatch) -> Tensor:
         """The vectors of these views, read off what is said after them."""
@@ -166,11 +166,15 @@ class ViewForward:
             steps=asked.max_tokens,
             stops=torch.from_numpy(stops.astype(np.int64)),
         )
-        return self._read(which, said.states_VSD, (said.counts_VS,))
+        return self._read(which, said.states_VSD, (said.counts_VS,), batch.ids_VT)
 
-    def _read(self, which: Indices, hidden_VTD: Tensor, spans: Sequence[Tensor]) -> Tensor:
+    def _read(
+        self, which: Indices, hidden_VTD: Tensor, spans: Sequence[Tensor], ids_VT: Tensor
+    ) -> Tensor:
         """The vectors of one part of the views after the other, and the entries beside them."""
-        vectors_VD = torch.cat([self._readout(hidden_VTD, span_VT) for span_VT in spans], dim=1)
+        vectors_VD = torch.cat(
+            [self._readout(hidden_VTD, span_VT, ids_VT) for span_VT in spans], dim=1
+        )
         if self._readout.sparse is None:
             return vectors_VD
         told = self._views.words

@@ -13,6 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from embedjob.errors import ModelError
 
 _PROBE = (1, 2, 3, 4, 5)
+# Logits that are held at once: 16 MiB of them where a cache is small, 256 on a GPU.
+_MOST_LOGITS, _MOST_LOGITS_ON_GPU = 1 << 22, 1 << 26
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 
@@ -53,9 +55,14 @@ class LanguageHead:
         difference = float((apart_NW - whole_VTW[0].float()).norm())
         if not difference <= _TOLERANCE[model.dtype] * float(whole_VTW.float().norm()):
             raise ModelError(
-                f"encoder.heads: sparse_lm: the language-model head of {type(model).__name__}"
+                f"encoder.heads: the language-model head of {type(model).__name__}"
                 " cannot be run by itself; this architecture is not available in this version"
             )
+
+    def most_states(self, device: torch.device) -> int:
+        """How many states it is to be given at once there."""
+        most = _MOST_LOGITS if device.type == "cpu" else _MOST_LOGITS_ON_GPU
+        return max(1, most // self.vocabulary)
 
     @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedjob.beside import anchors_in
 from embedjob.encoder.source import read_json
 from embedjob.errors import ModelError
 from embedjob.readout import Dense, Head, LayerNorm, Pooler
@@ -79,6 +80,8 @@ def require_of_the_vector(config: Mapping[str, Any], folder: Path) -> None:
 
 def vector_width(recipe: Recipe, hidden_size: int, directory: Path) -> int:
     """The width of a view's vector: of what is pooled, after all heads; no weights are read."""
+    if anchors_in(recipe.heads):
+        return 1
     found = hidden_size * (len(recipe.pooling) if isinstance(recipe.pooling, tuple) else 1)
     for head in recipe.vector_heads:
         shape = _shape(head, Shape(found, found), hidden_size, directory)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from embedjob.beside import router_in, sparse_in
+from embedjob.beside import anchors_in, router_in, sparse_in
+from embedjob.encoder.anchors import log_probabilities
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.heads import Heads
 from embedjob.encoder.routers import Routers
@@ -38,19 +39,23 @@ class Readout:
         self.width = self._heads.width + self.router_width
         if recipe.reads_logits and backbone.head is None:
             raise ModelError(
-                "encoder.heads: sparse_lm and encoder.decode need the language-model head, and the"
-                " model was loaded without it; load it by a recipe that asks for either"
+                "encoder.heads: sparse_lm and anchors, and encoder.decode, need the language-model"
+                " head, and the model was loaded without it; load it by a recipe that asks for one"
             )
         self._head = backbone.head
         self.sparse = sparse_in(recipe.heads)
+        self._scores_anchors = bool(anchors_in(recipe.heads))
 
     @torch.inference_mode()
-    def __call__(self, hidden_VTD: Tensor, span_VT: Tensor) -> Tensor:
+    def __call__(self, hidden_VTD: Tensor, span_VT: Tensor, ids_VT: Tensor) -> Tensor:
         """The readings [V, width] of views with these spans, in float32 on the model's device.
 
         Nothing here may wait for the device: the next micro-batch is made meanwhile. Only latent
         attention does, twice, to run no token but those of the spans.
         """
+        if self._scores_anchors:
+            assert self._head is not None
+            return log_probabilities(self._head, hidden_VTD, span_VT, ids_VT)
         span_VT = onto(span_VT, hidden_VTD.device)
         vectors_VD: Tensor = self._heads(self._pool(hidden_VTD, span_VT).float())
         if self._routers:

@@ -14,8 +14,6 @@ from embedjob.encoder.language_head import LanguageHead
 from embedjob.text.runs import Ids
 from embedjob.vectors.sparse import Row, heaviest
 
-# Logits that are held at once: 16 MiB of them where a cache is small, 256 on a GPU.
-_MOST_LOGITS, _MOST_LOGITS_ON_GPU = 1 << 22, 1 << 26
 # Of a text without words of its own, as the authors of PromptReps do.
 _WITHOUT_WORDS = 10
 
@@ -31,8 +29,7 @@ def sparse_rows(
     """The entries of each view [V], from the logits of its span; of its words only, where given."""
     owner_N, places_N = span_VT.nonzero().unbind(dim=1)
     states_ND = hidden_VTD[owner_N.to(hidden_VTD.device), places_N.to(hidden_VTD.device)]
-    on_gpu = hidden_VTD.device.type != "cpu"
-    most = max(1, (_MOST_LOGITS_ON_GPU if on_gpu else _MOST_LOGITS) // head.vocabulary)
+    most = head.most_states(hidden_VTD.device)
     pooled: dict[int, Tensor] = {}
     rows = []
     for part_ND, part_owner_N in zip(states_ND.split(most), owner_N.split(most), strict=True):

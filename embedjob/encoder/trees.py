@@ -18,8 +18,9 @@ from embedjob.encoder.forward import Loaded, ViewForward
 from embedjob.encoder.prefixes import FEWEST_TOKENS
 from embedjob.text.views import TokenViews
 
-# Tails look at each other in vain: past so many tokens that costs more than the text saves.
-_MOST_TAIL_TOKENS = 512
+# Tails look at each other in vain. Of so few tokens that costs little; of more, as many pairs as a
+# state is wide cost about what running a token does.
+_FEW_TAIL_TOKENS = 512
 _WORTH = 0.9
 
 
@@ -89,7 +90,8 @@ class TreeForward:
         else:
             hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=layer)
         spans = span_RVT.unbind(dim=1)
-        return torch.cat([self._readout(hidden_RTD, span_RT) for span_RT in spans], dim=1)
+        read = [self._readout(hidden_RTD, span_RT, grove.ids_RT) for span_RT in spans]
+        return torch.cat(read, dim=1)
 
     def _packed(self, which: Indices) -> bool:
         """Whether these texts go through the model in one row."""
@@ -128,6 +130,9 @@ def worthwhile(views: TokenViews, loaded: Loaded) -> npt.NDArray[np.bool_]:
     tails = trees - views.common
     spans = views.span.reshape(-1, views.views_per_text, 2)
     full = (spans[..., 0] < spans[..., 1]).all(axis=1)
-    worth = (trees <= _WORTH * view_by_view) & (tails <= _MOST_TAIL_TOKENS)
+    saved_pairs = (view_by_view - trees) * loaded.prefixes.backbone.width
+    worth = (trees <= _WORTH * view_by_view) & (
+        (tails <= _FEW_TAIL_TOKENS) | (tails**2 <= saved_pairs)
+    )
     chosen: npt.NDArray[np.bool_] = (views.common > 0) & full & worth
     return chosen

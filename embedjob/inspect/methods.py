@@ -56,9 +56,10 @@ ones each alone, as some authors do, which gives other ids at the seams. Where a
 times its copies are cut alike, and `span: text` means the last. With `span: {rule: pooled, alone:
 true}` as many last tokens count as the pooled segments have when they are tokenized by themselves.
 `demonstrations` are strings, or `{text, answer}` written by the pattern in `demonstration`; with
-`demonstrations_count: false` they are over and above `max_tokens`. Of
-special tokens, `bos: auto` is what the tokenizer adds, `none` nothing, `literal` what every
-template itself begins with; `eos: append` is added by id after the text is cut.
+`demonstrations_count: false` they are over and above `max_tokens`. `word_cut: 400` drops whole
+words of a text that has more than 400 tokens, before all else. Of special tokens, `bos: auto` is
+what the tokenizer adds, `none` nothing, `literal` what every template itself begins with; `eos:
+append` is added by id after the text is cut.
 
 `span: after_prompt` leaves out as many tokens as stand before the text when they are tokenized
 alone, which is how NV-Embed, INSTRUCTOR and sentence-transformers count. `pooling` may be a list,
@@ -68,6 +69,24 @@ layer, `{dense: 2_Dense}` and `{layer_norm: 3_LayerNorm}` are modules that sente
 saved in the model folder, `{normalize: true}` scales between them. Each role (query,
 document, symmetric) may have other keys. `adapters` belong to the method's `model`: a job that
 names another model names its adapters too.
+
+## Anchors
+
+```yaml
+templates: ['This sentence: "{text}" implies:']
+heads: [{anchors: [" it is raining.", " somebody is hungry."]}]
+aggregation: concat
+finish: []
+similarity: manhattan
+```
+
+The vector is then what the model finds likely: of each anchor, in order, the mean log-probability
+of its tokens after the view (Liu et al., Meaning Representations from Trajectories in
+Autoregressive Models, arXiv:2310.18348, with one set of continuations for all texts in place of
+those sampled from each pair). A text and its template are run once for all anchors. An anchor is
+tokenized with its template, or alone with `join: separate`, and a long text is cut alike before
+each. Anchors are yours to sample, from texts of the corpus continued by the model; they decide the
+vectors as the model does.
 
 ## Beside the vector
 
@@ -162,7 +181,7 @@ def _row(name: str, method: MethodFile, figure: str) -> str:
 
 def _passes(recipe: Recipe) -> str:
     """How often a text goes through the model, in whole and in part."""
-    whole = str(len(recipe.templates))
+    whole = str(recipe.views)
     if recipe.contrast is not None:
         return f"{whole} + {recipe.contrast.layer + 1} blocks"
     if recipe.decode is not None:

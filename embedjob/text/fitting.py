@@ -3,6 +3,7 @@
 import numpy as np
 from tokenizers import Tokenizer
 
+from embedjob.beside import anchors_in
 from embedjob.errors import ConfigError
 from embedjob.pieces import span_rule, templates
 from embedjob.recipe import Recipe
@@ -25,7 +26,9 @@ def fitter(tokenizer: Tokenizer, recipe: Recipe) -> Fits:
         tokenizer,
         prompts(recipe),
         special_tokens=adds,
-        needs_text=span_rule(recipe)[0] in NEED_TEXT or recipe.long_text == "chunk_mean",
+        needs_text=span_rule(recipe)[0] in NEED_TEXT
+        or recipe.long_text == "chunk_mean"
+        or bool(anchors_in(recipe.heads)),
         tails=tails(recipe),
         chars_over=recipe.max_tokens if recipe.long_text == "late_chunk" else None,
     )
@@ -33,7 +36,7 @@ def fitter(tokenizer: Tokenizer, recipe: Recipe) -> Fits:
 
 def uncounted(tokenizer: Tokenizer, recipe: Recipe) -> Ints:
     """Per template, the tokens that `max_tokens` does not count: those of demonstrations."""
-    each = range(len(recipe.templates))
+    each = range(recipe.views)
     if recipe.demonstrations_count or not recipe.demonstrations:
         return np.zeros(len(each), np.int64)
     shown = fitter(tokenizer, recipe)

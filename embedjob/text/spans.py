@@ -34,7 +34,7 @@ def spans(layout: Layout, *, rule: str, offset: int = 0) -> npt.NDArray[np.int32
 
     The offset moves the start, at most to the ends of the view and of the span.
     """
-    start, stop = SPANS[rule](layout)
+    start, stop = {**SPANS, **_OF_HEADS}[rule](layout)
     start = np.minimum(np.maximum(start + offset, 0), stop)
     return np.stack([start, stop], axis=1).astype(np.int32)
 
@@ -69,6 +69,12 @@ def _pooled(layout: Layout) -> tuple[Ints, Ints]:
     return layout.marked_start, layout.marked_stop
 
 
+def _anchor(layout: Layout) -> tuple[Ints, Ints]:
+    """An anchor's tokens after the one that they follow; nothing where they follow none."""
+    start = np.maximum(layout.marked_start - 1, 0)
+    return start, np.where(layout.marked_start > 0, layout.marked_stop, start)
+
+
 def _last_token(layout: Layout) -> tuple[Ints, Ints]:
     """The last token, EOS included."""
     return np.maximum(layout.length - 1, 0), layout.length
@@ -97,3 +103,5 @@ SPANS: dict[str, Callable[[Layout], tuple[Ints, Ints]]] = {
     "tail": _tail,
     "pooled": _pooled,
 }
+# Those of heads, which no recipe names as its span.
+_OF_HEADS = {"anchor": _anchor}

@@ -7,7 +7,7 @@ from itertools import takewhile
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.beside import sparse_in
+from embedjob.beside import anchors_in, sparse_in
 from embedjob.errors import ConfigError
 from embedjob.pieces import span_rule
 from embedjob.recipe import Recipe
@@ -57,7 +57,7 @@ class ViewTokenizer:
         # Where its tokens are counted alone, a span may begin in what other views only share.
         self._shares = self._causal and not tails(recipe)
         self._fitter = fitter(tokenizer, recipe)
-        self._templates = len(recipe.templates)
+        self._templates = recipe.views
         self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
         if recipe.special_tokens.bos == "literal":
             self._require_literal_bos(tokenizer)
@@ -68,6 +68,7 @@ class ViewTokenizer:
         self._check_room(limits)
         said = recipe.decode.max_tokens - 1 if recipe.decode else 0
         require_positions(limits + said, positions)
+        limits = limits - self._shorter(len(anchors_in(recipe.heads)))
         self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64))
         self._slots = self._slots_of(recipe, tokenizer)
         self._standing = standing_in(tokenizer, recipe.prepend)
@@ -191,6 +192,19 @@ class ViewTokenizer:
             () if self._fitter.whole(number, _PROBES[0])[-1:] == [eos] else (eos,)
             for number in range(self._templates)
         )
+
+    def _shorter(self, anchors: int) -> Ints:
+        """Per view, the tokens by which it is shorter than with the longest of the anchors.
+
+        So much room is left, or a long text would be cut elsewhere before each of them.
+        """
+        if not anchors:
+            return np.zeros(self._templates, np.int64)
+        each = range(self._templates)
+        sizes = np.array([len(self._fitter.whole(one, _PROBES[0])) for one in each], np.int64)
+        by_template = sizes.reshape(-1, anchors)
+        shorter: Ints = (by_template.max(axis=1, keepdims=True) - by_template).reshape(-1)
+        return shorter
 
     def _check_room(self, limits: Ints) -> None:
         for number, max_tokens in enumerate(limits.tolist()):

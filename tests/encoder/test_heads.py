@@ -127,7 +127,7 @@ def test_the_pooler_is_the_models_own(name: str, tmp_path: Path) -> None:
     ids = torch.arange(3, 9)[None]
     with torch.inference_mode():
         out = backbone.model(ids)
-        ours = encoder._readout(found)(out.last_hidden_state, torch.eye(6)[:1].bool())
+        ours = encoder._readout(found)(out.last_hidden_state, torch.eye(6)[:1].bool(), ids)
     assert np.allclose(ours, out.pooler_output.numpy(), atol=1e-6)
 
 
