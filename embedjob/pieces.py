@@ -7,17 +7,16 @@ from functools import partial
 from embedjob.beside import anchors_in
 from embedjob.braces import BRACES, filled, slots
 from embedjob.errors import ConfigError
+from embedjob.fillings import PATTERN, demonstrations, instruction
 from embedjob.readout import SpanOffset, SpanTag
 from embedjob.recipe import Recipe, WeightedTemplate
-from embedjob.segments import Demonstration, Segment, Slot
+from embedjob.segments import Segment, Slot
 
 # The cleanings that take the blanks off both ends of a whole prompt.
 STRIPPING = ("eol", "moee")
 
 _TEMPLATES = "encoder.templates"
 _CONTRAST = "encoder.interventions: contrast.template"
-_PATTERN = "encoder.demonstration"
-_PATTERN_SLOTS = ("text", "answer", "instruction")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def slots_read(recipe: Recipe) -> frozenset[str]:
     if recipe.contrast is not None:
         found |= slots(recipe.contrast.template, key=_CONTRAST)
     if "demonstrations" in found and recipe.demonstration is not None:
-        found |= slots(recipe.demonstration, key=_PATTERN)
+        found |= slots(recipe.demonstration, key=PATTERN)
     return frozenset(found)
 
 
@@ -178,58 +177,9 @@ def _of_segment(segment: Segment, recipe: Recipe) -> Piece:
 
 def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:
     return {
-        "instruction": partial(_instruction, recipe.instruction),
-        "demonstrations": partial(_demonstrations, recipe),
+        "instruction": partial(instruction, recipe.instruction),
+        "demonstrations": partial(demonstrations, recipe),
     }
-
-
-def _instruction(instruction: str | None) -> str:
-    if instruction is None:
-        raise ConfigError(
-            "encoder.templates: one has an {instruction} slot, but encoder.instruction is not set;"
-            " set it ('' is allowed)"
-        )
-    return instruction
-
-
-def _demonstrations(recipe: Recipe) -> str:
-    """The few-shot examples one after another, as written or under the method's pattern."""
-    if recipe.demonstration is not None:
-        _require_pattern(recipe.demonstration)
-    return "".join(
-        one if isinstance(one, str) else _demonstration(one, recipe)
-        for one in recipe.demonstrations
-    )
-
-
-def _require_pattern(pattern: str) -> None:
-    """ConfigError unless the pattern shows all of an example, and nothing that it has not."""
-    found = slots(pattern, key=_PATTERN)
-    if unknown := sorted(found.difference(_PATTERN_SLOTS)):
-        raise ConfigError(
-            f"{_PATTERN}: {pattern!r} has an unknown slot {{{unknown[0]}}};"
-            f" allowed are {{text}}, {{answer}} and {{instruction}} ({BRACES})"
-        )
-    if missing := [slot for slot in ("text", "answer") if slot not in found]:
-        raise ConfigError(
-            f"{_PATTERN}: {pattern!r} has no {{{missing[0]}}}, so that it would be left out of"
-            " every demonstration; add it, or give demonstrations as strings"
-        )
-
-
-def _demonstration(one: Demonstration, recipe: Recipe) -> str:
-    if recipe.demonstration is None:
-        raise ConfigError(
-            "encoder.demonstration: is not set, so a demonstration of text and answer has no form;"
-            " set it, with the slots {text} and {answer}, or give demonstrations as strings"
-        )
-    instruction = recipe.instruction if one.instruction is None else one.instruction
-    values: dict[str, Callable[[], str]] = {
-        "text": lambda: one.text,
-        "answer": lambda: one.answer,
-        "instruction": partial(_instruction, instruction),
-    }
-    return filled(recipe.demonstration, values, key=_PATTERN)[0][0]
 
 
 def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None:

@@ -43,6 +43,7 @@ SHARED_ROOMS = {
     "recipe": "config",
     "readout": "config",
     "pieces": "config",
+    "fillings": "config",
     "braces": "config",
     "beside": "config",
     "backends": "storage",

@@ -190,19 +190,23 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
         missing=found.missing,
         head=head,
     )
-    exact = device.type == "cpu" and backbone.model.dtype == torch.float32
     if recipe.quantize != "none":
         quantize(backbone.stack, recipe)
-    elif exact and backbone.stack:
-        fuse(backbone.stack)
-    if exact:
-        use_lanes(
-            backbone.model,
-            states=partial(backbone.states, layer=-1),
-            vocabulary=backbone.vocabulary,
-            tolerance=backbone.tolerance,
-        )
+    if device.type == "cpu" and backbone.model.dtype == torch.float32:
+        quicken(backbone, layers=recipe.quantize == "none")
     return backbone
+
+
+def quicken(backbone: Backbone, *, layers: bool = True) -> None:
+    """Puts quicker forms of its attention, and of its layers, into a float32 model on a CPU."""
+    if layers and backbone.stack:
+        fuse(backbone.stack)
+    use_lanes(
+        backbone.model,
+        states=partial(backbone.states, layer=-1),
+        vocabulary=backbone.vocabulary,
+        tolerance=backbone.tolerance,
+    )
 
 
 def _first_position(model: PreTrainedModel) -> int:

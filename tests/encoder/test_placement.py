@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from transformers import AutoModel, LlamaConfig, PreTrainedModel
 
 from embedjob.config import Pool
-from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.backbone import Backbone, quicken
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.fused import fuse
 from embedjob.encoder.interventions import at
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.loading import load_at
@@ -171,9 +170,8 @@ def test_states_inside_a_model_with_such_hooks_are_steered_and_said_from(
     body = head.body if head else model.base_model
     spread(body, {part: "cpu" for part, _ in body.named_children()})
     backbone = Backbone(body, attention="causal", head=head)
-    assert backbone.stack is not None
     # As it is when loaded on a CPU.
-    fuse(backbone.stack)
+    quicken(backbone)
     other = Encoder(backbone, recipe)
     first, second = one.outputs(TEXTS), other.outputs(TEXTS)
     assert np.array_equal(first.embeddings, second.embeddings)
