@@ -1,4 +1,7 @@
-"""What a recipe may ask for beside its vector: sparse weights, router scores, words said first."""
+"""What a recipe may ask for beside its vector, or in its place.
+
+Sparse weights, router scores, words said first; the likelihood of anchors.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -7,6 +10,7 @@ from pydantic import Field
 
 from embedjob.segments import Section
 
+Measure = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -66,6 +70,20 @@ class Anchors(Section):
     anchors: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
+class WeightedSum(Section):
+    """How two rows compare by all that they have: weight times measure, summed over the columns.
+
+    Sparse weights are compared by their dot product, router scores by cosine. With `minmax` every
+    measure is first scaled to between 0 and 1 over the candidates of a query (PromptReps).
+    """
+
+    embedding: Measure = "cosine"
+    weight: float = 1.0
+    sparse: float | None = None
+    router: float | None = None
+    minmax: bool = False
+
+
 def anchors_in(heads: Iterable[Any]) -> tuple[str, ...]:
     """The anchors among a recipe's heads; none where it has no such head."""
     return next((head.anchors for head in heads if isinstance(head, Anchors)), ())
@@ -107,6 +125,28 @@ def _require_whole(recipe: Any, what: str) -> None:
         raise ValueError(f"{what} reads the last layer; got layer: {recipe.layer}, allowed is -1")
     if recipe.long_text not in ("truncate", "bad") or recipe.aggregation == "keep":
         raise ValueError(f"{what} gives one line per text; allowed is long_text: truncate or bad")
+
+
+def require_summands(recipe: Any) -> None:
+    """ValueError where a weighted sum names a column that no head of the recipe writes."""
+    if not isinstance(recipe.similarity, WeightedSum):
+        return
+    router = router_in(recipe.heads)
+    there = {
+        "sparse": sparse_in(recipe.heads) is not None,
+        "router": router is not None and router.join == "column",
+    }
+    named = [name for name in there if getattr(recipe.similarity, name) is not None]
+    if not named:
+        raise ValueError(
+            "similarity: a sum needs a weight for sparse or router; for the embedding alone name"
+            f" its measure: {recipe.similarity.embedding}"
+        )
+    if lacking := [name for name in named if not there[name]]:
+        raise ValueError(
+            f"similarity: got a weight for {lacking[0]}, but no head writes that column; add the"
+            f" head, or set similarity: {recipe.similarity.embedding}"
+        )
 
 
 # What anchors are read with: a number per view says nothing else.

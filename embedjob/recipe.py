@@ -7,10 +7,13 @@ from pydantic import AfterValidator, Field, model_validator
 from embedjob.beside import (
     Anchors,
     Decode,
+    Measure,
     RouterHead,
     SparseHead,
+    WeightedSum,
     anchors_in,
     require_sound,
+    require_summands,
     sparse_in,
 )
 from embedjob.interventions import (
@@ -39,7 +42,6 @@ from embedjob.segments import Demonstration, Section, Segment
 Role = Literal["query", "document", "symmetric"]
 Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat", "keep"]
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Positive = Annotated[int, Field(ge=1)]
 _ItemT = TypeVar("_ItemT")
 
@@ -138,12 +140,13 @@ class Recipe(Section):
     long_text: Literal["truncate", "chunk_mean", "late_chunk", "bad"] = "truncate"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Literal["none", "int8", "float8"] = "none"
-    similarity: Similarity = "cosine"
+    similarity: Measure | WeightedSum = "cosine"
 
     @model_validator(mode="after")
     def _engine_exists(self) -> "Recipe":
         require_engines(self.finish)
         require_sound(self)
+        require_summands(self)
         require_possible(
             self.interventions,
             causal=self.attention == "causal",
@@ -204,6 +207,12 @@ class Recipe(Section):
     def views(self) -> int:
         """How many views a text has: one per template, or per template and anchor."""
         return len(self.templates) * max(1, len(anchors_in(self.heads)))
+
+    @property
+    def measure(self) -> Measure:
+        """How two embeddings compare."""
+        given = self.similarity
+        return given.embedding if isinstance(given, WeightedSum) else given
 
     @property
     def reads_logits(self) -> bool:

@@ -106,10 +106,13 @@ the head of the model loaded. `router` writes what the routers of a mixture of e
 expert in every layer, averaged over the span and the views, as the column `router`, or with
 `join: concat` as the last dimensions of the embedding. All of these read the last layer; sparse
 weights and decoding go with one template. The embedding is always written: of a purely sparse model
-it is the mean state, which also lets a later run prove that its model is the same. The vocabulary's
-size is in each file's footer (`embedjob.vocabulary`). Queries: `Encoder.outputs(texts,
-role="query")` gives `embeddings`, `sparse` and `routers`; two sparse vectors are compared by their
-dot product.
+it is the mean state, which also lets a later run prove that its model is the same. `similarity:
+{embedding: dot, weight: 0.5, sparse: 0.5, minmax: true}` records in every file's footer how two
+rows compare by both (`embedjob.weighted_sum`; the embedding's own measure stays
+`embedjob.similarity`), and `router: 1.0` likewise; the sum itself is the reader's to make. The
+vocabulary's size is in each file's footer (`embedjob.vocabulary`). Queries:
+`Encoder.outputs(texts, role="query")` gives `embeddings`, `sparse` and `routers`; two sparse
+vectors are compared by their dot product.
 """
 
 

@@ -99,10 +99,17 @@ def _group_rows(table: pa.Table) -> int:
     return max(1, GROUP_BYTES * rows // max(1, size))
 
 
+def _sum_of(form: Form) -> dict[str, str]:
+    """How what is beside the embedding counts, where a recipe says it."""
+    found = form.weighted_sum
+    return {"embedjob.weighted_sum": found.model_dump_json()} if found else {}
+
+
 def _stamp(shard: Shard, form: Form, counts: Mapping[str, int]) -> dict[bytes, bytes]:
     said = {
         "embedjob.format_version": str(FORMAT_VERSION),
         "embedjob.similarity": form.similarity,
+        **_sum_of(form),
         "embedjob.shard": _printable(shard.url),
         "embedjob.etag": shard.etag,
         **({"embedjob.vocabulary": str(form.vocabulary)} if form.vocabulary else {}),

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from embedjob.beside import WeightedSum
 from embedjob.config import Input
 from embedjob.recipe import Recipe
 from embedjob.shards.calibration import Calibration
@@ -49,6 +50,7 @@ class Form:
     quarantine: pa.Schema
     fingerprint: str
     similarity: str
+    weighted_sum: WeightedSum | None
     normalized: bool
     on_bad_row: str
     compression: str
@@ -79,7 +81,8 @@ def form_of(
         ),
         quarantine=quarantine_schema(job_input, types=types),
         fingerprint=fingerprint,
-        similarity=recipe.similarity,
+        similarity=recipe.measure,
+        weighted_sum=recipe.similarity if isinstance(recipe.similarity, WeightedSum) else None,
         normalized=recipe.normalized,
         on_bad_row=job_input.on_bad_row,
         compression=compression,

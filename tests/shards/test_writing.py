@@ -16,6 +16,7 @@ import pytest
 
 from embedjob.config import Input
 from embedjob.errors import ChunkError
+from embedjob.recipe import Recipe
 from embedjob.shards import files, writing
 from embedjob.shards.calibration import Calibration
 from embedjob.shards.chunks import Chunk
@@ -152,6 +153,18 @@ def test_the_footer_says_what_made_the_file(case: Case, out: str) -> None:
     assert said[b"embedjob.etag"].decode() == case.chunk.shard.etag
     (read,) = read_all_committed(list_files(f"{out}/data"))
     assert read == Committed(done.name, 9, done.bytes, done.etag, done.counts, written=False)
+
+
+def test_the_footer_says_how_columns_are_summed(tmp_path: Path, out: str) -> None:
+    heads = [{"sparse_lm": {}}]
+    similarity = {"embedding": "dot", "weight": 0.5, "sparse": 0.25, "minmax": True}
+    made = Recipe.model_validate_json(
+        json.dumps({"model": "m", "heads": heads, "similarity": similarity})
+    )
+    case = Case(tmp_path, heads=made.heads, similarity=made.similarity)
+    said = _table(out, "data", case.commit(out).name).schema.metadata
+    assert said[b"embedjob.similarity"] == b"dot"
+    assert json.loads(said[b"embedjob.weighted_sum"]) == {**similarity, "router": None}
 
 
 def test_a_chunk_without_a_good_row_writes_a_file_without_rows(case: Case, out: str) -> None:
