@@ -4,6 +4,7 @@ As in a job there are as many actors as cores, of one thread each, and all are b
 
 - The encode loop (token views to embeddings) against the bare model on micro-batches built before.
 - FLOP/s of the bare model against plain matrix products with its own weights, as many rows each.
+- The bare model with keys as they are against itself (`encoder/lanes.py`).
 
 And by itself:
 
@@ -48,7 +49,12 @@ ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
 # What a job takes where a search has not found better.
 BUDGET = 1024
-LOOP, FORWARD, PRODUCTS = WAYS = ("encode loop", "bare forward", "products")
+LOOP, FORWARD, PRODUCTS, UNFILLED = WAYS = (
+    "encode loop",
+    "bare forward",
+    "products",
+    "bare forward, keys as they are",
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,15 @@ class Bare:
         """Every micro-batch through the model, and nothing else."""
         for batch in self.batches:
             self.model(input_ids=batch.ids_VT, attention_mask=batch.mask_VT.long())
+
+    def unfilled(self) -> None:
+        """The same with the attention that transformers chose for the model."""
+        config, ours = self.model.config, self.model.config._attn_implementation
+        config._attn_implementation = "sdpa"
+        try:
+            self.forward()
+        finally:
+            config._attn_implementation = ours
 
     @torch.inference_mode()
     def products(self) -> None:
@@ -150,7 +165,7 @@ def _in_turns(work: Work) -> Found:
     encoder.encode_views(views.take(range(min(8, len(work.texts)))))
     model.products()
     ways = {LOOP: lambda: encoder.encode_views(views).stats and None}
-    ways |= {FORWARD: model.forward, PRODUCTS: model.products}
+    ways |= {FORWARD: model.forward, PRODUCTS: model.products, UNFILLED: model.unfilled}
     return Found(
         turns=take_turns(ways, rounds=work.rounds),
         tokens=int(views.lengths.sum()),
@@ -180,6 +195,11 @@ def measure(actors: Workers, count: int, work: Work) -> tuple[list[Claim], Any]:
             extra * turns.ratio(PRODUCTS, FORWARD),
             spread=[extra * ratio for ratio in turns.ratios(PRODUCTS, FORWARD)],
             floor=0.80,
+        ),
+        Claim(
+            f"{name}: keys as they are against keys that fill vectors, seconds",
+            turns.ratio(UNFILLED, FORWARD),
+            spread=turns.ratios(UNFILLED, FORWARD),
         ),
     ]
     return claims, {

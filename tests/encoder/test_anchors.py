@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.tokenizer import load_tokenizer
@@ -39,9 +40,8 @@ def recipe(model: str | Path = "m", **knobs: Any) -> Recipe:
     )
 
 
-def losses(name: str, views: ViewTokenizer, text: str) -> list[float]:
+def losses(model: Any, views: ViewTokenizer, text: str) -> list[float]:
     """Minus the loss of the anchors' own tokens, one view at a time through the whole model."""
-    model = tiny.model(name)
     found = []
     made = views.views([text])
     for view in range(made.views_per_text):
@@ -64,7 +64,7 @@ def test_numbers_are_those_of_the_models_own_loss(name: str, join: str, tmp_path
     views = load_tokenizer(found)
     got = encoder.encode(TEXTS)
     assert got.shape == (len(TEXTS), len(ANCHORS))
-    expected = np.array([losses(name, views, text) for text in TEXTS])
+    expected = np.array([losses(tiny.model(name), views, text) for text in TEXTS])
     np.testing.assert_allclose(got, expected, rtol=1e-4)
     # Alone, and view by view, they are the same.
     np.testing.assert_allclose(encoder.encode(TEXTS[2:3]), got[2:3], rtol=1e-5)
@@ -85,6 +85,34 @@ def test_the_text_is_run_once_for_all_anchors(
     long = "The quick brown fox jumps over a lazy dog. " * 3
     encoder.encode([long])
     assert sum(through) == 1
+
+
+@pytest.mark.parametrize(("words", "together"), [(60, True), (1, False)])
+def test_many_anchors_stand_side_by_side_where_the_text_is_long(
+    words: int, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through: list[int] = []
+    plain = TreeForward.__call__
+    monkeypatch.setattr(
+        TreeForward,
+        "__call__",
+        lambda self, which: through.append(len(which)) or plain(self, which),
+    )
+    folder = tiny.save("llama", tmp_path / "llama")
+    config = LlamaConfig(**{**tiny.GROUPED, "max_position_embeddings": 600})
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    heads = [{"anchors": [f" it is number {number}, so" for number in range(44)]}]
+    found = recipe(folder, heads=heads, max_tokens=600)
+    encoder = Encoder.from_recipe(found, device="cpu")
+    text = "quick foxes " * words
+    got = encoder.encode([text])
+    assert (sum(through) == 1) is together
+    views = load_tokenizer(found)
+    # More than could always stand so.
+    made = views.views([text])
+    assert int((made.lengths - made.span[:, 0]).sum()) > 512
+    np.testing.assert_allclose(got[0], losses(model, views, text), rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
