@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from embedjob.errors import ModelError
 
@@ -45,10 +45,15 @@ def set_attention(
             )
 
 
+def configs_of(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """The configs that a model's parts read: its own, and of its text part if that has another."""
+    return list({id(c): c for c in (model.config, model.config.get_text_config())}.values())
+
+
 def _look_both_ways(model: PreTrainedModel) -> None:
     # Both are needed: the mask is built by the config's flag (else padded batches stay causal), and
     # where no mask is built the kernel asks the module's.
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+    for config in configs_of(model):
         config.is_causal = False
     for module in model.modules():
         if isinstance(getattr(module, "is_causal", None), bool):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from embedjob.encoder.attention import configs_of
 from embedjob.encoder.kernels import Scores, attend, joined
 from embedjob.encoder.transfers import onto
 from embedjob.encoder.varlen import Look, Sequences, States, Trees, attend_each, attend_trees
@@ -75,7 +76,7 @@ def cascading(
     if sees_VTT is not None:
         blank = torch.zeros(sees_VTT.shape, dtype=model.dtype)
         bias_VHTT = onto(blank.masked_fill(~sees_VTT, -torch.inf)[:, None], model.device)
-    configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
+    configs = configs_of(model)
     before = [config._attn_implementation for config in configs]
     pieces = _Pieces(shared, kept, None if isinstance(among, Tensor) else among, bias_VHTT)
     token = _pieces.set(pieces)

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from embedjob.encoder.attention import States
+from embedjob.encoder.attention import States, configs_of
 from embedjob.encoder.kernels import in_lanes, lacks_lanes, unmasked
 
 NAME = "embedjob_lanes"
@@ -27,7 +27,7 @@ _MORE = ("position_bias", "cache")
 
 def use_lanes(model: PreTrainedModel, *, states: States, vocabulary: int, tolerance: float) -> bool:
     """Whether a model's attention is done so from now on: where it can be, and gives the same."""
-    configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
+    configs = configs_of(model)
     if any(config._attn_implementation != _PLAIN for config in configs):
         return False
     ids_VT = torch.tensor([_PROBE, _PROBE[::-1]]).remainder(vocabulary)

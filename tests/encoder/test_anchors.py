@@ -70,16 +70,20 @@ def test_numbers_are_those_of_the_models_own_loss(name: str, join: str, tmp_path
     np.testing.assert_allclose(encoder.encode(TEXTS[2:3]), got[2:3], rtol=1e-5)
 
 
-def test_the_text_is_run_once_for_all_anchors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    through: list[int] = []
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts went through a model as trees, together."""
+    found: list[int] = []
     plain = TreeForward.__call__
     monkeypatch.setattr(
         TreeForward,
         "__call__",
-        lambda self, which: through.append(len(which)) or plain(self, which),
+        lambda self, which: found.append(len(which)) or plain(self, which),
     )
+    return found
+
+
+def test_the_text_is_run_once_for_all_anchors(tmp_path: Path, through: list[int]) -> None:
     found = recipe(tiny.save("llama", tmp_path / "llama"))
     encoder = Encoder.from_recipe(found, device="cpu")
     long = "The quick brown fox jumps over a lazy dog. " * 3
@@ -89,15 +93,8 @@ def test_the_text_is_run_once_for_all_anchors(
 
 @pytest.mark.parametrize(("words", "together"), [(60, True), (1, False)])
 def test_many_anchors_stand_side_by_side_where_the_text_is_long(
-    words: int, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: int, together: bool, tmp_path: Path, through: list[int]
 ) -> None:
-    through: list[int] = []
-    plain = TreeForward.__call__
-    monkeypatch.setattr(
-        TreeForward,
-        "__call__",
-        lambda self, which: through.append(len(which)) or plain(self, which),
-    )
     folder = tiny.save("llama", tmp_path / "llama")
     config = LlamaConfig(**{**tiny.GROUPED, "max_position_embeddings": 600})
     model = LlamaForCausalLM(config)
