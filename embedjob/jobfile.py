@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from embedjob.config import Job
 from embedjob.errors import ConfigError
-from embedjob.recipe import Recipe
+from embedjob.recipe import PARTIAL, Recipe
 from embedjob.segments import Section
 
 DEFAULT = "library default"
@@ -106,11 +106,12 @@ def validate(
     *,
     at: str = "",
     origins: Mapping[str, str] | None = None,
+    partial: bool = False,
 ) -> _SectionT:
     """`document` as a frozen section; ConfigError naming each key, what was got and allowed."""
     try:
         # Strict JSON mode takes YAML's lists for tuples, and still refuses "3" for 3.
-        return model.model_validate_json(json.dumps(document))
+        return model.model_validate_json(json.dumps(document), context={PARTIAL: partial})
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{at or 'config'}: {error}; dates and such need quotes") from error
@@ -123,7 +124,7 @@ def validate_partial(draft: Draft) -> None:
     encoder = document.get("encoder")
     if isinstance(encoder, dict) and "model" not in encoder and "method" in encoder:
         document["encoder"] = {**encoder, "model": "-"}
-    validate(Job, document, origins=origins)
+    validate(Job, document, origins=origins, partial=True)
 
 
 def recipe_from(values: Mapping[str, Any], origins: Mapping[str, str]) -> Recipe:

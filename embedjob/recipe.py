@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from embedjob.beside import (
     Anchors,
@@ -44,6 +44,9 @@ Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat",
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Positive = Annotated[int, Field(ge=1)]
 _ItemT = TypeVar("_ItemT")
+
+# In a validation's context: what is missing may yet come from a method or a model folder.
+PARTIAL = "partial"
 
 # What late_chunk can share out over the parts of a text, and give true characters of.
 _LATE: dict[str, tuple[str, ...]] = {
@@ -143,42 +146,44 @@ class Recipe(Section):
     similarity: Measure | WeightedSum = "cosine"
 
     @model_validator(mode="after")
-    def _engine_exists(self) -> "Recipe":
+    def _goes_together(self, info: ValidationInfo) -> "Recipe":
         require_engines(self.finish)
+        partial = bool((info.context or {}).get(PARTIAL))
+        if not partial:
+            require_summands(self)
+        if not partial or self.method is None:
+            self._require_sound()
+        return self
+
+    def _require_sound(self) -> None:
+        """ValueError where keys do not go together."""
         require_sound(self)
-        require_summands(self)
         require_possible(
             self.interventions,
             causal=self.attention == "causal",
             long_text=self.long_text,
             decodes=self.decode is not None,
         )
-        return self
-
-    @model_validator(mode="after")
-    def _words_can_be_cut(self) -> "Recipe":
         if self.word_cut is not None and self.long_text not in ("truncate", "bad"):
             raise ValueError(
                 f"word_cut drops what long_text: {self.long_text} would embed in parts; leave one"
                 " of both out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _parts_can_be_pooled(self) -> "Recipe":
         if self.long_text == "late_chunk":
-            for key, allowed in _LATE.items():
-                if getattr(self, key) not in allowed:
-                    raise ValueError(
-                        f"{key}: got {getattr(self, key)}, and with long_text: late_chunk every"
-                        f" part of the text is pooled: allowed is {', '.join(allowed)}"
-                    )
-            if len(self.templates) > 1 or not _holds_one_text(self.templates[0]):
+            self._require_poolable_parts()
+
+    def _require_poolable_parts(self) -> None:
+        for key, allowed in _LATE.items():
+            if getattr(self, key) not in allowed:
                 raise ValueError(
-                    "templates: with long_text: late_chunk allowed is one template, its segments"
-                    " joined as one string, with one text in it"
+                    f"{key}: got {getattr(self, key)}, and with long_text: late_chunk every"
+                    f" part of the text is pooled: allowed is {', '.join(allowed)}"
                 )
-        return self
+        if len(self.templates) > 1 or not _holds_one_text(self.templates[0]):
+            raise ValueError(
+                "templates: with long_text: late_chunk allowed is one template, its segments"
+                " joined as one string, with one text in it"
+            )
 
     @property
     def several(self) -> bool:

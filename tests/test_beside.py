@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from embedjob.recipe import Recipe
+from embedjob.errors import ConfigError
+from embedjob.jobfile import Draft, Layer, validate_partial
+from embedjob.methods.resolution import resolve
+from embedjob.recipe import Decode, Recipe, WeightedSum
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,37 @@ def test_a_sum_of_columns_that_are_not_there_is_refused(
     given = {"model": "m", "heads": heads, "similarity": similarity}
     with pytest.raises(ValidationError, match=told):
         Recipe.model_validate_json(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "given", "expected"),
+    [
+        ("promptreps", "similarity", {"sparse": 0.9}, WeightedSum(sparse=0.9)),
+        ("promptreps", "decode", {"max_tokens": 3}, Decode(max_tokens=3)),
+        ("prompteol", "decode", {"max_tokens": 3}, Decode(max_tokens=3)),
+    ],
+)
+def test_what_goes_with_a_method_only_is_not_refused_before_it_is_read(
+    method: str, key: str, given: Any, expected: Any
+) -> None:
+    document = {
+        "input": {"path": "in", "text": "body"},
+        "encoder": {"model": "m", "method": method, key: given},
+        "pool": {"gpus_per_actor": 0},
+        "output": {"path": "out"},
+    }
+    draft = Draft((Layer("job.yaml", document),))
+    validate_partial(draft)
+    assert getattr(resolve(draft, {}).job.encoder, key) == expected
+
+
+def test_a_sum_with_a_head_that_the_job_takes_away_is_refused() -> None:
+    document = {
+        "input": {"path": "in", "text": "body"},
+        "encoder": {"model": "m", "method": "promptreps", "heads": []},
+        "output": {"path": "out"},
+    }
+    draft = Draft((Layer("job.yaml", document),))
+    validate_partial(draft)
+    with pytest.raises(ConfigError, match="no head writes that column"):
+        resolve(draft, {})
