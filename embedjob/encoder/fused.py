@@ -12,47 +12,65 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
+from embedjob.encoder.kernels import ROOM, has_lanes
+
 _TOLERANCE = 1e-5
 _ROWS = 3
-# Rows that weights are laid out for; with others they are read as well, only not as quickly.
-_USUAL_ROWS = 1024
+# Layers whose output attention reads row by row as keys or values.
+_KEYS_AND_VALUES = ("key", "value", "k_lin", "v_lin", "k_proj", "v_proj")
+_Form = Callable[[nn.Module], nn.Module | None]
 _LayerT = TypeVar("_LayerT", bound=nn.Module)
 
 
-class Packed(nn.Module):
-    """A linear layer with its bias, and perhaps an activation, in the epilogue of the product."""
+class Activated(nn.Module):
+    """A linear layer and a GELU that is made in place: BERT's intermediate layers."""
 
-    def __init__(self, linear: nn.Linear, *, activation: str = "none") -> None:
-        """Lays the weight out as oneDNN reads it; the linear layer's own may then go."""
+    def __init__(self, layer: nn.Module) -> None:
+        """Takes the layer's own product."""
         super().__init__()
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _USUAL_ROWS)
-        self.weight = nn.Parameter(packed, requires_grad=False)
-        self.bias = linear.bias
-        self.activation = activation
+        self.dense = _child(layer, "dense", nn.Linear)
 
     def forward(self, states: Tensor) -> Tensor:
         """The layer's output [..., D]."""
-        product = torch.ops.mkldnn._linear_pointwise
-        out: Tensor = product(states, self.weight, self.bias, self.activation, [], "none")
+        out: Tensor = torch.ops.aten.gelu_(self.dense(states))
         return out
 
 
 class Residual(nn.Module):
-    """A linear layer, the residual added in its epilogue, and a norm: BERT's output layers."""
+    """A linear layer, the residual added in place, and a norm: BERT's output layers."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own norm."""
+        """Takes the layer's own product and norm."""
         super().__init__()
-        self.dense = Packed(_child(layer, "dense", nn.Linear))
+        self.dense = _child(layer, "dense", nn.Linear)
         self.norm = _child(layer, "LayerNorm", nn.LayerNorm)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """The layer's output [..., D]."""
-        product = torch.ops.mkldnn._linear_pointwise.binary
-        dense = self.dense
-        added = product(hidden_states, input_tensor, dense.weight, dense.bias, "add")
-        out: Tensor = self.norm(added)
+        out: Tensor = self.norm(self.dense(hidden_states).add_(input_tensor))
         return out
+
+
+class Roomy(nn.Module):
+    """A linear layer with zeros in memory after its output, which attention reads beyond."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Takes the layer's own weight and bias."""
+        super().__init__()
+        self.weight = linear.weight
+        self.bias: nn.Parameter | None = linear.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """The layer's output [..., D]."""
+        rows = states.reshape(-1, states.shape[-1])
+        room = rows.new_empty(len(rows) + ROOM, len(self.weight))
+        room[len(rows) :] = 0
+        out = room[: len(rows)]
+        if self.bias is None:
+            torch.mm(rows, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, rows, self.weight.t(), out=out)
+        return out.view(*states.shape[:-1], -1)
 
 
 class Gated(nn.Module):
@@ -89,15 +107,9 @@ class RootMeanSquare(nn.Module):
         return out
 
 
-def _packed(layer: nn.Module) -> nn.Module | None:
-    # Without a bias there is nothing to fuse, and the plain product is as quick.
-    return Packed(layer) if type(layer) is nn.Linear and layer.bias is not None else None
-
-
 def _activated(layer: nn.Module) -> nn.Module | None:
-    if not isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation | nn.GELU):
-        return None
-    return Packed(_child(layer, "dense", nn.Linear), activation="gelu")
+    gelu = isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation | nn.GELU)
+    return Activated(layer) if gelu else None
 
 
 def _residual(layer: nn.Module) -> nn.Module | None:
@@ -115,26 +127,34 @@ def _normed(layer: nn.Module) -> nn.Module | None:
     return RootMeanSquare(layer) if hasattr(layer, "variance_epsilon") else None
 
 
+def _roomy(layer: nn.Module) -> nn.Module | None:
+    return Roomy(layer) if type(layer) is nn.Linear else None
+
+
 # The first that fits and gives the same is taken.
-_FORMS: Sequence[Callable[[nn.Module], nn.Module | None]] = (
-    _activated,
-    _residual,
-    _gated,
-    _normed,
-    _packed,
-)
+_FORMS: Sequence[_Form] = (_activated, _residual, _gated, _normed)
 
 
-@torch.inference_mode()
 def fuse(blocks: nn.ModuleList) -> int:
-    """How many layers of a float32 model's blocks on a CPU are replaced by such ones."""
-    return sum(_replace(block) for block in blocks)
+    """How many layers of a float32 model's blocks on a CPU are replaced by such ones.
+
+    Besides, the weights of linear layers are laid out in memory as products read them.
+    """
+    for layer in blocks.modules():
+        if type(layer) is nn.Linear:
+            in_columns = layer.weight.detach().t().contiguous().t()
+            layer.weight = nn.Parameter(in_columns, requires_grad=False)
+    with torch.inference_mode():
+        return sum(_replace(block) for block in blocks)
 
 
 def _replace(parent: nn.Module) -> int:
     done = 0
     for name, layer in list(parent.named_children()):
-        fused = next(_alike(layer), None)
+        forms = _FORMS
+        if name in _KEYS_AND_VALUES and has_lanes():
+            forms = (_roomy,)
+        fused = next(_alike(layer, forms), None)
         if fused is None:
             done += _replace(layer)
         else:
@@ -143,9 +163,9 @@ def _replace(parent: nn.Module) -> int:
     return done
 
 
-def _alike(layer: nn.Module) -> Iterator[nn.Module]:
+def _alike(layer: nn.Module, forms: Sequence[_Form]) -> Iterator[nn.Module]:
     """The forms of a layer that give what it gives."""
-    for form in _FORMS:
+    for form in forms:
         try:
             fused = form(layer)
             if fused is not None and _same(layer, fused):

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from embedjob.encoder.attention import States, configs_of
-from embedjob.encoder.kernels import in_lanes, lacks_lanes, unmasked
+from embedjob.encoder.kernels import in_lanes, lanes_missing, masked_up_to, unmasked
 
 NAME = "embedjob_lanes"
 _PLAIN = "sdpa"
@@ -50,6 +50,17 @@ def _call(configs: Iterable[PretrainedConfig], name: str) -> None:
         config._attn_implementation = name
 
 
+def _mask(*asked: Any, **named: Any) -> Tensor | None:
+    """What transformers calls once for all layers: their mask, as long as keys are to be."""
+    seen: Tensor | None = AttentionMaskInterface()[_PLAIN](*asked, **named)
+    if seen is None or seen.dtype != torch.bool or seen.device.type != "cpu":
+        return seen
+    keys = seen.shape[-1]
+    added = torch.full((*seen.shape[:-1], keys + lanes_missing(keys)), -torch.inf)
+    added[..., :keys].masked_fill_(seen, 0)
+    return added
+
+
 def _attention(
     module: nn.Module,
     query_VHTE: Tensor,
@@ -59,15 +70,18 @@ def _attention(
     **asked: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: the attention's output [V, T, H, E]."""
+    queries, keys = query_VHTE.shape[2], key_VKTE.shape[2]
     more = any(asked.get(word) is not None for word in _MORE)
     # With fewer queries than keys and no mask, causality is counted from the end.
-    square = query_VHTE.shape[2] == key_VKTE.shape[2]
-    if lacks_lanes(key_VKTE) and not more and (attention_mask is not None or square):
-        if attention_mask is None:
-            told = asked.get("is_causal")
-            causal = getattr(module, "is_causal", True) if told is None else told
-            attention_mask = unmasked(query_VHTE, key_VKTE, causal=causal)[None, None]
-        key_VKTE, value_VKTE, attention_mask = in_lanes(key_VKTE, value_VKTE, attention_mask)
+    if not more and (attention_mask is not None or queries == keys):
+        key_VKTE, value_VKTE = in_lanes(key_VKTE, value_VKTE)
+    filled = key_VKTE.shape[2]
+    if attention_mask is None and filled > keys:
+        told = asked.get("is_causal")
+        causal = getattr(module, "is_causal", True) if told is None else told
+        attention_mask = unmasked(queries, keys, causal=causal)[None, None]
+    if attention_mask is not None:
+        attention_mask = masked_up_to(filled, attention_mask)
     plain = AttentionInterface()[_PLAIN]
     found: tuple[Tensor, None] = plain(
         module, query_VHTE, key_VKTE, value_VKTE, attention_mask, **asked
@@ -76,4 +90,4 @@ def _attention(
 
 
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, AttentionMaskInterface()[_PLAIN])
+AttentionMaskInterface.register(NAME, _mask)

@@ -13,27 +13,34 @@ from embedjob.encoder import fused
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.flops import flops_per_token
-from embedjob.encoder.fused import Gated, Packed, Residual, RootMeanSquare, fuse
+from embedjob.encoder.fused import Activated, Gated, Residual, Roomy, RootMeanSquare, fuse
+from embedjob.encoder.kernels import ROOM
 from embedjob.recipe import Recipe
 from tests.encoder import tiny
 from tests.encoder.test_fast_paths import recipe, same, shared_views, text_first_views
 
+KINDS = {Activated, Gated, Residual, RootMeanSquare, Roomy}
 EXPECTED = {
-    "llama": {Gated, RootMeanSquare},
-    "qwen3": {Gated, RootMeanSquare},
-    "mistral": {Gated, RootMeanSquare},
-    "neox": {Packed},
-    "opt": {Packed},
-    "bert": {Packed, Residual},
-    "roberta": {Packed, Residual},
-    "mpnet": {Packed, Residual},
-    "distilbert": {Packed},
+    "llama": {Gated, RootMeanSquare, Roomy},
+    "qwen3": {Gated, RootMeanSquare, Roomy},
+    "mistral": {Gated, RootMeanSquare, Roomy},
+    "opt": {Roomy},
+    "bert": {Activated, Residual, Roomy},
+    "roberta": {Activated, Residual, Roomy},
+    "mpnet": {Activated, Residual},
+    "distilbert": {Roomy},
     "t5": {RootMeanSquare},
-    # Norms of another kind, other activations, no biases, or convolutions: left as they are.
-    "gemma2": set(),
+    "gemma2": {Roomy},
+    # Keys and values from one product with the queries, and layers by other names.
+    "neox": set(),
     "gpt2": set(),
     "modernbert": set(),
 }
+
+
+@pytest.fixture(autouse=True)
+def lanes_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "has_lanes", lambda: True)
 
 
 def backbone_of(model: PreTrainedModel, name: str) -> Backbone:
@@ -53,7 +60,7 @@ def fusing(name: str) -> tuple[Backbone, Backbone]:
 def test_states_are_those_of_the_models_own_layers(name: str) -> None:
     plain, other = fusing(name)
     kinds = {type(module) for module in other.model.modules()}
-    assert kinds & {Gated, Packed, Residual, RootMeanSquare} == EXPECTED[name]
+    assert kinds & KINDS == EXPECTED[name]
     ids = torch.from_numpy(np.random.default_rng(1).integers(3, 590, (4, 31)))
     mask = torch.arange(31) < torch.tensor([[31], [1], [7], [30]])
     for layer in (-1, 1, (0, -1)):
@@ -81,14 +88,14 @@ def test_a_model_that_is_loaded_on_a_cpu_is_fused_and_counted_as_before(tmp_path
     asked = Recipe(model=str(folder), attention="bidirectional", max_tokens=64, dtype="float32")
     encoder = Encoder.from_recipe(asked, device="cpu")
     kinds = {type(module) for module in encoder.backbone.model.modules()}
-    assert {Packed, Residual} <= kinds
+    assert {Activated, Residual} <= kinds
     plain = backbone_of(tiny.model("bert"), "bert")
     assert flops_per_token(encoder.backbone, asked) == flops_per_token(plain, asked)
     with encoder.backbone.float32():
         again = encoder.encode(["the quick brown fox"])
     assert np.array_equal(again, encoder.encode(["the quick brown fox"]))
     narrow = Encoder.from_recipe(asked.model_copy(update={"dtype": "bfloat16"}), device="cpu")
-    assert not kinds & {type(m) for m in narrow.backbone.model.modules()} & {Packed, Residual}
+    assert not {type(m) for m in narrow.backbone.model.modules()} & KINDS
 
 
 def test_a_layer_that_does_something_else_by_the_same_names_is_kept() -> None:
@@ -105,13 +112,43 @@ def test_a_layer_that_does_something_else_by_the_same_names_is_kept() -> None:
     assert isinstance(model.layers[1].input_layernorm, RootMeanSquare)
 
 
-def test_a_torch_without_the_kernels_keeps_the_models_layers(
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_with_room_is_the_product_and_zeros_follow_it(bias: bool) -> None:
+    linear = nn.Linear(24, 16, bias=bias)
+    states = torch.randn(5, 7, 24)
+    with torch.inference_mode():
+        got = Roomy(linear)(states)
+        torch.testing.assert_close(got, linear(states))
+        after = got.as_strided((ROOM, 16), (16, 1), got.numel())
+        assert not after.any()
+    assert got.is_contiguous()
+
+
+def test_weights_change_their_place_in_memory_and_nothing_else() -> None:
+    plain, other = fusing("opt")
+    assert other.stack is not None
+    linears = [m for m in other.stack.modules() if isinstance(m, nn.Linear)]
+    assert linears
+    assert all(linear.weight.t().is_contiguous() for linear in linears)
+    expected = dict(plain.model.named_parameters())
+    for name, weight in other.model.named_parameters():
+        assert torch.equal(weight, expected[name])
+
+
+def test_lanes_that_do_not_pay_leave_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "has_lanes", lambda: False)
+    _, other = fusing("bert")
+    assert Roomy not in {type(module) for module in other.model.modules()}
+
+
+def test_a_form_that_cannot_be_made_keeps_the_models_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def missing(linear: nn.Linear, *, activation: str = "none") -> nn.Module:
-        raise NotImplementedError("mkldnn::_reorder_linear_weight")
+    def missing(layer: nn.Module) -> nn.Module:
+        raise NotImplementedError("no such kernel")
 
-    monkeypatch.setattr(fused, "Packed", missing)
+    monkeypatch.setattr(fused, "_FORMS", (missing,))
+    monkeypatch.setattr(fused, "has_lanes", lambda: False)
     backbone = backbone_of(tiny.model("bert"), "bert")
     assert backbone.stack is not None
     assert fuse(backbone.stack) == 0
