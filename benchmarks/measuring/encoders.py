@@ -37,9 +37,11 @@ def prompteol_recipe() -> Recipe:
 
 
 def our_encode(recipe: Recipe) -> Callable[[list[str]], Vectors]:
-    """Our encoder's `encode`."""
+    """Our encoder's `encode`, in a process that is an actor's."""
     from embedjob.encoder.encoder import Encoder
+    from embedjob.encoder.threads import keep_freed_memory
 
+    keep_freed_memory()
     return Encoder.from_recipe(recipe, device="cpu").encode
 
 

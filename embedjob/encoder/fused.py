@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from embedjob.encoder.kernels import ROOM, has_lanes
+from embedjob.encoder.kernels import ROOM, has_avx512
 
 _TOLERANCE = 1e-5
 _ROWS = 3
@@ -138,21 +138,27 @@ _FORMS: Sequence[_Form] = (_activated, _residual, _gated, _normed)
 def fuse(blocks: nn.ModuleList) -> int:
     """How many layers of a float32 model's blocks on a CPU are replaced by such ones.
 
-    Besides, the weights of linear layers are laid out in memory as products read them.
+    Besides, the weights of linear layers are laid out in memory as this CPU's products like them.
     """
+    # By some hundredths with AVX-512; without it products like weights as they are.
+    if has_avx512():
+        _lay_in_columns(blocks)
+    with torch.inference_mode():
+        return sum(_replace(block) for block in blocks)
+
+
+def _lay_in_columns(blocks: nn.ModuleList) -> None:
     for layer in blocks.modules():
         if type(layer) is nn.Linear:
             in_columns = layer.weight.detach().t().contiguous().t()
             layer.weight = nn.Parameter(in_columns, requires_grad=False)
-    with torch.inference_mode():
-        return sum(_replace(block) for block in blocks)
 
 
 def _replace(parent: nn.Module) -> int:
     done = 0
     for name, layer in list(parent.named_children()):
         forms = _FORMS
-        if name in _KEYS_AND_VALUES and has_lanes():
+        if name in _KEYS_AND_VALUES and has_avx512():
             forms = (_roomy,)
         fused = next(_alike(layer, forms), None)
         if fused is None:

@@ -87,7 +87,7 @@ def in_lanes(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def lanes_missing(keys: int) -> int:
     """How many keys may be added on this CPU; 0 where nothing is gained."""
     missing = -keys % _LANES
-    return missing if missing <= ROOM and has_lanes() else 0
+    return missing if missing <= ROOM and has_avx512() else 0
 
 
 @lru_cache(maxsize=8)
@@ -137,6 +137,6 @@ def _further(states: Tensor, missing: int) -> Tensor | None:
 
 
 @cache
-def has_lanes() -> bool:
-    """Whether this CPU's vectors are so long that it matters how many keys there are."""
+def has_avx512() -> bool:
+    """Whether torch computes with vectors of sixteen floats."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -40,7 +40,7 @@ EXPECTED = {
 
 @pytest.fixture(autouse=True)
 def lanes_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "has_lanes", lambda: True)
+    monkeypatch.setattr(fused, "has_avx512", lambda: True)
 
 
 def backbone_of(model: PreTrainedModel, name: str) -> Backbone:
@@ -135,10 +135,13 @@ def test_weights_change_their_place_in_memory_and_nothing_else() -> None:
         assert torch.equal(weight, expected[name])
 
 
-def test_lanes_that_do_not_pay_leave_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "has_lanes", lambda: False)
+def test_without_avx512_there_is_no_room_and_weights_stay_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fused, "has_avx512", lambda: False)
     _, other = fusing("bert")
     assert Roomy not in {type(module) for module in other.model.modules()}
+    assert all(weight.is_contiguous() for weight in other.model.parameters())
 
 
 def test_a_form_that_cannot_be_made_keeps_the_models_layer(
@@ -148,7 +151,7 @@ def test_a_form_that_cannot_be_made_keeps_the_models_layer(
         raise NotImplementedError("no such kernel")
 
     monkeypatch.setattr(fused, "_FORMS", (missing,))
-    monkeypatch.setattr(fused, "has_lanes", lambda: False)
+    monkeypatch.setattr(fused, "has_avx512", lambda: False)
     backbone = backbone_of(tiny.model("bert"), "bert")
     assert backbone.stack is not None
     assert fuse(backbone.stack) == 0

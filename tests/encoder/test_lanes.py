@@ -26,7 +26,7 @@ ALIKE = ["llama", "qwen3", "mistral", "gpt2", "neox", "opt", "bert", "roberta", 
 @pytest.fixture(autouse=True)
 def lanes_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (kernels, fused):
-        monkeypatch.setattr(module, "has_lanes", lambda: True)
+        monkeypatch.setattr(module, "has_avx512", lambda: True)
 
 
 def taking(backbone: Backbone) -> bool:
