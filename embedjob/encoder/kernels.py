@@ -14,6 +14,8 @@ FLASH_TYPES = (torch.float16, torch.bfloat16)
 # third of the time that it takes for the keys as they are: products of a few rows take a slower way
 # where a vector is not full. With AVX2 nothing is gained.
 _LANES = 16
+# The kernel takes as many keys at once: of more, only the last ones would be quicker.
+_MOST_KEYS = 512
 # As many may be missing where the memory after the keys serves, and where they have to be copied.
 ROOM, _MOST_COPIED = 12, 6
 
@@ -87,10 +89,11 @@ def in_lanes(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def lanes_missing(keys: int) -> int:
     """How many keys may be added on this CPU; 0 where nothing is gained."""
     missing = -keys % _LANES
-    return missing if missing <= ROOM and has_avx512() else 0
+    return missing if missing <= ROOM and keys <= _MOST_KEYS and has_avx512() else 0
 
 
-@lru_cache(maxsize=8)
+# Every layer of a forward asks for the same one.
+@lru_cache(maxsize=1)
 def unmasked(queries: int, keys: int, *, causal: bool) -> Tensor:
     """What is added to the scores [Q, T] where no mask says it: nothing, or causality."""
     seen = torch.zeros(queries, keys)
