@@ -4,7 +4,7 @@ As in a job there are as many actors as cores, of one thread each, and all are b
 
 - The encode loop (token views to embeddings) against the bare model on micro-batches built before.
 - FLOP/s of the bare model against plain matrix products with its own weights, as many rows each:
-  with weights as transformers lays them out in memory and, a little quicker, as `encoder/fused.py`.
+  with weights as transformers lays them out in memory, and as `encoder/fused.py` does.
 - The bare model with keys as they are against itself (`encoder/lanes.py`).
 
 And by itself:
@@ -51,11 +51,11 @@ ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
 # What a job takes where a search has not found better.
 BUDGET = 1024
-LOOP, FORWARD, PRODUCTS, IN_COLUMNS, UNFILLED = WAYS = (
+LOOP, FORWARD, PRODUCTS, LAID_OUT, UNFILLED = WAYS = (
     "encode loop",
     "bare forward",
     "products",
-    "products, weights in columns",
+    "products, weights as laid out",
     "bare forward, keys as they are",
 )
 
@@ -86,7 +86,7 @@ class Bare:
         """The matrix products of the same layers, on as many rows: no attention, no norms."""
         self._multiply(self.weights)
 
-    def in_columns(self) -> None:
+    def laid_out(self) -> None:
         """The same with the model's own weights, laid out as its layers have them by now."""
         self._multiply(self._weights)
 
@@ -179,10 +179,10 @@ def _in_turns(work: Work) -> Found:
     model = bare(encoder, views)
     encoder.encode_views(views.take(range(min(8, len(work.texts)))))
     model.products()
-    model.in_columns()
+    model.laid_out()
     ways = {LOOP: lambda: encoder.encode_views(views).stats and None}
     ways |= {FORWARD: model.forward, PRODUCTS: model.products}
-    ways |= {IN_COLUMNS: model.in_columns, UNFILLED: model.unfilled}
+    ways |= {LAID_OUT: model.laid_out, UNFILLED: model.unfilled}
     return Found(
         turns=take_turns(ways, rounds=work.rounds),
         tokens=int(views.lengths.sum()),
@@ -214,9 +214,9 @@ def measure(actors: Workers, count: int, work: Work) -> tuple[list[Claim], Any]:
             floor=0.80,
         ),
         Claim(
-            f"{name}: the same, weights in columns",
-            extra * turns.ratio(IN_COLUMNS, FORWARD),
-            spread=[extra * ratio for ratio in turns.ratios(IN_COLUMNS, FORWARD)],
+            f"{name}: the same, weights as laid out",
+            extra * turns.ratio(LAID_OUT, FORWARD),
+            spread=[extra * ratio for ratio in turns.ratios(LAID_OUT, FORWARD)],
         ),
         Claim(
             f"{name}: keys as they are against keys that fill vectors, seconds",

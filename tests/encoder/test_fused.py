@@ -144,14 +144,12 @@ def test_without_avx512_there_is_no_room_and_weights_stay_in_place(
     assert all(weight.is_contiguous() for weight in other.model.parameters())
 
 
-def test_a_form_that_cannot_be_made_keeps_the_models_layer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def missing(layer: nn.Module) -> nn.Module:
-        raise NotImplementedError("no such kernel")
-
-    monkeypatch.setattr(fused, "_FORMS", (missing,))
-    monkeypatch.setattr(fused, "has_avx512", lambda: False)
-    backbone = backbone_of(tiny.model("bert"), "bert")
-    assert backbone.stack is not None
-    assert fuse(backbone.stack) == 0
+def test_layers_whose_parts_are_of_another_make_are_kept() -> None:
+    model = copy.deepcopy(tiny.model("bert"))
+    first, second = model.encoder.layer[:2]
+    for layer in (first.intermediate, first.output, first.attention.output):
+        layer.dense = nn.Sequential(layer.dense)
+    kept = type(first.intermediate), type(first.output)
+    fuse(model.encoder.layer)
+    assert (type(first.intermediate), type(first.output)) == kept
+    assert (type(second.intermediate), type(second.output)) == (Activated, Residual)
