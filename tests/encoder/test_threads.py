@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-# How many pages the system had to find for twelve tensors, again and again. Without being told,
-# glibc asks for 19,041 in a thread; outside of one it depends on what else lies in memory.
+# How many pages the system had to find for twelve tensors, again and again: the median round, as
+# one that lays them otherwise still grows the heap. Without being told, glibc asks for 21,281 in a
+# thread; outside of one it depends on what else lies in memory.
 _PAGES = """
-import resource, threading, torch
+import resource, statistics, threading, torch
 from embedjob.encoder.threads import keep_freed_memory
 
 def pages():
@@ -20,8 +21,7 @@ def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def found():
-    pages()
-    print(pages())
+    print(statistics.median_low([pages() for _ in range(7)]))
 
 assert keep_freed_memory()
 if {thread}:
@@ -39,4 +39,4 @@ def test_memory_that_is_kept_is_not_asked_for_again(thread: bool) -> None:
     # An actor of Ray Data computes in a thread, whose memory comes in heaps of 64 MB.
     command = [sys.executable, "-c", _PAGES.format(thread=thread)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 1_000
+    assert int(done.stdout) < 1_000
