@@ -199,8 +199,9 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
 
 def quicken(backbone: Backbone, *, layers: bool = True) -> None:
     """Puts quicker forms of its attention, and of its layers, into a float32 model on a CPU."""
-    if layers and backbone.stack:
-        fuse(backbone.stack)
+    # Its layers have to be found as they are: a model tells its states by the kinds of its blocks.
+    if layers and backbone.blocks:
+        fuse(backbone.blocks)
     use_lanes(
         backbone.model,
         states=partial(backbone.states, layer=-1),

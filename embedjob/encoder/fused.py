@@ -5,11 +5,13 @@ activation, a norm or a residual by itself. Each layer here does these in the pa
 taken only where it gives, on a small example, what the model's own layer gives.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig
 from transformers.activations import GELUActivation, SiLUActivation
 
 from embedjob.encoder.kernels import ROOM, has_avx512
@@ -18,8 +20,60 @@ _TOLERANCE = 1e-5
 _ROWS = 3
 # Layers whose output attention reads row by row as keys or values.
 _KEYS_AND_VALUES = ("key", "value", "k_lin", "v_lin", "k_proj", "v_proj")
+# What transformers asks of a block of BERT, and that of its attention.
+_OF_BLOCK = [
+    *("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask"),
+    *("past_key_values", "kwargs"),
+]
+_OF_ATTENTION = ["hidden_states", "attention_mask", "past_key_values", "kwargs"]
 _Form = Callable[[nn.Module], nn.Module | None]
 _LayerT = TypeVar("_LayerT", bound=nn.Module)
+
+
+class PostNorm(nn.Module):
+    """A block of BERT in one piece, whose wide states are gone before the last norm.
+
+    Keys need no bias: it would add as much to every score of a query, which softmax takes away.
+    That of values would be in every weighted mean, and so is put into the next product's.
+    """
+
+    def __init__(self, block: Any) -> None:
+        """Takes the block's own layers; TypeError if more is asked of it than of BERT's."""
+        super().__init__()
+        own, output = block.attention.self, block.attention.output
+        if block.is_decoder or [*map(_asked, (block, own))] != [_OF_BLOCK, _OF_ATTENTION]:
+            raise TypeError(f"a {type(block).__name__} is more than a block of BERT")
+        self.config: PreTrainedConfig = own.config
+        self.is_causal, self.scaling = bool(own.is_causal), float(own.scaling)
+        self.width = int(own.attention_head_size)
+        self.query = _child(own, "query", nn.Linear)
+        self.key = _biased(_child(own, "key", nn.Linear), None)
+        self.value = _biased(_child(own, "value", nn.Linear), None)
+        self.mixed = Residual(output)
+        self.mixed.dense = _biased(output.dense, output.dense(own.value.bias))
+        self.up = _child(block.intermediate, "dense", nn.Linear)
+        self.down = _child(block.output, "dense", nn.Linear)
+        self.norm = _child(block.output, "LayerNorm", nn.LayerNorm)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **asked: Any
+    ) -> Tensor:
+        """The block's output [V, T, D]."""
+        heads = (*hidden_states.shape[:-1], -1, self.width)
+        query, key, value = (
+            layer(hidden_states).view(heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        attend = AttentionInterface()[self.config._attn_implementation]
+        means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **asked)[0]
+        attended = self.mixed(means.reshape(hidden_states.shape), hidden_states)
+        # What follows finds the memory of what is gone, which is still at hand.
+        del query, key, value, means
+        wide: Tensor = torch.ops.aten.gelu_(self.up(attended))
+        out = _added(self.down, wide, attended)
+        del wide, attended
+        normed: Tensor = self.norm(out)
+        return normed
 
 
 class Activated(nn.Module):
@@ -47,7 +101,7 @@ class Residual(nn.Module):
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """The layer's output [..., D]."""
-        out: Tensor = self.norm(self.dense(hidden_states).add_(input_tensor))
+        out: Tensor = self.norm(_added(self.dense, hidden_states, input_tensor))
         return out
 
 
@@ -62,14 +116,16 @@ class Roomy(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """The layer's output [..., D]."""
+        weight, bias = self.weight, self.bias
         rows = states.reshape(-1, states.shape[-1])
-        room = rows.new_empty(len(rows) + ROOM, len(self.weight))
-        room[len(rows) :] = 0
-        out = room[: len(rows)]
-        if self.bias is None:
-            torch.mm(rows, self.weight.t(), out=out)
+        count = rows.shape[0]
+        room = rows.new_empty(count + ROOM, weight.shape[0])
+        room[count:] = 0
+        out = room[:count]
+        if bias is None:
+            torch.mm(rows, weight.t(), out=out)
         else:
-            torch.addmm(self.bias, rows, self.weight.t(), out=out)
+            torch.addmm(bias, rows, weight.t(), out=out)
         return out.view(*states.shape[:-1], -1)
 
 
@@ -107,6 +163,11 @@ class RootMeanSquare(nn.Module):
         return out
 
 
+def _post_norm(layer: nn.Module) -> nn.Module | None:
+    parts = {"attention", "intermediate", "output"}
+    return PostNorm(layer) if parts == dict(layer.named_children()).keys() else None
+
+
 def _activated(layer: nn.Module) -> nn.Module | None:
     gelu = isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation | nn.GELU)
     return Activated(layer) if gelu else None
@@ -132,7 +193,7 @@ def _roomy(layer: nn.Module) -> nn.Module | None:
 
 
 # The first that fits and gives the same is taken.
-_FORMS: Sequence[_Form] = (_activated, _residual, _gated, _normed)
+_FORMS: Sequence[_Form] = (_post_norm, _activated, _residual, _gated, _normed)
 
 
 def fuse(blocks: nn.ModuleList) -> int:
@@ -144,7 +205,7 @@ def fuse(blocks: nn.ModuleList) -> int:
     if has_avx512():
         _lay_in_columns(blocks)
     with torch.inference_mode():
-        return sum(_replace(block) for block in blocks)
+        return _replace(blocks)
 
 
 def _lay_in_columns(blocks: nn.ModuleList) -> None:
@@ -161,11 +222,11 @@ def _replace(parent: nn.Module) -> int:
         if name in _KEYS_AND_VALUES and has_avx512():
             forms = (_roomy,)
         fused = next(_alike(layer, forms), None)
-        if fused is None:
-            done += _replace(layer)
-        else:
+        if fused is not None:
             setattr(parent, name, fused)
             done += 1
+        # A block's attention has layers of its own.
+        done += _replace(fused or layer)
     return done
 
 
@@ -176,7 +237,7 @@ def _alike(layer: nn.Module, forms: Sequence[_Form]) -> Iterator[nn.Module]:
             fused = form(layer)
             if fused is not None and _same(layer, fused):
                 yield fused
-        except (AttributeError, TypeError, RuntimeError):
+        except (AttributeError, KeyError, TypeError, RuntimeError):
             # Of another make than its parts' names say.
             continue
 
@@ -192,6 +253,28 @@ def _same(layer: nn.Module, fused: nn.Module) -> bool:
         inputs.append(torch.randn(2, _ROWS, shapes[0][0], generator=drawn))
     expected, got = layer(*inputs), fused(*inputs)
     return float((got - expected).norm()) <= _TOLERANCE * float(expected.norm())
+
+
+def _added(linear: nn.Linear, states: Tensor, residual: Tensor) -> Tensor:
+    """A linear layer's output and a residual [..., D]: that and the bias are there before it."""
+    rows = residual.reshape(-1, residual.shape[-1])
+    rows = rows.clone() if linear.bias is None else rows + linear.bias
+    rows.addmm_(states.reshape(-1, states.shape[-1]), linear.weight.t())
+    return rows.view(residual.shape)
+
+
+def _biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
+    """The same product with another bias."""
+    other = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+    other.weight = linear.weight
+    if bias is not None:
+        other.bias = nn.Parameter(bias, requires_grad=False)
+    return other
+
+
+def _asked(layer: nn.Module) -> list[str]:
+    """What a layer's forward takes, in its order."""
+    return list(inspect.signature(layer.forward).parameters)
 
 
 def _child(layer: nn.Module, name: str, kind: type[_LayerT]) -> _LayerT:

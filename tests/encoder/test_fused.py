@@ -7,26 +7,43 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RoFormerConfig,
+    RoFormerModel,
+)
 
 from embedjob.encoder import fused
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.flops import flops_per_token
-from embedjob.encoder.fused import Activated, Gated, Residual, Roomy, RootMeanSquare, fuse
+from embedjob.encoder.fused import (
+    Activated,
+    Gated,
+    PostNorm,
+    Residual,
+    Roomy,
+    RootMeanSquare,
+    fuse,
+)
 from embedjob.encoder.kernels import ROOM
 from embedjob.recipe import Recipe
 from tests.encoder import tiny
 from tests.encoder.test_fast_paths import recipe, same, shared_views, text_first_views
 
-KINDS = {Activated, Gated, Residual, RootMeanSquare, Roomy}
+KINDS = {Activated, Gated, PostNorm, Residual, RootMeanSquare, Roomy}
 EXPECTED = {
     "llama": {Gated, RootMeanSquare, Roomy},
     "qwen3": {Gated, RootMeanSquare, Roomy},
     "mistral": {Gated, RootMeanSquare, Roomy},
     "opt": {Roomy},
-    "bert": {Activated, Residual, Roomy},
-    "roberta": {Activated, Residual, Roomy},
+    "bert": {PostNorm, Residual, Roomy},
+    "roberta": {PostNorm, Residual, Roomy},
     "mpnet": {Activated, Residual},
     "distilbert": {Roomy},
     "t5": {RootMeanSquare},
@@ -50,9 +67,15 @@ def backbone_of(model: PreTrainedModel, name: str) -> Backbone:
 
 def fusing(name: str) -> tuple[Backbone, Backbone]:
     """A model as it is, and with its layers fused."""
-    plain, other = (backbone_of(tiny.model(name), name) for _ in range(2))
-    assert other.stack is not None
-    fuse(other.stack)
+    model = copy.deepcopy(tiny.model(name))
+    # As transformers draws them they are zero.
+    drawn = torch.Generator().manual_seed(5)
+    for weight, parameter in model.named_parameters():
+        if weight.endswith("bias"):
+            parameter.data.normal_(std=0.5, generator=drawn)
+    plain, other = (backbone_of(model, name) for _ in range(2))
+    assert other.blocks is not None
+    fuse(other.blocks)
     return plain, other
 
 
@@ -88,7 +111,7 @@ def test_a_model_that_is_loaded_on_a_cpu_is_fused_and_counted_as_before(tmp_path
     asked = Recipe(model=str(folder), attention="bidirectional", max_tokens=64, dtype="float32")
     encoder = Encoder.from_recipe(asked, device="cpu")
     kinds = {type(module) for module in encoder.backbone.model.modules()}
-    assert {Activated, Residual} <= kinds
+    assert {PostNorm, Residual} <= kinds
     plain = backbone_of(tiny.model("bert"), "bert")
     assert flops_per_token(encoder.backbone, asked) == flops_per_token(plain, asked)
     with encoder.backbone.float32():
@@ -149,7 +172,28 @@ def test_layers_whose_parts_are_of_another_make_are_kept() -> None:
     first, second = model.encoder.layer[:2]
     for layer in (first.intermediate, first.output, first.attention.output):
         layer.dense = nn.Sequential(layer.dense)
-    kept = type(first.intermediate), type(first.output)
+    kinds = [type(part) for part in (first, first.intermediate, first.output)]
     fuse(model.encoder.layer)
-    assert (type(first.intermediate), type(first.output)) == kept
-    assert (type(second.intermediate), type(second.output)) == (Activated, Residual)
+    first, second = model.encoder.layer[:2]
+    assert [type(part) for part in (first, first.intermediate, first.output)] == kinds
+    assert type(second) is PostNorm
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        # It may be given what was kept of other tokens.
+        (BertConfig(**tiny.SIZE, is_decoder=True), BertModel),
+        # Its attention turns states by their positions.
+        (RoFormerConfig(**tiny.SIZE), RoFormerModel),
+    ],
+)
+def test_a_block_of_which_more_is_asked_than_of_berts_is_kept(
+    config: PreTrainedConfig, kind: type[PreTrainedModel]
+) -> None:
+    model = kind(config).eval()
+    blocks = model.encoder.layer
+    before = [type(block) for block in blocks]
+    fuse(blocks)
+    assert [type(block) for block in blocks] == before
+    assert {Activated, Residual} <= {type(module) for module in model.modules()}

@@ -38,7 +38,7 @@ from transformers import (
 
 from tests.fakes import tiny_tokenizer
 
-_SIZE = {
+SIZE = {
     "vocab_size": 600,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -50,25 +50,25 @@ _SIZE = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-GROUPED = {**_SIZE, "num_key_value_heads": 2, "head_dim": 8}
+GROUPED = {**SIZE, "num_key_value_heads": 2, "head_dim": 8}
 
 DECODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=4)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, sliding_window=4)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_SIZE)),
-    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZE)),
-    "opt": lambda: OPTForCausalLM(OPTConfig(**_SIZE, ffn_dim=64, word_embed_proj_dim=32)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**SIZE)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE)),
+    "opt": lambda: OPTForCausalLM(OPTConfig(**SIZE, ffn_dim=64, word_embed_proj_dim=32)),
 }
 ENCODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
-    "bert": lambda: BertModel(BertConfig(**_SIZE)),
-    "roberta": lambda: RobertaModel(RobertaConfig(**_SIZE)),
-    "mpnet": lambda: MPNetModel(MPNetConfig(**_SIZE)),
+    "bert": lambda: BertModel(BertConfig(**SIZE)),
+    "roberta": lambda: RobertaModel(RobertaConfig(**SIZE)),
+    "mpnet": lambda: MPNetModel(MPNetConfig(**SIZE)),
     "distilbert": lambda: DistilBertModel(
-        DistilBertConfig(**_SIZE, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
+        DistilBertConfig(**SIZE, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
     ),
-    "modernbert": lambda: ModernBertModel(ModernBertConfig(**_SIZE, local_attention=4)),
+    "modernbert": lambda: ModernBertModel(ModernBertConfig(**SIZE, local_attention=4)),
     "t5": lambda: T5EncoderModel(
         T5Config(vocab_size=600, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     ),
