@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from embedjob.encoder.attention import Attention, set_attention
 from embedjob.encoder.facts import ModelFacts, facts_of, require_quantizer
+from embedjob.encoder.feed_forward import feed_forward, only_for, same_alone
 from embedjob.encoder.fused import fuse
 from embedjob.encoder.lanes import use_lanes
 from embedjob.encoder.language_head import LanguageHead
@@ -60,6 +61,8 @@ class Backbone:
         self.facts: ModelFacts = facts_of(model.config.to_dict())
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._first_position = _first_position(model)
+        # By the last block that is run.
+        self._read_alone: dict[int, bool] = {}
         self._reader = LayerReader(self.model, layers=self.facts.layers, vocabulary=self.vocabulary)
         states = partial(self.states, layer=-1)
         set_attention(model, attention, states=states, vocabulary=self.vocabulary)
@@ -99,12 +102,19 @@ class Backbone:
 
     @torch.inference_mode()
     def states(
-        self, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer, position: int | Tensor = 0
+        self,
+        ids_VT: Tensor,
+        mask_VT: Tensor,
+        *,
+        layer: Layer,
+        position: int | Tensor = 0,
+        read_VT: Tensor | None = None,
     ) -> Tensor:
         """The hidden states of a layer [V, T, D]: -1 is after the final norm, a tuple the average.
 
         Padding may be on either side: positions are counted along the mask, from `position` on,
-        unless that is all of them [V, T].
+        unless that is all of them [V, T]. If it is said which tokens are read, which takes that
+        `reads_alone`, the last block is not finished for the others: their states are no states.
         """
         # On a GPU an id outside the table would kill the process, not the row.
         if int(ids_VT.max()) >= self.vocabulary:
@@ -118,12 +128,33 @@ class Backbone:
             if isinstance(position, int):
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
             inputs["position_ids"] = onto(position, self.device) + self._first_position
-        # One more than the blocks: 0 is the embeddings.
-        chosen = [one % (self.facts.layers + 1) for one in np.atleast_1d(layer).tolist()]
-        found = self._reader.read(inputs, frozenset(chosen))
+        chosen = self._numbers(layer)
+        finished = None if read_VT is None else self.last_feed_forward(layer)
+        with only_for(read_VT, finished):
+            found = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
             return found[chosen[0]].to(self.device)
         return torch.stack([found[one].to(self.device) for one in chosen]).mean(dim=0)
+
+    def last_feed_forward(self, layer: Layer) -> nn.Module | None:
+        """The feed-forward layer of the last block that is run, if it is found."""
+        last = max(self._numbers(layer))
+        return feed_forward(self.blocks[last - 1]) if last and self.blocks else None
+
+    def reads_alone(self, layer: Layer) -> bool:
+        """Whether that layer may run those tokens alone that are read: seen once, by an example."""
+        last = max(self._numbers(layer))
+        if last not in self._read_alone:
+            self._read_alone[last] = self.last_feed_forward(last) is not None and same_alone(
+                partial(self.states, layer=last),
+                vocabulary=self.vocabulary,
+                tolerance=self.tolerance,
+            )
+        return self._read_alone[last]
+
+    def _numbers(self, layer: Layer) -> list[int]:
+        """Of hidden states, one more than there are blocks: 0 is the embeddings."""
+        return [one % (self.facts.layers + 1) for one in np.atleast_1d(layer).tolist()]
 
     def prepare(self, layer: Layer) -> None:
         """Finds out how a layer is read, before another attention is put in the model's place."""

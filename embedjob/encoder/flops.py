@@ -8,6 +8,7 @@ from torch import nn
 
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.beside import EXPERT_KEYS
+from embedjob.encoder.feed_forward import reads_last_tokens
 from embedjob.recipe import Recipe
 
 # A shorter pass is not worth the fraction of a second that the device's peak takes to measure.
@@ -53,7 +54,11 @@ def flops_per_token(backbone: Backbone, recipe: Recipe) -> float | None:
     blocks = backbone.stack
     if blocks is None or any((config.get(key) or 0) > 1 for key in _EXPERTS):
         return None
-    return 2.0 * sum(_weights(block) for block in list(blocks)[: _run(backbone, recipe)])
+    weights = sum(_weights(block) for block in list(blocks)[: _run(backbone, recipe)])
+    # What is left of it, one token of each view, is not counted.
+    if reads_last_tokens(recipe) and backbone.reads_alone(recipe.layer):
+        weights -= _weights(backbone.last_feed_forward(recipe.layer) or nn.Identity())
+    return 2.0 * weights
 
 
 def flops_per_pair(backbone: Backbone, recipe: Recipe) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -67,6 +68,11 @@ def views_of(rows: list[list[int]], prefixes: list[list[int]], spans: list[int])
     )
 
 
+def last_tokens(views: TokenViews) -> TokenViews:
+    """The same views, of each of which the last token alone is pooled."""
+    return replace(views, span=np.stack([views.span[:, 1] - 1, views.span[:, 1]], axis=1))
+
+
 def reference(name: str, views: TokenViews, made: Recipe) -> np.ndarray:
     """The vectors [V, D] by one plain forward each, with every layer run."""
     vectors = []
@@ -120,15 +126,21 @@ def _ids(length: int) -> st.SearchStrategy[list[int]]:
 @settings(deadline=None, max_examples=40)
 @given(
     views=_views(),
-    layer=st.sampled_from([-1, -2, 0, 1, 2, (1, -1), (-2, 0)]),
-    pooling=st.sampled_from(sorted(POOLINGS)),
+    knobs=st.fixed_dictionaries(
+        {
+            "layer": st.sampled_from([-1, -2, 0, 1, 2, (1, -1), (-2, 0)]),
+            "pooling": st.sampled_from(sorted(POOLINGS)),
+            "span": st.sampled_from(["all", "last_token"]),
+        }
+    ),
     budget=st.sampled_from([1, 30, 1000]),
     side=st.sampled_from(["right", "none"]),
 )
 def test_every_vector_is_that_of_a_plain_forward(
-    name: str, views: TokenViews, layer: Any, pooling: Any, budget: int, side: Any
+    name: str, views: TokenViews, knobs: dict[str, Any], budget: int, side: Any
 ) -> None:
-    made = recipe(layer=layer, pooling=pooling)
+    made = recipe(**knobs)
+    views = last_tokens(views) if made.span == "last_token" else views
     encoder = Encoder(backbone(name), made, tokens_per_microbatch=budget, padding_side=side)
     encoded = encoder.encode_views(views)
     assert not encoded.failed

@@ -22,15 +22,8 @@ from embedjob.encoder import fused
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.flops import flops_per_token
-from embedjob.encoder.fused import (
-    Activated,
-    Gated,
-    PostNorm,
-    Residual,
-    Roomy,
-    RootMeanSquare,
-    fuse,
-)
+from embedjob.encoder.forms import Activated, Gated, PostNorm, Residual, Roomy, RootMeanSquare
+from embedjob.encoder.fused import fuse
 from embedjob.encoder.kernels import ROOM
 from embedjob.recipe import Recipe
 from tests.encoder import tiny
