@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,4 +141,12 @@ def _wait(cluster: Cluster) -> None:
     while "This command will now block" not in cluster.log.read_text(errors="replace"):
         if cluster.process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"ray did not start:\n{cluster.log.read_text()[-4000:]}")
+        time.sleep(0.2)
+
+
+def wait(found: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Return once something is found; a failed test if it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, f"no {what} in {seconds} s"
         time.sleep(0.2)

@@ -4,15 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tests import running
-from tests.cluster import ROOT, Cluster
+from tests.cluster import ROOT, Cluster, wait
 from tests.outputs import published, written
 from tests.running import Job, job_file, save_slow_model, texts, write_shard
 
@@ -34,13 +32,6 @@ def submit(cluster: Cluster, name: str, job: Path, *options: str) -> "subprocess
         cwd=ROOT,
         env={**environment, "AWS_SECRET_ACCESS_KEY": SECRET},
     )
-
-
-def wait(found: Callable[[], object], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, f"no {what} in {seconds} s"
-        time.sleep(0.2)
 
 
 def slow_job(folder: Path, rows: int) -> Job:

@@ -1,5 +1,6 @@
 """Every fast path against one view at a time through the plain model."""
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from embedjob.encoder.backbone import Backbone
+from embedjob.encoder import fused
+from embedjob.encoder.backbone import Backbone, quicken
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.prefixes import FEWEST_TOKENS, Prefixes
 from embedjob.recipe import Recipe
@@ -49,6 +51,17 @@ def inner(name: str) -> PreTrainedModel:
 @cache
 def backbone(name: str) -> Backbone:
     return Backbone(inner(name), attention="bidirectional" if name in tiny.ENCODERS else "causal")
+
+
+@cache
+def quick(name: str) -> Backbone:
+    """The same, its layers and its attention in the forms that a CPU with AVX-512 is given."""
+    model = copy.deepcopy(inner(name))
+    made = Backbone(model, attention="bidirectional" if name in tiny.ENCODERS else "causal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "has_avx512", lambda: True)
+        quicken(made)
+    return made
 
 
 def recipe(**knobs: Any) -> Recipe:
@@ -122,6 +135,7 @@ def _ids(length: int) -> st.SearchStrategy[list[int]]:
     return st.lists(TOKENS, min_size=length, max_size=length)
 
 
+@pytest.mark.parametrize("of", [backbone, quick])
 @pytest.mark.parametrize("name", [*_FAST, *_PLAIN])
 @settings(deadline=None, max_examples=40)
 @given(
@@ -137,11 +151,11 @@ def _ids(length: int) -> st.SearchStrategy[list[int]]:
     side=st.sampled_from(["right", "none"]),
 )
 def test_every_vector_is_that_of_a_plain_forward(
-    name: str, views: TokenViews, knobs: dict[str, Any], budget: int, side: Any
+    of: Callable[[str], Backbone], name: str, views: TokenViews, knobs: Any, budget: int, side: Any
 ) -> None:
     made = recipe(**knobs)
     views = last_tokens(views) if made.span == "last_token" else views
-    encoder = Encoder(backbone(name), made, tokens_per_microbatch=budget, padding_side=side)
+    encoder = Encoder(of(name), made, tokens_per_microbatch=budget, padding_side=side)
     encoded = encoder.encode_views(views)
     assert not encoded.failed
     got = encoded.embeddings.reshape(len(views.prefix), -1)

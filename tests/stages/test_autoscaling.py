@@ -11,7 +11,7 @@ from embedjob.stages import autoscaling
 from embedjob.stages.autoscaling import NodeType, alive, launchable, types_in
 from embedjob.stages.cluster import connected, size_pool
 from embedjob.stages.encode import PoolSize
-from tests.cluster import AUTH, ROOT, Cluster, ray_cluster
+from tests.cluster import AUTH, ROOT, Cluster, ray_cluster, wait
 
 GPU_WORKER = {"CPU": 2, "GPU": 1}
 
@@ -51,6 +51,8 @@ def test_a_growing_cluster(
     monkeypatch.setattr(autoscaling, "BOOTSTRAP", bootstrap)
     said: list[str] = []
     with connected(growing.address):
+        # Until it does, Ray looks like a cluster that does not grow.
+        wait(lambda: launchable() != [], "autoscaler that has reported")
         assert launchable() is None
         worker = {"resources": GPU_WORKER, "max_workers": 1}
         types = {"head": {"resources": {"CPU": 2}}, "worker": worker}
