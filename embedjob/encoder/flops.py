@@ -55,9 +55,10 @@ def flops_per_token(backbone: Backbone, recipe: Recipe) -> float | None:
     if blocks is None or any((config.get(key) or 0) > 1 for key in _EXPERTS):
         return None
     weights = sum(_weights(block) for block in list(blocks)[: _run(backbone, recipe)])
-    # What is left of it, one token of each view, is not counted.
-    if reads_last_tokens(recipe) and backbone.reads_alone(recipe.layer):
-        weights -= _weights(backbone.last_feed_forward(recipe.layer) or nn.Identity())
+    last = backbone.last_feed_forward(recipe.layer) if reads_last_tokens(recipe) else None
+    if last is not None and backbone.reads_alone(recipe.layer):
+        # What is left of it, one token of each view, is not counted.
+        weights -= _weights(last)
     return 2.0 * weights
 
 
