@@ -9,7 +9,6 @@ Legend: V views, T tokens, N tokens that are read, D width.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +63,11 @@ def only_for(read_VT: Tensor | None, layer: nn.Module | None) -> Iterator[None]:
     # On the host, so that no device is waited for.
     index_N = read_VT.flatten().nonzero()[:, 0]
 
-    def gathered(_: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
-        (states_VTD,) = given
-        return (states_VTD.flatten(0, 1)[onto(index_N, states_VTD.device)][None],)
+    def gathered(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # What goes in, and perhaps what it is added to.
+        return tuple(one.flatten(0, 1)[onto(index_N, one.device)][None] for one in given)
 
-    def spread(_: nn.Module, given: tuple[Any, ...], states_1ND: Tensor) -> Tensor:
+    def spread(_: nn.Module, given: tuple[Tensor, ...], states_1ND: Tensor) -> Tensor:
         wide = states_1ND.new_zeros(shape.numel(), states_1ND.shape[-1])
         wide.index_copy_(0, onto(index_N, wide.device), states_1ND[0])
         return wide.view(*shape, -1)

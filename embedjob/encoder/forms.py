@@ -3,71 +3,19 @@
 Beside the matrix products, a CPU's time goes into reading and writing states for a bias, an
 activation, a norm or a residual by itself. Each layer here does these in the pass before.
 
-Legend: V views, T tokens, D width.
+Those of whole blocks are in `blocks.py`.
+
+Legend: D width.
 """
 
-import inspect
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
 
 from embedjob.encoder.kernels import ROOM
 
-# What transformers asks of a block of BERT, and that of its attention.
-_OF_BLOCK = [
-    *("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask"),
-    *("past_key_values", "kwargs"),
-]
-_OF_ATTENTION = ["hidden_states", "attention_mask", "past_key_values", "kwargs"]
 _LayerT = TypeVar("_LayerT", bound=nn.Module)
-
-
-class PostNorm(nn.Module):
-    """A block of BERT in one piece, whose wide states are gone before the last norm.
-
-    Keys need no bias: it would add as much to every score of a query, which softmax takes away.
-    That of values would be in every weighted mean, and so is put into the next product's.
-    """
-
-    def __init__(self, block: Any) -> None:
-        """Takes the block's own layers; TypeError if more is asked of it than of BERT's."""
-        super().__init__()
-        own, output = block.attention.self, block.attention.output
-        if block.is_decoder or [*map(_asked, (block, own))] != [_OF_BLOCK, _OF_ATTENTION]:
-            raise TypeError(f"a {type(block).__name__} is more than a block of BERT")
-        self.config: PreTrainedConfig = own.config
-        self.is_causal, self.scaling = bool(own.is_causal), float(own.scaling)
-        self.width = int(own.attention_head_size)
-        self.query = _child(own, "query", nn.Linear)
-        self.key = _biased(_child(own, "key", nn.Linear), None)
-        self.value = _biased(_child(own, "value", nn.Linear), None)
-        self.mixed = Residual(output)
-        self.mixed.dense = _biased(output.dense, output.dense(own.value.bias))
-        self.up = _child(block.intermediate, "dense", nn.Linear)
-        self.down = _child(block.output, "dense", nn.Linear)
-        self.norm = _child(block.output, "LayerNorm", nn.LayerNorm)
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **asked: Any
-    ) -> Tensor:
-        """The block's output [V, T, D]."""
-        heads = (*hidden_states.shape[:-1], -1, self.width)
-        query, key, value = (
-            layer(hidden_states).view(heads).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        attend = AttentionInterface()[self.config._attn_implementation]
-        means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **asked)[0]
-        attended = self.mixed(means.reshape(hidden_states.shape), hidden_states)
-        # What follows finds the memory of what is gone, which is still at hand.
-        del query, key, value, means
-        wide: Tensor = torch.ops.aten.gelu_(self.up(attended))
-        out = _added(self.down, wide, attended)
-        del wide, attended
-        normed: Tensor = self.norm(out)
-        return normed
 
 
 class Activated(nn.Module):
@@ -76,7 +24,7 @@ class Activated(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         """Takes the layer's own product."""
         super().__init__()
-        self.dense = _child(layer, "dense", nn.Linear)
+        self.dense = child(layer, "dense", nn.Linear)
 
     def forward(self, states: Tensor) -> Tensor:
         """The layer's output [..., D]."""
@@ -90,8 +38,8 @@ class Residual(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         """Takes the layer's own product and norm."""
         super().__init__()
-        self.dense = _child(layer, "dense", nn.Linear)
-        self.norm = _child(layer, "LayerNorm", nn.LayerNorm)
+        self.dense = child(layer, "dense", nn.Linear)
+        self.norm = child(layer, "LayerNorm", nn.LayerNorm)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """The layer's output [..., D]."""
@@ -130,14 +78,19 @@ class Gated(nn.Module):
         """Takes the layer's own projections."""
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (
-            _child(layer, f"{name}_proj", nn.Linear) for name in ("gate", "up", "down")
+            child(layer, f"{name}_proj", nn.Linear) for name in ("gate", "up", "down")
         )
 
-    def forward(self, states: Tensor) -> Tensor:
-        """The layer's output [..., D]."""
+    def forward(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The layer's output [..., D]; or the residual, changed in place by adding that to it."""
         gate = nn.functional.silu(self.gate_proj(states), inplace=True)
-        out: Tensor = self.down_proj(gate.mul_(self.up_proj(states)))
-        return out
+        gate.mul_(self.up_proj(states))
+        if residual is None:
+            out: Tensor = self.down_proj(gate)
+            return out
+        residual.flatten(0, -2).addmm_(gate.flatten(0, -2), self.down_proj.weight.t())
+        bias: Tensor | None = self.down_proj.bias
+        return residual if bias is None else residual.add_(bias)
 
 
 class RootMeanSquare(nn.Module):
@@ -165,7 +118,7 @@ def _added(linear: nn.Linear, states: Tensor, residual: Tensor) -> Tensor:
     return rows.view(residual.shape)
 
 
-def _biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
+def biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
     """The same product with another bias."""
     other = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     other.weight = linear.weight
@@ -174,12 +127,7 @@ def _biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
     return other
 
 
-def _asked(layer: nn.Module) -> list[str]:
-    """What a layer's forward takes, in its order."""
-    return list(inspect.signature(layer.forward).parameters)
-
-
-def _child(layer: nn.Module, name: str, kind: type[_LayerT]) -> _LayerT:
+def child(layer: nn.Module, name: str, kind: type[_LayerT]) -> _LayerT:
     """The layer's child of this name; TypeError if it is of another kind."""
     found = getattr(layer, name)
     if not isinstance(found, kind):

@@ -4,12 +4,14 @@ A form is taken only where it gives, on a small example, what the model's own la
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from embedjob.encoder.forms import Activated, Gated, PostNorm, Residual, Roomy, RootMeanSquare
+from embedjob.encoder.blocks import PostNorm, PreNorm, Rotary
+from embedjob.encoder.forms import Activated, Gated, Residual, Roomy, RootMeanSquare
 from embedjob.encoder.kernels import has_avx512
 
 _TOLERANCE = 1e-5
@@ -24,6 +26,16 @@ def _post_norm(layer: nn.Module) -> nn.Module | None:
     return PostNorm(layer) if parts == dict(layer.named_children()).keys() else None
 
 
+def _pre_norm(layer: nn.Module) -> nn.Module | None:
+    parts = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+    of_llama = parts == dict(layer.named_children()).keys() and _swish(layer.mlp)
+    return PreNorm(layer) if of_llama else None
+
+
+def _rotary(layer: nn.Module) -> nn.Module | None:
+    return Rotary(layer) if hasattr(layer, "q_proj") else None
+
+
 def _activated(layer: nn.Module) -> nn.Module | None:
     gelu = isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation | nn.GELU)
     return Activated(layer) if gelu else None
@@ -36,8 +48,7 @@ def _residual(layer: nn.Module) -> nn.Module | None:
 
 
 def _gated(layer: nn.Module) -> nn.Module | None:
-    swish = isinstance(getattr(layer, "act_fn", None), nn.SiLU | SiLUActivation)
-    return Gated(layer) if swish and hasattr(layer, "gate_proj") else None
+    return Gated(layer) if _swish(layer) and hasattr(layer, "gate_proj") else None
 
 
 def _normed(layer: nn.Module) -> nn.Module | None:
@@ -48,8 +59,15 @@ def _roomy(layer: nn.Module) -> nn.Module | None:
     return Roomy(layer) if type(layer) is nn.Linear else None
 
 
+def _swish(layer: Any) -> bool:
+    return isinstance(getattr(layer, "act_fn", None), nn.SiLU | SiLUActivation)
+
+
 # The first that fits and gives the same is taken.
-_FORMS: Sequence[_Form] = (_post_norm, _activated, _residual, _gated, _normed)
+_FORMS: Sequence[_Form] = (
+    *(_post_norm, _pre_norm, _rotary),
+    *(_activated, _residual, _gated, _normed),
+)
 
 
 def fuse(blocks: nn.ModuleList) -> int:
@@ -57,16 +75,17 @@ def fuse(blocks: nn.ModuleList) -> int:
 
     Besides, the weights of linear layers are laid out in memory as this CPU's products like them.
     """
-    # Quicker by some hundredths with AVX-512, slower without it.
-    if has_avx512():
-        _lay_in_columns(blocks)
-    with torch.inference_mode():
-        return _replace(blocks)
+    with torch.no_grad():
+        replaced = _replace(blocks)
+        # Quicker by some hundredths with AVX-512, slower without it.
+        if has_avx512():
+            _lay_in_columns(blocks)
+    return replaced
 
 
 def _lay_in_columns(blocks: nn.ModuleList) -> None:
     for layer in blocks.modules():
-        if type(layer) is nn.Linear:
+        if isinstance(layer, nn.Linear | Roomy):
             in_columns = layer.weight.detach().t().contiguous().t()
             layer.weight = nn.Parameter(in_columns, requires_grad=False)
 
@@ -99,13 +118,26 @@ def _alike(layer: nn.Module, forms: Sequence[_Form]) -> Iterator[nn.Module]:
 
 
 def _same(layer: nn.Module, fused: nn.Module) -> bool:
-    """Whether both give the same on a small example; a residual layer takes two inputs."""
+    """Whether both give the same on a small example."""
     # Of a gated layer the first product is the way in, as of the others.
     shapes = [p.shape for p in layer.parameters() if p.ndim == 2]
     width = shapes[0][1] if shapes else next(layer.parameters()).shape[0]
     drawn = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, _ROWS, width, generator=drawn)]
+    more: dict[str, Any] = {}
     if isinstance(fused, Residual):
         inputs.append(torch.randn(2, _ROWS, shapes[0][0], generator=drawn))
-    expected, got = layer(*inputs), fused(*inputs)
+    if isinstance(fused, PreNorm | Rotary):
+        angles = torch.randn(2, _ROWS, _head_width(layer) // 2, generator=drawn).repeat(1, 1, 2)
+        more = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+    expected, got = (_output(one(*inputs, **more)) for one in (layer, fused))
     return float((got - expected).norm()) <= _TOLERANCE * float(expected.norm())
+
+
+def _head_width(layer: Any) -> int:
+    return int(getattr(layer, "self_attn", layer).head_dim)
+
+
+def _output(found: Tensor | tuple[Tensor, Any]) -> Tensor:
+    """What a layer gives, of attention without what it says beside it."""
+    return found[0] if isinstance(found, tuple) else found

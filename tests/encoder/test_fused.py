@@ -20,20 +20,21 @@ from transformers import (
 
 from embedjob.encoder import fused
 from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.blocks import PostNorm, PreNorm, Rotary
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.flops import flops_per_token
-from embedjob.encoder.forms import Activated, Gated, PostNorm, Residual, Roomy, RootMeanSquare
+from embedjob.encoder.forms import Activated, Gated, Residual, Roomy, RootMeanSquare
 from embedjob.encoder.fused import fuse
 from embedjob.encoder.kernels import ROOM
 from embedjob.recipe import Recipe
 from tests.encoder import tiny
 from tests.encoder.test_fast_paths import recipe, same, shared_views, text_first_views
 
-KINDS = {Activated, Gated, PostNorm, Residual, RootMeanSquare, Roomy}
+KINDS = {Activated, Gated, PostNorm, PreNorm, Residual, RootMeanSquare, Roomy, Rotary}
 EXPECTED = {
-    "llama": {Gated, RootMeanSquare, Roomy},
-    "qwen3": {Gated, RootMeanSquare, Roomy},
-    "mistral": {Gated, RootMeanSquare, Roomy},
+    "llama": {Gated, PreNorm, RootMeanSquare, Roomy, Rotary},
+    "qwen3": {Gated, PreNorm, RootMeanSquare, Roomy},
+    "mistral": {Gated, PreNorm, RootMeanSquare, Roomy, Rotary},
     "opt": {Roomy},
     "bert": {PostNorm, Residual, Roomy},
     "roberta": {PostNorm, Residual, Roomy},

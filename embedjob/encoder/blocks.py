@@ -1,0 +1,203 @@
+"""A model's blocks in one piece, in forms that take fewer passes over memory on a CPU.
+
+Each is taken for blocks of one make alone: what a block is asked, or how its code reads, tells it.
+
+Legend: V views, T tokens, D width, H heads of queries, keys and values, E head width.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, PreTrainedConfig
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralAttention
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
+
+from embedjob.encoder.forms import Gated, Residual, Roomy, biased, child
+
+# What transformers asks of a block of BERT, and that of its attention.
+_OF_BLOCK = [
+    *("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask"),
+    *("past_key_values", "kwargs"),
+]
+_OF_ATTENTION = ["hidden_states", "attention_mask", "past_key_values", "kwargs"]
+
+
+class PostNorm(nn.Module):
+    """A block of BERT in one piece, whose wide states are gone before the last norm.
+
+    Keys need no bias: it would add as much to every score of a query, which softmax takes away.
+    That of values would be in every weighted mean, and so is put into the next product's; and that
+    of the last product into the first norm's, which it is added to.
+    """
+
+    def __init__(self, block: Any) -> None:
+        """Takes the block's own layers; TypeError if more is asked of it than of BERT's."""
+        super().__init__()
+        own, output = block.attention.self, block.attention.output
+        if block.is_decoder or [*map(_asked, (block, own))] != [_OF_BLOCK, _OF_ATTENTION]:
+            raise TypeError(f"a {type(block).__name__} is more than a block of BERT")
+        self.config: PreTrainedConfig = own.config
+        self.is_causal, self.scaling = bool(own.is_causal), float(own.scaling)
+        self.width = int(own.attention_head_size)
+        self.query = child(own, "query", nn.Linear)
+        self.key = biased(child(own, "key", nn.Linear), None)
+        self.value = biased(child(own, "value", nn.Linear), None)
+        self.mixed = Residual(output)
+        self.mixed.dense = biased(output.dense, output.dense(own.value.bias))
+        up, down = child(block.intermediate, "dense", nn.Linear), block.output.dense
+        self.mixed.norm = _raised(self.mixed.norm, down.bias)
+        self.up = biased(up, up.bias - up.weight @ down.bias)
+        self.down = biased(child(block.output, "dense", nn.Linear), None)
+        self.norm = child(block.output, "LayerNorm", nn.LayerNorm)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **asked: Any
+    ) -> Tensor:
+        """The block's output [V, T, D]."""
+        rows = hidden_states.flatten(0, 1)
+        heads = (*hidden_states.shape[:2], -1, self.width)
+        query, key, value = (
+            layer(rows).view(heads).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        attend = AttentionInterface()[self.config._attn_implementation]
+        means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **asked)[0]
+        attended = self.mixed(means.reshape(rows.shape), rows)
+        # What follows finds the memory of what is gone, which is still at hand.
+        del query, key, value, means
+        wide: Tensor = torch.ops.aten.gelu_(self.up(attended))
+        attended.addmm_(wide, self.down.weight.t())
+        del wide
+        normed: Tensor = self.norm(attended)
+        return normed.view(hidden_states.shape)
+
+
+class PreNorm(nn.Module):
+    """A block of Llama in one piece: both residuals are added where the first sum already is."""
+
+    def __init__(self, block: Any) -> None:
+        """Takes the block's own layers; TypeError if it does not read like Llama's."""
+        super().__init__()
+        if _code(type(block)) != _code(LlamaDecoderLayer):
+            raise TypeError(f"a {type(block).__name__} is not a block of Llama")
+        self.input_layernorm: nn.Module = block.input_layernorm
+        self.self_attn: nn.Module = block.self_attn
+        self.post_attention_layernorm: nn.Module = block.post_attention_layernorm
+        self.mlp = Gated(block.mlp)
+
+    def forward(self, hidden_states: Tensor, **asked: Any) -> Tensor:
+        """The block's output [V, T, D]."""
+        attended: Tensor
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **asked)
+        # What came in may be kept by who reads this layer; what attention gave is the block's own.
+        attended.add_(hidden_states)
+        out: Tensor = self.mlp(self.post_attention_layernorm(attended), attended)
+        return out
+
+
+class Rotary(nn.Module):
+    """Llama's attention with one product, in whose output queries and keys are turned.
+
+    The two numbers that a position turns lie side by side in it, as one complex number: rows of
+    both weights change their places alike, and scores stay what they are.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        """Takes the attention's own layers; TypeError if it does not read like one of Llama's."""
+        super().__init__()
+        window = _WINDOWS.get(_code(type(attention)))
+        if window is None:
+            raise TypeError(f"a {type(attention).__name__} is not the attention of Llama")
+        self.config: PreTrainedConfig = attention.config
+        self.is_causal, self.scaling = bool(attention.is_causal), float(attention.scaling)
+        self.layer_idx = int(attention.layer_idx)
+        self.num_key_value_groups = int(attention.num_key_value_groups)
+        self.sliding_window = window(attention)
+        self.width = int(attention.head_dim)
+        query, key, value = (child(attention, f"{name}_proj", nn.Linear) for name in "qkv")
+        self.heads = [layer.out_features // self.width for layer in (query, key, value)]
+        self.qkv_proj = Roomy(_joined(_paired(query, self.width), _paired(key, self.width), value))
+        self.o_proj = child(attention, "o_proj", nn.Linear)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **asked: Any,
+    ) -> tuple[Tensor, Any]:
+        """The attention's output [V, T, D], and what the attention function says beside it."""
+        half = self.width // 2
+        cos, sin = (states[..., None, :half] for states in position_embeddings)
+        tokens = hidden_states.shape[:-1]
+        states_VTHE = self.qkv_proj(hidden_states).view(*tokens, -1, self.width)
+        turned = states_VTHE[..., : sum(self.heads[:2]), :].unflatten(-1, (half, 2))
+        torch.view_as_complex(turned).mul_(torch.complex(cos, sin))
+        query, key, value = states_VTHE.transpose(1, 2).split(self.heads, dim=1)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = AttentionInterface()[self.config._attn_implementation]
+        asked |= {"scaling": self.scaling, "sliding_window": self.sliding_window}
+        means, more = attend(self, query, key, value, attention_mask, **asked)
+        return self.o_proj(means.reshape(*tokens, -1)), more
+
+
+def _asked(layer: nn.Module) -> list[str]:
+    """What a layer's forward takes, in its order."""
+    return list(inspect.signature(layer.forward).parameters)
+
+
+def _code(layer: type[nn.Module]) -> tuple[Any, ...]:
+    """What a layer's forward does, word for word: many of transformers' models share theirs."""
+    code = inspect.unwrap(layer.forward).__code__
+    return code.co_code, code.co_consts, code.co_names, code.co_varnames
+
+
+# The attention that reads like one of these, and over how many tokens it looks back.
+_WINDOWS: Mapping[tuple[Any, ...], Callable[[Any], int | None]] = {
+    _code(LlamaAttention): lambda attention: None,
+    _code(MistralAttention): lambda attention: getattr(attention.config, "sliding_window", None),
+    _code(Qwen2Attention): attrgetter("sliding_window"),
+}
+
+
+def _raised(norm: nn.LayerNorm, bias: Tensor) -> nn.LayerNorm:
+    """The same norm with more bias."""
+    other = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
+    other.weight = norm.weight
+    other.bias = nn.Parameter(norm.bias + bias, requires_grad=False)
+    return other
+
+
+def _paired(linear: nn.Linear, width: int) -> nn.Linear:
+    """The same product; of each head the halves of its output alternate."""
+    pairs = (-1, 2, width // 2)
+    weight, bias = (
+        None if one is None else one.unflatten(0, pairs).transpose(1, 2).reshape(one.shape)
+        for one in (linear.weight, linear.bias)
+    )
+    assert weight is not None
+    return _linear(weight, bias)
+
+
+def _joined(*parts: nn.Linear) -> nn.Linear:
+    """One product whose output is that of all parts, end to end."""
+    bias = None
+    if any(part.bias is not None for part in parts):
+        each = (
+            part.weight.new_zeros(part.out_features) if part.bias is None else part.bias
+            for part in parts
+        )
+        bias = torch.cat([*each])
+    return _linear(torch.cat([part.weight for part in parts]), bias)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return biased(linear, bias)

@@ -1,0 +1,180 @@
+"""Blocks in one piece: of which models, and that nothing else changes by it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    ArceeConfig,
+    ArceeModel,
+    CohereConfig,
+    CohereModel,
+    DynamicCache,
+    GemmaConfig,
+    GemmaModel,
+    GlmConfig,
+    GlmModel,
+    GraniteConfig,
+    GraniteModel,
+    MistralConfig,
+    MistralModel,
+    OlmoConfig,
+    OlmoModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2Model,
+    SmolLM3Config,
+    SmolLM3Model,
+)
+
+from embedjob.encoder import fused
+from embedjob.encoder.backbone import Backbone, quicken
+from embedjob.encoder.blocks import PostNorm, PreNorm, Rotary
+from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.forms import Roomy, RootMeanSquare
+from embedjob.encoder.fused import fuse
+from tests.encoder import test_interventions, tiny
+from tests.encoder.test_fast_paths import recipe, same, shared_views
+
+WINDOWED = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}
+# What becomes of blocks and of their attention in models that are kin to Llama.
+KIN: dict[str, tuple[Callable[[], PreTrainedModel], set[type[nn.Module]]]] = {
+    # Biases of queries, keys and values; and a window in one of its layers.
+    "qwen2": (lambda: Qwen2Model(Qwen2Config(**tiny.GROUPED)), {PreNorm, Rotary}),
+    "windows": (lambda: Qwen2Model(Qwen2Config(**tiny.GROUPED, **WINDOWED)), {PreNorm, Rotary}),
+    "mistral": (
+        lambda: MistralModel(MistralConfig(**tiny.GROUPED, sliding_window=4)),
+        {PreNorm, Rotary},
+    ),
+    # Another activation, another residual, no gate.
+    "gemma": (lambda: GemmaModel(GemmaConfig(**tiny.GROUPED)), {Rotary}),
+    "granite": (
+        lambda: GraniteModel(GraniteConfig(**tiny.GROUPED, residual_multiplier=0.3)),
+        {Rotary},
+    ),
+    "arcee": (lambda: ArceeModel(ArceeConfig(**tiny.GROUPED)), {Rotary}),
+    # Parts of a head are turned, neighbours are, no layer or not every one has positions, and
+    # values are cut off.
+    "glm": (lambda: GlmModel(GlmConfig(**tiny.GROUPED)), set()),
+    "cohere": (lambda: CohereModel(CohereConfig(**tiny.GROUPED)), set()),
+    "smollm3": (
+        lambda: SmolLM3Model(SmolLM3Config(**tiny.GROUPED, no_rope_layers=[1, 0])),
+        {PreNorm},
+    ),
+    "olmo": (lambda: OlmoModel(OlmoConfig(**tiny.SIZE, clip_qkv=9.0)), {PreNorm}),
+}
+
+
+@pytest.fixture(autouse=True)
+def lanes_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "has_avx512", lambda: True)
+
+
+def drawn(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """A model whose biases are not zero, as transformers draws them."""
+    torch.manual_seed(11)
+    model = make().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(std=0.5)
+    return model
+
+
+def pair(model: PreTrainedModel) -> tuple[Backbone, Backbone]:
+    """The model as it is, and quickened."""
+    plain, quick = (Backbone(copy.deepcopy(model), attention="causal") for _ in range(2))
+    quicken(quick)
+    return plain, quick
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_blocks_that_read_like_llamas_are_taken_and_give_the_same(name: str) -> None:
+    make, expected = KIN[name]
+    plain, quick = pair(drawn(make))
+    assert {type(m) for m in quick.model.modules()} & {PreNorm, Rotary, PostNorm} == expected
+    ids = torch.from_numpy(np.random.default_rng(1).integers(3, 590, (4, 31)))
+    mask = torch.arange(31) < torch.tensor([[31], [1], [7], [30]])
+    for layer in (-1, 1, (0, 1, -1)):
+        own, got = (one.states(ids, mask, layer=layer)[mask] for one in (plain, quick))
+        assert same(got.numpy(), own.numpy())
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma", "granite"])
+@pytest.mark.parametrize("side", ["right", "none"])
+def test_prefixes_are_kept_of_turned_keys(name: str, side: Any) -> None:
+    plain, quick = pair(drawn(KIN[name][0]))
+    views = shared_views()
+    expected = Encoder(plain, recipe(), padding_side="left").encode_views(views)
+    got = Encoder(quick, recipe(), padding_side=side).encode_views(views)
+    assert got.stats["prefix_tokens_saved"] > 0
+    assert same(got.embeddings, expected.embeddings)
+
+
+def test_what_follows_a_cache_is_what_followed_it() -> None:
+    plain, quick = pair(drawn(KIN["qwen2"][0]))
+    ids = torch.from_numpy(np.random.default_rng(2).integers(3, 590, (2, 9)))
+    mask = torch.ones_like(ids)
+    found = []
+    for one in (plain, quick):
+        cache = DynamicCache()
+        one.continued(ids[:, :6], mask[:, :6], cache)
+        later = one.continued(ids[:, 6:], mask, cache, position_VT=torch.arange(6, 9).expand(2, -1))
+        found.append(later.flatten(0, 1).numpy())
+    assert same(found[1], found[0])
+
+
+def test_states_that_were_read_are_not_changed_by_later_blocks() -> None:
+    _, quick = pair(tiny.model("llama").base_model)
+    assert quick.blocks is not None
+    ids = torch.arange(3, 12)[None]
+    seen: list[torch.Tensor] = []
+    for block in quick.blocks:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.inference_mode():
+        quick.model(input_ids=ids)
+    before = [states.clone() for states in seen]
+    for layer, states in enumerate(before):
+        assert torch.equal(quick.states(ids, torch.ones_like(ids), layer=layer), states)
+
+
+@pytest.mark.parametrize(("side", "budget"), test_interventions.WAYS)
+def test_interventions_find_their_places_in_such_blocks(side: Any, budget: int) -> None:
+    plain, quick = pair(test_interventions.inner("llama"))
+    views, asked = test_interventions.views(), test_interventions.recipe(*test_interventions.BOTH)
+    expected, got = (
+        Encoder(one, asked, padding_side=side, tokens_per_microbatch=budget).encode_views(views)
+        for one in (plain, quick)
+    )
+    assert same(got.embeddings, expected.embeddings)
+    less = test_interventions.recipe(test_interventions.BOTH[0])
+    other = Encoder(quick, less).encode_views(test_interventions.views(contrasted=False))
+    assert not same(got.embeddings, other.embeddings)
+
+
+def test_a_block_of_llama_with_a_layer_of_its_own_make_is_kept() -> None:
+    model = tiny.model("llama").base_model
+    first, second = model.layers[:2]
+
+    class Louder(type(first)):  # type: ignore[misc]
+        def forward(self, *given: Any, **asked: Any) -> torch.Tensor:
+            return super().forward(*given, **asked) * 2
+
+    class Softer(type(second.self_attn)):  # type: ignore[misc]
+        def forward(self, *given: Any, **asked: Any) -> Any:
+            out, weights = super().forward(*given, **asked)
+            return out.clamp(-9, 9), weights
+
+    first.__class__, second.self_attn.__class__ = Louder, Softer
+    fuse(model.layers)
+    first, second = model.layers[:2]
+    assert isinstance(first, Louder)
+    assert isinstance(first.self_attn, Rotary)
+    assert isinstance(first.input_layernorm, RootMeanSquare)
+    assert isinstance(second, PreNorm)
+    # What it does to large numbers no example would show.
+    assert isinstance(second.self_attn, Softer)
+    assert isinstance(second.self_attn.k_proj, Roomy)
