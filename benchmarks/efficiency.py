@@ -4,7 +4,7 @@ As in a job there are as many actors as cores, of one thread each, and all are b
 
 - The encode loop (token views to embeddings) against the bare model on micro-batches built before.
 - FLOP/s of the bare model against plain matrix products with its own weights, as many rows each:
-  with weights as transformers lays them out in memory, and as `encoder/fused.py` does.
+  with weights as transformers has them, and as `encoder/fused.py` joins and lays them out.
 - The bare model with keys as they are against itself (`encoder/lanes.py`).
 
 And by itself:
@@ -39,6 +39,7 @@ from benchmarks.measuring.workers import Workers
 from embedjob.encoder.batches import MicroBatch, bearable_padding
 from embedjob.encoder.batches import assemble as padded
 from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.loading import load_model
 from embedjob.encoder.source import ModelSource, materialize
 from embedjob.encoder.threads import keep_freed_memory
 from embedjob.encoder.tokenizer import load_tokenizer
@@ -62,10 +63,14 @@ LOOP, FORWARD, PRODUCTS, LAID_OUT, UNFILLED = WAYS = (
 
 @dataclass(frozen=True)
 class Bare:
-    """A model and the micro-batches that it is run on, all built before."""
+    """A model and the micro-batches that it is run on, all built before.
+
+    The weights [out, in] are those of every linear layer in its blocks, as transformers has them.
+    """
 
     model: Any
     batches: list[MicroBatch]
+    weights: list[Tensor]
 
     @torch.inference_mode()
     def forward(self) -> None:
@@ -88,7 +93,7 @@ class Bare:
 
     def laid_out(self) -> None:
         """The same with the model's own weights, laid out as its layers have them by now."""
-        self._multiply(self._weights)
+        self._multiply(self._laid_out)
 
     @torch.inference_mode()
     def _multiply(self, weights: list[Tensor]) -> None:
@@ -97,17 +102,8 @@ class Bare:
                 torch.mm(self._rows(batch)[:, : weight.shape[1]], weight.t())
 
     @cached_property
-    def weights(self) -> list[Tensor]:
-        """The weight [out, in] of every linear layer in the model's blocks, row by row."""
-        return [weight.contiguous() for weight in self._weights]
-
-    @property
-    def _weights(self) -> list[Tensor]:
-        # A pooler is not in the blocks.
-        layers = max(
-            (m for m in self.model.modules() if isinstance(m, nn.ModuleList)), key=lambda m: len(m)
-        )
-        return [weight for weight in layers.parameters() if weight.ndim == 2]
+    def _laid_out(self) -> list[Tensor]:
+        return block_weights(self.model)
 
     @property
     def linear_flops(self) -> float:
@@ -139,11 +135,22 @@ class Bare:
         return self._wide[: batch.ids_VT.numel()]
 
 
-def bare(encoder: Encoder, views: TokenViews) -> Bare:
+def bare(encoder: Encoder, recipe: Recipe, views: TokenViews) -> Bare:
     """The encoder's own model, on the micro-batches that it would make of these views."""
     bearable = bearable_padding(encoder.backbone.device)
     groups = microbatches(views.lengths, budget=BUDGET, bearable_padding=bearable)
-    return Bare(encoder.backbone.model, [padded(views, which) for which in groups])
+    return Bare(
+        encoder.backbone.model,
+        batches=[padded(views, which) for which in groups],
+        weights=block_weights(load_model(recipe, device=encoder.backbone.device).model),
+    )
+
+
+def block_weights(model: nn.Module) -> list[Tensor]:
+    """The weight [out, in] of every linear layer in a model's blocks."""
+    # A pooler is not in the blocks.
+    layers = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=lambda m: len(m))
+    return [weight for weight in layers.parameters() if weight.ndim == 2]
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def actor() -> Callable[[Work], Found]:
 def _in_turns(work: Work) -> Found:
     encoder = Encoder.from_recipe(work.recipe, device="cpu", tokens_per_microbatch=BUDGET)
     views = load_tokenizer(work.recipe).views(work.texts)
-    model = bare(encoder, views)
+    model = bare(encoder, work.recipe, views)
     encoder.encode_views(views.take(range(min(8, len(work.texts)))))
     model.products()
     model.laid_out()

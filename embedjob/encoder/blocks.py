@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from embedjob.encoder.forms import Gated, Residual, Roomy, biased, child
+from embedjob.encoder.forms import Gated, Residual, Roomy, child
+from embedjob.encoder.products import biased, joined, paired, raised, told_by_the_rest
 
 # What transformers asks of a block of BERT, and that of its attention.
 _OF_BLOCK = [
@@ -28,11 +29,12 @@ _OF_ATTENTION = ["hidden_states", "attention_mask", "past_key_values", "kwargs"]
 
 
 class PostNorm(nn.Module):
-    """A block of BERT in one piece, whose wide states are gone before the last norm.
+    """A block of BERT in one piece, its attention with one product, its wide states soon gone.
 
-    Keys need no bias: it would add as much to every score of a query, which softmax takes away.
-    That of values would be in every weighted mean, and so is put into the next product's; and that
-    of the last product into the first norm's, which it is added to.
+    Biases cost a pass each, and but for two they are put elsewhere. Keys need none: it would add as
+    much to every score of a query, which softmax takes away. That of values would be in every
+    weighted mean, and goes into the next product's; that of the last product into the first
+    norm's, to which it is added; and that of the product between stands in for one of its weights.
     """
 
     def __init__(self, block: Any) -> None:
@@ -44,15 +46,18 @@ class PostNorm(nn.Module):
         self.config: PreTrainedConfig = own.config
         self.is_causal, self.scaling = bool(own.is_causal), float(own.scaling)
         self.width = int(own.attention_head_size)
-        self.query = child(own, "query", nn.Linear)
-        self.key = biased(child(own, "key", nn.Linear), None)
-        self.value = biased(child(own, "value", nn.Linear), None)
+        query, key, value = (child(own, name, nn.Linear) for name in ("query", "key", "value"))
+        self.heads = [layer.out_features // self.width for layer in (query, key, value)]
+        self.qkv = Roomy(joined(*(biased(layer, None) for layer in (query, key, value))))
+        self.query_bias: nn.Parameter = query.bias
         self.mixed = Residual(output)
-        self.mixed.dense = biased(output.dense, output.dense(own.value.bias))
-        up, down = child(block.intermediate, "dense", nn.Linear), block.output.dense
-        self.mixed.norm = _raised(self.mixed.norm, down.bias)
-        self.up = biased(up, up.bias - up.weight @ down.bias)
-        self.down = biased(child(block.output, "dense", nn.Linear), None)
+        self.mixed.dense = biased(output.dense, output.dense(value.bias))
+        up, down = (child(part, "dense", nn.Linear) for part in (block.intermediate, block.output))
+        self.mixed.norm = raised(self.mixed.norm, down.bias)
+        self.up, self.spare = told_by_the_rest(
+            biased(up, up.bias - up.weight @ down.bias), self.mixed.norm
+        )
+        self.down = biased(down, None)
         self.norm = child(block.output, "LayerNorm", nn.LayerNorm)
 
     def forward(
@@ -60,16 +65,19 @@ class PostNorm(nn.Module):
     ) -> Tensor:
         """The block's output [V, T, D]."""
         rows = hidden_states.flatten(0, 1)
-        heads = (*hidden_states.shape[:2], -1, self.width)
-        query, key, value = (
-            layer(rows).view(heads).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        states_VTHE = self.qkv(rows).view(*hidden_states.shape[:2], -1, self.width)
+        states_VTHE[..., : self.heads[0], :].add_(self.query_bias.view(-1, self.width))
+        query, key, value = states_VTHE.transpose(1, 2).split(self.heads, dim=1)
         attend = AttentionInterface()[self.config._attn_implementation]
         means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **asked)[0]
         attended = self.mixed(means.reshape(rows.shape), rows)
         # What follows finds the memory of what is gone, which is still at hand.
-        del query, key, value, means
+        del states_VTHE, query, key, value, means
+        spare = attended[:, self.spare]
+        kept = spare.clone()
+        spare.fill_(1)
         wide: Tensor = torch.ops.aten.gelu_(self.up(attended))
+        spare.copy_(kept)
         attended.addmm_(wide, self.down.weight.t())
         del wide
         normed: Tensor = self.norm(attended)
@@ -120,7 +128,7 @@ class Rotary(nn.Module):
         self.width = int(attention.head_dim)
         query, key, value = (child(attention, f"{name}_proj", nn.Linear) for name in "qkv")
         self.heads = [layer.out_features // self.width for layer in (query, key, value)]
-        self.qkv_proj = Roomy(_joined(_paired(query, self.width), _paired(key, self.width), value))
+        self.qkv_proj = Roomy(joined(paired(query, self.width), paired(key, self.width), value))
         self.o_proj = child(attention, "o_proj", nn.Linear)
 
     def forward(
@@ -164,40 +172,3 @@ _WINDOWS: Mapping[tuple[Any, ...], Callable[[Any], int | None]] = {
     _code(MistralAttention): lambda attention: getattr(attention.config, "sliding_window", None),
     _code(Qwen2Attention): attrgetter("sliding_window"),
 }
-
-
-def _raised(norm: nn.LayerNorm, bias: Tensor) -> nn.LayerNorm:
-    """The same norm with more bias."""
-    other = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
-    other.weight = norm.weight
-    other.bias = nn.Parameter(norm.bias + bias, requires_grad=False)
-    return other
-
-
-def _paired(linear: nn.Linear, width: int) -> nn.Linear:
-    """The same product; of each head the halves of its output alternate."""
-    pairs = (-1, 2, width // 2)
-    weight, bias = (
-        None if one is None else one.unflatten(0, pairs).transpose(1, 2).reshape(one.shape)
-        for one in (linear.weight, linear.bias)
-    )
-    assert weight is not None
-    return _linear(weight, bias)
-
-
-def _joined(*parts: nn.Linear) -> nn.Linear:
-    """One product whose output is that of all parts, end to end."""
-    bias = None
-    if any(part.bias is not None for part in parts):
-        each = (
-            part.weight.new_zeros(part.out_features) if part.bias is None else part.bias
-            for part in parts
-        )
-        bias = torch.cat([*each])
-    return _linear(torch.cat([part.weight for part in parts]), bias)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return biased(linear, bias)

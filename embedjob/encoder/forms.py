@@ -118,15 +118,6 @@ def _added(linear: nn.Linear, states: Tensor, residual: Tensor) -> Tensor:
     return rows.view(residual.shape)
 
 
-def biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
-    """The same product with another bias."""
-    other = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-    other.weight = linear.weight
-    if bias is not None:
-        other.bias = nn.Parameter(bias, requires_grad=False)
-    return other
-
-
 def child(layer: nn.Module, name: str, kind: type[_LayerT]) -> _LayerT:
     """The layer's child of this name; TypeError if it is of another kind."""
     found = getattr(layer, name)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     ArceeConfig,
@@ -37,6 +39,7 @@ from embedjob.encoder.blocks import PostNorm, PreNorm, Rotary
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.forms import Roomy, RootMeanSquare
 from embedjob.encoder.fused import fuse
+from embedjob.encoder.products import told_by_the_rest
 from tests.encoder import test_interventions, tiny
 from tests.encoder.test_fast_paths import recipe, same, shared_views
 
@@ -178,3 +181,30 @@ def test_a_block_of_llama_with_a_layer_of_its_own_make_is_kept() -> None:
     # What it does to large numbers no example would show.
     assert isinstance(second.self_attn, Softer)
     assert isinstance(second.self_attn.k_proj, Roomy)
+
+
+@given(
+    seed=st.integers(0, 99),
+    zeros=st.integers(0, 3),
+    mean=st.sampled_from([0.0, 5.0, -30.0]),
+    outlier=st.sampled_from([1.0, 100.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_of_what_a_norm_gives_one_number_may_make_room_for_a_bias(
+    seed: int, zeros: int, mean: float, outlier: float
+) -> None:
+    torch.manual_seed(seed)
+    norm, linear = nn.LayerNorm(48), nn.Linear(48, 20)
+    with torch.no_grad():
+        for parameter in (norm.weight, norm.bias, linear.bias):
+            parameter.normal_()
+        norm.weight[:zeros] = 0
+        made, spare = told_by_the_rest(linear, norm)
+        states = torch.randn(9, 48) + mean
+        states[:, 5] *= outlier
+        normed = norm(states)
+        expected = linear(normed)
+        normed[:, spare] = 1
+        got = made(normed)
+    assert made.bias is None
+    assert float((got - expected).norm() / expected.norm()) < 1e-5
