@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from embedjob.encoder.forms import Gated, Residual, Roomy, child
+from embedjob.encoder.forms import Gated, Roomy, child
 from embedjob.encoder.products import biased, joined, paired, raised, told_by_the_rest
 
 # What transformers asks of a block of BERT, and that of its attention.
@@ -50,13 +50,12 @@ class PostNorm(nn.Module):
         self.heads = [layer.out_features // self.width for layer in (query, key, value)]
         self.qkv = Roomy(joined(*(biased(layer, None) for layer in (query, key, value))))
         self.query_bias: nn.Parameter = query.bias
-        self.mixed = Residual(output)
-        self.mixed.dense = biased(output.dense, output.dense(value.bias))
+        mixed = child(output, "dense", nn.Linear)
+        self.mixed = biased(mixed, mixed(value.bias))
         up, down = (child(part, "dense", nn.Linear) for part in (block.intermediate, block.output))
-        self.mixed.norm = raised(self.mixed.norm, down.bias)
-        self.up, self.spare = told_by_the_rest(
-            biased(up, up.bias - up.weight @ down.bias), self.mixed.norm
-        )
+        self.inner_norm = raised(child(output, "LayerNorm", nn.LayerNorm), down.bias)
+        up = biased(up, up.bias - up.weight @ down.bias)
+        self.up, self.spare = told_by_the_rest(up, self.inner_norm)
         self.down = biased(down, None)
         self.norm = child(block.output, "LayerNorm", nn.LayerNorm)
 
@@ -66,22 +65,23 @@ class PostNorm(nn.Module):
         """The block's output [V, T, D]."""
         rows = hidden_states.flatten(0, 1)
         states_VTHE = self.qkv(rows).view(*hidden_states.shape[:2], -1, self.width)
-        states_VTHE[..., : self.heads[0], :].add_(self.query_bias.view(-1, self.width))
+        states_VTHE.narrow(2, 0, self.heads[0]).add_(self.query_bias.view(-1, self.width))
         query, key, value = states_VTHE.transpose(1, 2).split(self.heads, dim=1)
         attend = AttentionInterface()[self.config._attn_implementation]
         means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **asked)[0]
-        attended = self.mixed(means.reshape(rows.shape), rows)
+        # Layers are not called as such: between products each call finds its code out of the cache.
+        mixed = (rows + self.mixed.bias).addmm_(means.reshape(rows.shape), self.mixed.weight.t())
+        attended = _normed(mixed, self.inner_norm)
         # What follows finds the memory of what is gone, which is still at hand.
-        del states_VTHE, query, key, value, means
-        spare = attended[:, self.spare]
+        del states_VTHE, query, key, value, means, mixed
+        spare = attended.select(1, self.spare)
         kept = spare.clone()
         spare.fill_(1)
-        wide: Tensor = torch.ops.aten.gelu_(self.up(attended))
+        wide: Tensor = torch.ops.aten.gelu_(torch.mm(attended, self.up.weight.t()))
         spare.copy_(kept)
         attended.addmm_(wide, self.down.weight.t())
         del wide
-        normed: Tensor = self.norm(attended)
-        return normed.view(hidden_states.shape)
+        return _normed(attended, self.norm).view(hidden_states.shape)
 
 
 class PreNorm(nn.Module):
@@ -153,6 +153,10 @@ class Rotary(nn.Module):
         asked |= {"scaling": self.scaling, "sliding_window": self.sliding_window}
         means, more = attend(self, query, key, value, attention_mask, **asked)
         return self.o_proj(means.reshape(*tokens, -1)), more
+
+
+def _normed(states: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def _asked(layer: nn.Module) -> list[str]:

@@ -62,8 +62,8 @@ class Roomy(nn.Module):
         rows = states.reshape(-1, states.shape[-1])
         count = rows.shape[0]
         room = rows.new_empty(count + ROOM, weight.shape[0])
-        room[count:] = 0
-        out = room[:count]
+        room.narrow(0, count, ROOM).zero_()
+        out = room.narrow(0, 0, count)
         if bias is None:
             torch.mm(rows, weight.t(), out=out)
         else:
