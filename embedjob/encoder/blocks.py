@@ -1,6 +1,8 @@
 """A model's blocks in one piece, in forms that take fewer passes over memory on a CPU.
 
-Each is taken for blocks of one make alone: what a block is asked, or how its code reads, tells it.
+Each is made for one architecture, and taken for all blocks whose code reads like that one's: many
+of transformers' models share theirs. What a small example shows, `fused.py` sees; what code does
+to some inputs alone, no example would.
 
 Legend: V views, T tokens, D width, H heads of queries, keys and values, E head width.
 """
@@ -13,19 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedConfig
+from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from embedjob.encoder.forms import Gated, Roomy, child
 from embedjob.encoder.products import biased, joined, paired, raised, told_by_the_rest
-
-# What transformers asks of a block of BERT, and that of its attention.
-_OF_BLOCK = [
-    *("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask"),
-    *("past_key_values", "kwargs"),
-]
-_OF_ATTENTION = ["hidden_states", "attention_mask", "past_key_values", "kwargs"]
 
 
 class PostNorm(nn.Module):
@@ -38,11 +34,12 @@ class PostNorm(nn.Module):
     """
 
     def __init__(self, block: Any) -> None:
-        """Takes the block's own layers; TypeError if more is asked of it than of BERT's."""
+        """Takes the block's own layers; TypeError if it does not read like BERT's."""
         super().__init__()
         own, output = block.attention.self, block.attention.output
-        if block.is_decoder or [*map(_asked, (block, own))] != [_OF_BLOCK, _OF_ATTENTION]:
-            raise TypeError(f"a {type(block).__name__} is more than a block of BERT")
+        read = [_code(type(block)), _code(type(own))]
+        if block.is_decoder or read != [_code(BertLayer), _code(BertSelfAttention)]:
+            raise TypeError(f"a {type(block).__name__} is not a block of BERT")
         self.config: PreTrainedConfig = own.config
         self.is_causal, self.scaling = bool(own.is_causal), float(own.scaling)
         self.width = int(own.attention_head_size)
@@ -85,7 +82,7 @@ class PostNorm(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """A block of Llama in one piece: both residuals are added where the first sum already is."""
+    """A block of Llama in one piece: both its sums are made in what attention gave."""
 
     def __init__(self, block: Any) -> None:
         """Takes the block's own layers; TypeError if it does not read like Llama's."""
@@ -159,13 +156,8 @@ def _normed(states: Tensor, norm: nn.LayerNorm) -> Tensor:
     return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _asked(layer: nn.Module) -> list[str]:
-    """What a layer's forward takes, in its order."""
-    return list(inspect.signature(layer.forward).parameters)
-
-
 def _code(layer: type[nn.Module]) -> tuple[Any, ...]:
-    """What a layer's forward does, word for word: many of transformers' models share theirs."""
+    """What a layer's forward does, word for word."""
     code = inspect.unwrap(layer.forward).__code__
     return code.co_code, code.co_consts, code.co_names, code.co_varnames
 
