@@ -1,8 +1,8 @@
 """A model's blocks in one piece, in forms that take fewer passes over memory on a CPU.
 
-Each is made for one architecture, and taken for all blocks whose code reads like that one's: many
-of transformers' models share theirs. What a small example shows, `fused.py` sees; what code does
-to some inputs alone, no example would.
+Each is made for one architecture, and taken for all blocks whose parts read like that one's: many
+of transformers' models share their code. What a small example shows, `fused.py` sees; what code
+does to some inputs alone, no example would.
 
 Legend: V views, T tokens, D width, H heads of queries, keys and values, E head width.
 """
@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedConfig
-from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+from transformers.models.bert.modeling_bert import (
+    BertAttention,
+    BertIntermediate,
+    BertLayer,
+    BertOutput,
+    BertSelfAttention,
+    BertSelfOutput,
+)
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from embedjob.encoder.forms import Gated, Roomy, child
-from embedjob.encoder.products import biased, joined, paired, raised, told_by_the_rest
+from embedjob.encoder.products import bias_in_a_column, biased, joined, paired, raised
 
 
 class PostNorm(nn.Module):
@@ -37,9 +44,14 @@ class PostNorm(nn.Module):
         """Takes the block's own layers; TypeError if it does not read like BERT's."""
         super().__init__()
         own, output = block.attention.self, block.attention.output
-        read = [_code(type(block)), _code(type(own))]
-        if block.is_decoder or read != [_code(BertLayer), _code(BertSelfAttention)]:
-            raise TypeError(f"a {type(block).__name__} is not a block of BERT")
+        _require_reads_like(block, BertLayer)
+        _require_reads_like(block.attention, BertAttention)
+        _require_reads_like(own, BertSelfAttention)
+        _require_reads_like(output, BertSelfOutput)
+        _require_reads_like(block.intermediate, BertIntermediate)
+        _require_reads_like(block.output, BertOutput)
+        if block.is_decoder:
+            raise TypeError("a decoder's block may be given what was kept of other tokens")
         self.config: PreTrainedConfig = own.config
         self.is_causal, self.scaling = bool(own.is_causal), float(own.scaling)
         self.width = int(own.attention_head_size)
@@ -52,7 +64,7 @@ class PostNorm(nn.Module):
         up, down = (child(part, "dense", nn.Linear) for part in (block.intermediate, block.output))
         self.inner_norm = raised(child(output, "LayerNorm", nn.LayerNorm), down.bias)
         up = biased(up, up.bias - up.weight @ down.bias)
-        self.up, self.spare = told_by_the_rest(up, self.inner_norm)
+        self.up, self.spare = bias_in_a_column(up, self.inner_norm)
         self.down = biased(down, None)
         self.norm = child(block.output, "LayerNorm", nn.LayerNorm)
 
@@ -68,7 +80,7 @@ class PostNorm(nn.Module):
         means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **asked)[0]
         # Layers are not called as such: between products each call finds its code out of the cache.
         mixed = (rows + self.mixed.bias).addmm_(means.reshape(rows.shape), self.mixed.weight.t())
-        attended = _normed(mixed, self.inner_norm)
+        attended = _layer_norm(mixed, self.inner_norm)
         # What follows finds the memory of what is gone, which is still at hand.
         del states_VTHE, query, key, value, means, mixed
         spare = attended.select(1, self.spare)
@@ -78,7 +90,7 @@ class PostNorm(nn.Module):
         spare.copy_(kept)
         attended.addmm_(wide, self.down.weight.t())
         del wide
-        return _normed(attended, self.norm).view(hidden_states.shape)
+        return _layer_norm(attended, self.norm).view(hidden_states.shape)
 
 
 class PreNorm(nn.Module):
@@ -87,8 +99,11 @@ class PreNorm(nn.Module):
     def __init__(self, block: Any) -> None:
         """Takes the block's own layers; TypeError if it does not read like Llama's."""
         super().__init__()
-        if _code(type(block)) != _code(LlamaDecoderLayer):
-            raise TypeError(f"a {type(block).__name__} is not a block of Llama")
+        _require_reads_like(block, LlamaDecoderLayer)
+        _require_reads_like(block.mlp, LlamaMLP)
+        # What a model may ask its block, such as the kind of its attention.
+        told = {name: one for name, one in vars(block).items() if not name.startswith("_")}
+        vars(self).update(told)
         self.input_layernorm: nn.Module = block.input_layernorm
         self.self_attn: nn.Module = block.self_attn
         self.post_attention_layernorm: nn.Module = block.post_attention_layernorm
@@ -152,8 +167,13 @@ class Rotary(nn.Module):
         return self.o_proj(means.reshape(*tokens, -1)), more
 
 
-def _normed(states: Tensor, norm: nn.LayerNorm) -> Tensor:
+def _layer_norm(states: Tensor, norm: nn.LayerNorm) -> Tensor:
     return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _require_reads_like(layer: nn.Module, kind: type[nn.Module]) -> None:
+    if _code(type(layer)) != _code(kind):
+        raise TypeError(f"a {type(layer).__name__} does not read like a {kind.__name__}")
 
 
 def _code(layer: type[nn.Module]) -> tuple[Any, ...]:

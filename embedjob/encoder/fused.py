@@ -1,9 +1,12 @@
 """Layers of a model on a CPU in quicker forms: what they compute stays what it is.
 
-A form is taken only where it gives, on a small example, what the model's own layer gives.
+A form is taken only where it gives, on a small example, what the model's own layer gives; that of
+a whole block or attention only where the code of these is the one it was made for, too.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from embedjob.encoder.blocks import PostNorm, PreNorm, Rotary
 from embedjob.encoder.forms import Activated, Gated, Residual, Roomy, RootMeanSquare
 from embedjob.encoder.kernels import has_avx512
 
+_LOG = logging.getLogger(__name__)
 _TOLERANCE = 1e-5
 _ROWS = 3
 # Layers whose output attention reads row by row as keys or values.
@@ -23,7 +27,8 @@ _Form = Callable[[nn.Module], nn.Module | None]
 
 def _post_norm(layer: nn.Module) -> nn.Module | None:
     parts = {"attention", "intermediate", "output"}
-    return PostNorm(layer) if parts == dict(layer.named_children()).keys() else None
+    of_bert = parts == dict(layer.named_children()).keys() and _gelu(layer.intermediate)
+    return PostNorm(layer) if of_bert else None
 
 
 def _pre_norm(layer: nn.Module) -> nn.Module | None:
@@ -33,12 +38,11 @@ def _pre_norm(layer: nn.Module) -> nn.Module | None:
 
 
 def _rotary(layer: nn.Module) -> nn.Module | None:
-    return Rotary(layer) if hasattr(layer, "q_proj") else None
+    return Rotary(layer) if hasattr(layer, "q_proj") and _turns_whole_heads(layer) else None
 
 
 def _activated(layer: nn.Module) -> nn.Module | None:
-    gelu = isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation | nn.GELU)
-    return Activated(layer) if gelu else None
+    return Activated(layer) if _gelu(layer) else None
 
 
 def _residual(layer: nn.Module) -> nn.Module | None:
@@ -52,11 +56,16 @@ def _gated(layer: nn.Module) -> nn.Module | None:
 
 
 def _normed(layer: nn.Module) -> nn.Module | None:
-    return RootMeanSquare(layer) if hasattr(layer, "variance_epsilon") else None
+    alone = len(signature(layer.forward).parameters) == 1
+    return RootMeanSquare(layer) if alone and hasattr(layer, "variance_epsilon") else None
 
 
 def _roomy(layer: nn.Module) -> nn.Module | None:
     return Roomy(layer) if type(layer) is nn.Linear else None
+
+
+def _gelu(layer: Any) -> bool:
+    return isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation | nn.GELU)
 
 
 def _swish(layer: Any) -> bool:
@@ -85,14 +94,16 @@ def fuse(blocks: nn.ModuleList) -> int:
 
 def _lay_in_columns(blocks: nn.ModuleList) -> None:
     for layer in blocks.modules():
-        if isinstance(layer, nn.Linear | Roomy):
+        if type(layer) is nn.Linear or type(layer) is Roomy:
             in_columns = layer.weight.detach().t().contiguous().t()
             layer.weight = nn.Parameter(in_columns, requires_grad=False)
 
 
 def _replace(parent: nn.Module) -> int:
     done = 0
-    for name, layer in list(parent.named_children()):
+    # By name: a layer that was replaced is to go before the next one is.
+    for name in [name for name, _ in parent.named_children()]:
+        layer = getattr(parent, name)
         forms = _FORMS
         if name in _KEYS_AND_VALUES and has_avx512():
             forms = (_roomy,)
@@ -112,9 +123,9 @@ def _alike(layer: nn.Module, forms: Sequence[_Form]) -> Iterator[nn.Module]:
             fused = form(layer)
             if fused is not None and _same(layer, fused):
                 yield fused
-        except (AttributeError, KeyError, TypeError, RuntimeError):
-            # Of another make than its parts' names say.
-            continue
+        except Exception as error:
+            # Whatever a layer raises that is of another make than its parts' names say, it is kept.
+            _LOG.debug("%s is kept: %s", type(layer).__name__, error)
 
 
 def _same(layer: nn.Module, fused: nn.Module) -> bool:
@@ -128,10 +139,26 @@ def _same(layer: nn.Module, fused: nn.Module) -> bool:
     if isinstance(fused, Residual):
         inputs.append(torch.randn(2, _ROWS, shapes[0][0], generator=drawn))
     if isinstance(fused, PreNorm | Rotary):
-        angles = torch.randn(2, _ROWS, _head_width(layer) // 2, generator=drawn).repeat(1, 1, 2)
-        more = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+        more = _turned(_head_width(layer), drawn)
     expected, got = (_output(one(*inputs, **more)) for one in (layer, fused))
     return float((got - expected).norm()) <= _TOLERANCE * float(expected.norm())
+
+
+def _turned(width: int, drawn: torch.Generator) -> dict[str, Any]:
+    """What attention is told of positions that turn so much of each head."""
+    angles = torch.randn(2, _ROWS, width // 2, generator=drawn).repeat(1, 1, 2)
+    return {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+
+
+def _turns_whole_heads(layer: Any) -> bool:
+    """Whether attention refuses to turn a part of each head, as some do by the same code."""
+    drawn = torch.Generator().manual_seed(0)
+    states = torch.randn(2, _ROWS, layer.q_proj.in_features, generator=drawn)
+    try:
+        layer(states, **_turned(_head_width(layer) // 2, drawn))
+    except RuntimeError:
+        return True
+    return False
 
 
 def _head_width(layer: Any) -> int:

@@ -21,8 +21,8 @@ def raised(norm: nn.LayerNorm, bias: Tensor) -> nn.LayerNorm:
     return other
 
 
-def told_by_the_rest(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[nn.Linear, int]:
-    """The product of what a norm gives without its bias, and where 1 is to stand in what it gives.
+def bias_in_a_column(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[nn.Linear, int]:
+    """The same product without a bias, of what a norm gives with 1 in the column that is returned.
 
     Before the norm's weight and bias its numbers sum to zero, and so one of them is told by the
     others: the one of the smallest weight, for which no other counts more than before.

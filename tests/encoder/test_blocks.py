@@ -22,8 +22,12 @@ from transformers import (
     GlmModel,
     GraniteConfig,
     GraniteModel,
+    LlamaConfig,
+    LlamaModel,
     MistralConfig,
     MistralModel,
+    NemotronConfig,
+    NemotronModel,
     OlmoConfig,
     OlmoModel,
     PreTrainedModel,
@@ -39,13 +43,17 @@ from embedjob.encoder.blocks import PostNorm, PreNorm, Rotary
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.forms import Roomy, RootMeanSquare
 from embedjob.encoder.fused import fuse
-from embedjob.encoder.products import told_by_the_rest
+from embedjob.encoder.products import bias_in_a_column
 from tests.encoder import test_interventions, tiny
 from tests.encoder.test_fast_paths import recipe, same, shared_views
 
 WINDOWED = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}
 # What becomes of blocks and of their attention in models that are kin to Llama.
 KIN: dict[str, tuple[Callable[[], PreTrainedModel], set[type[nn.Module]]]] = {
+    "biases": (
+        lambda: LlamaModel(LlamaConfig(**tiny.GROUPED, attention_bias=True, mlp_bias=True)),
+        {PreNorm, Rotary},
+    ),
     # Biases of queries, keys and values; and a window in one of its layers.
     "qwen2": (lambda: Qwen2Model(Qwen2Config(**tiny.GROUPED)), {PreNorm, Rotary}),
     "windows": (lambda: Qwen2Model(Qwen2Config(**tiny.GROUPED, **WINDOWED)), {PreNorm, Rotary}),
@@ -60,9 +68,10 @@ KIN: dict[str, tuple[Callable[[], PreTrainedModel], set[type[nn.Module]]]] = {
         {Rotary},
     ),
     "arcee": (lambda: ArceeModel(ArceeConfig(**tiny.GROUPED)), {Rotary}),
-    # Parts of a head are turned, neighbours are, no layer or not every one has positions, and
+    # Neighbours are turned, and no more than a part of them; not every layer has positions; and
     # values are cut off.
     "glm": (lambda: GlmModel(GlmConfig(**tiny.GROUPED)), set()),
+    "nemotron": (lambda: NemotronModel(NemotronConfig(**tiny.GROUPED)), set()),
     "cohere": (lambda: CohereModel(CohereConfig(**tiny.GROUPED)), set()),
     "smollm3": (
         lambda: SmolLM3Model(SmolLM3Config(**tiny.GROUPED, no_rope_layers=[1, 0])),
@@ -199,7 +208,7 @@ def test_of_what_a_norm_gives_one_number_may_make_room_for_a_bias(
         for parameter in (norm.weight, norm.bias, linear.bias):
             parameter.normal_()
         norm.weight[:zeros] = 0
-        made, spare = told_by_the_rest(linear, norm)
+        made, spare = bias_in_a_column(linear, norm)
         states = torch.randn(9, 48) + mean
         states[:, 5] *= outlier
         normed = norm(states)
