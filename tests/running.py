@@ -136,7 +136,7 @@ def write_shard(
 def save_slow_model(folder: Path) -> Path:
     """A Llama that takes a fifth of a second for ten rows: time to do something meanwhile."""
     torch.manual_seed(0)
-    size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
+    size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 16}
     rest = {"vocab_size": 600, "num_attention_heads": 8, "max_position_embeddings": 80}
     LlamaForCausalLM(LlamaConfig(**size, **rest)).save_pretrained(folder)
     tiny_tokenizer("llama").save(str(folder / "tokenizer.json"))
