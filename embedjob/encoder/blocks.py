@@ -101,9 +101,13 @@ class PreNorm(nn.Module):
         super().__init__()
         _require_reads_like(block, LlamaDecoderLayer)
         _require_reads_like(block.mlp, LlamaMLP)
-        # What a model may ask its block, such as the kind of its attention.
-        told = {name: one for name, one in vars(block).items() if not name.startswith("_")}
-        vars(self).update(told)
+        # What a model may ask its block, such as the kind of its attention; not the forward that
+        # accelerate's hooks put there, which would be the block's own.
+        vars(self).update(
+            (name, one)
+            for name, one in vars(block).items()
+            if not name.startswith("_") and not callable(one)
+        )
         self.input_layernorm: nn.Module = block.input_layernorm
         self.self_attn: nn.Module = block.self_attn
         self.post_attention_layernorm: nn.Module = block.post_attention_layernorm
