@@ -12,7 +12,7 @@ from tests.cluster import Cluster
 from tests.outputs import published
 from tests.running import texts, write_shard
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_corpus_is_embedded_by_its_anchors(cluster: Cluster, model: Path, tmp_path: Path) -> None:
