@@ -1,13 +1,11 @@
 """A model's blocks in one piece, in forms that take fewer passes over memory on a CPU.
 
-Each is made for one architecture, and taken for all blocks whose parts read like that one's: many
-of transformers' models share their code. What a small example shows, `fused.py` sees; what code
-does to some inputs alone, no example would.
+Each is made for one architecture, and taken, as those in `forms.py`, for all blocks whose parts
+read like that one's.
 
 Legend: V views, T tokens, D width, H heads of queries, keys and values, E head width.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
@@ -23,11 +21,11 @@ from transformers.models.bert.modeling_bert import (
     BertSelfAttention,
     BertSelfOutput,
 )
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from embedjob.encoder.forms import Gated, Roomy, child
+from embedjob.encoder.forms import Gated, Roomy, child, code_of, require_reads_like
 from embedjob.encoder.products import bias_in_a_column, biased, joined, paired, raised
 
 
@@ -43,7 +41,8 @@ class PostNorm(nn.Module):
     def __init__(self, block: Any) -> None:
         """Takes the block's own layers; TypeError if it does not read like BERT's."""
         super().__init__()
-        _require_reads_like(block, _BERT)
+        for name, kind in _PARTS_OF_BERT.items():
+            require_reads_like(block.get_submodule(name), kind)
         own, output = block.attention.self, block.attention.output
         if block.is_decoder:
             raise TypeError("a decoder's block may be given what was kept of other tokens")
@@ -94,7 +93,7 @@ class PreNorm(nn.Module):
     def __init__(self, block: Any) -> None:
         """Takes the block's own layers; TypeError if it does not read like Llama's."""
         super().__init__()
-        _require_reads_like(block, _LLAMA)
+        require_reads_like(block, LlamaDecoderLayer)
         # What a model may ask its block, such as the kind of its attention; not the forward that
         # accelerate's hooks put there, which would be the block's own.
         vars(self).update(
@@ -127,7 +126,7 @@ class Rotary(nn.Module):
     def __init__(self, attention: Any) -> None:
         """Takes the attention's own layers; TypeError if it does not read like one of Llama's."""
         super().__init__()
-        window = _WINDOWS.get(_code(type(attention)))
+        window = _WINDOWS.get(code_of(type(attention)))
         if window is None:
             raise TypeError(f"a {type(attention).__name__} is not the attention of Llama")
         self.config: PreTrainedConfig = attention.config
@@ -169,21 +168,8 @@ def _layer_norm(states: Tensor, norm: nn.LayerNorm) -> Tensor:
     return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _require_reads_like(block: nn.Module, parts: Mapping[str, type[nn.Module]]) -> None:
-    for name, kind in parts.items():
-        part = type(block.get_submodule(name))
-        if _code(part) != _code(kind):
-            raise TypeError(f"a {part.__name__} does not read like a {kind.__name__}")
-
-
-def _code(layer: type[nn.Module]) -> tuple[Any, ...]:
-    """What a layer's forward does, word for word."""
-    code = inspect.unwrap(layer.forward).__code__
-    return code.co_code, code.co_consts, code.co_names, code.co_varnames
-
-
 # A block, under no name, and its parts.
-_BERT: Mapping[str, type[nn.Module]] = {
+_PARTS_OF_BERT: Mapping[str, type[nn.Module]] = {
     "": BertLayer,
     "attention": BertAttention,
     "attention.self": BertSelfAttention,
@@ -191,10 +177,9 @@ _BERT: Mapping[str, type[nn.Module]] = {
     "intermediate": BertIntermediate,
     "output": BertOutput,
 }
-_LLAMA: Mapping[str, type[nn.Module]] = {"": LlamaDecoderLayer, "mlp": LlamaMLP}
 # The attention that reads like one of these, and over how many tokens it looks back.
 _WINDOWS: Mapping[tuple[Any, ...], Callable[[Any], int | None]] = {
-    _code(LlamaAttention): lambda attention: None,
-    _code(MistralAttention): lambda attention: getattr(attention.config, "sliding_window", None),
-    _code(Qwen2Attention): attrgetter("sliding_window"),
+    code_of(LlamaAttention): lambda attention: None,
+    code_of(MistralAttention): lambda attention: getattr(attention.config, "sliding_window", None),
+    code_of(Qwen2Attention): attrgetter("sliding_window"),
 }

@@ -1,17 +1,24 @@
 """Forms of a model's layers that take fewer passes over memory on a CPU.
 
 Beside the matrix products, a CPU's time goes into reading and writing states for a bias, an
-activation, a norm or a residual by itself. Each layer here does these in the pass before.
+activation, a norm or a residual by itself. Each layer here does these in the pass before. It is
+taken for layers whose code is that of the one it was made for: many of transformers' models share
+theirs. What a small example shows, `fused.py` sees; what code does to some inputs alone, such as
+clipping, no example would.
 
 Those of whole blocks are in `blocks.py`.
 
 Legend: D width.
 """
 
-from typing import TypeVar
+import inspect
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from embedjob.encoder.kernels import ROOM
 
@@ -22,8 +29,9 @@ class Activated(nn.Module):
     """A linear layer and a GELU that is made in place: BERT's intermediate layers."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own product."""
+        """Takes the layer's own product; TypeError if it reads otherwise."""
         super().__init__()
+        require_reads_like(layer, BertIntermediate)
         self.dense = child(layer, "dense", nn.Linear)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -36,8 +44,9 @@ class Residual(nn.Module):
     """A linear layer, the residual added in place, and a norm: BERT's output layers."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own product and norm."""
+        """Takes the layer's own product and norm; TypeError if it reads otherwise."""
         super().__init__()
+        require_reads_like(layer, BertOutput)
         self.dense = child(layer, "dense", nn.Linear)
         self.norm = child(layer, "LayerNorm", nn.LayerNorm)
 
@@ -75,8 +84,9 @@ class Gated(nn.Module):
     """A SwiGLU layer whose activation and product are made in place."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own projections."""
+        """Takes the layer's own projections; TypeError if it reads otherwise."""
         super().__init__()
+        require_reads_like(layer, LlamaMLP)
         self.gate_proj, self.up_proj, self.down_proj = (
             child(layer, f"{name}_proj", nn.Linear) for name in ("gate", "up", "down")
         )
@@ -97,8 +107,9 @@ class RootMeanSquare(nn.Module):
     """An RMSNorm in two passes: the norm, and the scaling."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own weight."""
+        """Takes the layer's own weight; TypeError if it reads otherwise."""
         super().__init__()
+        require_reads_like(layer, LlamaRMSNorm, T5LayerNorm)
         self.weight: nn.Parameter = layer.weight  # type: ignore[assignment]
         self.epsilon = float(layer.variance_epsilon)  # type: ignore[arg-type]
 
@@ -119,8 +130,21 @@ def _added(linear: nn.Linear, states: Tensor, residual: Tensor) -> Tensor:
 
 
 def child(layer: nn.Module, name: str, kind: type[_LayerT]) -> _LayerT:
-    """The layer's child of this name; TypeError if it is of another kind."""
-    found = getattr(layer, name)
-    if not isinstance(found, kind):
+    """The layer's child of this name; TypeError if it is of another kind, or of one made of it."""
+    found: _LayerT = getattr(layer, name)
+    if type(found) is not kind:
         raise TypeError(f"{name} is a {type(found).__name__}")
     return found
+
+
+def require_reads_like(layer: nn.Module, *kinds: type[nn.Module]) -> None:
+    """TypeError if the layer's code is that of none of these kinds."""
+    if code_of(type(layer)) not in map(code_of, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"a {type(layer).__name__} does not read like a {names}")
+
+
+def code_of(layer: type[nn.Module]) -> tuple[Any, ...]:
+    """What a layer's forward does, word for word."""
+    code = inspect.unwrap(layer.forward).__code__
+    return code.co_code, code.co_consts, code.co_names, code.co_varnames

@@ -1,7 +1,7 @@
 """Layers of a model on a CPU in quicker forms: what they compute stays what it is.
 
-A form is taken only where it gives, on a small example, what the model's own layer gives; that of
-a whole block or attention only where the code of these is the one it was made for, too.
+A form is taken only where the layer's code is that of the one it was made for, and where it gives,
+on a small example, what the model's own layer gives.
 """
 
 import logging

@@ -192,6 +192,53 @@ def test_a_block_of_llama_with_a_layer_of_its_own_make_is_kept() -> None:
     assert isinstance(second.self_attn.k_proj, Roomy)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *(("bert", part) for part in ("", "attention", "attention.self", "attention.output")),
+        *(("bert", part) for part in ("intermediate", "output", "output.dense")),
+        *(("llama", part) for part in ("", "mlp", "self_attn", "mlp.down_proj")),
+        *(("llama", part) for part in ("input_layernorm", "self_attn.o_proj")),
+    ],
+)
+def test_what_a_part_of_another_make_does_beyond_the_example_is_done(name: str, part: str) -> None:
+    attention = "causal" if name in tiny.DECODERS else "bidirectional"
+    model = drawn(lambda: copy.deepcopy(tiny.model(name).base_model))
+    blocks = Backbone(model, attention=attention).blocks
+    assert blocks is not None
+    place: Any = blocks[0].get_submodule(part)
+
+    class Louder(type(place)):  # type: ignore[misc]
+        def forward(self, *given: Any, **asked: Any) -> Any:
+            found = super().forward(*given, **asked)
+            states = found[0] if isinstance(found, tuple) else found
+            # An example has fewer views.
+            if states.shape[0] > 3:
+                states.mul_(2)
+            return found
+
+    quiet = Backbone(copy.deepcopy(model), attention=attention)
+    place.__class__ = Louder
+    louder, quick = (Backbone(copy.deepcopy(model), attention=attention) for _ in range(2))
+    quicken(quick)
+    ids = torch.from_numpy(np.random.default_rng(1).integers(3, 590, (4, 9)))
+    own, got, other = (
+        one.states(ids, torch.ones_like(ids), layer=-1).numpy() for one in (louder, quick, quiet)
+    )
+    assert same(got, own)
+    assert not same(other, own)
+
+
+def test_what_a_model_asks_its_block_it_is_told_and_a_hooks_forward_stays_with_the_block() -> None:
+    layers = tiny.model("llama").base_model.layers
+    layers[0].attention_type = "full_attention"
+    layers[0].forward = layers[0].forward
+    fuse(layers)
+    assert isinstance(layers[0], PreNorm)
+    assert layers[0].attention_type == "full_attention"
+    assert "forward" not in vars(layers[0])
+
+
 @given(
     seed=st.integers(0, 99),
     zeros=st.integers(0, 3),
