@@ -16,9 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from embedjob.encoder.attention import Attention, set_attention
 from embedjob.encoder.facts import ModelFacts, facts_of, require_quantizer
-from embedjob.encoder.feed_forward import feed_forward, only_for, same_alone
 from embedjob.encoder.fused import fuse
-from embedjob.encoder.lanes import use_lanes
 from embedjob.encoder.language_head import LanguageHead
 from embedjob.encoder.latent_attention import LatentAttention
 from embedjob.encoder.layers import LayerReader
@@ -61,8 +59,6 @@ class Backbone:
         self.facts: ModelFacts = facts_of(model.config.to_dict())
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._first_position = _first_position(model)
-        # By the last block that is run.
-        self._read_alone: dict[int, bool] = {}
         self._reader = LayerReader(self.model, layers=self.facts.layers, vocabulary=self.vocabulary)
         states = partial(self.states, layer=-1)
         set_attention(model, attention, states=states, vocabulary=self.vocabulary)
@@ -108,13 +104,11 @@ class Backbone:
         *,
         layer: Layer,
         position: int | Tensor = 0,
-        read_VT: Tensor | None = None,
     ) -> Tensor:
         """The hidden states of a layer [V, T, D]: -1 is after the final norm, a tuple the average.
 
         Padding may be on either side: positions are counted along the mask, from `position` on,
-        unless that is all of them [V, T]. If it is said which tokens are read, which takes that
-        `reads_alone`, the last block is not finished for the others: their states are no states.
+        unless that is all of them [V, T].
         """
         # On a GPU an id outside the table would kill the process, not the row.
         if int(ids_VT.max()) >= self.vocabulary:
@@ -129,28 +123,10 @@ class Backbone:
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
             inputs["position_ids"] = onto(position, self.device) + self._first_position
         chosen = self._numbers(layer)
-        finished = None if read_VT is None else self.last_feed_forward(layer)
-        with only_for(read_VT, finished):
-            found = self._reader.read(inputs, frozenset(chosen))
+        found = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
             return found[chosen[0]].to(self.device)
         return torch.stack([found[one].to(self.device) for one in chosen]).mean(dim=0)
-
-    def last_feed_forward(self, layer: Layer) -> nn.Module | None:
-        """The feed-forward layer of the last block that is run, if it is found."""
-        last = max(self._numbers(layer))
-        return feed_forward(self.blocks[last - 1]) if last and self.blocks else None
-
-    def reads_alone(self, layer: Layer) -> bool:
-        """Whether that layer may run those tokens alone that are read: seen once, by an example."""
-        last = max(self._numbers(layer))
-        if last not in self._read_alone:
-            self._read_alone[last] = self.last_feed_forward(last) is not None and same_alone(
-                partial(self.states, layer=last),
-                vocabulary=self.vocabulary,
-                tolerance=self.tolerance,
-            )
-        return self._read_alone[last]
 
     def _numbers(self, layer: Layer) -> list[int]:
         """Of hidden states, one more than there are blocks: 0 is the embeddings."""
@@ -223,22 +199,16 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     )
     if recipe.quantize != "none":
         quantize(backbone.stack, recipe)
-    if device.type == "cpu" and backbone.model.dtype == torch.float32:
-        quicken(backbone, layers=recipe.quantize == "none")
+    elif device.type == "cpu" and backbone.model.dtype == torch.float32:
+        quicken(backbone)
     return backbone
 
 
-def quicken(backbone: Backbone, *, layers: bool = True) -> None:
-    """Puts quicker forms of its attention, and of its layers, into a float32 model on a CPU."""
+def quicken(backbone: Backbone) -> None:
+    """Puts quicker forms of its layers into a float32 model on a CPU."""
     # Its layers have to be found as they are: a model tells its states by the kinds of its blocks.
-    if layers and backbone.blocks:
+    if backbone.blocks:
         fuse(backbone.blocks)
-    use_lanes(
-        backbone.model,
-        states=partial(backbone.states, layer=-1),
-        vocabulary=backbone.vocabulary,
-        tolerance=backbone.tolerance,
-    )
 
 
 def _first_position(model: PreTrainedModel) -> int:

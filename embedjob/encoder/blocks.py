@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from embedjob.encoder.forms import Gated, Roomy, child, code_of, require_reads_like
+from embedjob.encoder.forms import Gated, child, code_of, require_reads_like
 from embedjob.encoder.products import bias_in_a_column, biased, joined, paired, raised
 
 
@@ -51,7 +51,7 @@ class PostNorm(nn.Module):
         self.width = int(own.attention_head_size)
         query, key, value = (child(own, name, nn.Linear) for name in ("query", "key", "value"))
         self.heads = [layer.out_features // self.width for layer in (query, key, value)]
-        self.qkv = Roomy(joined(*(biased(layer, None) for layer in (query, key, value))))
+        self.qkv = joined(*(biased(layer, None) for layer in (query, key, value)))
         self.query_bias: nn.Parameter = query.bias
         mixed = child(output, "dense", nn.Linear)
         self.mixed = biased(mixed, mixed(value.bias))
@@ -137,7 +137,7 @@ class Rotary(nn.Module):
         self.width = int(attention.head_dim)
         query, key, value = (child(attention, f"{name}_proj", nn.Linear) for name in "qkv")
         self.heads = [layer.out_features // self.width for layer in (query, key, value)]
-        self.qkv_proj = Roomy(joined(paired(query, self.width), paired(key, self.width), value))
+        self.qkv_proj = joined(paired(query, self.width), paired(key, self.width), value)
         self.o_proj = child(attention, "o_proj", nn.Linear)
 
     def forward(

@@ -8,7 +8,6 @@ from torch import nn
 
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.beside import EXPERT_KEYS
-from embedjob.encoder.feed_forward import reads_last_tokens
 from embedjob.recipe import Recipe
 
 # A shorter pass is not worth the fraction of a second that the device's peak takes to measure.
@@ -54,12 +53,7 @@ def flops_per_token(backbone: Backbone, recipe: Recipe) -> float | None:
     blocks = backbone.stack
     if blocks is None or any((config.get(key) or 0) > 1 for key in _EXPERTS):
         return None
-    weights = sum(_weights(block) for block in list(blocks)[: _run(backbone, recipe)])
-    last = backbone.last_feed_forward(recipe.layer) if reads_last_tokens(recipe) else None
-    if last is not None and backbone.reads_alone(recipe.layer):
-        # What is left of it, one token of each view, is not counted.
-        weights -= _weights(last)
-    return 2.0 * weights
+    return 2.0 * sum(_weights(block) for block in list(blocks)[: _run(backbone, recipe)])
 
 
 def flops_per_pair(backbone: Backbone, recipe: Recipe) -> float:

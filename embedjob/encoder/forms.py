@@ -20,8 +20,6 @@ from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from embedjob.encoder.kernels import ROOM
-
 _LayerT = TypeVar("_LayerT", bound=nn.Module)
 
 
@@ -54,30 +52,6 @@ class Residual(nn.Module):
         """The layer's output [..., D]."""
         out: Tensor = self.norm(_added(self.dense, hidden_states, input_tensor))
         return out
-
-
-class Roomy(nn.Module):
-    """A linear layer with zeros in memory after its output, which attention reads beyond."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """Takes the layer's own weight and bias."""
-        super().__init__()
-        self.weight = linear.weight
-        self.bias: nn.Parameter | None = linear.bias
-
-    def forward(self, states: Tensor) -> Tensor:
-        """The layer's output [..., D]."""
-        weight, bias = self.weight, self.bias
-        rows = states.reshape(-1, states.shape[-1])
-        count = rows.shape[0]
-        room = rows.new_empty(count + ROOM, weight.shape[0])
-        room.narrow(0, count, ROOM).zero_()
-        out = room.narrow(0, 0, count)
-        if bias is None:
-            torch.mm(rows, weight.t(), out=out)
-        else:
-            torch.addmm(bias, rows, weight.t(), out=out)
-        return out.view(*states.shape[:-1], -1)
 
 
 class Gated(nn.Module):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble, bearable_padding
 from embedjob.encoder.decoding import decode
-from embedjob.encoder.feed_forward import reads_last_tokens
 from embedjob.encoder.interventions import Steering
 from embedjob.encoder.packing import Packing
 from embedjob.encoder.prefixes import FEWEST_TOKENS, Prefixes
@@ -36,13 +35,6 @@ class Loaded(NamedTuple):
     side: Side
     steering: Steering
 
-    @property
-    def reads_alone(self) -> bool:
-        """Whether the last block is finished for the tokens alone that are read."""
-        return reads_last_tokens(self.recipe) and self.prefixes.backbone.reads_alone(
-            self.recipe.layer
-        )
-
 
 class ViewForward:
     """The chosen views' way to their vectors.
@@ -58,7 +50,6 @@ class ViewForward:
         self._prefixes, self._packing, self._readout = loaded[:3]
         self._recipe, self._side, self._steering = loaded[3:]
         self._backbone = loaded.prefixes.backbone
-        self._reads_alone = loaded.reads_alone
         self.rows: dict[int, Row] = {}
 
     @property
@@ -124,23 +115,15 @@ class ViewForward:
 
     def _states(self, which: Indices, batch: MicroBatch, prefix: Ids | None) -> Tensor:
         """The hidden states of what comes after a prefix, in one row or padded."""
-        layer, read_VT = self._recipe.layer, self._read_of(batch)
+        layer = self._recipe.layer
         if self._packed(which):
             shared = None if prefix is None else self._prefixes.key_values(prefix)
-            return self._packing.states(
-                batch.ids_VT, batch.mask_VT, layer=layer, shared=shared, read_VT=read_VT
-            )
+            return self._packing.states(batch.ids_VT, batch.mask_VT, layer=layer, shared=shared)
         assert prefix is not None, "only rows without padding may go without a prefix here"
         # What is done to states inside is not done to the prefix.
         self._prefixes.key_values(prefix)
         with self._steering.over(self._views, self._chosen[which], batch, skip=len(prefix)):
-            return self._prefixes.states(
-                prefix, batch.ids_VT, batch.mask_VT, layer=layer, read_VT=read_VT
-            )
-
-    def _read_of(self, batch: MicroBatch) -> Tensor | None:
-        """Which tokens are read, if the last block need not be finished for others."""
-        return batch.span_VT if self._reads_alone else None
+            return self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
 
     def precisely(self, view: int) -> Tensor:
         """The vector [1, D] of one view, whole and in float32."""
@@ -161,9 +144,7 @@ class ViewForward:
             return self._decoded(which, batch)
         layer = self._recipe.layer
         with self._steering.over(self._views, self._chosen[which], batch):
-            hidden_VTD = self._backbone.states(
-                batch.ids_VT, batch.mask_VT, layer=layer, read_VT=self._read_of(batch)
-            )
+            hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
 
     def _decoded(self, which: Indices, batch: MicroBatch) -> Tensor:

@@ -6,6 +6,7 @@ on a small example, what the model's own layer gives.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -14,14 +15,11 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
 from embedjob.encoder.blocks import PostNorm, PreNorm, Rotary
-from embedjob.encoder.forms import Activated, Gated, Residual, Roomy, RootMeanSquare
-from embedjob.encoder.kernels import has_avx512
+from embedjob.encoder.forms import Activated, Gated, Residual, RootMeanSquare
 
 _LOG = logging.getLogger(__name__)
 _TOLERANCE = 1e-5
 _ROWS = 3
-# Layers whose output attention reads row by row as keys or values.
-_KEYS_AND_VALUES = ("key", "value", "k_lin", "v_lin", "k_proj", "v_proj")
 _Form = Callable[[nn.Module], nn.Module | None]
 
 
@@ -60,10 +58,6 @@ def _normed(layer: nn.Module) -> nn.Module | None:
     return RootMeanSquare(layer) if alone and hasattr(layer, "variance_epsilon") else None
 
 
-def _roomy(layer: nn.Module) -> nn.Module | None:
-    return Roomy(layer) if type(layer) is nn.Linear else None
-
-
 def _gelu(layer: Any) -> bool:
     return isinstance(getattr(layer, "intermediate_act_fn", None), GELUActivation | nn.GELU)
 
@@ -92,9 +86,15 @@ def fuse(blocks: nn.ModuleList) -> int:
     return replaced
 
 
+@cache
+def has_avx512() -> bool:
+    """Tells whether torch computes with vectors of sixteen floats."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def _lay_in_columns(blocks: nn.ModuleList) -> None:
     for layer in blocks.modules():
-        if type(layer) is nn.Linear or type(layer) is Roomy:
+        if type(layer) is nn.Linear:
             in_columns = layer.weight.detach().t().contiguous().t()
             layer.weight = nn.Parameter(in_columns, requires_grad=False)
 
@@ -104,10 +104,7 @@ def _replace(parent: nn.Module) -> int:
     # By name: a layer that was replaced is to go before the next one is.
     for name in [name for name, _ in parent.named_children()]:
         layer = getattr(parent, name)
-        forms = _FORMS
-        if name in _KEYS_AND_VALUES and has_avx512():
-            forms = (_roomy,)
-        fused = next(_alike(layer, forms), None)
+        fused = next(_alike(layer), None)
         if fused is not None:
             setattr(parent, name, fused)
             done += 1
@@ -116,9 +113,9 @@ def _replace(parent: nn.Module) -> int:
     return done
 
 
-def _alike(layer: nn.Module, forms: Sequence[_Form]) -> Iterator[nn.Module]:
+def _alike(layer: nn.Module) -> Iterator[nn.Module]:
     """The forms of a layer that give what it gives."""
-    for form in forms:
+    for form in _FORMS:
         try:
             fused = form(layer)
             if fused is not None and _same(layer, fused):

@@ -35,16 +35,12 @@ _OF_ONE = 4
 
 @dataclass(frozen=True)
 class _Row:
-    """Padded tokens [V, T], which of them lie in the row [N], and who sees whom there.
-
-    Besides, which of them are read, if it is not all.
-    """
+    """Padded tokens [V, T], which of them lie in the row [N], and who sees whom there."""
 
     ids_VT: Tensor
     position_VT: Tensor
     places_N: Tensor
     among: Sequences | Trees
-    read_VT: Tensor | None
 
 
 class Packing:
@@ -72,23 +68,14 @@ class Packing:
         *,
         layer: Layer,
         shared: KeyValues | None = None,
-        read_VT: Tensor | None = None,
     ) -> Tensor:
         """The hidden states [V, T, D] of views padded anywhere, 0 where they are padded."""
-        states_VTD, _ = self._run(ids_VT, mask_VT, layer=layer, shared=shared, read_VT=read_VT)
+        states_VTD, _ = self._run(ids_VT, mask_VT, layer=layer, shared=shared)
         return states_VTD
 
-    def tree_states(
-        self,
-        grove: Grove,
-        *,
-        layer: Layer,
-        shared: KeyValues | None = None,
-        read_RT: Tensor | None = None,
-    ) -> Tensor:
+    def tree_states(self, grove: Grove, *, layer: Layer, shared: KeyValues | None = None) -> Tensor:
         """The hidden states [R, T, D] of trees, 0 where they are padded."""
-        row = self._felled(grove, read_RT)
-        states_RTD, _ = self._in_one_row(row, layer=layer, shared=shared)
+        states_RTD, _ = self._in_one_row(self._felled(grove), layer=layer, shared=shared)
         return states_RTD
 
     def _run(
@@ -98,15 +85,14 @@ class Packing:
         *,
         layer: Layer,
         shared: KeyValues | None,
-        read_VT: Tensor | None = None,
     ) -> tuple[Tensor, set[int]]:
         """The hidden states, and the windows that the model's attention has asked for."""
         position_VT = mask_VT.long().cumsum(dim=1) - 1 + (shared.length if shared else 0)
         among = sequences(mask_VT.sum(dim=1).tolist(), device=self.backbone.device)
-        row = _Row(ids_VT, position_VT, mask_VT.flatten().nonzero()[:, 0], among, read_VT)
+        row = _Row(ids_VT, position_VT, mask_VT.flatten().nonzero()[:, 0], among)
         return self._in_one_row(row, layer=layer, shared=shared)
 
-    def _felled(self, grove: Grove, read_RT: Tensor | None) -> "_Row":
+    def _felled(self, grove: Grove) -> "_Row":
         """All trunks end to end, and then all tails."""
         branch_RT = grove.branch_RT
         trunks_N, tails_N = (
@@ -119,7 +105,7 @@ class Packing:
         runs = [*trunks, *tails_RB.flatten().tolist()], trunks, tails_RB.sum(dim=1).tolist()
         trees = Trees(*(sequences(lengths, device=self.backbone.device) for lengths in runs))
         places_N = torch.cat([trunks_N, tails_N])
-        return _Row(grove.ids_RT, grove.position_RT, places_N, trees, read_RT)
+        return _Row(grove.ids_RT, grove.position_RT, places_N, trees)
 
     def _in_one_row(
         self, row: "_Row", *, layer: Layer, shared: KeyValues | None
@@ -127,7 +113,6 @@ class Packing:
         """The hidden states where their tokens were, and the windows that were asked for."""
         backbone = self.backbone
         ids_N, position_N = (one.flatten()[row.places_N] for one in (row.ids_VT, row.position_VT))
-        read_N = None if row.read_VT is None else row.read_VT.flatten()[row.places_N]
         backbone.prepare(layer)
         with cascading(backbone.model, shared=shared, among=row.among) as windows:
             states_ND = backbone.states(
@@ -135,7 +120,6 @@ class Packing:
                 torch.ones_like(ids_N[None], dtype=torch.bool),
                 layer=layer,
                 position=position_N[None],
-                read_VT=None if read_N is None else read_N[None],
             )[0]
         padded_ND = states_ND.new_zeros(row.ids_VT.numel(), states_ND.shape[-1])
         padded_ND.index_copy_(0, onto(row.places_N, backbone.device), states_ND)

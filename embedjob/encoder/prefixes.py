@@ -40,41 +40,20 @@ class Prefixes:
         """Whether views of this length, that many tokens of them shared, can be run so."""
         return prefix >= FEWEST_TOKENS and length <= self._longest
 
-    def states(
-        self,
-        prefix: Ids,
-        ids_VT: Tensor,
-        mask_VT: Tensor,
-        *,
-        layer: Layer,
-        read_VT: Tensor | None = None,
-    ) -> Tensor:
+    def states(self, prefix: Ids, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer) -> Tensor:
         """The hidden states [V, T, D] of what follows the prefix; padding is on the right."""
         shared = self.key_values(prefix)
         self.backbone.prepare(layer)
         with cascading(self.backbone.model, shared=shared):
-            return self.backbone.states(
-                ids_VT, mask_VT, layer=layer, position=shared.length, read_VT=read_VT
-            )
+            return self.backbone.states(ids_VT, mask_VT, layer=layer, position=shared.length)
 
-    def tree_states(
-        self,
-        prefix: Ids | None,
-        grove: Grove,
-        *,
-        layer: Layer,
-        read_RT: Tensor | None = None,
-    ) -> Tensor:
+    def tree_states(self, prefix: Ids | None, grove: Grove, *, layer: Layer) -> Tensor:
         """The hidden states [R, T, D] of trees, after their prefix if it is not in them."""
         shared = None if prefix is None else self.key_values(prefix)
         self.backbone.prepare(layer)
         with cascading(self.backbone.model, shared=shared, among=grove.sees_RTT):
             return self.backbone.states(
-                grove.ids_RT,
-                grove.mask_RT,
-                layer=layer,
-                position=grove.position_RT,
-                read_VT=read_RT,
+                grove.ids_RT, grove.mask_RT, layer=layer, position=grove.position_RT
             )
 
     def key_values(self, prefix: Ids) -> KeyValues:

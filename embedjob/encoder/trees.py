@@ -33,7 +33,6 @@ class TreeForward:
         self._texts = texts
         self._prefixes, self._readout, self._recipe = loaded.prefixes, loaded.readout, loaded.recipe
         self._packing = loaded.packing
-        self._reads_alone = loaded.reads_alone
         self._whole = ViewForward(views, np.arange(len(views.prefix)), loaded)
 
     @property
@@ -85,14 +84,11 @@ class TreeForward:
         grove, span_RVT = plant(self._views, self._texts[which], whole=group < 0)
         prefix = self._views.prefixes[group] if group >= 0 else None
         layer = self._recipe.layer
-        read_RT = span_RVT.any(dim=1) if self._reads_alone else None
         if self._packed(which):
             shared = None if prefix is None else self._prefixes.key_values(prefix)
-            hidden_RTD = self._packing.tree_states(
-                grove, layer=layer, shared=shared, read_RT=read_RT
-            )
+            hidden_RTD = self._packing.tree_states(grove, layer=layer, shared=shared)
         else:
-            hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=layer, read_RT=read_RT)
+            hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=layer)
         spans = span_RVT.unbind(dim=1)
         read = [self._readout(hidden_RTD, span_RT, grove.ids_RT) for span_RT in spans]
         return torch.cat(read, dim=1)

@@ -55,7 +55,7 @@ def backbone(name: str) -> Backbone:
 
 @cache
 def quick(name: str) -> Backbone:
-    """The same, its layers and its attention in the forms that a CPU with AVX-512 is given."""
+    """The same, its layers in the forms that a CPU with AVX-512 is given."""
     model = copy.deepcopy(inner(name))
     made = Backbone(model, attention="bidirectional" if name in tiny.ENCODERS else "causal")
     with pytest.MonkeyPatch.context() as patch:
