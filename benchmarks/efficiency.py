@@ -35,14 +35,14 @@ from benchmarks.measuring.machine import watched
 from benchmarks.measuring.texts import SMOLLM, corpus, distinct
 from benchmarks.measuring.turns import Turns, take_turns
 from benchmarks.measuring.workers import Workers
-from embedjob.encoder.batches import MicroBatch, bearable_padding
-from embedjob.encoder.batches import assemble as padded
+from embedjob.config.recipe import Recipe
+from embedjob.encoder.batching.padding import MicroBatch, bearable_padding
+from embedjob.encoder.batching.padding import assemble as padded
+from embedjob.encoder.cpu.threads import keep_freed_memory
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.loading import load_model
-from embedjob.encoder.source import ModelSource, materialize
-from embedjob.encoder.threads import keep_freed_memory
-from embedjob.encoder.tokenizer import load_tokenizer
-from embedjob.recipe import Recipe
+from embedjob.models.source import ModelSource, materialize
+from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.microbatches import microbatches
 from embedjob.text.views import TokenViews
 
@@ -247,7 +247,7 @@ def start_up(starts: int) -> dict[str, float]:
 def start_once(folder: str, born: float) -> dict[str, float]:
     """One quickstart of two chunks, and when each part of its start-up ended."""
     from embedjob import pipeline
-    from embedjob.jobfile import read_draft
+    from embedjob.config.loading import read_draft
 
     marks = {"interpreter and imports": time.time()}
     shows: list[tuple[float, int]] = []

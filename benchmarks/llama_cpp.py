@@ -27,9 +27,9 @@ from benchmarks.measuring.machine import watched
 from benchmarks.measuring.texts import SMOLLM, corpus, duplicates, sample
 from benchmarks.measuring.turns import Turns, least_cosine, quickest, take_turns
 from benchmarks.measuring.workers import Workers
-from embedjob.encoder.reach import address
-from embedjob.encoder.tokenizer import load_tokenizer
-from embedjob.recipe import Recipe
+from embedjob.config.recipe import Recipe
+from embedjob.models.source import address
+from embedjob.models.tokenizer import load_tokenizer
 
 PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp")
 AVX2 = {

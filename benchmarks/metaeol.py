@@ -26,11 +26,11 @@ from benchmarks.measuring.encoders import Vectors
 from benchmarks.measuring.machine import watched
 from benchmarks.measuring.texts import SMOLLM, corpus, distinct, sample
 from benchmarks.measuring.turns import least_cosine, take_turns
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.source import ModelSource, materialize
-from embedjob.encoder.tokenizer import load_tokenizer
-from embedjob.recipe import Recipe
+from embedjob.models.source import ModelSource, materialize
+from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.views import TokenViews, assemble
 
 PACKAGES = ("torch", "transformers", "tokenizers")

@@ -75,8 +75,8 @@ class NullEngine:
 
     def load_tokenizer(self) -> Any:
         """The tokenizer."""
-        from embedjob.encoder.tokenizer import load_tokenizer
-        from embedjob.recipe import Recipe
+        from embedjob.config.recipe import Recipe
+        from embedjob.models.tokenizer import load_tokenizer
 
         if not self.tokenizes:
             return NullTokenizer()
@@ -163,7 +163,7 @@ def make_model(folder: Path) -> None:
 
 def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str) -> Measured:
     """One job over `work/name`, measured."""
-    from embedjob.jobfile import Draft, Layer
+    from embedjob.config.loading import Draft, Layer
     from embedjob.pipeline import Console, Options, embed
 
     job = {
@@ -227,15 +227,14 @@ def bare_tokenizing(work: Path, name: str) -> float:
 
 def bytes_fetched(work: Path, name: str) -> float:
     """Bytes that READ asks storage for, over the bytes of the column chunks that it needs."""
-    from embedjob import storage
-    from embedjob.config import Input
-    from embedjob.shards import reading
-    from embedjob.shards.footers import read_footers
-    from embedjob.shards.layout import find_shards
-    from embedjob.shards.planning import Request, plan
+    from embedjob.config.job import Input
+    from embedjob.input import reading
+    from embedjob.input.listing import find_shards, read_footers
+    from embedjob.job.planning import Request, plan
+    from embedjob.storage import objects
 
     fetched = 0
-    whole = storage.open_unchanged
+    whole = objects.open_unchanged
 
     @contextmanager
     def counted(file: Any) -> Iterator[BinaryIO]:

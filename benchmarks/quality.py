@@ -22,16 +22,16 @@ import transformers
 import yaml
 from scipy.stats import spearmanr
 
+from embedjob.config.loading import Draft, Layer
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.folder import folder_layer
-from embedjob.encoder.source import ModelSource, materialize
-from embedjob.inspect.methods import page
-from embedjob.jobfile import Draft, Layer
 from embedjob.methods.catalogue import names, read_method
 from embedjob.methods.resolution import resolve
-from embedjob.recipe import Recipe
-from embedjob.shards.fingerprint import fingerprint
+from embedjob.models.sentence_transformers import folder_layer
+from embedjob.models.source import ModelSource, materialize
+from embedjob.output.fingerprint import fingerprint
+from embedjob.reports.method_pages import page
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ROOT.parent / "shared" / "data" / "sts" / "stsb.dev.jsonl"

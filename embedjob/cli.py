@@ -14,8 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from embedjob.config.loading import Draft, read_draft, validate_partial
 from embedjob.errors import EmbedjobError, InterruptedRunError
-from embedjob.jobfile import Draft, read_draft, validate_partial
 
 app = typer.Typer(
     help="Parquet shards in, embedding shards out, exactly once.",
@@ -59,10 +59,10 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
 ) -> None:
     """Embed what is left of a job, and publish it."""
     draft = _draft(job, sets)
-    from embedjob.inspect.progress import shown
-    from embedjob.inspect.summary import show_summary
     from embedjob.pipeline import Console as RunConsole
     from embedjob.pipeline import Options, embed
+    from embedjob.reports.progress import shown
+    from embedjob.reports.summary import show_summary
 
     options = Options(
         address=address,
@@ -90,8 +90,8 @@ def preview(
 ) -> None:
     """Show the views, spans and micro-batches of a few rows; loads no weights."""
     draft = _draft(job, sets)
-    from embedjob.inspect.preview import preview as described
-    from embedjob.inspect.preview import show
+    from embedjob.reports.preview import preview as described
+    from embedjob.reports.preview import show
 
     views = described(draft, rows)
     if not as_json:
@@ -104,7 +104,7 @@ def preview(
 @app.command()
 def verify(out: OutPath, as_json: AsJson = False) -> None:
     """Read an output again and check every promise; exit 1 and a list if one is broken."""
-    from embedjob.inspect.verify import verify as checked
+    from embedjob.reports.verify import verify as checked
 
     report = checked(out)
     if as_json:
@@ -128,7 +128,7 @@ def methods(
     sets: Sets = None,
 ) -> None:
     """List the methods, show one, or show what a job makes of it."""
-    from embedjob.inspect.methods import resolved_lines, show_method, show_methods
+    from embedjob.reports.method_pages import resolved_lines, show_method, show_methods
 
     if resolved is not None:
         named = [f"encoder.method={name}"] if name else []
@@ -146,7 +146,7 @@ def prune(
     keep: Annotated[int, typer.Option(min=1, help="How many snapshots stay readable.")] = 2,
 ) -> None:
     """Delete embedding files that no kept snapshot names."""
-    from embedjob.shards.pruning import prune as pruned
+    from embedjob.output.cleanup import prune as pruned
 
     deleted = pruned(out, keep=keep)
     Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots deleted")

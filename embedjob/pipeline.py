@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from embedjob.conclusion import conclude, nothing_to_do
+from embedjob.config.loading import Draft
 from embedjob.errors import AccessError, FaultError, RefusedError
-from embedjob.jobfile import Draft
-from embedjob.ownership import (
+from embedjob.input.reading import read_chunk
+from embedjob.job.output import (
     calibrate_of,
     calibration_notes,
     claim_of,
@@ -22,23 +22,22 @@ from embedjob.ownership import (
     is_published,
     require_own,
 )
-from embedjob.shards import snapshot
-from embedjob.shards.lease import Lease, claim, held, superseded
-from embedjob.shards.planning import largest_first
-from embedjob.shards.reading import read_chunk
-from embedjob.shards.repairing import damaged, delete_chunks, quarantined
-from embedjob.stages.cluster import connected, size_pool, threads_per_actor
+from embedjob.job.planning import largest_first
+from embedjob.job.publishing import conclude, nothing_to_do
+from embedjob.job.result import Result
+from embedjob.job.survey import Survey, relisted, survey
+from embedjob.output import snapshot
+from embedjob.output.cleanup import damaged, delete_chunks, quarantined
+from embedjob.output.lease import Lease, claim, held, superseded
+from embedjob.stages.claiming import Prove
+from embedjob.stages.cluster import connected, preflight, size_pool, threads_per_actor
 from embedjob.stages.encode import PoolSize, encode
 from embedjob.stages.engine import Engine, RecipeEngine
 from embedjob.stages.execution import Watch, supervise
 from embedjob.stages.ledger import Outcome, Tally, new_ledger, outcomes_of
-from embedjob.stages.preflight import preflight
-from embedjob.stages.probing import Prove
 from embedjob.stages.read import read
-from embedjob.stages.summary import Result
 from embedjob.stages.tokenize import tokenize
 from embedjob.stages.write import Committer, write
-from embedjob.survey import Survey, relisted, survey
 
 Say = Callable[[str], None]
 Shown = Callable[[Survey], AbstractContextManager[Callable[[Tally], None]]]

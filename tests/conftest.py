@@ -6,12 +6,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.cluster import AUTH, ROOT, Cluster, ray_cluster
 from tests.seaweed import S3Server, seaweed
 
 # Tiny models gain nothing from several threads, which on busy cores wait long for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long one example takes says more about the machine than about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    """An output on the local disk."""
+    return str(tmp_path / "out")
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An output wherever writers can meet: what they settle between them holds on both."""
+    if request.param == "local":
+        return str(tmp_path / "out")
+    return f"{request.getfixturevalue('bucket')}/out"
 
 
 @pytest.fixture(scope="session")
@@ -34,19 +52,19 @@ def bucket(s3: S3Server) -> str:
 @pytest.fixture(scope="session")
 def ray_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What drivers and clusters must agree on, set in the environment of this process."""
-    settings = {**AUTH, "EMBEDJOB_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    shared = {**AUTH, "EMBEDJOB_CACHE": str(tmp_path_factory.mktemp("cache"))}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
+        for name, value in shared.items():
             patch.setenv(name, value)
-        yield settings
+        yield shared
 
 
 @pytest.fixture(scope="session")
 def cluster(s3: S3Server, ray_settings: dict[str, str]) -> Iterator[Cluster]:
     """A Ray cluster of two CPUs whose workers have the credentials of `s3`."""
     # What a test sends to the workers lies under tests/.
-    settings = {**ray_settings, "PYTHONPATH": str(ROOT)}
-    with ray_cluster({**os.environ, **s3.environment, **settings}) as started:
+    environment = {**ray_settings, "PYTHONPATH": str(ROOT)}
+    with ray_cluster({**os.environ, **s3.environment, **environment}) as started:
         yield started
 
 
@@ -55,8 +73,8 @@ def dashboard_cluster(ray_settings: dict[str, str]) -> Iterator[Cluster]:
     """A Ray cluster that takes submissions, and whose workers have no credentials for S3."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
     # The default is three seconds, as the README says.
-    settings = {**ray_settings, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-    with ray_cluster({**environment, **settings}, dashboard=True) as started:
+    shared = {**ray_settings, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    with ray_cluster({**environment, **shared}, dashboard=True) as started:
         yield started
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from embedjob.job.survey import Survey
 from embedjob.pipeline import recipe_engine
 from embedjob.stages.engine import Engine, RecipeEngine
-from embedjob.survey import Survey
 from embedjob.text.tokenizing import ViewTokenizer
 
 # A byte that only begins characters of four bytes: no text but those with an emoji has it.

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedjob.shards.snapshot import newest
-from embedjob.storage import absolute, list_files
+from embedjob.output.snapshot import newest
+from embedjob.storage.objects import absolute, list_files
 
 
 def written(out: str | Path) -> dict[str, str]:

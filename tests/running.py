@@ -19,13 +19,13 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedjob.cli import main
-from embedjob.inspect.progress import shown
-from embedjob.jobfile import Draft, Layer
+from embedjob.config.loading import Draft, Layer
+from embedjob.job.result import Result
+from embedjob.job.survey import Survey
 from embedjob.pipeline import Console, Options, embed
+from embedjob.reports.progress import shown
 from embedjob.stages.engine import Engine
 from embedjob.stages.execution import is_unfinished
-from embedjob.stages.summary import Result
-from embedjob.survey import Survey
 from tests.fakes import SENTENCES, tiny_tokenizer
 
 SECONDS_TO_END = 60.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedjob.encoder.encoder import Encoder
-from embedjob.inspect.verify import verify
+from embedjob.reports.verify import verify
 from tests import running
 from tests.cluster import Cluster
 from tests.outputs import published

@@ -197,7 +197,7 @@ def test_a_light_import_stays_light(room: str, heavy: tuple[str, ...]) -> None:
 
 
 def test_planning_a_model_needs_no_torch() -> None:
-    assert _loaded("import embedjob.encoder.source", ("torch", "ray")) == "[]"
+    assert _loaded("import embedjob.models.source", ("torch", "ray")) == "[]"
 
 
 def test_the_package_and_its_help_load_nothing_heavy() -> None:

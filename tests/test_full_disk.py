@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from embedjob.shards.snapshot import newest
+from embedjob.output.snapshot import newest
 from tests import running
 from tests.cluster import Cluster
 from tests.outputs import published, written

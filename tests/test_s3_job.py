@@ -17,13 +17,13 @@ import pytest
 import ray
 from ray._private.state import state
 
-from embedjob import storage
 from embedjob.encoder.encoder import Encoder
+from embedjob.job.survey import Survey, survey
+from embedjob.output import lease
+from embedjob.output.snapshot import newest, open_snapshot
 from embedjob.pipeline import Options, recipe_engine
-from embedjob.shards import lease
-from embedjob.shards.snapshot import newest, open_snapshot
 from embedjob.stages.engine import Engine
-from embedjob.survey import Survey, survey
+from embedjob.storage import objects
 from tests import running
 from tests.cluster import ROOT, Cluster
 from tests.outputs import written
@@ -44,7 +44,7 @@ def parquet(bodies: list[str], *, stem: str = "") -> bytes:
 
 def put_folder(folder: Path, url: str) -> str:
     for path in folder.iterdir():
-        storage.create(storage.join(url, path.name), path.read_bytes())
+        objects.create(objects.join(url, path.name), path.read_bytes())
     return url
 
 
@@ -71,7 +71,7 @@ def done(
     bodies = texts(60)
     for shard in range(3):
         content = parquet(bodies[20 * shard : 20 * shard + 20], stem=f"{shard}-")
-        storage.create(f"{bucket}/docs/lang=en/{shard}.parquet", content)
+        objects.create(f"{bucket}/docs/lang=en/{shard}.parquet", content)
     document = running.job(
         f"{bucket}/docs/",
         f"{bucket}/out",
@@ -100,7 +100,7 @@ def test_it_resumes_with_what_is_left(done: Done, cluster: Cluster, tmp_path: Pa
     assert len(before) == 6
     lost = sorted(before)[2]
     found = newest(done.out)
-    storage.delete(f"{done.out}/data/{found.fingerprint[:12]}/{lost}")
+    objects.delete(f"{done.out}/data/{found.fingerprint[:12]}/{lost}")
     ran = running.run(done.document, tmp_path, "--address", cluster.address)
     assert ran.code == 0, ran.err
     assert (ran.summary["chunks_done_before"], ran.summary["chunks_written"]) == (5, 1)
@@ -119,9 +119,9 @@ def test_no_credential_is_anywhere(done: Done, s3: S3Server, cluster: Cluster) -
     def clean(content: bytes) -> bool:
         return not any(secret in content for secret in secrets)
 
-    files = storage.list_files(done.out)
+    files = objects.list_files(done.out)
     assert len(files) >= 6
-    assert [file.url for file in files if not clean(storage.read_bytes(file.url))] == []
+    assert [file.url for file in files if not clean(objects.read_bytes(file.url))] == []
     assert clean((done.ran.out + done.ran.err).encode())
     logs = [path for path in cluster.log.parent.glob("session_2*/logs/**/*") if path.is_file()]
     assert len(logs) > 5
@@ -139,13 +139,13 @@ def test_a_replaced_object_is_a_fault_and_the_next_run_takes_it(
     bucket: str, cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
     for shard in range(3):
-        storage.create(f"{bucket}/in/{shard}.parquet", parquet(texts(10, seed=shard)))
+        objects.create(f"{bucket}/in/{shard}.parquet", parquet(texts(10, seed=shard)))
     document = running.job(f"{bucket}/in", f"{bucket}/out", model)
     victim = f"{bucket}/in/1.parquet"
 
     def engine_of(found: Survey, threads: int) -> Engine:
         # The plan is made by now, and nothing is read yet.
-        storage.replace(victim, parquet(texts(7, seed=8)))
+        objects.replace(victim, parquet(texts(7, seed=8)))
         return recipe_engine(found, threads)
 
     result = running.run_with(document, Options(address=cluster.address), engine_of)
@@ -166,7 +166,7 @@ def test_all_of_two_thousand_objects_are_seen(
     content = parquet(texts(3))
 
     def put(number: int) -> None:
-        storage.create(f"{bucket}/many/{number // 100}/{number}.parquet", content)
+        objects.create(f"{bucket}/many/{number // 100}/{number}.parquet", content)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(put, range(MANY)))
@@ -186,7 +186,7 @@ def test_of_two_runs_at_once_one_wins_and_the_other_names_it(
     bucket: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     bodies = [f"{text} {text} {text}" for text in texts(600)]
-    storage.create(f"{bucket}/in/a.parquet", parquet(bodies))
+    objects.create(f"{bucket}/in/a.parquet", parquet(bodies))
     slow = save_slow_model(tmp_path / "model")
     document = running.job(f"{bucket}/in", f"{bucket}/out", slow, encoder={"max_tokens": 72})
     command = [sys.executable, "-m", "embedjob", "run", str(job_file(document, tmp_path))]

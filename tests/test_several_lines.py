@@ -7,8 +7,8 @@ import pyarrow.compute as pc
 import pytest
 
 from embedjob.encoder.encoder import Encoder
-from embedjob.inspect.verify import verify
-from embedjob.shards.snapshot import newest, open_snapshot
+from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.reports.verify import verify
 from tests import running
 from tests.cluster import Cluster
 from tests.outputs import published

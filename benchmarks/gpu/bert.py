@@ -17,7 +17,7 @@ import torch
 from benchmarks.gpu import making
 from benchmarks.measuring.claims import Claim, report
 from benchmarks.measuring.turns import least_cosine
-from embedjob.recipe import Recipe
+from embedjob.config.recipe import Recipe
 
 BEST_PUBLISHED = {50: 1.41e6, 512: 1.64e6}
 BATCH_SIZES = (64, 256, 1024)

@@ -29,10 +29,10 @@ from transformers import (
 from benchmarks.gpu import making
 from benchmarks.measuring.claims import Claim, report
 from benchmarks.measuring.turns import least_cosine
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.tokenizer import load_tokenizer
-from embedjob.recipe import Recipe
+from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.views import TokenViews
 
 LEAST_COSINES = {torch.float32: 0.99999, torch.bfloat16: 0.999}

@@ -19,10 +19,10 @@ import torch
 from benchmarks.gpu import making
 from benchmarks.measuring.claims import Claim, report
 from benchmarks.measuring.turns import least_cosine, take_turns
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.tokenizer import load_tokenizer
-from embedjob.recipe import Recipe
+from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.views import TokenViews, assemble
 
 # As much work for every size: a larger model gets fewer tokens.

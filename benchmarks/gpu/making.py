@@ -23,10 +23,10 @@ from torch import nn
 from transformers import AutoModel, BertConfig, LlamaConfig, PreTrainedModel
 
 from benchmarks.measuring.turns import Turns, quickest, take_turns
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.tokenizer import load_tokenizer
-from embedjob.recipe import Recipe
+from embedjob.models.tokenizer import load_tokenizer
 
 LLAMAS: Mapping[str, Mapping[str, int]] = {
     # The shapes of Qwen3-0.6B, Qwen2-1.5B and Llama-7B.

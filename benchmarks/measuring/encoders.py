@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measuring.texts import MINILM, SMOLLM
-from embedjob.encoder.folder import folder_layer
-from embedjob.encoder.source import ModelSource, materialize
-from embedjob.jobfile import recipe_from
-from embedjob.recipe import Recipe
+from embedjob.config.loading import recipe_from
+from embedjob.config.recipe import Recipe
+from embedjob.models.sentence_transformers import folder_layer
+from embedjob.models.source import ModelSource, materialize
 
 Vectors = npt.NDArray[np.float32]
 PROMPT = 'This sentence : "{text}" means in one word:"'
@@ -38,8 +38,8 @@ def prompteol_recipe() -> Recipe:
 
 def our_encode(recipe: Recipe) -> Callable[[list[str]], Vectors]:
     """Our encoder's `encode`, in a process that is an actor's."""
+    from embedjob.encoder.cpu.threads import keep_freed_memory
     from embedjob.encoder.encoder import Encoder
-    from embedjob.encoder.threads import keep_freed_memory
 
     keep_freed_memory()
     return Encoder.from_recipe(recipe, device="cpu").encode

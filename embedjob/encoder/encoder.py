@@ -11,22 +11,22 @@ from typing import Literal
 import numpy as np
 import torch
 
+from embedjob.config.recipe import Recipe, Role
+from embedjob.encoder.attention.packing import Packing
+from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone, load_backbone
-from embedjob.encoder.batches import Side
-from embedjob.encoder.budget import WORTH_MEASURING, measured, range_of
-from embedjob.encoder.embeddings import encoded
-from embedjob.encoder.flops import Meter
-from embedjob.encoder.forward import Loaded
+from embedjob.encoder.batching.budget import WORTH_MEASURING, measured, range_of
+from embedjob.encoder.batching.encode_all import Caller, pass_all
+from embedjob.encoder.batching.flops import Meter
+from embedjob.encoder.batching.forward import Loaded
+from embedjob.encoder.batching.padding import Side
+from embedjob.encoder.batching.scheduler import telling_of_loss
+from embedjob.encoder.from_output import recorded
 from embedjob.encoder.interventions import Steering
-from embedjob.encoder.lost import telling_of_loss
-from embedjob.encoder.packing import Packing
-from embedjob.encoder.passes import Caller, pass_all
-from embedjob.encoder.prefixes import Prefixes
-from embedjob.encoder.readout import Readout
-from embedjob.encoder.recorded import recorded
-from embedjob.encoder.tokenizer import load_tokenizer
+from embedjob.encoder.outputs.assemble import encoded
+from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
-from embedjob.recipe import Recipe, Role
+from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from embedjob.config.interventions import Contrast, Prepend
+from embedjob.config.recipe import Recipe
+from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.batches import Indices, MicroBatch, Side, assemble
-from embedjob.encoder.prefixes import Prefixes
-from embedjob.encoder.transfers import onto
+from embedjob.encoder.batching.padding import Indices, MicroBatch, Side, assemble
+from embedjob.encoder.batching.transfers import onto
 from embedjob.errors import ModelError
-from embedjob.interventions import Contrast, Prepend
-from embedjob.recipe import Recipe
 from embedjob.text.views import TokenViews
 
 # Where in a block the heads of its attention are brought together, by architecture.

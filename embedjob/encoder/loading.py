@@ -1,13 +1,22 @@
-"""From a recipe to a transformers model on its device: weights, adapters, dtype, place."""
+"""The weights of the linear layers in a model's blocks in eight bits, through torchao.
+
+Weights alone: rounded activations turn a last bit, which differs between micro-batches, into a step
+of 1/256, and vectors of SmolLM2 then depended on their neighbours by a cosine of 0.99.
+"""
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import compute_module_sizes, get_balanced_memory
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,18 +27,17 @@ from transformers import (
     PreTrainedModel,
 )
 
-from embedjob.encoder import nvembed
-from embedjob.encoder.adapters import HEAD, merge
-from embedjob.encoder.facts import T5_TYPES, config_of, facts_of, is_causal, require_fit
-from embedjob.encoder.ingredients import ingredients_of
-from embedjob.encoder.latent_attention import LatentAttention
-from embedjob.encoder.placement import DeviceMap, device_map, free_memory, spread
-from embedjob.encoder.quiet import quiet
-from embedjob.encoder.source import materialize, transformer_directory
+from embedjob.config.recipe import Recipe
+from embedjob.encoder.outputs.latent_attention import LatentAttention
 from embedjob.encoder.tensors import prefixed_tensors
-from embedjob.errors import ModelError
-from embedjob.recipe import Recipe
+from embedjob.errors import ModelError, ResourceError
+from embedjob.models import nvembed
+from embedjob.models.architecture import T5_TYPES, config_of, facts_of, is_causal, require_fit
+from embedjob.models.components import ingredients_of
+from embedjob.models.quiet import quiet
+from embedjob.models.source import materialize, transformer_directory
 
+DeviceMap = dict[str, int | str]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -175,3 +183,197 @@ def _narrow(model: PreTrainedModel, dtype: torch.dtype) -> None:
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
     model.config.dtype = dtype
+
+
+HEAD = "lm_head.weight"
+# What PEFT puts before the names of the model that it wraps.
+_WRAPPER = "base_model.model."
+# What PEFT raises over an adapter of another model, of a kind that it does not know, or cut short.
+_TROUBLES = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    UnpicklingError,
+)
+
+
+def merge(model: PreTrainedModel, directory: Path, *, name: str) -> None:
+    """Merges the adapter in a directory into the model; ModelError unless all of it fits.
+
+    `name` is what the job calls it.
+    """
+    # It takes seconds to import, and few models have adapters.
+    from peft import (
+        PeftConfig,
+        PeftModel,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(str(directory))
+            tensors = _with_embeddings(model, load_peft_weights(str(directory), device="cpu"))
+            # The task only chooses what a wrapper's own forward does.
+            config.task_type, config.inference_mode = None, True
+            adapted = PeftModel(_as_trained(model, tensors), config)
+            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            _require_all(expected, tensors, model=model, name=name)
+            set_peft_model_state_dict(adapted, tensors)
+            adapted.merge_and_unload(safe_merge=True)
+    except _TROUBLES as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ModelError(
+            f"encoder.adapters: {name} cannot be merged into {type(model).__name__}"
+            f" ({type(error).__name__}: {reason}); was it trained on this model?"
+        ) from error
+    # Else the next one would be told that it is the second.
+    vars(model).pop("peft_config", None)
+
+
+def _with_embeddings(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that are left once whole embeddings among them are in the model.
+
+    PEFT saves these where tokens were added, and the head's beside them, which is not loaded here.
+    """
+    table = model.get_input_embeddings()
+    own = next(name for name, one in model.named_parameters() if one is table.weight)
+    names = (f"{_WRAPPER}{own}", f"{_WRAPPER}{model.base_model_prefix}.{own}")
+    name = next((one for one in names if one in tensors), None)
+    if name is None:
+        return dict(tensors)
+    model.resize_token_embeddings(len(tensors[name]), mean_resizing=False)
+    dict(model.named_parameters())[own].data.copy_(tensors[name])
+    placed = {name, f"{_WRAPPER}{HEAD}"}
+    return {key: one for key, one in tensors.items() if key not in placed}
+
+
+def _as_trained(model: PreTrainedModel, names: Iterable[str]) -> nn.Module:
+    """The model under the names that the adapter knows: as it is, or inside one with a head.
+
+    An adapter's targets, ranks and scales are patterns over these names, and a pattern that
+    matches nothing would silently fall back to a default.
+    """
+    prefix = model.base_model_prefix
+    inside = any(one.removeprefix(_WRAPPER).startswith(f"{prefix}.") for one in names)
+    if not prefix or not inside or prefix in dict(model.named_children()):
+        return model
+    shell = nn.ModuleDict({prefix: model})
+    vars(shell)["config"] = model.config
+    return shell
+
+
+def _require_all(
+    expected: Iterable[str], found: Iterable[str], *, model: PreTrainedModel, name: str
+) -> None:
+    """ModelError unless the model has a place for every tensor, and a tensor for every place."""
+    unplaced, absent = sorted({*found} - {*expected}), sorted({*expected} - {*found})
+    for tensors, what in (
+        (unplaced, f"that {type(model).__name__} has no place for"),
+        (absent, "too few: its adapter_config.json asks for them"),
+    ):
+        if tensors:
+            raise ModelError(
+                f"encoder.adapters: {name} has {len(tensors)} tensors {what}"
+                f" ({', '.join(tensors[:3])}{', ...' if tensors[3:] else ''}); allowed is an"
+                " adapter all of which goes into the model. Give the model that it was trained on"
+            )
+
+
+# What the weights may take of a GPU; the rest is for the states of a micro-batch.
+_SHARE = 0.9
+
+
+def free_memory(gpus: int) -> dict[int, int]:
+    """The free bytes of the first so many GPUs; ResourceError if there are fewer."""
+    there = torch.cuda.device_count()
+    if there < gpus:
+        raise ResourceError(
+            f"the model is to be spread over {gpus} GPUs, and this process sees {there}; lower"
+            " pool.gpus_per_actor, or start it where it sees more"
+        )
+    return {gpu: int(torch.cuda.mem_get_info(gpu)[0] * _SHARE) for gpu in range(gpus)}
+
+
+def device_map(
+    model: PreTrainedModel, memory: Mapping[int, int], *, dtype: torch.dtype
+) -> DeviceMap:
+    """Where each part of a model goes, about as much to every GPU and no block in two places.
+
+    The model may be without weights, on meta. ResourceError if the memory, in bytes by GPU, is not
+    enough: what other programs would leave to the CPU makes every forward wait for the bus.
+    """
+    whole = sorted(model._no_split_modules or ())
+    balanced = get_balanced_memory(model, dict(memory), no_split_module_classes=whole, dtype=dtype)
+    found: DeviceMap = infer_auto_device_map(
+        model, balanced, no_split_module_classes=whole, dtype=dtype
+    )
+    outside = sorted(name for name, place in found.items() if place not in memory)
+    if outside:
+        needed = int(compute_module_sizes(model, dtype=dtype)[""])
+        raise ResourceError(
+            f"pool.gpus_per_actor: {type(model).__name__} takes {needed / 1e9:.1f} GB in"
+            f" {dtype}, and {len(memory)} GPUs have {sum(memory.values()) / 1e9:.1f} GB for it"
+            f" ({', '.join(outside[:3]) or 'none of it'} found no place); ask for more GPUs, or"
+            " a narrower encoder.dtype"
+        )
+    return found
+
+
+def spread(model: PreTrainedModel, places: DeviceMap) -> None:
+    """Moves a loaded model's parts to their places; their inputs will follow them."""
+    skipped = model._skip_keys_device_placement
+    dispatch_model(model, places, skip_keys=skipped, force_hooks=True)
+
+
+# What chooses experts is small, and a choice by rounded scores would be another model's.
+_ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "classifier"})
+
+
+def quantize(blocks: nn.ModuleList | None, recipe: Recipe) -> None:
+    """Quantises the linear layers of these blocks; ModelError if they have none."""
+    if blocks is None or not any(_is_meant(m, name) for name, m in blocks.named_modules()):
+        raise ModelError(
+            f"encoder.quantize: got {recipe.quantize}, but no linear layer is found in the blocks"
+            f" of {recipe.model}; set quantize: none"
+        )
+    from torchao.quantization import quantize_
+
+    quantize_(blocks, _configs()[recipe.quantize], filter_fn=_is_meant)
+
+
+@contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    """Within it a model's quantised weights are float32, of the values that they stand for."""
+    narrow: list[tuple[nn.Module, Any]] = [
+        (module, module.weight)
+        for module in model.modules()
+        if hasattr(getattr(module, "weight", None), "qdata")
+    ]
+    try:
+        for module, weight in narrow:
+            wide = weight.dequantize().float()
+            module.weight = nn.Parameter(wide, requires_grad=False)
+        yield
+    finally:
+        for module, weight in narrow:
+            module.weight = weight
+
+
+def _is_meant(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and name.rsplit(".")[-1] not in _ROUTERS
+
+
+def _configs() -> dict[str, Any]:
+    from torchao import quantization
+
+    return {
+        "int8": quantization.Int8WeightOnlyConfig(),
+        "float8": quantization.Float8WeightOnlyConfig(),
+    }

@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from embedjob.encoder.files import module_weight, weight_names
 from embedjob.errors import ModelError
+from embedjob.models.checkpoint import module_weight, weight_names
 
 
 def module_tensors(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:

@@ -5,12 +5,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from embedjob.config.loading import Layer, merge, read_yaml, recipe_from, validate
+from embedjob.config.recipe import Role
+from embedjob.config.segments import Section
+from embedjob.config.templates import alone, templates
 from embedjob.errors import ConfigError
-from embedjob.jobfile import Layer, merge, read_yaml, recipe_from, validate
 from embedjob.methods.unused import require_weights_read
-from embedjob.pieces import alone, templates
-from embedjob.recipe import Role
-from embedjob.segments import Section
 
 _OF_A_JOB = frozenset({"method", "role"})
 _OF_A_METHOD = frozenset({"model", "base", "adapters"})

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from embedjob.config import Job
+from embedjob.config.job import Job
+from embedjob.config.loading import Draft, Layer, merge, recipe_from, validate
+from embedjob.config.recipe import Recipe, Role
 from embedjob.errors import ConfigError
-from embedjob.jobfile import Draft, Layer, merge, recipe_from, validate
 from embedjob.methods.catalogue import MethodFile, over_each_other, read_method
 from embedjob.methods.unused import require_slots_for, require_weights_read
-from embedjob.recipe import Recipe, Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
 

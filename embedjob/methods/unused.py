@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 
+from embedjob.config.loading import Draft
+from embedjob.config.recipe import Recipe, WeightedTemplate
+from embedjob.config.templates import slots_read
 from embedjob.errors import ConfigError
-from embedjob.jobfile import Draft
-from embedjob.pieces import slots_read
-from embedjob.recipe import Recipe, WeightedTemplate
 
 # Each key that is read where a slot of that name is, in the templates of some role.
 _SLOTS = {

@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from embedjob.errors import FaultError, OutputError
-from embedjob.shards.calibration import (
+from embedjob.input.chunks import Chunk
+from embedjob.output.calibration import (
     ENOUGH_VECTORS,
     SAMPLE_ROWS,
     Calibration,
     beginning,
     rows_each,
 )
-from embedjob.shards.chunks import Chunk
-from embedjob.shards.claim import read_claims
-from embedjob.shards.schema import Form
+from embedjob.output.claim import read_claims
+from embedjob.output.schema import Form
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.stages.read import ReadRows
 from embedjob.stages.tokenize import tokenize_rows

@@ -1,26 +1,130 @@
 """Joins a Ray cluster, and settles what the actor pool may ask of it before anything is loaded."""
 
+import json
 import logging
 import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import auto_init_hook
+import yaml
+from ray._private import auto_init_hook, state
 from ray._private.services import find_bootstrap_address
+from ray._private.worker import global_worker
 from ray.autoscaler.sdk import request_resources
+from ray.core.generated import autoscaler_pb2
 from ray.data import DataContext
+from ray.experimental.internal_kv import _internal_kv_get
 
-from embedjob.config import ActorRange, Pool
-from embedjob.errors import ResourceError
-from embedjob.stages.autoscaling import NodeType, alive, is_infeasible, launchable
+from embedjob.config.job import ActorRange, Pool
+from embedjob.errors import AccessError, EmbedjobError, ResourceError
 from embedjob.stages.encode import PoolSize
+from embedjob.stages.engine import Engine
 from embedjob.stages.execution import is_unfinished
+from embedjob.storage import objects
+from embedjob.storage.create_only import require_create_only
+
+# Where `ray up` leaves the cluster's own file, on the head, which is where submitted jobs run.
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+_STATUS_KEY = b"__autoscaling_status"
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """Nodes of one shape: how many CPUs and GPUs each has, and how many there are or could be."""
+
+    cpus: float
+    gpus: float
+    count: int
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many actors of this size such nodes can hold together."""
+        shares = [have / need for have, need in ((self.cpus, cpus), (self.gpus, gpus)) if need]
+        return int(min(shares) + 1e-6) * self.count if shares else 0
+
+
+def alive() -> list[NodeType]:
+    """The nodes that are there now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [_node_type(resources, 1) for resources in nodes]
+
+
+def launchable() -> list[NodeType] | None:
+    """The nodes that could be added: none on a static cluster, None where Ray does not say."""
+    config = state.state.get_cluster_config()
+    if config and config.node_group_configs:
+        groups = config.node_group_configs
+        return [_node_type(group.resources, group.max_count) for group in groups]
+    if not _autoscales():
+        return []
+    bootstrap = BOOTSTRAP.expanduser()
+    if not bootstrap.exists():
+        return None
+    return types_in(yaml.safe_load(bootstrap.read_text(encoding="utf-8")))
+
+
+def types_in(cluster_file: Mapping[str, Any]) -> list[NodeType]:
+    """The worker node types of a cluster launcher's file."""
+    head = cluster_file.get("head_node_type")
+    return [
+        _node_type(kind.get("resources", {}), kind.get("max_workers", cluster_file["max_workers"]))
+        for name, kind in cluster_file["available_node_types"].items()
+        if name != head
+    ]
+
+
+def is_infeasible() -> bool:
+    """Whether the autoscaler has said that no node type of its own fits what was requested."""
+    reported = _status().autoscaling_state
+    return bool(
+        reported.infeasible_cluster_resource_constraints or reported.infeasible_resource_requests
+    )
+
+
+def _autoscales() -> bool:
+    """Only an autoscaler names the types of nodes: `node_...` stands for having none."""
+    if any(node.ray_node_type_name for node in _status().cluster_resource_state.node_states):
+        return True
+    report = json.loads(_internal_kv_get(_STATUS_KEY) or b"{}").get("autoscaler_report") or {}
+    return any(not name.startswith("node_") for name in report.get("active_nodes") or {})
+
+
+def _status() -> Any:
+    # Neither is typed: the message is generated, and the client belongs to the connected worker.
+    reply, client = vars(autoscaler_pb2)["GetClusterStatusReply"], vars(global_worker)["gcs_client"]
+    return reply.FromString(client.get_cluster_status())
+
+
+def _node_type(resources: Mapping[str, float], count: int) -> NodeType:
+    return NodeType(resources.get("CPU", 0.0), resources.get("GPU", 0.0), count)
+
+
+def preflight(engine: Engine, *, shard: str, out: str) -> None:
+    """Raises EmbedjobError if a worker cannot see the input, write the output, or tokenize."""
+    problem = ray.get(_look.remote(engine, shard, out))
+    if problem is not None:
+        raise problem
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _look(engine: Engine, shard: str, out: str) -> EmbedjobError | None:
+    # Errors come back as values: Ray wraps a raised one in the worker's traceback.
+    try:
+        if objects.stat(shard) is None:
+            return AccessError(f"{shard}: the driver sees this shard and a worker node does not")
+        require_create_only(out)
+        engine.load_tokenizer()
+    except EmbedjobError as error:
+        return error
+    return None
+
 
 POLL_SECONDS = 2.0
 SAY_SECONDS = 30.0

@@ -13,8 +13,8 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
+from embedjob.stages.chunk_state import Failure, Parcel, describe, pack, unpack
 from embedjob.stages.engine import EncodesViews, Engine
-from embedjob.stages.parcels import Failure, Parcel, describe, pack, unpack
 from embedjob.stages.read import attempt_at
 
 REPORT_SECONDS = 2.0

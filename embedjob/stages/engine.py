@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from embedjob.encoder.tokenizer import load_tokenizer
-from embedjob.recipe import Recipe
+from embedjob.config.recipe import Recipe
+from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
@@ -75,8 +75,8 @@ class RecipeEngine:
     def load_encoder(self) -> "Encoder":
         """The recipe's encoder, on this actor's GPU or GPUs if it has any."""
         # Here alone: torch and transformers would cost every read worker seconds and memory.
+        from embedjob.encoder.cpu.threads import keep_freed_memory, use_threads
         from embedjob.encoder.encoder import Encoder
-        from embedjob.encoder.threads import keep_freed_memory, use_threads
 
         use_threads(self.threads)
         if not self.gpus:

@@ -12,8 +12,8 @@ import ray
 from ray.exceptions import RayError
 
 from embedjob.errors import FaultError, InterruptedRunError, RefusedError
+from embedjob.stages.chunk_state import describe
 from embedjob.stages.ledger import Tally
-from embedjob.stages.parcels import describe
 
 POLL_SECONDS = 0.5
 LEASE_SECONDS = 10.0

@@ -8,9 +8,9 @@ import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from embedjob.shards.chunks import Chunk
+from embedjob.input.chunks import Chunk
+from embedjob.stages.chunk_state import Failure, Parcel, describe, pack
 from embedjob.stages.ledger import MAX_ATTEMPTS
-from embedjob.stages.parcels import Failure, Parcel, describe, pack
 
 ReadRows = Callable[[Chunk], pa.Table]
 

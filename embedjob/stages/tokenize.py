@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from embedjob.stages.chunk_state import Failure, Parcel, describe, pack, unpack
 from embedjob.stages.engine import Engine
-from embedjob.stages.parcels import Failure, Parcel, describe, pack, unpack
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 

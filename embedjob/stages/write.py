@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 import ray
 from ray.data.datasource import Datasink
 
-from embedjob.shards.beside import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
-from embedjob.shards.committed import Committed
-from embedjob.shards.schema import Form, embedding_type
-from embedjob.shards.writing import commit
+from embedjob.output.committed import Committed
+from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
+from embedjob.output.schema import Form, embedding_type
+from embedjob.output.writing import commit
 from embedjob.stages.calibrating import quantizing
+from embedjob.stages.chunk_state import Parcel, describe, unpack
 from embedjob.stages.ledger import Outcome
-from embedjob.stages.parcels import Parcel, describe, unpack
 from embedjob.vectors.encoded import Encoded, Failures, Lines
 
 Commit = Callable[[Parcel], Committed]

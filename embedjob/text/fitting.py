@@ -1,17 +1,92 @@
 """What puts texts into a recipe's templates, and how long views may be."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.beside import anchors_in
+from embedjob.config.heads import anchors_in
+from embedjob.config.recipe import Recipe
+from embedjob.config.templates import span_rule, templates
 from embedjob.errors import ConfigError
-from embedjob.pieces import span_rule, templates
-from embedjob.recipe import Recipe
-from embedjob.text.cutting import Fits, Ints
-from embedjob.text.joint import JointFitter
-from embedjob.text.prompts import prompts, tails
+from embedjob.text.cutting import Fits, Fitted, Fitter, Ints, Limits
+from embedjob.text.encoding import PromptEncoder
+from embedjob.text.prompts import Prompt, prompts, tails
 from embedjob.text.separate import PieceFitter, special_id
 from embedjob.text.spans import NEED_TEXT
+
+
+class JointFitter:
+    """Encodes texts under joint templates, within limits once they are set."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        *,
+        special_tokens: bool,
+        needs_text: bool,
+        tails: Sequence[Prompt] = (),
+        chars_over: int | None = None,
+    ) -> None:
+        """`needs_text` says whether the span depends on where in its prompt the text lies.
+
+        Where there are `tails`, the marked tokens are as many last ones as these have alone. The
+        characters of text tokens are found of views with more than `chars_over` of them.
+        """
+        self._prompts = tuple(prompts)
+        self._encoder = PromptEncoder(tokenizer, self._prompts, special_tokens=special_tokens)
+        framed = any(p.before or p.after or p.between or p.marked for p in self._prompts)
+        self._needs_text = needs_text and framed
+        self._chars_over = chars_over
+        self.closing = self._encoder.frame.after
+        self._fitter: Fitter | None = None
+        self._alone = PromptEncoder(tokenizer, tails, special_tokens=False) if tails else None
+
+    def limit(self, tokens: Ints) -> None:
+        """Cut texts from now on so that no view has more tokens than its template may."""
+        limits = Limits(
+            tokens=tokens,
+            suffix=np.array([bool(one.after or one.between) for one in self._prompts]),
+            copies=np.array([one.copies for one in self._prompts], np.int64),
+        )
+        self._fitter = Fitter(
+            self._encoder, limits, needs_text=self._needs_text, chars_over=self._chars_over
+        )
+
+    def whole(self, template: int, text: str) -> list[int]:
+        """All ids of a text under a template."""
+        return list(self._encoder.encode([template], [text], offsets=False)[0].ids)
+
+    def prompt(self, template: int) -> int:
+        """Tokens of what stands before the text, alone, with the tokenizer's opening ones."""
+        return self._encoder.alone(self._prompts[template].before)
+
+    def shown(self, template: int) -> str:
+        """The template for people."""
+        return self._prompts[template].shown
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as the tokenizer spells them."""
+        return self._encoder.tokens(ids)
+
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """Each text under template number `which`, cut where it must be."""
+        assert self._fitter is not None, "limits are not set"
+        fitted = self._fitter.fit(which, texts)
+        return fitted if self._alone is None else self._counted(fitted, which, texts)
+
+    def _counted(self, fitted: Fitted, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+        """The same views; where ids of the text were cut off, their characters decide as ever."""
+        assert self._alone is not None, "there are no tails"
+        rows: list[int] = np.flatnonzero(fitted.characters >= 0).tolist()
+        shown = [texts[row][: fitted.characters[row]] for row in rows]
+        found = self._alone.encode([which[row] for row in rows], shown, offsets=False)
+        count = np.fromiter(map(len, found), np.int64, len(found))
+        marked = fitted.marked.copy()
+        marked[rows, 0] = np.maximum(marked[rows, 1] - count, 0)
+        return replace(fitted, marked=marked)
 
 
 def fitter(tokenizer: Tokenizer, recipe: Recipe) -> Fits:

@@ -4,8 +4,8 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from embedjob.pieces import STRIPPING, Piece, alone, templates
-from embedjob.recipe import Recipe
+from embedjob.config.recipe import Recipe
+from embedjob.config.templates import STRIPPING, Piece, alone, templates
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from itertools import takewhile
 import numpy as np
 from tokenizers import Tokenizer
 
+from embedjob.config.templates import Piece, Template
 from embedjob.errors import ConfigError
-from embedjob.pieces import Piece, Template
 from embedjob.text.cutting import Fitted, Fitter, Ints, Limits
 from embedjob.text.encoding import PromptEncoder
 from embedjob.text.prompts import Prompt

@@ -5,22 +5,115 @@ from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from embedjob.beside import anchors_in, sparse_in
+from embedjob.config.heads import anchors_in, sparse_in
+from embedjob.config.interventions import Prepend, Prepending
+from embedjob.config.recipe import Recipe
+from embedjob.config.templates import span_rule
 from embedjob.errors import ConfigError
-from embedjob.pieces import span_rule
-from embedjob.recipe import Recipe
-from embedjob.text.cutting import Fitted
+from embedjob.text.cutting import Fitted, Fitter, Limits
+from embedjob.text.encoding import PromptEncoder
 from embedjob.text.fitting import fitter, require_positions, uncounted
-from embedjob.text.parts import MOST_TOKENS, Cutter, cut_into, divided, moved
-from embedjob.text.prompts import prepare, tails
+from embedjob.text.long_text import MOST_TOKENS, Cutter, cut_into, divided, moved
+from embedjob.text.prompts import Prompt, prepare, tails
 from embedjob.text.separate import special_id
-from embedjob.text.slots import auxiliary_recipe, slot_position, standing_in
 from embedjob.text.spans import Ints, Layout, spans
 from embedjob.text.views import TokenViews, assemble
-from embedjob.text.word_cut import WordCutter
 from embedjob.text.words import WordIds, stops
+
+
+def slot_position(rows: Sequence[Sequence[int]], slot: int, *, name: str, template: str) -> int:
+    """Where the slot is in the ids of one template's views, whatever their text; else ConfigError.
+
+    After the text it would be at another place in every view.
+    """
+    found = {tuple(at for at, token in enumerate(row) if token == slot) for row in rows}
+    places = next(iter(found))
+    if len(found) > 1 or len(places) != 1:
+        raise ConfigError(
+            f"encoder.interventions: prepend.slot: the template {template} must have {name} once,"
+            " and before the text; put it there, or leave the intervention out"
+        )
+    return places[0]
+
+
+def standing_in(tokenizer: Tokenizer, prepend: Prepend | None) -> int | None:
+    """The id whose embedding the slot has, None where it is drawn; ConfigError if not a token."""
+    if prepend is None or prepend.embedding is None:
+        return None
+    ids: list[int] = tokenizer.encode(prepend.embedding, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise ConfigError(
+            f"encoder.interventions: prepend.embedding: got {prepend.embedding!r}, which are"
+            f" {len(ids)} tokens; allowed is one token of the model's own"
+        )
+    return ids[0]
+
+
+def auxiliary_recipe(recipe: Recipe) -> Recipe | None:
+    """The recipe of the views that contrastive prompting takes away; None where none does.
+
+    What is prepended to is a slot, so that it is left out where the template has none.
+    """
+    if recipe.contrast is None:
+        return None
+    template = recipe.contrast.template
+    kept = tuple(
+        one
+        for one in recipe.interventions
+        if isinstance(one, Prepending) and one.prepend.slot in template
+    )
+    # Words and sparse weights are of the main views alone.
+    ours = {"templates": (template,), "span": "last_token", "interventions": kept, "heads": ()}
+    return recipe.model_copy(update=ours)
+
+
+# Of a longer text the rest is filling: a string of 10 MB must not cost more than a page.
+_MOST_CHARS_PER_TOKEN = 512
+
+
+class WordCutter:
+    """Drops the last words of texts that have more than `tokens` tokens by themselves."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: int, *, max_tokens: int) -> None:
+        """Tokens are counted up to `max_tokens`, and the share of words to keep goes by that."""
+        encoder = PromptEncoder(tokenizer, (Prompt("", ""),), special_tokens=False)
+        limits = Limits(np.array([max_tokens]), suffix=np.array([False]), copies=np.array([1]))
+        self._fitter = Fitter(encoder, limits, needs_text=False)
+        self._tokens = tokens
+        self._most = _MOST_CHARS_PER_TOKEN * max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.bool_]]:
+        """The texts, and which of them were cut [R].
+
+        Again and again the share of words is kept that a text's tokens are too many by, and one
+        blank between words. A text of whose words none would be left keeps those it has: the
+        authors keep nothing then, and all such texts have one vector.
+        """
+        found, cut = list(texts), np.zeros(len(texts), np.bool_)
+        words: dict[int, list[str]] = {}
+        todo = np.arange(len(texts))
+        while todo.size:
+            counts = self._count([found[row] for row in todo])
+            over = counts > self._tokens
+            again = []
+            for row, count in zip(todo[over].tolist(), counts[over].tolist(), strict=True):
+                cut[row] = True
+                own = words.get(row) or found[row][: self._most].split()
+                kept = int(len(own) * (self._tokens / count))
+                if kept:
+                    words[row] = own[:kept]
+                    found[row] = " ".join(words[row])
+                    again.append(row)
+            todo = np.array(again, np.int64)
+        return found, cut
+
+    def _count(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        ids = self._fitter.fit([0] * len(texts), texts).ids
+        return np.fromiter(map(len, ids), np.int64, len(texts))
+
 
 # Texts that have no token in common, so that what their views share is the template's.
 _PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from embedjob.config.pooling import Fitted, Normalize, Truncate
+from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
-from embedjob.readout import Fitted, Normalize, Truncate
-from embedjob.recipe import Recipe
 
 
 def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | Fitted]) -> Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from embedjob.readout import WeightedFrom
+from embedjob.config.pooling import WeightedFrom
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 

@@ -16,7 +16,7 @@ from benchmarks.measuring.float_gguf import write_float32
 from benchmarks.measuring.llama_server import Ask, Setting, llama_encode
 from benchmarks.measuring.texts import SMOLLM
 from benchmarks.measuring.turns import least_cosine
-from embedjob.encoder.reach import address
+from embedjob.models.source import address
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.quality import ORDER, kept, of_method, out_of_order, unlike_minilm
-from embedjob.shards.fingerprint import fingerprint
+from embedjob.output.fingerprint import fingerprint
 
 ORDERED = sorted({name for better, worse, _ in ORDER for name in (better, worse)})
 

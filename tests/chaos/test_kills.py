@@ -17,8 +17,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
-from embedjob.recipe import Recipe
 from tests import running
 from tests.cluster import AUTH, ROOT, Cluster, kill
 from tests.outputs import published, written

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.loading import load_model
 from embedjob.errors import ModelError
-from embedjob.recipe import Recipe
 from tests.encoder import tiny
 from tests.encoder.adapting import BARE, INSIDE, deltas, factors, save_adapter
 

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.errors import ModelError
-from embedjob.recipe import Recipe
 from tests.encoder import tiny
 
 IDS = [[5, 9, 17, 3, 44, 8, 120], [7, 6, 33], [200]]

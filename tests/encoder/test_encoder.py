@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from embedjob.config.pooling import Truncate
+from embedjob.config.recipe import Recipe, SpecialTokens
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ConfigError, InputError, InterruptedRunError, ModelError
-from embedjob.readout import Truncate
-from embedjob.recipe import Recipe, SpecialTokens
+from embedjob.models.tokenizer import load_tokenizer
 from tests.encoder import tiny
 
 CPU = torch.device("cpu")

@@ -22,11 +22,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from embedjob.encoder import fused
+from embedjob.config.recipe import Recipe
+from embedjob.encoder.attention.shared_prefix import FEWEST_TOKENS, Prefixes
 from embedjob.encoder.backbone import Backbone, quicken
+from embedjob.encoder.cpu import optimize
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.prefixes import FEWEST_TOKENS, Prefixes
-from embedjob.recipe import Recipe
 from embedjob.text.views import TokenViews, assemble
 from embedjob.vectors.pooling import POOLINGS
 from tests.encoder import tiny
@@ -59,7 +59,7 @@ def quick(name: str) -> Backbone:
     model = copy.deepcopy(inner(name))
     made = Backbone(model, attention="bidirectional" if name in tiny.ENCODERS else "causal")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "has_avx512", lambda: True)
+        patch.setattr(optimize, "has_avx512", lambda: True)
         quicken(made)
     return made
 

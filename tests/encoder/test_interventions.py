@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import CTRLConfig, CTRLModel, PreTrainedModel
 
+from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.batches import Side
+from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.facts import require_fit
 from embedjob.errors import ModelError
-from embedjob.interventions import Contrast, Contrasting, Prepend, Prepending
-from embedjob.recipe import Recipe
+from embedjob.models.architecture import require_fit
 from embedjob.text.views import TokenViews, assemble
 from tests.encoder import tiny
 

@@ -8,15 +8,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from embedjob import storage
-from embedjob.encoder.digests import digests
+from embedjob.config.recipe import Recipe, SpecialTokens
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.facts import facts
 from embedjob.encoder.loading import load_model
-from embedjob.encoder.source import ModelSource, materialize
-from embedjob.encoder.tokenizer import load_tokenizer
 from embedjob.errors import ModelError
-from embedjob.recipe import Recipe, SpecialTokens
+from embedjob.models.architecture import facts
+from embedjob.models.digests import digests
+from embedjob.models.source import ModelSource, materialize
+from embedjob.models.tokenizer import load_tokenizer
+from embedjob.storage import objects
 from tests.encoder import tiny
 
 CPU = torch.device("cpu")
@@ -86,13 +86,13 @@ def test_a_shard_that_was_cut_short_is_refused(shards: Path) -> None:
 
 def test_shards_in_s3_are_brought_whole_or_not_at_all(shards: Path, bucket: str) -> None:
     for path in shards.iterdir():
-        storage.create(f"{bucket}/m/{path.name}", path.read_bytes())
+        objects.create(f"{bucket}/m/{path.name}", path.read_bytes())
     there = ModelSource(f"{bucket}/m")
     assert digests(there) == digests(ModelSource(str(shards)))
     found = load_model(recipe(f"{bucket}/m"), device=CPU).model
     assert torch.equal(states(found), states(tiny.model("llama").base_model))
     gone = sorted(shards.glob("model-*.safetensors"))[0].name
-    storage.delete(f"{bucket}/m/{gone}")
+    objects.delete(f"{bucket}/m/{gone}")
     for ask in ASKS:
         with pytest.raises(ModelError, match=rf"lacks 1 of the shards .*{gone}"):
             ask(there)

@@ -12,13 +12,13 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
+from embedjob.config.loading import recipe_from
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
-from embedjob.encoder.batches import Side
+from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.folder import folder_layer
-from embedjob.encoder.source import ModelSource, materialize
-from embedjob.jobfile import recipe_from
-from embedjob.recipe import Recipe
+from embedjob.models.sentence_transformers import folder_layer
+from embedjob.models.source import ModelSource, materialize
 from embedjob.vectors.quantizing import CALIBRATED, ranges_of
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

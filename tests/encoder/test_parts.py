@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from embedjob.config.loading import recipe_from
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import InputError
-from embedjob.jobfile import recipe_from
-from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.vectors.encoded import Encoded
 from tests.encoder import tiny

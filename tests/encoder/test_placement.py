@@ -9,15 +9,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModel, LlamaConfig, PreTrainedModel
 
-from embedjob.config import Pool
+from embedjob.config.job import Pool
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, quicken
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.interventions import at
-from embedjob.encoder.language_head import LanguageHead
-from embedjob.encoder.loading import load_at
-from embedjob.encoder.placement import device_map, free_memory, spread
+from embedjob.encoder.loading import device_map, free_memory, load_at, spread
+from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.errors import ResourceError
-from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.encoder import tiny
 from tests.encoder.adapting import save_adapter

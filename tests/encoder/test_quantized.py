@@ -12,13 +12,14 @@ import pytest
 import torch
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from embedjob.encoder import facts, quantized
+from embedjob.config.recipe import Recipe
+from embedjob.encoder import loading
 from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.batching.flops import flops_per_token
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.flops import flops_per_token
-from embedjob.encoder.placement import spread
+from embedjob.encoder.loading import spread
 from embedjob.errors import ConfigError, ModelError
-from embedjob.recipe import Recipe
+from embedjob.models import architecture
 from tests.encoder import tiny
 
 TEXTS = ["the quick brown fox", "a", "jumps over the lazy dog " * 4, 'She said "no"']
@@ -95,7 +96,7 @@ def test_a_spread_model_is_quantised_where_its_parts_are() -> None:
         if hooked:
             spread(model, {part: "cpu" for part, _ in model.named_children()})
         backbone = Backbone(model, attention="causal")
-        quantized.quantize(backbone.stack, Recipe(model="m", quantize="int8"))
+        loading.quantize(backbone.stack, Recipe(model="m", quantize="int8"))
         ids = torch.arange(3, 12)[None]
         states.append(backbone.states(ids, torch.ones_like(ids).bool(), layer=-1))
     assert torch.equal(*states)
@@ -111,7 +112,7 @@ def test_what_chooses_experts_or_weighs_them_stays_as_it_is() -> None:
     sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
     config = Qwen2MoeConfig(**tiny.GROUPED, **sizes, num_experts=6, num_experts_per_tok=2)
     layers = Qwen2MoeForCausalLM(config).model.layers
-    quantized.quantize(layers, Recipe(model="m", quantize="int8"))
+    loading.quantize(layers, Recipe(model="m", quantize="int8"))
     names = {name for name, weight in layers.named_parameters() if hasattr(weight, "qdata")}
     assert any(name.endswith("shared_expert.up_proj.weight") for name in names)
     assert not any("gate.weight" in name for name in names)
@@ -122,11 +123,11 @@ def test_without_torchao_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> N
         assert name == "torchao"
         return None
 
-    monkeypatch.setattr(facts, "find_spec", found)
+    monkeypatch.setattr(architecture, "find_spec", found)
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ConfigError, match=r"got int8, which needs torchao.* embedjob\[quantize\]"):
         Encoder.from_recipe(Recipe(model="/nowhere", quantize="int8"), device="cpu")
-    facts.require_quantizer(Recipe(model="/nowhere"))
+    architecture.require_quantizer(Recipe(model="/nowhere"))
 
 
 def test_real_weights_in_eight_bits_know_no_neighbours() -> None:

@@ -35,13 +35,13 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from embedjob.config.loading import Draft, Layer
+from embedjob.config.recipe import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
-from embedjob.encoder.batches import Side
+from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.language_head import LanguageHead
-from embedjob.jobfile import Draft, Layer
+from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.methods.resolution import resolve
-from embedjob.recipe import Recipe, Role
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.vectors.encoded import Encoded
 from tests.fakes import tiny_tokenizer

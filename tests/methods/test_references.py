@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
+from embedjob.config.templates import templates
 from embedjob.methods.catalogue import names, read_method
-from embedjob.pieces import templates
 from embedjob.text.prompts import prepare
 from embedjob.vectors.encoded import Encoded
 from tests.methods import references

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
+from embedjob.config.loading import DEFAULT, Draft, Layer
 from embedjob.errors import ConfigError
-from embedjob.jobfile import DEFAULT, Draft, Layer
 from embedjob.methods.catalogue import names, read_method
 from embedjob.methods.resolution import default_model, resolve
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedjob.config import ActorRange, Pool
+from embedjob.config.job import ActorRange, Pool
 from embedjob.errors import ResourceError
-from embedjob.stages import autoscaling
-from embedjob.stages.autoscaling import NodeType, alive, launchable, types_in
-from embedjob.stages.cluster import connected, size_pool
+from embedjob.stages import cluster
+from embedjob.stages.cluster import NodeType, alive, connected, launchable, size_pool, types_in
 from embedjob.stages.encode import PoolSize
 from tests.cluster import AUTH, ROOT, Cluster, ray_cluster, wait
 
@@ -48,7 +47,7 @@ def test_a_growing_cluster(
     for name, value in AUTH.items():
         monkeypatch.setenv(name, value)
     bootstrap = tmp_path / "bootstrap.yaml"
-    monkeypatch.setattr(autoscaling, "BOOTSTRAP", bootstrap)
+    monkeypatch.setattr(cluster, "BOOTSTRAP", bootstrap)
     said: list[str] = []
     with connected(growing.address):
         # Until it does, Ray looks like a cluster that does not grow.

@@ -8,21 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedjob.config import Input
+from embedjob.config.job import Input
+from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import OutputError
-from embedjob.recipe import Recipe
-from embedjob.shards.calibration import sampled
-from embedjob.shards.chunks import Chunk
-from embedjob.shards.claim import Claim, Probes, read_claims
-from embedjob.shards.reading import read_chunk
+from embedjob.input.chunks import Chunk
+from embedjob.input.reading import read_chunk
+from embedjob.output.calibration import sampled
+from embedjob.output.claim import Claim, Probes, read_claims
 from embedjob.stages.calibrating import Calibrate, quantizing
+from embedjob.stages.claiming import Prove
 from embedjob.stages.engine import RecipeEngine
-from embedjob.stages.probing import Prove
 from embedjob.vectors.quantizing import ranges_of
 from tests.encoder import tiny
 from tests.running import texts
-from tests.shards.making import FINGERPRINT, form, plan_of, write_shard
+from tests.shards import FINGERPRINT, form, plan_of, write_shard
 
 Read = Callable[[Chunk], pa.Table]
 

@@ -5,9 +5,9 @@ import pytest
 import ray
 
 from embedjob.errors import InputChangedError
-from embedjob.shards.chunks import Chunk, Shard
+from embedjob.input.chunks import Chunk, Shard
+from embedjob.stages.chunk_state import unpack
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
-from embedjob.stages.parcels import unpack
 from embedjob.stages.read import ChunkSource, read, read_parcel
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.recipe import Recipe
+from embedjob.config.recipe import Recipe
 from embedjob.stages.tokenize import EXCERPT_CHARACTERS, tokenize_rows
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import tiny_tokenizer

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedjob.errors import ChunkError
-from embedjob.shards.chunks import Chunk, Shard
-from embedjob.shards.committed import Committed
-from embedjob.stages.parcels import Failure, Parcel
+from embedjob.input.chunks import Chunk, Shard
+from embedjob.output.committed import Committed
+from embedjob.stages.chunk_state import Failure, Parcel
 from embedjob.stages.write import assembled, end_of
 from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.sparse import sparse

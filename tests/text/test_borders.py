@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.text.borders import borders
 from embedjob.text.encoding import PromptEncoder
+from embedjob.text.long_text import borders
 from embedjob.text.prompts import Prompt
 from tests.fakes import FAMILIES, tiny_tokenizer
 

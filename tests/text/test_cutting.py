@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.jobfile import recipe_from
-from embedjob.recipe import Recipe
+from embedjob.config.loading import recipe_from
+from embedjob.config.recipe import Recipe
 from embedjob.text import cutting
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, LITERALS, SENTENCES, tiny_tokenizer

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
-from embedjob.recipe import Recipe
 from embedjob.text.fitting import uncounted
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, tiny_tokenizer

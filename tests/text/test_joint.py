@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedjob.config.loading import recipe_from
 from embedjob.errors import ConfigError
-from embedjob.jobfile import recipe_from
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, tiny_tokenizer
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from embedjob.text.literals import twin
+from embedjob.text.encoding import twin
 from tests.fakes import FAMILIES, LITERALS, SENTENCES, tiny_tokenizer
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedjob.config.recipe import Recipe, WeightedTemplate
 from embedjob.errors import ConfigError
-from embedjob.recipe import Recipe, WeightedTemplate
 from embedjob.text.prompts import Prompt, prepare, prompts
 
 

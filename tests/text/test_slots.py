@@ -2,10 +2,10 @@
 
 import pytest
 
-from embedjob.beside import SparseHead, SparseLm
+from embedjob.config.heads import SparseHead, SparseLm
+from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
+from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
-from embedjob.interventions import Contrast, Contrasting, Prepend, Prepending
-from embedjob.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import tiny_tokenizer
 

@@ -3,8 +3,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from embedjob.readout import SpanOffset
-from embedjob.recipe import Recipe
+from embedjob.config.pooling import SpanOffset
+from embedjob.config.recipe import Recipe
 from embedjob.text.spans import NEED_TEXT, SPANS, Layout, spans
 
 # Every view of up to four tokens per part: specials before, template, text, template, closing.

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from embedjob.config.recipe import Recipe, WeightedTemplate
+from embedjob.config.segments import Segment, Slot
 from embedjob.errors import ConfigError
-from embedjob.recipe import Recipe, WeightedTemplate
-from embedjob.segments import Segment, Slot
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from tests.fakes import EOS, FAMILIES, LITERALS, tiny_tokenizer

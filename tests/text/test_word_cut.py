@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from embedjob.recipe import Recipe
-from embedjob.text.tokenizing import ViewTokenizer
-from embedjob.text.word_cut import WordCutter
+from embedjob.config.recipe import Recipe
+from embedjob.text.tokenizing import ViewTokenizer, WordCutter
 from tests.fakes import tiny_tokenizer
 
 MOST, ROOM = 12, 40

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.beside import SparseHead, SparseLm
-from embedjob.recipe import Recipe
+from embedjob.config.heads import SparseHead, SparseLm
+from embedjob.config.recipe import Recipe
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.words import STOPWORDS, WordIds, sentences, stops, words
 from tests.fakes import FAMILIES, tiny_tokenizer

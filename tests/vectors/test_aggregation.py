@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from embedjob.recipe import Recipe
+from embedjob.config.recipe import Recipe
 from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
 
 VECTORS_RVD = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 0.0]]])

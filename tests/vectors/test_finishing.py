@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedjob.config.pooling import Fitted, Normalize, Truncate
+from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
-from embedjob.readout import Fitted, Normalize, Truncate
-from embedjob.recipe import Recipe
 from embedjob.vectors.aggregation import AGGREGATIONS
 from embedjob.vectors.finishing import finish, normalize, width
 

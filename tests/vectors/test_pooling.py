@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.readout import WeightedFrom
-from embedjob.recipe import Recipe
+from embedjob.config.pooling import WeightedFrom
+from embedjob.config.recipe import Recipe
 from embedjob.vectors.pooling import PARTS, POOLINGS, pooler
 
 PADDING = 999.0

@@ -1,0 +1,135 @@
+"""The job as frozen values: what is read, how it is encoded, where it goes, and on what."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from embedjob.config.recipe import Recipe
+from embedjob.config.segments import Section
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+_OUTPUT_COLUMNS_WORDS = """
+row shard id embedding text_hash tokens truncated part char_start char_stop sparse_indices
+sparse_values router
+"""
+OUTPUT_COLUMNS = frozenset(_OUTPUT_COLUMNS_WORDS.split())
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Input(Section):
+    """Which Parquet shards are read, and what of them."""
+
+    path: str | tuple[str, ...]
+    text: str | tuple[str, ...]
+    separator: str = "\n"
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+    filter: tuple[Any, ...] | None = None
+    on_bad_row: Literal["quarantine", "fail", "null"] = "quarantine"
+
+
+class ActorRange(Section):
+    """How far the pool may shrink and grow."""
+
+    min: Positive = 1
+    max: Positive
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "ActorRange":
+        if self.min > self.max:
+            raise ValueError(f"min must not be above max; got {self.min} and {self.max}")
+        return self
+
+
+class Pool(Section):
+    """The actors that host the encoder."""
+
+    actors: Literal["auto"] | Positive | ActorRange = "auto"
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    cpus_per_actor: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    tokens_per_microbatch: Literal["auto"] | Positive = "auto"
+
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _is_a_share_or_whole(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(
+                f"got {value:g}, allowed is a share of one GPU (0 to 1) or a whole number of them"
+            )
+        return value
+
+    @property
+    def cpus(self) -> float:
+        """CPUs one actor asks Ray for: on CPU a half, or no read task would ever be scheduled."""
+        if self.cpus_per_actor != "auto":
+            return float(self.cpus_per_actor)
+        return 1.0 if self.gpus_per_actor else 0.5
+
+
+class Output(Section):
+    """Where the embedding shards go."""
+
+    path: str
+    chunk_rows: Positive = 16384
+    compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
+    reuse_from: tuple[str, ...] = ()
+
+    @field_validator("reuse_from")
+    @classmethod
+    def _is_not_built(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            raise ValueError("not available in this version; leave it empty")
+        return value
+
+
+class Run(Section):
+    """How long, how far, and how much may go wrong."""
+
+    limit: Positive | None = None
+    max_quarantined: Fraction = 0.01
+    wait_for_resources: str = "30m"
+    stall_seconds: Positive = 1800
+
+    @field_validator("wait_for_resources")
+    @classmethod
+    def _is_a_duration(cls, value: str) -> str:
+        if not re.fullmatch(r"\d+(\.\d+)?[smh]", value):
+            raise ValueError("allowed is a number with s, m or h, such as 90s, 30m or 2h")
+        return value
+
+    @property
+    def resource_wait_seconds(self) -> float:
+        """`wait_for_resources` in seconds."""
+        return float(self.wait_for_resources[:-1]) * _SECONDS[self.wait_for_resources[-1]]
+
+
+class Job(Section):
+    """One job file, resolved."""
+
+    input: Input
+    encoder: Recipe
+    generate: Any = None
+    fit: Any = None
+    pool: Pool = Pool()
+    output: Output
+    run: Run = Run()
+
+    @field_validator("generate", "fit")
+    @classmethod
+    def _is_not_built(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError("not available in this version; leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _columns_do_not_collide(self) -> "Job":
+        taken = sorted(OUTPUT_COLUMNS.intersection(self.input.keep))
+        if taken:
+            raise ValueError(
+                f"input.keep: {', '.join(taken)} would collide with the output's own columns"
+                f" ({', '.join(sorted(OUTPUT_COLUMNS))}); rename them in the input"
+            )
+        return self

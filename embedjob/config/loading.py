@@ -1,0 +1,243 @@
+"""From YAML files and `--set` overrides to a validated job, remembering who set which key."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from embedjob.config.job import Job
+from embedjob.config.recipe import PARTIAL, Recipe
+from embedjob.config.segments import Section
+from embedjob.errors import ConfigError
+
+DEFAULT = "library default"
+_PATHS_WORDS = """
+input.path output.path output.reuse_from encoder.model encoder.base encoder.adapters
+"""
+_PATHS = tuple(_PATHS_WORDS.split())
+_SECTIONS = tuple(Job.model_fields)
+_SectionT = TypeVar("_SectionT", bound=Section)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Raw config values from one place, and the name of that place."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job as written: the job file and its overrides, checked for shape, not yet resolved."""
+
+    layers: tuple[Layer, ...]
+
+    def get(self, path: str) -> Any:
+        """The value at a dotted path, from the last layer that sets it; None if none does."""
+        found = None
+        for layer in self.layers:
+            value = _lookup(layer.values, path.split("."))
+            found = found if value is None else value
+        return found
+
+
+def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
+    """The draft of a job file under `key.path=value` overrides; ConfigError if it cannot be one."""
+    document = read_yaml(path)
+    unknown = [key for key in document if key not in _SECTIONS]
+    if unknown:
+        raise ConfigError(f"{path}: {_unknown(unknown[0], _SECTIONS)}")
+    written = Layer(str(path), _expanded(document))
+    sets = tuple(_override(text) for text in overrides)
+    return Draft((written, *sets))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError if it is missing, broken, or not a mapping."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error})") from error
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: got {type(document).__name__}, allowed is a mapping of keys")
+    return document
+
+
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The layers laid over each other, last wins, and for each `section.key` who set it.
+
+    Lists replace lists; only `encoder.special_tokens` is merged key by key, since a method sets
+    its EOS and a job may still choose its BOS.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for section, values in layer.values.items():
+            if not isinstance(values, Mapping):
+                merged[section] = values
+                origins[section] = layer.origin
+                continue
+            into = merged.setdefault(section, {})
+            if not isinstance(into, dict):
+                into = merged[section] = {}
+            for key, value in values.items():
+                into[key] = _over(into.get(key), value, deep=key in ("special_tokens", "actors"))
+                origins[f"{section}.{key}"] = layer.origin
+    return merged, origins
+
+
+def validate(
+    model: type[_SectionT],
+    document: Mapping[str, Any],
+    *,
+    at: str = "",
+    origins: Mapping[str, str] | None = None,
+    partial: bool = False,
+) -> _SectionT:
+    """`document` as a frozen section; ConfigError naming each key, what was got and allowed."""
+    try:
+        # Strict JSON mode takes YAML's lists for tuples, and still refuses "3" for 3.
+        return model.model_validate_json(json.dumps(document), context={PARTIAL: partial})
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise ConfigError(f"{at or 'config'}: {error}; dates and such need quotes") from error
+        raise ConfigError(_explain(error, document, at, origins or {})) from error
+
+
+def validate_partial(draft: Draft) -> None:
+    """ConfigError if any key of the draft could not stand in a job, whatever the method says."""
+    document, origins = merge(draft.layers)
+    encoder = document.get("encoder")
+    if isinstance(encoder, dict) and "model" not in encoder and "method" in encoder:
+        document["encoder"] = {**encoder, "model": "-"}
+    validate(Job, document, origins=origins, partial=True)
+
+
+def recipe_from(values: Mapping[str, Any], origins: Mapping[str, str]) -> Recipe:
+    """The `encoder` section as a resolved recipe."""
+    return validate(Recipe, values, at="encoder", origins=origins)
+
+
+def _over(old: Any, new: Any, *, deep: bool) -> Any:
+    if deep and isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **new}
+    return new
+
+
+def _override(text: str) -> Layer:
+    path, equals, raw = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2 or keys[0] not in _SECTIONS:
+        raise ConfigError(
+            f"--set {text}: allowed is SECTION.KEY=VALUE with a section of {', '.join(_SECTIONS)}"
+        )
+    try:
+        value: Any = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+    for key in reversed(keys):
+        value = {key: value}
+    return Layer(f"--set {path.strip()}", _expanded(value))
+
+
+def _lookup(values: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _expanded(document: dict[str, Any]) -> dict[str, Any]:
+    for path in _PATHS:
+        section, key = path.split(".")
+        values = document.get(section)
+        if isinstance(values, dict) and key in values:
+            document = {**document, section: {**values, key: _expand(values[key], path)}}
+    return document
+
+
+def _expand(value: Any, path: str) -> Any:
+    if isinstance(value, list):
+        return [_expand(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise ConfigError(f"{path}: the environment variable {name} is not set; got {value!r}")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def _unknown(key: str, allowed: Iterable[str]) -> str:
+    names = list(allowed)
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown key {key}; allowed are {', '.join(names)}{hint}"
+
+
+def _explain(
+    error: ValidationError, document: Mapping[str, Any], at: str, origins: Mapping[str, str]
+) -> str:
+    problems: dict[str, list[str]] = {}
+    for one in error.errors(include_url=False):
+        path, got = _locate(document, one["loc"], at)
+        message = str(one["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        if one["type"] == "extra_forbidden":
+            message = _unknown(str(one["loc"][-1]), _siblings(path))
+        elif one["type"] == "missing":
+            path, message = _missing(path, one["loc"])
+        elif one["type"] != "value_error":
+            message = f"got {json.dumps(got)}, allowed is {message}"
+        notes = problems.setdefault(path, [])
+        if message not in notes:
+            notes.append(message)
+    return "\n".join(_line(path, notes, origins) for path, notes in problems.items())
+
+
+def _line(path: str, notes: Sequence[str], origins: Mapping[str, str]) -> str:
+    origin = origins.get(".".join(path.split(".")[:2]))
+    said = notes[0] + "".join(f", or {n.rpartition('allowed is ')[2]}" for n in notes[1:])
+    return f"{path or 'job'}: {said}" + (f" (set by {origin})" if origin else "")
+
+
+def _locate(document: Mapping[str, Any], loc: Sequence[str | int], at: str) -> tuple[str, Any]:
+    """The path of a key as the user wrote it: pydantic adds union branches that nobody wrote."""
+    path, value = [at] if at else [], document
+    here: Any = value
+    for part in loc:
+        inside = isinstance(here, Mapping) and part in here
+        if not inside and not (isinstance(here, list) and isinstance(part, int)):
+            break
+        here = here[part]
+        path.append(str(part))
+    return ".".join(path), here
+
+
+def _missing(path: str, loc: Sequence[str | int]) -> tuple[str, str]:
+    return ".".join(filter(None, (path, str(loc[-1])))), "is required and was not given"
+
+
+def _siblings(path: str) -> tuple[str, ...]:
+    model: Any = Job
+    for part in path.split(".")[:-1]:
+        field = model.model_fields.get(part)
+        model = getattr(field, "annotation", None) if field else None
+        if not (isinstance(model, type) and issubclass(model, Section)):
+            return ()
+    return tuple(model.model_fields)

@@ -1,0 +1,306 @@
+"""Templates as pieces in order, their slots filled: what is written, and where the text goes."""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from embedjob.config.heads import anchors_in
+from embedjob.config.pooling import SpanOffset, SpanTag
+from embedjob.config.recipe import Recipe, WeightedTemplate
+from embedjob.config.segments import Demonstration, Segment, Slot
+from embedjob.errors import ConfigError
+
+BRACES = "a literal brace is written '{{' or '}}'"
+
+
+def runs(template: str, *, key: str) -> list[tuple[str, str | None]]:
+    """Each literal with the slot after it, None where the template ends or a brace is literal.
+
+    ConfigError under this key of the config if the template cannot be read.
+    """
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"{key}: {template!r} cannot be read ({error}); {BRACES}") from error
+    found: list[tuple[str, str | None]] = []
+    for literal, name, spec, conversion in parsed:
+        dressed = f"!{conversion}" if conversion else f":{spec}" if spec else ""
+        found.append((literal, None if name is None else name + dressed))
+    return found
+
+
+def slots(template: str, *, key: str) -> set[str]:
+    """The names of the slots in a template."""
+    return {slot for _, slot in runs(template, key=key) if slot is not None}
+
+
+def filled(
+    template: str, values: Mapping[str, Callable[[], str]], *, key: str
+) -> list[tuple[str, str | None]]:
+    """Each run of characters with the slot after it that no value fills, None at the end."""
+    found: list[tuple[str, str | None]] = []
+    literal = ""
+    for before, slot in runs(template, key=key):
+        literal += before
+        if slot is None:
+            continue
+        if slot not in values:
+            found.append((literal, slot))
+            literal = ""
+        else:
+            literal += values[slot]()
+    return [*found, (literal, None)]
+
+
+PATTERN = "encoder.demonstration"
+_SLOTS = ("text", "answer", "instruction")
+
+
+def instruction(given: str | None) -> str:
+    """The instruction as it is; ConfigError where a template has a slot for one and none is set."""
+    if given is None:
+        raise ConfigError(
+            "encoder.templates: one has an {instruction} slot, but encoder.instruction is not set;"
+            " set it ('' is allowed)"
+        )
+    return given
+
+
+def demonstrations(recipe: Recipe) -> str:
+    """The few-shot examples one after another, as written or under the method's pattern."""
+    if recipe.demonstration is not None:
+        _require_pattern(recipe.demonstration)
+    return "".join(
+        one if isinstance(one, str) else _demonstration(one, recipe)
+        for one in recipe.demonstrations
+    )
+
+
+def _require_pattern(pattern: str) -> None:
+    """ConfigError unless the pattern shows all of an example, and nothing that it has not."""
+    found = slots(pattern, key=PATTERN)
+    if unknown := sorted(found.difference(_SLOTS)):
+        raise ConfigError(
+            f"{PATTERN}: {pattern!r} has an unknown slot {{{unknown[0]}}};"
+            f" allowed are {{text}}, {{answer}} and {{instruction}} ({BRACES})"
+        )
+    if missing := [slot for slot in ("text", "answer") if slot not in found]:
+        raise ConfigError(
+            f"{PATTERN}: {pattern!r} has no {{{missing[0]}}}, so that it would be left out of"
+            " every demonstration; add it, or give demonstrations as strings"
+        )
+
+
+def _demonstration(one: Demonstration, recipe: Recipe) -> str:
+    if recipe.demonstration is None:
+        raise ConfigError(
+            "encoder.demonstration: is not set, so a demonstration of text and answer has no form;"
+            " set it, with the slots {text} and {answer}, or give demonstrations as strings"
+        )
+    own = recipe.instruction if one.instruction is None else one.instruction
+    values: dict[str, Callable[[], str]] = {
+        "text": lambda: one.text,
+        "answer": lambda: one.answer,
+        "instruction": partial(instruction, own),
+    }
+    return filled(recipe.demonstration, values, key=PATTERN)[0][0]
+
+
+# The cleanings that take the blanks off both ends of a whole prompt.
+STRIPPING = ("eol", "moee")
+
+_TEMPLATES = "encoder.templates"
+_CONTRAST = "encoder.interventions: contrast.template"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One segment: its content, None where the text goes; `marked` ones are the recipe's span."""
+
+    content: str | None
+    marked: bool = False
+    special: bool = False
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """One view's pieces, whether they are tokenized as one string, and the view's weight."""
+
+    pieces: tuple[Piece, ...]
+    joint: bool = True
+    weight: float = 1.0
+
+
+def templates(recipe: Recipe) -> tuple[Template, ...]:
+    """The recipe's templates in order; ConfigError if they do not go with the rest of it."""
+    found = tuple(
+        anchored
+        for one in recipe.templates
+        for anchored in _anchored(_template(one, recipe), anchors_in(recipe.heads))
+    )
+    if len({one.joint for one in found}) > 1:
+        raise ConfigError(
+            "encoder.templates: got some that join: joint and some that join: separate; all views"
+            " of a recipe are joined alike"
+        )
+    if not found[0].joint and recipe.prepare in STRIPPING:
+        raise ConfigError(
+            f"encoder.prepare: got {recipe.prepare}, which strips the whole prompt; with join:"
+            " separate there is none, allowed is another cleaning or join: joint"
+        )
+    if recipe.contrast is not None:
+        _of_string(recipe.contrast.template, recipe, key=_CONTRAST)
+    return found
+
+
+def slots_read(recipe: Recipe) -> frozenset[str]:
+    """The names of the slots in the recipe's templates, and in what is written into them."""
+    found: set[str] = set()
+    for one in recipe.templates:
+        written = one.template if isinstance(one, WeightedTemplate) else one
+        if isinstance(written, str):
+            found |= slots(written, key=_TEMPLATES)
+        else:
+            found |= {segment.contents for segment in written}
+    if recipe.contrast is not None:
+        found |= slots(recipe.contrast.template, key=_CONTRAST)
+    if "demonstrations" in found and recipe.demonstration is not None:
+        found |= slots(recipe.demonstration, key=PATTERN)
+    return frozenset(found)
+
+
+def span_rule(recipe: Recipe) -> tuple[str, int]:
+    """The name of the recipe's span rule, and its offset; a tag's segments are pooled ones."""
+    span = recipe.span
+    if anchors_in(recipe.heads):
+        return "anchor", 0
+    if isinstance(span, SpanTag):
+        return "pooled", span.offset
+    return (span.rule, span.offset) if isinstance(span, SpanOffset) else (span, 0)
+
+
+def alone(recipe: Recipe) -> tuple[Template, ...]:
+    """Per template, the segments that are tokenized by themselves too; none if the span is not so.
+
+    ConfigError unless they hold the text and are the last ones of a joint template.
+    """
+    if not (isinstance(recipe.span, SpanOffset) and recipe.span.alone):
+        return ()
+    found = []
+    for one in templates(recipe):
+        marked = tuple(piece for piece in one.pieces if piece.marked)
+        ends = one.pieces[len(one.pieces) - len(marked) :] == marked
+        held = any(piece.content is None for piece in marked)
+        if recipe.span.rule != "pooled" or not (one.joint and ends and held):
+            raise ConfigError(
+                "encoder.span: alone counts the last segments of a joint template, the text among"
+                " them; set rule: pooled, and pool: true on the text and on all that follows it"
+            )
+        found.append(Template(marked, weight=one.weight))
+    return tuple(found)
+
+
+def _template(template: object, recipe: Recipe) -> Template:
+    if isinstance(template, WeightedTemplate):
+        joint = template.join == "joint"
+        return Template(_pieces(template.template, recipe, joint), joint, template.weight)
+    if isinstance(template, str | tuple):
+        return Template(_pieces(template, recipe, True))
+    raise ConfigError(f"encoder.templates: got {template!r}; allowed is a string or segments")
+
+
+def _anchored(template: Template, anchors: Sequence[str]) -> tuple[Template, ...]:
+    """The template before each anchor, or by itself where there are none."""
+    marked = (Piece(anchor, marked=True) for anchor in anchors)
+    each = tuple(replace(template, pieces=(*template.pieces, piece)) for piece in marked)
+    return each or (template,)
+
+
+def _pieces(template: str | tuple[Segment, ...], recipe: Recipe, joint: bool) -> tuple[Piece, ...]:
+    if isinstance(template, str):
+        pieces = _of_string(template, recipe, key=_TEMPLATES)
+    else:
+        pieces = tuple(_of_segment(segment, recipe) for segment in template)
+        if not any(piece.content is None for piece in pieces):
+            raise ConfigError("encoder.templates: a list of segments has no {text: {}}; add one")
+        if joint and any(piece.max_tokens for piece in pieces):
+            raise ConfigError(
+                "encoder.templates: max_tokens of one segment is available with join: separate"
+                " only; encoder.max_tokens limits the whole view"
+            )
+    _require_span(pieces, recipe)
+    if not isinstance(template, str):
+        _require_marks_are_read(template, recipe)
+    return pieces
+
+
+def _of_string(template: str, recipe: Recipe, *, key: str) -> tuple[Piece, ...]:
+    runs = filled(template, _values(recipe), key=key)
+    for _, slot in runs:
+        if slot not in ("text", None):
+            raise ConfigError(
+                f"{key}: {template!r} has an unknown slot {{{slot}}};"
+                f" allowed are {{text}}, {{instruction}} and {{demonstrations}} ({BRACES})"
+            )
+    if len(runs) != 2:
+        raise ConfigError(
+            f"{key}: {template!r} has {len(runs) - 1} {{text}} slots; exactly one is allowed in a"
+            f" string, several in a list of segments ({BRACES})"
+        )
+    return (Piece(runs[0][0]), Piece(None), Piece(runs[1][0]))
+
+
+def _of_segment(segment: Segment, recipe: Recipe) -> Piece:
+    tag = recipe.span.tag if isinstance(recipe.span, SpanTag) else None
+    marked = segment.pooled if tag is None else segment.name == tag
+    if segment.text is not None:
+        return Piece(None, marked, max_tokens=segment.text.max_tokens)
+    if segment.special is not None:
+        return Piece(segment.special, marked, special=True)
+    if segment.literal is not None:
+        return Piece(segment.literal, marked)
+    slot = "instruction" if segment.instruction is not None else "demonstrations"
+    written = _values(recipe)[slot]()
+    how = segment.slot or Slot()
+    kept = written.strip() if how.strip else written
+    # After no instruction LLM2Vec, which strips, has no blank; Echo, which does not, has its comma.
+    after = "" if how.strip and not kept else how.after
+    return Piece(kept + after, marked)
+
+
+def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:
+    return {
+        "instruction": partial(instruction, recipe.instruction),
+        "demonstrations": partial(demonstrations, recipe),
+    }
+
+
+def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None:
+    """A tag says which segments count; any other span was chosen over the marks by somebody."""
+    span = recipe.span
+    rule = span.rule if isinstance(span, SpanOffset) else span
+    got = f"tag: {span.tag}" if isinstance(span, SpanTag) else rule
+    if (got == "all" or isinstance(span, SpanTag)) and any(one.pooled for one in template):
+        raise ConfigError(
+            f"encoder.span: got {got!r}, but a segment has pool: true, which only span: pooled"
+            " reads; set span: pooled, or leave pool out"
+        )
+
+
+def _require_span(pieces: Sequence[Piece], recipe: Recipe) -> None:
+    if span_rule(recipe)[0] != "pooled":
+        return
+    marked = [number for number, piece in enumerate(pieces) if piece.marked]
+    wanted = f"tag: {recipe.span.tag}" if isinstance(recipe.span, SpanTag) else "pool: true"
+    if not marked:
+        raise ConfigError(
+            f"encoder.span: no segment of a template has {wanted}; give it to the segments whose"
+            " tokens count, or choose another span"
+        )
+    if marked[-1] - marked[0] + 1 != len(marked):
+        raise ConfigError(
+            f"encoder.span: the segments with {wanted} are not neighbours; a span is one run of"
+            " tokens, so give it to those between them too, or leave some out"
+        )

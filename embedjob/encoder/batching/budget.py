@@ -1,0 +1,150 @@
+"""How many tokens go through a model together, found by trying.
+
+A budget decides how fast vectors come, and never what they are.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from embedjob.encoder.batching.forward import Loaded, ViewForward
+from embedjob.encoder.batching.scheduler import is_out_of_memory
+from embedjob.encoder.batching.transfers import homeward
+from embedjob.text.views import TokenViews, assemble
+
+_LOG = logging.getLogger(__name__)
+# Fewer tokens are through before a better budget would have paid for its search.
+WORTH_MEASURING = 100_000
+# The share of the free memory that a micro-batch may take: texts to come may be longer.
+_MEMORY = 0.85
+# A larger budget is to bring so much, or it only takes memory.
+_GAIN = 1.03
+
+
+@dataclass(frozen=True)
+class Range:
+    """The budgets that are tried on a kind of device, for so long, and the one for want of that."""
+
+    budgets: tuple[int, ...]
+    seconds: float
+    default: int
+
+
+RANGES = {
+    "cpu": Range((512, 1024, 2048, 4096), 1.0, 1024),
+    "cuda": Range(tuple(1 << power for power in range(12, 19)), 10.0, 32768),
+}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one micro-batch took, and the share of the memory that was free."""
+
+    tokens: int
+    seconds: float
+    memory: float
+
+
+def range_of(device: torch.device) -> Range:
+    """What is tried on this device."""
+    return RANGES.get(device.type, RANGES["cuda"])
+
+
+def measured(views: TokenViews, loaded: Loaded) -> int:
+    """The budget for such views: of those that fit into the memory, the one that is fastest."""
+    device = loaded.packing.backbone.device
+    on_gpu = device.type == "cuda"
+    # A GPU's memory must bear the longest views there may be; a CPU's caches like some lengths.
+    sample, number = longest(views, loaded) if on_gpu else (views, _median(views))
+    asked = range_of(device)
+    budget = fastest(lambda tokens: _probe(sample, number, tokens, loaded), asked)
+    _LOG.info("%d tokens go through the model together", budget)
+    return budget
+
+
+def fastest(probe: Callable[[int], Probed], asked: Range) -> int:
+    """The usual budget if no other beats it by much, else the smallest of which that is true.
+
+    It is one of those that the memory bears, and the usual one where time runs out before two were
+    tried, or where what is tried raises.
+    """
+    until = time.monotonic() + asked.seconds
+    tried: list[tuple[int, float]] = []
+    for budget in asked.budgets:
+        try:
+            one = probe(budget)
+        except Exception as error:
+            # Views that break the model are found by those who can name them.
+            if is_out_of_memory(error):
+                return _best(tried, asked) if tried else max(1, budget // 2)
+            return asked.default
+        if one.memory <= _MEMORY or not tried:
+            tried.append((budget, one.tokens / one.seconds))
+        if 2 * one.memory > _MEMORY or _is_flat(tried):
+            return _best(tried, asked)
+        if time.monotonic() > until:
+            return _best(tried, asked) if len(tried) > 1 else asked.default
+    return _best(tried, asked)
+
+
+def _best(tried: Sequence[tuple[int, float]], asked: Range) -> int:
+    most = max(speed for _, speed in tried)
+    good = [budget for budget, speed in tried if speed * _GAIN >= most]
+    return asked.default if asked.default in good else good[0]
+
+
+def _is_flat(tried: Sequence[tuple[int, float]]) -> bool:
+    """Whether the last two budgets brought nothing over the best one before them."""
+    speeds = [speed for _, speed in tried]
+    return len(speeds) > 3 and max(speeds[-2:]) < max(speeds[:-2]) * _GAIN
+
+
+def _probe(views: TokenViews, number: int, budget: int, loaded: Loaded) -> Probed:
+    """What a micro-batch of a view that stands in it many times takes, when it is not the first."""
+    alone = ViewForward(views, np.array([number]), loaded)
+    count = max(1, budget // int(alone.lengths[0]))
+    forward = ViewForward(views, np.full(count, number), loaded)
+    device, which = loaded.packing.backbone.device, np.arange(count)
+    room = _room(device)
+    homeward(forward(which)).wait()
+    memory = _taken(device) / room
+    started = time.perf_counter()
+    homeward(forward(which)).wait()
+    seconds = time.perf_counter() - started
+    return Probed(int(forward.lengths.sum()), max(seconds, 1e-9), memory)
+
+
+def _room(device: torch.device) -> float:
+    """The bytes that are free for a micro-batch, where a device tells; from here on they count."""
+    if device.type != "cuda":
+        return np.inf
+    torch.cuda.reset_peak_memory_stats(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(free + kept)
+
+
+def _taken(device: torch.device) -> float:
+    """The bytes that a micro-batch has taken at its height."""
+    if device.type != "cuda":
+        return 0.0
+    return float(torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device))
+
+
+def _median(views: TokenViews) -> int:
+    full = np.flatnonzero(views.span[:, 0] < views.span[:, 1])
+    return int(full[np.argsort(views.lengths[full])[len(full) // 2]])
+
+
+def longest(views: TokenViews, loaded: Loaded) -> tuple[TokenViews, int]:
+    """A view of as many tokens as any may have, and its number."""
+    # A text that is cut late goes whole through the model, however long it is.
+    length = max(loaded.recipe.max_tokens, int(views.lengths.max()))
+    ids = np.resize(views.full_ids(int(views.lengths.argmax())), length)
+    span = np.array([[0, length]], np.int32)
+    none = np.zeros(1, np.bool_)
+    return assemble([ids.tolist()], span=span, truncated=none, prefixes=[()]), 0

@@ -1,0 +1,89 @@
+"""Shards and chunks: which rows of which file are one unit of work."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from embedjob.storage.objects import Stored
+
+# A row group up to this many times chunk_rows is one chunk: decoding it twice costs more.
+WHOLE_GROUP_FACTOR = 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input file as it was listed; `partitions` come from `key=value` directories."""
+
+    url: str
+    size: int
+    etag: str
+    partitions: tuple[tuple[str, str | None], ...] = ()
+
+    @property
+    def stored(self) -> Stored:
+        """The object that storage reads, bound to the planned etag."""
+        return Stored(url=self.url, size=self.size, etag=self.etag)
+
+
+class Range(NamedTuple):
+    """Rows [start, stop), inside row groups [first_group, stop_group) that begin at first_row."""
+
+    start: int
+    stop: int
+    first_group: int
+    stop_group: int
+    first_row: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows [start, stop) of a shard, and where its embeddings go: `name` is the memory."""
+
+    shard: Shard
+    start: int
+    stop: int
+    groups: tuple[int, int]
+    first_row: int
+    name: str
+    text_bytes: int
+    footer_bytes: int
+
+    @property
+    def key(self) -> str:
+        """What tells this chunk from every other one, of any version of any shard."""
+        return self.name
+
+    @property
+    def rows(self) -> int:
+        """How many rows are read."""
+        return self.stop - self.start
+
+    @property
+    def decoded_rows(self) -> int:
+        """How many rows are decoded; more than `rows` where a large row group is split."""
+        return self.stop - self.first_row
+
+
+def ranges(group_rows: Sequence[int], *, chunk_rows: int) -> list[Range]:
+    """Chunks that cover every row once, in order; none for an empty shard."""
+    found: list[Range] = []
+    row = 0
+    joined: Range | None = None
+    for group, rows in enumerate(group_rows):
+        if rows > WHOLE_GROUP_FACTOR * chunk_rows:
+            found += [joined] if joined else []
+            found += _pieces(group, row, rows, chunk_rows)
+            joined = None
+        elif joined and row + rows - joined.start <= chunk_rows:
+            joined = joined._replace(stop=row + rows, stop_group=group + 1)
+        elif rows:
+            found += [joined] if joined else []
+            joined = Range(row, row + rows, group, group + 1, row)
+        row += rows
+    return found + ([joined] if joined else [])
+
+
+def _pieces(group: int, first_row: int, rows: int, chunk_rows: int) -> Iterator[Range]:
+    end = first_row + rows
+    for start in range(first_row, end, chunk_rows):
+        yield Range(start, min(start + chunk_rows, end), group, group + 1, first_row)

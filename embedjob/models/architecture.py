@@ -1,0 +1,302 @@
+"""How large a model's outputs beside the vector are, by its config.json: no torch, no weights."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from embedjob.config.heads import router_in, sparse_in
+from embedjob.config.recipe import Recipe
+from embedjob.errors import ConfigError, ModelError
+from embedjob.models import gguf, hub, nvembed
+from embedjob.models.checkpoint import ModelFile, model_files
+from embedjob.models.components import weights_of
+from embedjob.models.source import (
+    ModelSource,
+    address,
+    files_at_hand,
+    kind,
+    materialize,
+    read_json,
+    require_weights,
+    transformer_directory,
+)
+from embedjob.storage import objects
+
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
+# Their angles depend on how long the whole input is, so a prefix alone is not what it is in a view.
+_LENGTH_BOUND_ROPES = frozenset({"dynamic", "longrope"})
+_OLD_NAMES = {"su": "longrope"}
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def windows_of(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Over how many tokens parts of the model's attention reach, where that is limited."""
+    return tuple(one for one in _found(config, _WINDOWS) if isinstance(one, int) and one)
+
+
+def length_bound_ropes(config: Mapping[str, Any]) -> list[str]:
+    """The kinds of positions that depend on how long the whole input is."""
+    kinds = map(str, _found(config, ("rope_type", "type")))
+    return sorted(_LENGTH_BOUND_ROPES.intersection(_OLD_NAMES.get(one, one) for one in kinds))
+
+
+def steady_positions(config: Mapping[str, Any]) -> int | None:
+    """The longest that views may be before all positions of a micro-batch become others, if any is.
+
+    `dynamic` positions become others where the model's own end, which nothing may pass anyway; and
+    so do `longrope` ones where the config tells nothing else.
+    """
+    if "longrope" not in length_bound_ropes(config):
+        return None
+    own = config.get(_ORIGINAL)
+    told = [one for one in ([own] if own else _found(config, (_ORIGINAL,))) if one]
+    return min(map(int, told), default=None)
+
+
+def _found(config: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
+    """The values of these keys, however deep in a config."""
+    for key, value in config.items():
+        if key in keys and not isinstance(value, Mapping):
+            yield value
+        if isinstance(value, Mapping):
+            yield from _found(value, keys)
+
+
+# Architectures whose attention looks both ways by themselves; every other one is a decoder. Only
+# a table lets the driver know without importing transformers, and a test compares the two.
+_ENCODER_TYPES_WORDS = """
+albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra
+embedding_gemma2 embedding_gemma2_text
+ernie esm esmc eurobert flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm longformer
+luke megatron-bert mobilebert modernbert modernvbert mpnet mra mt5 neomme new nomic_bert
+nystromformer perceiver rembert roberta roberta-prelayernorm roc_bert roformer squeezebert t5
+tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl xmod yoso
+"""
+ENCODER_TYPES = frozenset(_ENCODER_TYPES_WORDS.split())
+T5_TYPES = frozenset({"t5", "mt5", "umt5"})
+# Their position table starts after the padding token's id, so that many places are never used.
+_OFFSET_POSITIONS_WORDS = """
+camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta
+xlm-roberta-xl xmod
+"""
+_OFFSET_POSITIONS = frozenset(_OFFSET_POSITIONS_WORDS.split())
+_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The size and kind of a model: `causal` is a decoder, `max_positions` None is no limit.
+
+    `vocabulary` is how many token ids have an embedding, None where the config does not tell. With
+    `length_bound` there are more positions, but a longer text would change those of other texts.
+    """
+
+    hidden_size: int
+    layers: int
+    causal: bool
+    max_positions: int | None
+    parameters: int | None
+    vocabulary: int | None = None
+    length_bound: bool = False
+
+
+def facts(source: ModelSource) -> ModelFacts:
+    """The facts of a model that has weights; ModelError if it has none or cannot be found."""
+    if kind(source.model) == "gguf":
+        return ModelFacts(**gguf.header(Path(address(source.model))))
+    config = config_of(materialize(source, tokenizer_only=True))
+    return facts_of(config, parameters=_parameters(weights_of(source)))
+
+
+def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelFacts:
+    """The facts that a config.json tells."""
+    config = {**config, **(config.get("text_config") or {})}
+    model_type = str(config.get("model_type"))
+    if config.get("is_encoder_decoder") and model_type not in T5_TYPES:
+        raise ModelError(
+            f"encoder.model: {model_type} models have an encoder and a decoder, which is not"
+            f" available in this version but for {', '.join(sorted(T5_TYPES))}"
+        )
+    size, layers = _first(config, _SIZE_KEYS), _first(config, _LAYER_KEYS)
+    if size is None or layers is None:
+        raise ModelError(
+            f"encoder.model: its config.json ({model_type}) tells no hidden size or layers;"
+            f" looked for {', '.join(_SIZE_KEYS)} and {', '.join(_LAYER_KEYS)}"
+        )
+    positions = None if model_type in T5_TYPES else _first(config, _POSITION_KEYS)
+    if positions and model_type in _OFFSET_POSITIONS:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    vocabulary = _first(config, ("vocab_size",))
+    steady = steady_positions(config)
+    return ModelFacts(
+        size,
+        layers,
+        is_causal(config),
+        max_positions=steady or positions,
+        parameters=parameters,
+        vocabulary=vocabulary,
+        length_bound=steady is not None,
+    )
+
+
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether a model's own attention looks back only, by its config.json."""
+    if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
+        return False
+    if config.get("model_type") in (nvembed.MODEL_TYPE, nvembed.BACKBONE_TYPE):
+        return False
+    return config.get("model_type") not in ENCODER_TYPES or bool(config.get("is_decoder"))
+
+
+def require_fit(recipe: Recipe, known: ModelFacts) -> None:
+    """ModelError if the model cannot do what the recipe asks: attention, layer, or length."""
+    if recipe.attention == "causal" and not known.causal:
+        raise ModelError(
+            f"encoder.attention: got causal, but {recipe.model} is an encoder, whose tokens see"
+            " each other; allowed is bidirectional. Methods that ask a language model for its next"
+            " token need a decoder as encoder.model"
+        )
+    layers = (recipe.layer,) if isinstance(recipe.layer, int) else recipe.layer
+    for layer in layers:
+        if not -known.layers - 1 <= layer <= known.layers:
+            raise ModelError(
+                f"encoder.layer: got {layer}, allowed is {-known.layers - 1} to {known.layers}"
+                f" (0 is the embeddings, {known.layers} or -1 the last of {recipe.model})"
+            )
+    _require_blocks(recipe, known, lowest=min(layer % (known.layers + 1) for layer in layers))
+    said = recipe.decode.max_tokens - 1 if recipe.decode else 0
+    if known.max_positions is not None and recipe.max_tokens + said > known.max_positions:
+        longer = (
+            ": one longer text would change those of all that go through it together (longrope)"
+        )
+        raise ModelError(
+            f"encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
+            f" {known.max_positions} positions{longer if known.length_bound else ''}; set"
+            f" encoder.max_tokens: {known.max_positions - said}"
+        )
+
+
+def _require_blocks(recipe: Recipe, known: ModelFacts, *, lowest: int) -> None:
+    """ModelError unless interventions are in blocks that the model has, before what is read."""
+    prepend, contrast = recipe.prepend, recipe.contrast
+    asked = {
+        "prepend.exit": (prepend.exit, known.layers) if prepend else (0, 0),
+        "prepend.start": (prepend.start, lowest - 1) if prepend else (0, 0),
+        "contrast.layer": (contrast.layer, lowest - 1) if contrast else (0, 0),
+    }
+    for key, (got, most) in asked.items():
+        if got > most:
+            raise ModelError(
+                f"encoder.interventions: {key}: got {got}, allowed is at most {most}:"
+                f" {recipe.model} has {known.layers} blocks, and the lowest layer that is read is"
+                f" {lowest}"
+            )
+
+
+def require_quantizer(recipe: Recipe) -> None:
+    """ConfigError if a recipe's weights are to be quantised, and torchao is not installed."""
+    if recipe.quantize != "none" and find_spec("torchao") is None:
+        raise ConfigError(
+            f"encoder.quantize: got {recipe.quantize}, which needs torchao, and it is not"
+            " installed; install embedjob[quantize] on every node, or set quantize: none"
+        )
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """The config.json of a materialised model."""
+    config: dict[str, Any] = read_json(transformer_directory(directory) / "config.json")
+    return config
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    found = next((config[key] for key in keys if config.get(key) is not None), None)
+    return None if found is None else int(found)
+
+
+def _parameters(source: ModelSource) -> int | None:
+    files = files_at_hand(source)
+    if not files:
+        record = hub.described(source.model, source.revision, key=source.holding.key)
+        texts = model_files(str(materialize(source, tokenizer_only=True)))
+        require_weights([file.rfilename for file in record.siblings or ()], source, texts)
+        return record.safetensors.total if record.safetensors else None
+    require_weights([file.name for file in files], source, files)
+    weights = [file for file in files if source.holding.is_weight(file.name)]
+    return sum(map(_tensor_elements, weights)) or None
+
+
+def _tensor_elements(file: ModelFile) -> int:
+    """The elements of every tensor in a safetensors file, from its header."""
+    with objects.open_unchanged(file.stored) as handle:
+        try:
+            length = struct.unpack("<Q", handle.read(8))[0]
+            tensors = json.loads(handle.read(length if length < 1 << 28 else 0))
+        except (struct.error, ValueError) as error:
+            raise _cut_short(file, f"is no safetensors file ({error})") from error
+    tensors.pop("__metadata__", None)
+    size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    if file.stored.size < size:
+        raise _cut_short(file, f"has {file.stored.size} bytes, and its header tells of {size}")
+    return sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+
+
+def _cut_short(file: ModelFile, what: str) -> ModelError:
+    return ModelError(f"{file.stored.url}: {what}; was its download cut short?")
+
+
+EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The vocabulary of sparse entries, and the scores of routers in a column; None if not asked.
+
+    `joined` are the router scores that are part of the vector itself.
+    """
+
+    vocabulary: int | None = None
+    routers: int | None = None
+    joined: int = 0
+
+
+def beside_of(recipe: Recipe, config: Mapping[str, Any]) -> Beside:
+    """What a recipe has beside its vector; ModelError if the model is no mixture of experts."""
+    config = {**config, **(config.get("text_config") or {})}
+    vocabulary = int(config["vocab_size"]) if sparse_in(recipe.heads) else None
+    asked = router_in(recipe.heads)
+    if asked is None:
+        return Beside(vocabulary)
+    scores = router_width(config)
+    if not scores:
+        raise ModelError(
+            f"encoder.heads: router: {recipe.model} ({config.get('model_type')}) has no experts;"
+            " give a mixture of experts as encoder.model (OLMoE, Qwen-MoE, DeepSeek)"
+        )
+    return (
+        Beside(vocabulary, joined=scores) if asked.join == "concat" else Beside(vocabulary, scores)
+    )
+
+
+def router_width(config: Mapping[str, Any]) -> int:
+    """How many scores a token gets of all routers together; 0 if the model has no experts."""
+    experts = int(next((config[key] for key in EXPERT_KEYS if config.get(key)), 0))
+    layers = int(config["num_hidden_layers"]) if experts else 0
+    dense = set(config.get("mlp_only_layers") or ())
+    step, first = (
+        int(config.get(key) or default)
+        for key, default in (("decoder_sparse_step", 1), ("first_k_dense_replace", 0))
+    )
+    kinds = config.get("mlp_layer_types") or ["sparse"] * layers
+    sparse = [
+        n
+        for n in range(layers)
+        if n not in dense and (n + 1) % step == 0 and n >= first and kinds[n] == "sparse"
+    ]
+    return experts * len(sparse)

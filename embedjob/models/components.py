@@ -1,0 +1,112 @@
+"""What a recipe's model is made of: where its weights are, and the adapters merged into them.
+
+A model may itself be an adapter, as LLM2Vec's are: its own directory has the config and the
+tokenizer, and its adapter_config.json names the model that has the weights.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from embedjob.config.recipe import HubModel, Recipe
+from embedjob.errors import ModelError
+from embedjob.models import hub
+from embedjob.models.checkpoint import ADAPTER, BASE, MODEL
+from embedjob.models.source import (
+    ModelSource,
+    files_at_hand,
+    kind,
+    materialize,
+    pinned,
+    read_json,
+    source_of,
+)
+
+# They add tokens, layers or routes to a model instead of changing its weights.
+_UNMERGEABLE_WORDS = """
+PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT POLY XLORA
+"""
+_UNMERGEABLE = frozenset(_UNMERGEABLE_WORDS.split())
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Sources of config and tokenizer, of weights, and of adapters in the order of merging."""
+
+    model: ModelSource
+    weights: ModelSource
+    adapters: tuple[ModelSource, ...] = ()
+
+    def pinned(self) -> "Ingredients":
+        """The same parts, named so that every node and every day finds the same."""
+        model = pinned(self.model)
+        weights = model if self.weights == self.model else pinned(self.weights)
+        return Ingredients(model, weights, tuple(map(pinned, self.adapters)))
+
+    def keys(self) -> dict[str, Any]:
+        """The keys of a recipe that name these parts."""
+        own = self.weights != self.model
+        return {
+            "model": self.model.model,
+            "revision": self.model.revision,
+            "base": _named(self.weights) if own else None,
+            "adapters": tuple(map(_named, self.adapters[own:])),
+        }
+
+
+def ingredients_of(recipe: Recipe) -> Ingredients:
+    """The parts of a recipe's model; ModelError where one cannot be found or cannot be merged."""
+    source = source_of(recipe)
+    weights = weights_of(source)
+    own = [] if weights == source else [source.beside(_named(source), ADAPTER)]
+    adapters = (*own, *(source.beside(one, ADAPTER) for one in recipe.adapters))
+    for adapter in adapters:
+        _require_mergeable(adapter)
+    return Ingredients(source, weights, adapters)
+
+
+def weights_of(source: ModelSource) -> ModelSource:
+    """Where a model's weights are: in itself, or in what it names if it is an adapter."""
+    config = None
+    if kind(source.model) != "gguf":
+        config = read_json(materialize(source, tokenizer_only=True) / ADAPTER.config)
+    if config is None or (source.base is None and _has_weights(source)):
+        if source.base is not None:
+            raise ModelError(
+                f"encoder.base: got {source.base.model}, but {source.model} is no adapter and has"
+                " weights of its own; leave base out, or give it as encoder.model and"
+                f" {source.model} in encoder.adapters"
+            )
+        return source
+    if source.base is not None:
+        return source.base
+    named = config.get("base_model_name_or_path")
+    if not named:
+        raise ModelError(
+            f"encoder.base: {source.model} is an adapter, and its {ADAPTER.config} does not say of"
+            " which model; set encoder.base to that"
+        )
+    return source.beside(HubModel(id=named, revision=config.get("revision")), BASE)
+
+
+def _has_weights(source: ModelSource) -> bool:
+    files = [file.name for file in files_at_hand(source)]
+    if not files:
+        record = hub.described(source.model, source.revision)
+        files = [file.rfilename for file in record.siblings or ()]
+    return any(MODEL.is_weight(name) or MODEL.is_pickle(name) for name in files)
+
+
+def _named(source: ModelSource) -> str | HubModel:
+    if source.revision is None:
+        return source.model
+    return HubModel(id=source.model, revision=source.revision)
+
+
+def _require_mergeable(source: ModelSource) -> None:
+    config = read_json(materialize(source, tokenizer_only=True) / ADAPTER.config)
+    found = str(config.get("peft_type"))
+    if found in _UNMERGEABLE:
+        raise ModelError(
+            f"encoder.adapters: {source.model} is of the kind {found}, which cannot be merged into"
+            " a model's weights; allowed are those that can, such as LORA, LOHA and IA3"
+        )

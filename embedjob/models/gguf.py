@@ -1,0 +1,98 @@
+"""GGUF files: what their header says, and the transformers directory they are unpacked to."""
+
+import math
+import shutil
+from contextlib import redirect_stderr
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from embedjob.errors import ModelError
+from embedjob.models import cache
+from embedjob.models.checkpoint import model_files
+
+
+def header(path: Path) -> dict[str, Any]:
+    """Architecture, hidden size, layers, positions and parameters of a GGUF file."""
+    return cache.remembered(["gguf header", _identity(path)], lambda: _read_header(path))
+
+
+def folder(path: Path, *, tokenizer_only: bool) -> Path:
+    """The directory a GGUF file becomes, made once per node: half a minute for 135M parameters.
+
+    Dequantised weights are kept in float32, which loses nothing: their scales are products that
+    no 16-bit type holds.
+    """
+    key = [_identity(path), version("transformers")]
+    bare = cache.made_once(f"{path.stem}-tokenizer", key, lambda to: _unpack_tokenizer(path, to))
+    if tokenizer_only:
+        return bare
+
+    def fill(to: Path) -> None:
+        shutil.copytree(bare, to, dirs_exist_ok=True)
+        _unpack_weights(path, to)
+
+    return cache.made_once(path.stem, key, fill)
+
+
+def _identity(path: Path) -> str:
+    return model_files(str(path))[0].version
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    # gguf, torch and transformers are only paid for where a GGUF file is in play.
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        kind = str(reader.fields["general.architecture"].contents())
+        found = {
+            name: reader.fields[f"{kind}.{key}"].contents()
+            for name, key in {
+                "hidden_size": "embedding_length",
+                "layers": "block_count",
+                "max_positions": "context_length",
+            }.items()
+        }
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ModelError(f"encoder.model: {path} cannot be read as GGUF ({error})") from error
+    parameters = sum(math.prod(int(n) for n in tensor.shape) for tensor in reader.tensors)
+    return {**found, "causal": "bert" not in kind, "parameters": parameters}
+
+
+def _unpack_tokenizer(path: Path, to: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"encoder.model: {path} cannot be unpacked: {error}") from error
+    _forget_quantization(config)
+    config.save_pretrained(to)
+    tokenizer.save_pretrained(to)
+
+
+def _unpack_weights(path: Path, to: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from embedjob.models.quiet import quiet
+
+    try:
+        # The dequantiser's progress bar asks nobody; it would be a line per tensor in a job's log.
+        with quiet(), redirect_stderr(StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
+            vars(model)["hf_quantizer"] = None
+            _forget_quantization(model.config)
+            model.save_pretrained(to)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"encoder.model: {path} cannot be unpacked: {error}") from error
+
+
+def _forget_quantization(config: Any) -> None:
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config

@@ -1,0 +1,61 @@
+"""Models of the Hugging Face hub: their snapshot on this node, and what the hub says of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi, ModelInfo, snapshot_download
+
+from embedjob.errors import ModelError
+from embedjob.models.checkpoint import MODEL
+
+_EXPORTS = ["onnx/*", "openvino/*", "original/*", "coreml/*"]
+_Answer = TypeVar("_Answer")
+
+
+def snapshot(
+    model: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    ask: bool = True,
+    key: str = MODEL.key,
+) -> Path:
+    """The local snapshot of the model's files that match, fetched if it is not whole.
+
+    ModelError where it cannot be had, or is not here and the hub is not to be asked.
+    """
+    found = _ask(
+        (model, key),
+        lambda: snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=_EXPORTS,
+            local_files_only=not ask,
+        ),
+    )
+    return Path(found)
+
+
+def described(model: str, revision: str | None, *, key: str = MODEL.key) -> ModelInfo:
+    """The hub's own record of the model: commit, files with size and sha256, parameter counts."""
+    return _ask(
+        (model, key),
+        lambda: HfApi().model_info(model, revision=revision, files_metadata=True),
+    )
+
+
+def _ask(about: tuple[str, str], question: Callable[[], _Answer]) -> _Answer:
+    model, key = about
+    try:
+        return question()
+    except Exception as error:
+        # The client lets through whatever its HTTP library raises, which differs by version; its
+        # own errors have a request id in the middle of the text.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            f"{key}: got {model!r}, which is no local directory or .gguf file and could"
+            f" not be had from the Hugging Face hub: {reason} Allowed are a hub id, a local"
+            " directory, a .gguf file, s3://BUCKET/DIRECTORY and package:NAME/PATH"
+        ) from error

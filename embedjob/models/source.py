@@ -1,0 +1,320 @@
+"""Where a model or an adapter comes from, and the local directory that it becomes."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from embedjob.config.pooling import Dense, Head, LayerNorm
+from embedjob.config.recipe import HubModel, Recipe
+from embedjob.errors import ModelError
+from embedjob.models import cache, gguf, hub, nvembed
+from embedjob.models.checkpoint import (
+    ADAPTER,
+    BASE,
+    INDEX,
+    MODEL,
+    TEXTS,
+    Holding,
+    ModelFile,
+    copy,
+    model_files,
+    module_weight,
+    require_whole,
+    weight_names,
+)
+from embedjob.storage import objects
+
+
+def kind(model: str, holding: Holding = MODEL) -> str:
+    """How a model is reached: directory, gguf, stored or hub; ModelError if in no way."""
+    place = address(model, holding)
+    if "://" in place:
+        return "stored"
+    path = Path(place)
+    if path.is_dir():
+        return "directory"
+    if path.is_file() and path.suffix == ".gguf" and holding is not ADAPTER:
+        return "gguf"
+    if path.exists() or place.startswith(("/", ".")) or path.suffix == ".gguf":
+        state = "is a file" if path.exists() else "does not exist"
+        or_file = "" if holding is ADAPTER else " or a .gguf file"
+        directory = "an adapter directory" if holding is ADAPTER else "a model directory"
+        raise ModelError(f"{holding.key}: {model} {state}; allowed is {directory}{or_file}")
+    return "hub"
+
+
+def address(model: str, holding: Holding = MODEL) -> str:
+    """The model's path or URL: what `package:NAME/PATH` and `~` stand for, all else as it is."""
+    if model.startswith("package:"):
+        return str(_in_package(model, holding.key))
+    return str(Path(model).expanduser()) if model.startswith("~") else model
+
+
+def _in_package(model: str, key: str) -> Path:
+    # find_spec of a top-level name runs none of the package's code: it may need what is not here.
+    name, _, inside = model.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    if not roots:
+        raise ModelError(
+            f"{key}: {model}: no package {name!r} is installed; install it, or give another place"
+        )
+    path = Path(roots[0]) / inside
+    if not path.exists():
+        there = ", ".join(sorted(p.name for p in Path(roots[0]).iterdir())[:12])
+        raise ModelError(f"{key}: {model}: {name} has no {inside!r}; it holds: {there}")
+    return path
+
+
+class Source(Protocol):
+    """What is asked of where a model comes from."""
+
+    @property
+    def model(self) -> str:
+        """Its name in the job."""
+        ...
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether its own Python code may be run."""
+        ...
+
+    @property
+    def holding(self) -> Holding:
+        """What its directory holds."""
+        ...
+
+
+def require_config(directory: Path, config: Mapping[str, Any] | None, source: Source) -> None:
+    """ModelError if a directory has no config, or one that asks for code that may not be run."""
+    holding = source.holding
+    if config is None:
+        found = ", ".join(sorted(path.name for path in directory.glob("*"))[:12]) or "nothing"
+        raise ModelError(
+            f"{holding.key}: {source.model} has no {holding.config}; found: {found}. "
+            + _remedy(directory, holding)
+        )
+    ours = holding is ADAPTER or nvembed.is_nvembed(config)
+    if ours or not config.get("auto_map") or source.trust_remote_code:
+        return
+    # transformers takes seconds to import, and few models bring code of their own.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"{holding.key}: {source.model} is of a kind ({config.get('model_type')}) that only its"
+            " own Python code can run; set encoder.trust_remote_code: true if you trust it"
+        )
+
+
+def _remedy(directory: Path, holding: Holding) -> str:
+    if holding is ADAPTER:
+        return "Give a directory that a PEFT adapter was saved to"
+    if (directory / ADAPTER.config).exists():
+        return (
+            "It is an adapter without the config of its model: give that one as encoder.model, and"
+            " this in encoder.adapters"
+        )
+    return "Give a directory that a transformers or sentence-transformers model was saved to"
+
+
+_TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model or an adapter is, what may be run to read it, and the modules it goes with.
+
+    `modules` are directories inside the model folder, whose weights a recipe's heads are; `base`
+    is where the weights are, if the model is an adapter and does not name them rightly.
+    """
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    modules: tuple[str, ...] = ()
+    holding: Holding = MODEL
+    base: "ModelSource | None" = None
+
+    def beside(self, named: str | HubModel, holding: Holding) -> "ModelSource":
+        """Another source, of which as much may be run."""
+        return ModelSource(
+            model=named if isinstance(named, str) else named.id,
+            revision=None if isinstance(named, str) else named.revision,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            holding=holding,
+        )
+
+
+def source_of(recipe: Recipe) -> ModelSource:
+    """The source that a recipe names."""
+    source = ModelSource(
+        model=recipe.model,
+        revision=recipe.revision,
+        trust_remote_code=recipe.trust_remote_code,
+        allow_pickle=recipe.allow_pickle,
+        modules=tuple(path for head in recipe.vector_heads if (path := module_path(head))),
+    )
+    return replace(source, base=source.beside(recipe.base, BASE)) if recipe.base else source
+
+
+def module_path(head: Head) -> str | None:
+    """The directory of a head that is a module; None if it is none."""
+    if isinstance(head, Dense):
+        return head.dense
+    return head.layer_norm if isinstance(head, LayerNorm) else None
+
+
+def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
+    """The local directory with config, tokenizer and, unless told otherwise, the weights."""
+    directory = _MAKERS[kind(source.model, source.holding)](source, tokenizer_only)
+    config = read_json(transformer_directory(directory) / source.holding.config)
+    require_config(directory, config, source)
+    if not tokenizer_only:
+        files = model_files(str(directory), key=source.holding.key)
+        require_weights([file.name for file in files], source, files)
+    return directory
+
+
+def files_at_hand(source: ModelSource) -> list[ModelFile]:
+    """The model's files, weights included, that can be read now; [] while they are on the hub."""
+    holding = source.holding
+    if kind(source.model, holding) != "hub":
+        return model_files(address(source.model, holding), key=holding.key)
+    try:
+        here = _snapshot(source, [*_TEXT_PATTERNS, *_weight_patterns(source)], ask=False)
+    except ModelError:
+        return []
+    files = model_files(str(here), key=holding.key)
+    return files if _held([file.name for file in files], source) else []
+
+
+def _held(names: list[str], source: ModelSource) -> bool:
+    try:
+        module_weights(names, source)
+    except ModelError:
+        return False
+    return any(source.holding.is_weight(name) or source.holding.is_pickle(name) for name in names)
+
+
+def require_weights(
+    names: Iterable[str], source: ModelSource, texts: Sequence[ModelFile]
+) -> list[str]:
+    """The names of the weight files among `names`; ModelError if there are none to be used.
+
+    Or if some are missing that an index among `texts` names.
+    """
+    names = list(names)
+    found = weight_names(
+        names, allow_pickle=source.allow_pickle, model=source.model, holding=source.holding
+    )
+    if source.holding is not ADAPTER:
+        index = next((one for one in texts if one.name.rpartition("/")[2] == INDEX), None)
+        listed = None if index is None else json.loads(objects.read_bytes(index.stored.url))
+        require_whole(names, listed, model=source.model)
+    return found
+
+
+def module_weights(names: list[str], source: ModelSource) -> list[str]:
+    """The weight files among `names` of the source's modules; ModelError if one has none."""
+    return [
+        module_weight(
+            (name for name in names if name.rpartition("/")[0] == module),
+            allow_pickle=source.allow_pickle,
+            module=f"{source.model}/{module}",
+        )
+        for module in source.modules
+    ]
+
+
+def pinned(source: ModelSource) -> ModelSource:
+    """The source named so that every node reads the same: a commit, or a path from the root."""
+    reached = kind(source.model, source.holding)
+    if source.model.startswith("package:") or reached == "stored":
+        return source
+    if reached != "hub":
+        return replace(source, model=str(Path(address(source.model)).resolve()))
+    commit = materialize(source, tokenizer_only=True).name
+    return replace(source, revision=commit)
+
+
+def transformer_directory(directory: Path) -> Path:
+    """Where config.json and the weights are: old sentence-transformers keep them a level down."""
+    modules = read_json(directory / "modules.json") or []
+    inner = modules[0].get("path", "") if modules else ""
+    return directory / inner if (directory / inner / "config.json").exists() else directory
+
+
+def read_json(path: Path) -> Any:
+    """What is in a JSON file; None if there is no such file, ModelError if it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _from_directory(source: ModelSource, _: bool) -> Path:
+    return Path(address(source.model, source.holding))
+
+
+def _from_gguf(source: ModelSource, tokenizer_only: bool) -> Path:
+    return gguf.folder(Path(address(source.model)), tokenizer_only=tokenizer_only)
+
+
+def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
+    found = model_files(source.model, key=source.holding.key)
+    names = [file.name for file in found]
+    if source.model.endswith(".gguf"):
+        wanted = set(names)
+    else:
+        wanted = {name for name in names if TEXTS.fullmatch(name)}
+        wanted |= {name for name in names if source.trust_remote_code and name.endswith(".py")}
+        if not tokenizer_only:
+            wanted |= {*require_weights(names, source, found), *module_weights(names, source)}
+    files = [file for file in found if file.name in wanted]
+    place = cache.made_once(
+        source.model, [file.version for file in files], lambda directory: copy(files, directory)
+    )
+    if source.model.endswith(".gguf"):
+        return gguf.folder(place / names[0], tokenizer_only=tokenizer_only)
+    return place
+
+
+def _from_hub(source: ModelSource, tokenizer_only: bool) -> Path:
+    patterns = [*_TEXT_PATTERNS, *(["*.py"] if source.trust_remote_code else [])]
+    if tokenizer_only:
+        return _snapshot(source, patterns)
+    safe, *unsafe = _weight_patterns(source)
+    modules = [one for one in unsafe if "/" in one]
+    here = _snapshot(source, [*patterns, safe, *modules])
+    if unsafe and not any(source.holding.is_weight(file.name) for file in model_files(str(here))):
+        return _snapshot(source, [*patterns, *unsafe])
+    return here
+
+
+def _snapshot(source: ModelSource, patterns: Sequence[str], *, ask: bool = True) -> Path:
+    return hub.snapshot(source.model, source.revision, patterns, ask=ask, key=source.holding.key)
+
+
+def _weight_patterns(source: ModelSource) -> list[str]:
+    """What to fetch for the weights; of a model also those of its modules, such as 2_Dense."""
+    holding = source.holding
+    safe = holding.safe if holding is ADAPTER else "*.safetensors"
+    if not source.allow_pickle:
+        return [safe]
+    return [safe, holding.unsafe, *(f"{one}/pytorch_model.bin" for one in source.modules)]
+
+
+_MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {
+    "directory": _from_directory,
+    "gguf": _from_gguf,
+    "stored": _from_storage,
+    "hub": _from_hub,
+}

@@ -1,0 +1,73 @@
+"""Tokenizers, loaded from a model's files without its weights."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from embedjob.config.recipe import Recipe
+from embedjob.errors import ModelError
+from embedjob.models.architecture import config_of, facts_of
+from embedjob.models.source import materialize, source_of, transformer_directory
+from embedjob.text.tokenizing import ViewTokenizer
+
+
+def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
+    """The recipe's tokenizer; its files are fetched once per node, weights are not."""
+    directory = materialize(source_of(recipe), tokenizer_only=True)
+    tokenizer, known = read_tokenizer(directory), facts_of(config_of(directory))
+    views = ViewTokenizer(
+        tokenizer, recipe, eos_id=_eos_id(directory), positions=known.max_positions
+    )
+    _require_rows(recipe, tokenizer, known.vocabulary)
+    return views
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in a model directory, which neither cuts nor pads."""
+    inner = transformer_directory(directory)
+    path = inner / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path)) if path.exists() else _converted(inner)
+    except Exception as error:
+        # The library raises bare Exception, with the reason and without the path.
+        raise ModelError(f"encoder.model: no tokenizer can be read in {inner}: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def lowercases(directory: Path) -> bool:
+    """Whether a model's tokenizer does not tell capitals from small letters."""
+    normalizer = read_tokenizer(directory).normalizer
+    return normalizer is not None and normalizer.normalize_str("É A") == normalizer.normalize_str(
+        "é a"
+    )
+
+
+def _require_rows(recipe: Recipe, tokenizer: Tokenizer, rows: int | None) -> None:
+    """ModelError if a token that the recipe adds has no embedding, in the model or an adapter."""
+    if recipe.adapters:
+        return  # They may bring rows; a token without one is refused when it meets the model.
+    for token in recipe.special_tokens.add:
+        found = tokenizer.token_to_id(token)
+        if rows is not None and found is not None and found >= rows:
+            raise ModelError(
+                f"encoder.special_tokens.add: got {token!r}, which would be token {found} of"
+                f" {recipe.model}, but that embeds {rows} tokens only; allowed are tokens that its"
+                " tokenizer has, or that its weights have rows for. Use the model that was trained"
+                " with it"
+            )
+
+
+def _eos_id(directory: Path) -> int | None:
+    """The end-of-text token by config.json; the first where there are several."""
+    config = config_of(directory)
+    found = {**config, **(config.get("text_config") or {})}.get("eos_token_id")
+    return (found[0] if found else None) if isinstance(found, list) else found
+
+
+def _converted(directory: Path) -> Tokenizer:
+    # Only models without a tokenizer.json need transformers, which takes seconds to import.
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory).backend_tokenizer

@@ -1,0 +1,201 @@
+"""Whose output it is: the recipes that may write here, and the vectors they must reproduce."""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from embedjob.errors import OutputError
+from embedjob.output.calibration import Calibration
+from embedjob.output.fingerprint import NOT_HASHED
+from embedjob.output.schema import FORMAT_VERSION
+from embedjob.storage.objects import create_json, join, list_files, read_bytes
+
+# How alike a probe's vectors must be, by the precision in which the model runs.
+COSINES: Mapping[str, float] = {"float32": 0.9999, "bfloat16": 0.999, "float16": 0.999}
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Texts, their token ids and their vectors, as the run that claimed found them."""
+
+    texts: Sequence[str]
+    ids: Sequence[Sequence[int]]
+    vectors: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One recipe's right to write here; `recipes` are the resolved ones, by role."""
+
+    chunk_rows: int
+    fingerprint: str
+    recipes: Mapping[str, Mapping[str, Any]]
+    digests: Mapping[str, str]
+    schema: Mapping[str, str]
+    probes: Probes
+    versions: Mapping[str, str]
+    calibration: Calibration | None = None
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    format_version: int = FORMAT_VERSION
+
+
+def read_claims(out: str) -> tuple[Claim, ...]:
+    """The first claim on the output, then those that `--new-fingerprint` added."""
+    first = _read(_first(out))
+    if first is None:
+        return ()
+    later = [_read(file.url) for file in list_files(join(out, "claims"))]
+    return (first, *(claim for claim in later if claim is not None))
+
+
+def check(
+    claims: Sequence[Claim],
+    *,
+    fingerprint: str,
+    chunk_rows: int,
+    recipes: Mapping[str, Mapping[str, Any]],
+    digests: Mapping[str, str],
+    new_fingerprint: bool = False,
+) -> Claim | None:
+    """The claim under which this job may write, None where it is to be put; else OutputError."""
+    if not claims:
+        return None
+    first = claims[0]
+    if first.chunk_rows != chunk_rows:
+        raise OutputError(
+            f"output.chunk_rows: this output was begun with {first.chunk_rows}, got {chunk_rows};"
+            " its files are named by their rows, so that every one of them would be embedded and"
+            f" stored again. Set chunk_rows: {first.chunk_rows}, or another output.path"
+        )
+    for claim in claims:
+        if claim.fingerprint == fingerprint:
+            return claim
+    if new_fingerprint:
+        return None
+    raise OutputError(
+        f"output.path holds embeddings of another recipe (fingerprint {first.fingerprint[:12]},"
+        f" this job has {fingerprint[:12]}):\n{_side_by_side(first, recipes, digests)}\n"
+        "Use another output.path, or --new-fingerprint to write beside the old files and switch"
+        " at the end"
+    )
+
+
+def put_claim(out: str, claim: Claim, *, new_fingerprint: bool = False) -> Claim:
+    """The claim that stands now: ours, or that of a run of the same recipe which came first.
+
+    The first claim is never rewritten; a further fingerprint is a further file beside it.
+    """
+    agreed = partial(
+        check,
+        fingerprint=claim.fingerprint,
+        chunk_rows=claim.chunk_rows,
+        recipes=claim.recipes,
+        digests=claim.digests,
+        new_fingerprint=new_fingerprint,
+    )
+    stands = agreed(read_claims(out))
+    if stands is None:
+        # Another run may have been first since then.
+        stands = agreed([_put(_first(out), claim)])
+    return stands or _put(_later(out, claim.fingerprint), claim)
+
+
+def check_probes(
+    claim: Claim,
+    *,
+    ids: Sequence[Sequence[int]],
+    vectors: Sequence[Sequence[float]],
+    dtype: str,
+) -> None:
+    """OutputError unless this run reproduces the token ids and vectors of the claim."""
+    for text, before, now in zip(claim.probes.texts, claim.probes.ids, ids, strict=True):
+        if list(before) != list(now):
+            raise OutputError(
+                f"the tokenizer no longer gives what it gave when this output was begun:"
+                f" {text!r} was {list(before)}, is now {list(now)}. {_moved(claim)}"
+            )
+    for text, then, got in zip(claim.probes.texts, claim.probes.vectors, vectors, strict=True):
+        cosine = _cosine(then, got)
+        if not cosine >= COSINES[dtype]:
+            raise OutputError(
+                f"the model no longer gives what it gave when this output was begun: for {text!r}"
+                f" the cosine with the vector of then is {cosine:.6f}, and must be at least"
+                f" {COSINES[dtype]} in {dtype}. {_moved(claim)}"
+            )
+
+
+def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
+    one, other = np.asarray(left, np.float64), np.asarray(right, np.float64)
+    if one.shape != other.shape:
+        return 0.0
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def _moved(claim: Claim) -> str:
+    then = ", ".join(f"{name} {version}" for name, version in sorted(claim.versions.items()))
+    return f"It was begun with {then or 'unknown versions'}: install these, or use another output"
+
+
+def _side_by_side(
+    claim: Claim, recipes: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str]
+) -> str:
+    """Only what differs, one knob to a line; the same difference for every role is said once."""
+    pairs = [(claim.recipes.get(role, {}), recipe) for role, recipe in recipes.items()]
+    pairs.append(
+        (
+            {f"sha256 of {name}": value for name, value in claim.digests.items()},
+            {f"sha256 of {name}": value for name, value in digests.items()},
+        )
+    )
+    lines: dict[str, None] = {}
+    for then, now in pairs:
+        for knob in sorted({*then, *now} - NOT_HASHED):
+            before, after = (json.dumps(side.get(knob), default=str) for side in (then, now))
+            if before != after:
+                lines[f"  {knob}: the output has {before}, this job has {after}"] = None
+    return "\n".join(lines)
+
+
+def _first(out: str) -> str:
+    return join(out, "_embedjob.json")
+
+
+def _later(out: str, fingerprint: str) -> str:
+    return join(out, "claims", f"{fingerprint[:12]}.json")
+
+
+def _put(url: str, claim: Claim) -> Claim:
+    """The claim that stands under this name."""
+    return _claim(create_json(url, asdict(claim)), url)
+
+
+def _read(url: str) -> Claim | None:
+    try:
+        document = json.loads(read_bytes(url))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise OutputError(f"{url}: is not JSON; was it written by hand?") from error
+    return _claim(document, url)
+
+
+def _claim(document: dict[str, Any], url: str) -> Claim:
+    if document.get("format_version") != FORMAT_VERSION:
+        raise OutputError(
+            f"{url}: format version {document.get('format_version')}, this release knows"
+            f" {FORMAT_VERSION}; use the release that wrote it, or another output.path"
+        )
+    try:
+        calibration = document.get("calibration")
+        found = {
+            "probes": Probes(**document["probes"]),
+            "calibration": calibration and Calibration(**calibration),
+        }
+        return Claim(**{**document, **found})
+    except (TypeError, KeyError) as error:
+        raise OutputError(f"{url}: is not a claim of embedjob ({error})") from error

@@ -1,0 +1,99 @@
+"""What a run should make again, and its deletion: the only one beside that of `prune`."""
+
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedjob.errors import EmbedjobError, OutputError
+from embedjob.output import lease
+from embedjob.output.committed import read_committed
+from embedjob.output.names import data_directory, quarantine_directory
+from embedjob.output.snapshot import Snapshot, published, read_snapshot
+from embedjob.output.verifying import first_lines
+from embedjob.storage.local import SCRATCH
+from embedjob.storage.objects import Stored, absolute, delete, join, list_files, open_unchanged
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """How much was deleted."""
+
+    files: int
+    snapshots: int
+
+
+def prune(out: str, *, keep: int) -> Pruned:
+    """What was deleted; the newest `keep` snapshots and their files stay.
+
+    It holds the lease meanwhile, because a run's files are named by no snapshot until it ends.
+    """
+    if not published(out):
+        raise OutputError(f"{out}: no snapshot was published here, so every file would go")
+    with lease.held(lease.claim(out, job="prune")):
+        # Only now: the run that held the lease before may have published at its very end.
+        epochs = published(out)
+        kept = [read_snapshot(out, epoch) for epoch in epochs[-keep:]]
+        named = {join(absolute(out), path) for snapshot in kept for path in _paths(snapshot)}
+        doomed = [
+            file.url
+            for folder in ("data", "quarantine")
+            for file in list_files(join(out, folder))
+            if file.url not in named
+        ]
+        # What writers that were killed had not linked into place yet.
+        left_over = [file.url for file in list_files(join(out, SCRATCH))]
+        for url in [*doomed, *left_over]:
+            delete(url)
+        for epoch in epochs[:-keep]:
+            delete(join(out, "snapshots", f"{epoch:08d}.json"))
+    return Pruned(files=len(doomed), snapshots=len(epochs[:-keep]))
+
+
+def _paths(snapshot: Snapshot) -> list[str]:
+    return [file.path for file in snapshot.files] + list(snapshot.quarantine)
+
+
+THREADS = 8
+
+
+def damaged(out: str, fingerprint: str) -> frozenset[str]:
+    """Names of the chunks whose files cannot be read whole, or were put by half."""
+    data = list_files(data_directory(out, fingerprint))
+    aside = {file.name: file for file in list_files(quarantine_directory(out, fingerprint))}
+    with ThreadPoolExecutor(THREADS) as pool:
+        sound = list(pool.map(lambda file: _is_sound(file, aside.get(file.name)), data))
+    broken = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
+    halves = aside.keys() - {file.name for file in data}
+    return frozenset(broken | halves)
+
+
+def quarantined(out: str, fingerprint: str) -> frozenset[str]:
+    """Names of the chunks with quarantined rows, which may now succeed."""
+    return frozenset(file.name for file in list_files(quarantine_directory(out, fingerprint)))
+
+
+def delete_chunks(out: str, fingerprint: str, names: Collection[str]) -> None:
+    """The data file goes first: a chunk without it is work left, whatever else there is of it."""
+    for name in sorted(names):
+        delete(join(data_directory(out, fingerprint), name))
+        delete(join(quarantine_directory(out, fingerprint), name))
+
+
+def _is_sound(file: Stored, aside: Stored | None) -> bool:
+    """Whether the chunk's good rows, and those that were set aside, are all there."""
+    try:
+        counts = read_committed(file).counts
+        if counts["quarantined"] and (aside is None or _rows(aside) != counts["quarantined"]):
+            return False
+        return _rows(file) + counts["quarantined"] == counts["rows"]
+    except (EmbedjobError, OSError, pa.ArrowException):
+        return False
+
+
+def _rows(file: Stored) -> int:
+    with open_unchanged(file) as source:
+        table = pq.ParquetFile(source, page_checksum_verification=True).read()
+    return len(first_lines(table))

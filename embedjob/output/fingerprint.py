@@ -1,0 +1,178 @@
+"""What decides a vector's value, and what decides a file's rows, as hashes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from embedjob.config.job import Input
+from embedjob.config.pooling import SpanOffset, SpanTag
+from embedjob.config.recipe import Recipe, WeightedTemplate
+from embedjob.config.segments import Segment
+from embedjob.output.names import digest
+
+SCHEMA_VERSION = 1
+
+# Frozen: only knobs that differ from these are hashed, so that neither a knob added later nor a
+# default changed later changes anyone's fingerprint. A knob added later is put in LATER with the
+# value that means "as before"; nothing in either table is ever edited.
+VERSION_1: Mapping[str, Any] = {
+    "adapters": [],
+    "instruction": None,
+    "demonstrations": [],
+    "prepare": "none",
+    "templates": ["{text}"],
+    "special_tokens.bos": "auto",
+    "special_tokens.eos": "none",
+    "special_tokens.eos_id": None,
+    "special_tokens.add": [],
+    "attention": "causal",
+    "layer": -1,
+    "span": "all",
+    "pooling": "mean",
+    "aggregation": "mean",
+    "interventions": [],
+    "heads": [],
+    "finish": [{"normalize": True}],
+    "vector_dtype": "float32",
+    "max_tokens": 512,
+    "long_text": "truncate",
+    "dtype": "float32",
+}
+LATER: Mapping[str, Any] = {
+    "demonstration": None,
+    "decode": None,
+    "demonstrations_count": True,
+    "quantize": "none",
+    "word_cut": None,
+}
+
+# The digests carry what a model is, wherever it lies; method and role choose templates before
+# the recipe is resolved; the rest changes how vectors are compared or what may be loaded.
+_NOT_HASHED_WORDS = """
+model revision base trust_remote_code allow_pickle method role similarity
+"""
+NOT_HASHED = frozenset(_NOT_HASHED_WORDS.split())
+
+
+def fingerprint(recipe: Recipe, digests: Mapping[str, str]) -> str:
+    """64 hex digits for all that decides a vector's value; 12 of them name the folder."""
+    as_before = {**VERSION_1, **LATER}
+    knobs = {key: value for key, value in decisive(recipe).items() if value != as_before[key]}
+    text = canonical({"knobs": knobs, "digests": dict(digests)})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """The knobs that decide vectors, one spelling for each meaning."""
+    if recipe.dtype == "auto":
+        raise ValueError("the recipe is not resolved: dtype is still auto")
+    knobs = recipe.model_dump(mode="json", exclude=set(NOT_HASHED))
+    # What they are, and their order, is in the digests, as for the model itself.
+    knobs["adapters"] = []
+    special = knobs.pop("special_tokens")
+    if special["eos"] == "none":
+        special["eos_id"] = None
+    if special["bos"] == "literal":
+        special["bos"] = "none"
+    knobs |= {f"special_tokens.{key}": value for key, value in special.items()}
+    knobs["templates"] = _templates(recipe)
+    knobs |= _unused_slots(knobs, recipe)
+    knobs["span"] = _span(recipe)
+    # Only what is written, as in a template's segments; their order changes nothing.
+    given = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.interventions]
+    knobs["interventions"] = sorted(given, key=canonical)
+    # Only what is written: a later release may give heads more keys.
+    knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
+    if recipe.decode is not None:
+        knobs["decode"] = recipe.decode.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
+        knobs["layer"] = recipe.layer[0]
+    if isinstance(recipe.pooling, tuple) and len(recipe.pooling) == 1:
+        knobs["pooling"] = knobs["pooling"][0]
+    knobs["finish"] = [
+        {name: value for name, value in step.items() if value is not None}
+        for step in knobs["finish"]
+    ]
+    return knobs
+
+
+def projection(job_input: Input, types: Mapping[str, str]) -> str:
+    """Canonical text of all that decides a file's rows; `types` names each column's type."""
+    joined = not isinstance(job_input.text, str)
+    return canonical(
+        {
+            "text": job_input.text,
+            "separator": job_input.separator if joined else None,
+            "id": [job_input.id, types[job_input.id]] if job_input.id else None,
+            "keep": [[name, types[name]] for name in job_input.keep],
+            "filter": job_input.filter,
+            "on_bad_row": job_input.on_bad_row,
+            "schema": SCHEMA_VERSION,
+        }
+    )
+
+
+def version(etag: str, fingerprint: str, projection: str) -> str:
+    """16 hex digits that change when the shard, the recipe or the projection does."""
+    return digest(canonical([etag, fingerprint, projection]))
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What fills slots that no template has, blanked: queries may have demonstrations alone."""
+    blank: dict[str, Any] = {}
+    templates = canonical(knobs["templates"])
+    if recipe.contrast is not None:
+        templates += canonical(recipe.contrast.template)
+    if not _has(templates, "demonstrations"):
+        blank |= {"demonstrations": [], "demonstration": None, "demonstrations_count": True}
+    elif any(not isinstance(one, str) for one in recipe.demonstrations):
+        templates += recipe.demonstration or ""
+    else:
+        blank["demonstration"] = None
+    if not recipe.demonstrations:
+        blank["demonstrations_count"] = True
+    if not _has(templates, "instruction"):
+        blank["instruction"] = None
+    return blank
+
+
+def _has(templates: str, slot: str) -> bool:
+    return f"{{{slot}}}" in templates or f'"{slot}":' in templates
+
+
+def _span(recipe: Recipe) -> Any:
+    span = recipe.span
+    if isinstance(span, SpanTag):
+        return ["tag", span.tag, span.offset]
+    if isinstance(span, SpanOffset) and span.alone:
+        return ["alone", span.rule, span.offset]
+    if isinstance(span, SpanOffset):
+        return [span.rule, span.offset] if span.offset else span.rule
+    return span
+
+
+def _templates(recipe: Recipe) -> list[Any]:
+    """Templates with their weights where these count, and without where they do not."""
+    split = [
+        (_template(one.template, one.join), one.weight)
+        if isinstance(one, WeightedTemplate)
+        else (_template(one, "joint"), 1.0)
+        for one in recipe.templates
+    ]
+    if recipe.aggregation == "weighted":
+        return [[template, weight] for template, weight in split]
+    return [template for template, _ in split]
+
+
+def _template(template: str | tuple[Segment, ...], join: str) -> Any:
+    if isinstance(template, str):
+        return template
+    # Only what is written: a later release may give segments more keys.
+    segments = [one.model_dump(mode="json", exclude_defaults=True) for one in template]
+    return segments if join == "joint" else {join: segments}

@@ -1,0 +1,84 @@
+"""Columns beside the embedding: sparse entries and router scores, and what must hold of them.
+
+Shapes: R rows, N entries of all rows together.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedjob.output.schema import Form, embedding_type
+
+INDICES, VALUES, ROUTER = "sparse_indices", "sparse_values", "router"
+# Items are named as Parquet names them, so that a round trip is exact.
+INDEX_LIST = pa.list_(pa.field("element", pa.uint32()))
+VALUE_LIST = pa.list_(pa.field("element", pa.float32()))
+Flags = npt.NDArray[np.bool_]
+
+
+def with_beside(form: Form, *, vocabulary: int | None, routers: int | None) -> Form:
+    """The form with columns for sparse entries below `vocabulary`, and so many router scores."""
+    fields = []
+    if vocabulary is not None:
+        fields += [pa.field(INDICES, INDEX_LIST), pa.field(VALUES, VALUE_LIST)]
+    if routers is not None:
+        fields.append(pa.field(ROUTER, embedding_type(routers, "float32")))
+    data = form.data
+    for place, field in enumerate(fields, start=data.get_field_index("embedding") + 1):
+        data = data.insert(place, field)
+    return replace(form, data=data, vocabulary=vocabulary)
+
+
+def broken(table: pa.Table, *, vocabulary: int | None) -> Iterator[tuple[int, str]]:
+    """The place of a row, and what is wrong with what it has beside its embedding, if anything.
+
+    A row without an embedding has nothing beside it either.
+    """
+    absent = table["embedding"].is_null().to_numpy()
+    for name in (INDICES, VALUES, ROUTER):
+        if name in table.column_names:
+            alone: Flags = np.not_equal(table[name].is_null().to_numpy(), absent)
+            yield from _first(alone, f"has a {name} without an embedding, or none beside one")
+    if INDICES in table.column_names:
+        yield from _broken_entries(table, vocabulary)
+    if ROUTER in table.column_names:
+        column = _whole(table[ROUTER])
+        scores = np.asarray(column.drop_null().flatten(), np.float32)
+        finite = np.isfinite(scores.reshape(-1, column.type.list_size)).all(axis=1)
+        yield from _first(np.logical_not(finite), "has router scores that are not finite", absent)
+
+
+def _broken_entries(table: pa.Table, vocabulary: int | None) -> Iterator[tuple[int, str]]:
+    absent = table[INDICES].is_null().to_numpy()
+    columns = [_whole(table[name]).drop_null() for name in (INDICES, VALUES)]
+    sizes, others = (np.asarray(column.value_lengths(), np.int64) for column in columns)
+    yield from _first(
+        np.not_equal(sizes, others), "has not as many sparse indices as values", absent
+    )
+    if not np.array_equal(sizes, others):
+        return
+    indices = np.asarray(columns[0].flatten(), np.int64)
+    values = np.asarray(columns[1].flatten(), np.float32)
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    falls = np.logical_and(np.diff(indices) <= 0, np.diff(row) == 0)
+    for wrong, what in (
+        (row[~np.isfinite(values)], "has a sparse value that is not finite"),
+        (row[1:][falls], "has sparse indices that are repeated or out of order"),
+        (row[indices >= (vocabulary or np.inf)], f"has a sparse index of {vocabulary} or more"),
+    ):
+        yield from _first(np.isin(np.arange(len(sizes)), wrong), what, absent)
+
+
+def _first(wrong: Flags, what: str, absent: Flags | None = None) -> Iterator[tuple[int, str]]:
+    """The first wrong row, counted among all where only those that are not absent are given."""
+    if wrong.any():
+        places = np.arange(len(wrong)) if absent is None else np.flatnonzero(~absent)
+        yield int(places[wrong][0]), what
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found

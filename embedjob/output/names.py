@@ -1,0 +1,65 @@
+"""File names: the name of an output file says which rows of which input it holds."""
+
+import hashlib
+import re
+from typing import NamedTuple
+
+from embedjob.errors import OutputError
+from embedjob.storage.objects import join
+
+_SLUG_LENGTH = 48
+_HASH_LENGTH = 16
+_NAME = re.compile(
+    r"(?P<slug>[A-Za-z0-9_.]+)-(?P<hash>[0-9a-f]{16})-(?P<version>[0-9a-f]{16})"
+    r"-(?P<start>[0-9]{10,})-(?P<stop>[0-9]{10,})\.parquet"
+)
+
+
+class ChunkName(NamedTuple):
+    """What a file name says; `shard` is the slug and hash of the shard's url."""
+
+    shard: str
+    version: str
+    start: int
+    stop: int
+
+
+def digest(text: str) -> str:
+    """16 hex digits of the sha256 of any string, lone surrogates of odd file names included."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
+
+
+def shard_name(url: str) -> str:
+    """`<slug>-<hash>`: readable from the end of the path, told apart by the whole of it."""
+    tail = "/".join(url.split("/")[-2:]).removesuffix(".parquet")
+    slug = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.]+", "_", tail))
+    # Files that begin with a dot or an underscore are hidden from most readers.
+    slug = slug[-_SLUG_LENGTH:].strip("._") or "shard"
+    return f"{slug}-{digest(url)}"
+
+
+def chunk_name(shard_url: str, version: str, start: int, stop: int) -> str:
+    """`<slug>-<hash>-<version>-<start>-<stop>.parquet`."""
+    return f"{shard_name(shard_url)}-{version}-{start:010d}-{stop:010d}.parquet"
+
+
+def parse(name: str) -> ChunkName:
+    """What `name` says; OutputError when it is not the name of a chunk."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise OutputError(
+            f"{name} is not the name of an embedding file"
+            " (<shard>-<hash>-<version>-<start>-<stop>.parquet); move it out of the output"
+        )
+    shard = f"{match['slug']}-{match['hash']}"
+    return ChunkName(shard, match["version"], int(match["start"]), int(match["stop"]))
+
+
+def data_directory(out: str, fingerprint: str) -> str:
+    """Where the embedding files of one fingerprint lie."""
+    return join(out, "data", fingerprint[:12])
+
+
+def quarantine_directory(out: str, fingerprint: str) -> str:
+    """Where the bad rows of one fingerprint lie, under the same file names."""
+    return join(out, "quarantine", fingerprint[:12])

@@ -1,0 +1,153 @@
+"""The columns of every file that is written, equal in all of them, and of the tables before."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedjob.config.heads import WeightedSum
+from embedjob.config.job import Input
+from embedjob.config.recipe import Recipe
+from embedjob.input.columns import columns_of
+from embedjob.output.calibration import Calibration
+
+FORMAT_VERSION = 1
+
+# Kept columns carry this prefix until they are written: a corpus may well keep a column named
+# `text` or `reason`, and the tables between the stages have columns of these names.
+KEPT = "keep."
+
+TEXT_HASH = pa.binary(16)
+_DTYPES: Mapping[str, pa.DataType] = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "int8": pa.int8(),
+    "uint8": pa.uint8(),
+    "binary": pa.int8(),
+    "ubinary": pa.uint8(),
+}
+# Eight dimensions to a number, the last one filled up.
+_PACKED = frozenset({"binary", "ubinary"})
+
+ROW = pa.field("row", pa.uint32(), nullable=False)
+PART = pa.field("part", pa.uint32(), nullable=False)
+SHARD = pa.field("shard", pa.string(), nullable=False)
+
+
+Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all files of one run have in common.
+
+    `width` is that of vectors before `quantize`, `vocabulary` bounds sparse indices, if any.
+    """
+
+    data: pa.Schema
+    quarantine: pa.Schema
+    fingerprint: str
+    similarity: str
+    weighted_sum: WeightedSum | None
+    normalized: bool
+    on_bad_row: str
+    compression: str
+    versions: tuple[tuple[str, str], ...] = ()
+    vocabulary: int | None = None
+    width: int = 0
+    quantize: Quantize | None = None
+    calibration: Calibration | None = None
+
+
+def form_of(
+    job_input: Input,
+    recipe: Recipe,
+    *,
+    types: Mapping[str, pa.DataType],
+    width: int,
+    fingerprint: str,
+    compression: str,
+) -> Form:
+    """The form of a run's files; `types` are those that the plan agreed on."""
+    return Form(
+        data=data_schema(
+            job_input,
+            types=types,
+            width=width,
+            vector_dtype=recipe.vector_dtype,
+            lines=line_fields(recipe),
+        ),
+        quarantine=quarantine_schema(job_input, types=types),
+        fingerprint=fingerprint,
+        similarity=recipe.measure,
+        weighted_sum=recipe.similarity if isinstance(recipe.similarity, WeightedSum) else None,
+        normalized=recipe.normalized,
+        on_bad_row=job_input.on_bad_row,
+        compression=compression,
+        width=width,
+    )
+
+
+def data_schema(
+    job_input: Input,
+    *,
+    types: Mapping[str, pa.DataType],
+    width: int,
+    vector_dtype: str,
+    lines: Sequence[pa.Field] = (),
+) -> pa.Schema:
+    """row, shard, id?, kept columns, embedding, text_hash, tokens, truncated, and of each line."""
+    return pa.schema(
+        [
+            ROW,
+            SHARD,
+            *_id_field(job_input, types),
+            *(pa.field(name, types[name]) for name in columns_of(job_input).keep),
+            pa.field("embedding", embedding_type(width, vector_dtype)),
+            pa.field("text_hash", TEXT_HASH, nullable=False),
+            pa.field("tokens", pa.uint32(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+            *lines,
+        ]
+    )
+
+
+def line_fields(recipe: Recipe) -> list[pa.Field]:
+    """part, and for parts of texts char_start and char_stop; none where a row is one line."""
+    part = [PART] if recipe.several else []
+    late = recipe.long_text == "late_chunk"
+    return part + [pa.field(name, pa.uint32()) for name in ("char_start", "char_stop") if late]
+
+
+def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """row, shard, id?, reason, detail, excerpt."""
+    return pa.schema(
+        [
+            ROW,
+            SHARD,
+            *_id_field(job_input, types),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("detail", pa.string()),
+            pa.field("excerpt", pa.string()),
+        ]
+    )
+
+
+def embedding_type(width: int, vector_dtype: str) -> pa.DataType:
+    """A fixed-size list for embeddings of this width before they are quantised.
+
+    Its items are named as Parquet names them, so that a round trip is exact.
+    """
+    numbers = -(-width // 8) if vector_dtype in _PACKED else width
+    return pa.list_(pa.field("element", _DTYPES[vector_dtype]), numbers)
+
+
+def schema_text(schema: pa.Schema) -> dict[str, str]:
+    """Columns and their types, to be shown and compared as JSON."""
+    return {field.name: str(field.type) for field in schema}
+
+
+def _id_field(job_input: Input, types: Mapping[str, pa.DataType]) -> list[pa.Field]:
+    return [pa.field("id", types[job_input.id])] if job_input.id else []

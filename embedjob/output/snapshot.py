@@ -1,0 +1,131 @@
+"""The published list of files that a reader may trust; of several, the highest number wins."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs as fs
+
+from embedjob.errors import OutputError
+from embedjob.output.schema import FORMAT_VERSION
+from embedjob.storage.objects import absolute, create_json, join, list_files, read_bytes
+
+
+@dataclass(frozen=True)
+class SnapshotFile:
+    """An embedding file, relative to the output, and the rows of its shard that it holds.
+
+    `rows` are the file's own, as Parquet counts them: lines, where a row of the shard has several.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    etag: str
+    shard: str
+    shard_etag: str
+    start: int
+    stop: int
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was published under one epoch."""
+
+    epoch: int
+    fingerprint: str
+    files: tuple[SnapshotFile, ...]
+    shards: tuple[Mapping[str, Any], ...]
+    faults: tuple[Mapping[str, str], ...] = ()
+    quarantine: tuple[str, ...] = ()
+    limit: int | None = None
+    created: str = field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds")
+    )
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by what became of them, and tokens, of all files together."""
+        keys = dict.fromkeys(key for file in self.files for key in file.counts)
+        return {key: sum(file.counts.get(key, 0) for file in self.files) for key in keys}
+
+    @property
+    def quarantined_share(self) -> float:
+        """Quarantined rows over all rows; 0 without rows."""
+        counts = self.counts
+        return counts.get("quarantined", 0) / max(1, counts.get("rows", 0))
+
+
+def publish(out: str, snapshot: Snapshot) -> Snapshot:
+    """The snapshot that stands under its epoch: it is put once and never changed.
+
+    A run that lost its lease publishes below the newest number, and so never over it.
+    """
+    url = _url(out, snapshot.epoch)
+    return _snapshot(create_json(url, asdict(snapshot) | {"counts": snapshot.counts}), url)
+
+
+def newest(out: str) -> Snapshot | None:
+    """The snapshot of the highest number; None where none was published."""
+    epochs = published(out)
+    return read_snapshot(out, epochs[-1]) if epochs else None
+
+
+def published(out: str) -> tuple[int, ...]:
+    """The numbers of all snapshots, ascending."""
+    names = [file.name for file in list_files(join(out, "snapshots"))]
+    numbers = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    return tuple(sorted(int(number) for number in numbers if number.isdigit()))
+
+
+def read_snapshot(out: str, epoch: int) -> Snapshot:
+    """The snapshot of that number."""
+    url = _url(out, epoch)
+    try:
+        return _snapshot(json.loads(read_bytes(url)), url)
+    except ValueError as error:
+        raise OutputError(f"{url}: is not JSON; was it written by hand?") from error
+
+
+def open_snapshot(out: str) -> ds.Dataset:
+    """The newest snapshot's files as a pyarrow dataset; OutputError where there is none."""
+    snapshot = newest(out)
+    if snapshot is None:
+        raise OutputError(
+            f"{out}: no snapshot was published here; a run publishes one when it ends without"
+            " faults, or with --publish-partial"
+        )
+    filesystem, root = _filesystem(out)
+    paths = [f"{root}/{file.path}" for file in snapshot.files]
+    if not paths:
+        return ds.dataset(pa.table({}))
+    return ds.dataset(paths, filesystem=filesystem, format="parquet")
+
+
+def _filesystem(out: str) -> tuple[fs.FileSystem, str]:
+    """Arrow's view of the place, through the same library and settings that wrote it."""
+    url = absolute(out)
+    if "://" not in url:
+        return fs.LocalFileSystem(), url
+    filesystem, root = fs.FileSystem.from_uri(f"fsspec+{url}")
+    return filesystem, root.rstrip("/")
+
+
+def _url(out: str, epoch: int) -> str:
+    return join(out, "snapshots", f"{epoch:08d}.json")
+
+
+def _snapshot(document: dict[str, Any], url: str) -> Snapshot:
+    try:
+        lists = {key: tuple(document[key]) for key in ("shards", "faults", "quarantine")}
+        files = tuple(SnapshotFile(**file) for file in document["files"])
+        own = {key: document[key] for key in document.keys() - {"token", "counts"}}
+        return Snapshot(**{**own, **lists, "files": files})
+    except (KeyError, TypeError) as error:
+        raise OutputError(f"{url}: is not a snapshot of this release ({error})") from error

@@ -1,0 +1,116 @@
+"""What must hold of a chunk's rows before any of them is put where it stays."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedjob.errors import ChunkError
+from embedjob.input.chunks import Chunk
+from embedjob.output.head_columns import INDICES, ROUTER, VALUES, broken
+from embedjob.output.schema import PART, ROW, Form
+
+# How far a norm may be from 1, by the precision in which the vectors arrive.
+_NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
+    np.dtype(np.float32): 1e-4,
+    np.dtype(np.float16): 2e-3,
+}
+_BESIDE = (INDICES, VALUES, ROUTER)
+
+
+def first_lines(table: pa.Table) -> pa.Table:
+    """One line of every row: the first, where a row may have several."""
+    if PART.name not in table.column_names:
+        return table
+    return table.filter(pc.equal(table.column(PART.name), 0))
+
+
+def lines_in_order(table: pa.Table) -> bool:
+    """Whether rows ascend, and the lines of each are its parts from 0 on, none left out."""
+    rows = table.column(ROW.name).to_numpy().astype(np.int64)
+    if PART.name not in table.column_names:
+        return bool(np.all(np.diff(rows) > 0))
+    parts = table.column(PART.name).to_numpy().astype(np.int64)
+    # A line goes on with its row, or begins the next one.
+    goes_on = (np.diff(rows) == 0) & (np.diff(parts) == 1)
+    begins = (np.diff(rows) > 0) & (parts[1:] == 0)
+    return not np.any(parts[:1]) and bool(np.all(goes_on | begins))
+
+
+def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: Form) -> None:
+    """ChunkError unless every row that came in is here once, in order, embedded or bad."""
+    rows = first_lines(table).column("row").to_numpy()
+    if len(rows) != rows_in:
+        raise _refused(chunk, f"{rows_in} rows came in and {len(rows)} came out")
+    if not lines_in_order(table):
+        raise _refused(chunk, "its rows are repeated or out of order")
+    if len(rows) and not (chunk.start <= rows[0] and rows[-1] < chunk.stop):
+        raise _refused(chunk, f"it holds rows {rows[0]} to {rows[-1]}, which are not all its own")
+    bad = table.column("reason").is_valid()
+    unexplained = pc.and_not(table.column("embedding").is_null(), bad)
+    if pc.any(unexplained).as_py():
+        row = table.column("row").filter(unexplained)[0]
+        raise _refused(chunk, f"row {row} has neither an embedding nor a reason")
+    if form.on_bad_row == "fail" and pc.any(bad).as_py():
+        first = table.filter(bad).slice(0, 1).to_pylist()[0]
+        raise _refused(chunk, f"row {first['row']} is bad: {first['reason']} ({first['detail']})")
+
+
+def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray[np.generic]:
+    """The embeddings of the good rows, one line each; ChunkError when one is not as promised.
+
+    They are checked as they arrive, and only then given the type in which they are stored.
+    """
+    good = table.select(["row", "embedding"]).filter(table.column("reason").is_null())
+    column = good.column("embedding")
+    width = form.width
+    if column.type.list_size != width:
+        raise _refused(chunk, f"its vectors are {column.type.list_size} wide, planned was {width}")
+    flat = pa.chunked_array([part.flatten() for part in column.chunks], column.type.value_type)
+    if flat.null_count:
+        raise _refused(chunk, f"{flat.null_count} numbers of its vectors are null")
+    vectors: npt.NDArray[np.floating] = flat.to_numpy().reshape(-1, width)
+    rows = good.column("row").to_numpy()
+    _require(np.isfinite(vectors).all(axis=1), rows, chunk, "has a vector that is not finite")
+    if form.normalized:
+        wide = vectors.astype(np.float32, copy=False)
+        off = np.abs(np.sqrt(np.einsum("rd,rd->r", wide, wide)) - 1)
+        tolerance = _NORM_TOLERANCE[vectors.dtype]
+        _require(off <= tolerance, rows, chunk, "has a vector whose norm is not 1")
+    if form.quantize is not None:
+        return form.quantize(vectors)
+    planned = form.data.field("embedding").type.value_type
+    assert pa.types.is_floating(planned), f"{planned} is not made by a cast"
+    with np.errstate(over="ignore"):  # said below, with its row
+        stored = vectors.astype(planned.to_pandas_dtype(), copy=False)
+    _require(np.isfinite(stored).all(axis=1), rows, chunk, f"has a vector too large for {planned}")
+    return stored
+
+
+def check_beside(table: pa.Table, chunk: Chunk, *, form: Form) -> None:
+    """ChunkError when what a good row has beside its embedding is not as promised."""
+    beside = [name for name in form.data.names if name in _BESIDE]
+    lacking = sorted(set(beside) - set(table.column_names))
+    if lacking:
+        raise _refused(chunk, f"it has no {', '.join(lacking)}")
+    good = table.select(["row", "embedding", *beside]).filter(table.column("reason").is_null())
+    for place, what in broken(good, vocabulary=form.vocabulary):
+        raise _refused(chunk, f"row {good.column('row')[place]} {what}")
+    if ROUTER in beside and table.schema.field(ROUTER).type != form.data.field(ROUTER).type:
+        got = table.schema.field(ROUTER).type.list_size
+        raise _refused(chunk, f"its router scores are {got}, not as many as planned")
+
+
+def _require(
+    holds: npt.NDArray[np.bool_], rows: npt.NDArray[np.uint32], chunk: Chunk, otherwise: str
+) -> None:
+    if not holds.all():
+        raise _refused(chunk, f"row {rows[~holds][0]} {otherwise}")
+
+
+def _refused(chunk: Chunk, what: str) -> ChunkError:
+    return ChunkError(
+        f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: not written, because {what}"
+    )

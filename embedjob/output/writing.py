@@ -1,0 +1,107 @@
+"""One chunk's files: verified, the bad rows first, the good rows last, never over another."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedjob.errors import ChunkError, OutputError
+from embedjob.input.chunks import Chunk
+from embedjob.output.committed import Committed, committed, file_metadata
+from embedjob.output.names import data_directory, quarantine_directory
+from embedjob.output.parquet import FINGERPRINT, data_table, file_bytes, quarantine_table
+from embedjob.output.schema import Form, schema_text
+from embedjob.output.verifying import check_beside, check_rows, checked_vectors, first_lines
+from embedjob.storage.objects import Stored, create, join, read_bytes, stat
+
+
+def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, form: Form) -> Committed:
+    """The chunk's file, verified and put whole, or the one that was there and agrees with it.
+
+    `rows_in` is how many rows READ gave. ChunkError when the rows do not add up, when a vector
+    is not as promised, or when the file that is there holds something else.
+    """
+    check_rows(table, chunk, rows_in=rows_in, form=form)
+    vectors = checked_vectors(table, chunk, form=form)
+    check_beside(table, chunk, form=form)
+    counts = count_rows(table, form=form)
+    _put_quarantine(out, chunk, table, form=form, counts=counts)
+    data = data_table(table, vectors, chunk.shard, form=form)
+    url = join(data_directory(out, form.fingerprint), chunk.name)
+    written = create(url, file_bytes(data, chunk.shard, form=form, counts=counts))
+    file = stat(url)
+    if file is None:
+        raise ChunkError(f"{url}: was deleted as soon as it was written; is a prune running?")
+    if written:
+        return Committed(chunk.name, len(data), file.size, file.etag, counts, written=True)
+    return _agreed(file, len(data), form)
+
+
+def count_rows(table: pa.Table, *, form: Form) -> dict[str, int]:
+    """The chunk's rows by what became of them, and the tokens of the good ones.
+
+    A row of several lines counts once.
+    """
+    table = first_lines(table)
+    good = table.column("reason").is_null()
+    kept = table.select(["text_hash", "tokens", "truncated"]).filter(good)
+    bad = len(table) - len(kept)
+    embedded = pc.count_distinct(kept.column("text_hash")).as_py()
+    return {
+        "rows": len(table),
+        "embedded": embedded,
+        "deduplicated": len(kept) - embedded,
+        "quarantined": 0 if form.on_bad_row == "null" else bad,
+        "nulls": bad if form.on_bad_row == "null" else 0,
+        "tokens": pc.sum(kept.column("tokens")).as_py() or 0,
+        "truncated": pc.sum(kept.column("truncated")).as_py() or 0,
+    }
+
+
+def _agreed(file: Stored, rows: int, form: Form) -> Committed:
+    """The file that is there, if it has the rows, schema and fingerprint that ours would have."""
+    try:
+        metadata = file_metadata(file)
+        standing = committed(file, metadata)
+    except OutputError as error:
+        raise ChunkError(f"{error}; `run --repair` deletes it") from error
+    schema = metadata.schema.to_arrow_schema()
+    fingerprint = metadata.metadata[FINGERPRINT].decode()
+    for what, there, ours in (
+        ("rows", standing.rows, rows),
+        ("fingerprint", fingerprint[:12], form.fingerprint[:12]),
+        ("columns", _described(schema), _described(form.data)),
+    ):
+        if there != ours:
+            raise ChunkError(
+                f"{file.url}: the name is taken by a file with {what} {there}, and this chunk has"
+                f" {ours}; `run --repair` deletes it"
+            )
+    return standing
+
+
+def _put_quarantine(
+    out: str, chunk: Chunk, table: pa.Table, *, form: Form, counts: Mapping[str, int]
+) -> None:
+    """Put the bad rows; ChunkError when other bad rows of this chunk are there already."""
+    url = join(quarantine_directory(out, form.fingerprint), chunk.name)
+    rows: list[int] = []
+    if counts["quarantined"]:
+        bad = table.filter(table.column("reason").is_valid())
+        file = quarantine_table(bad, chunk.shard, form=form)
+        if create(url, file_bytes(file, chunk.shard, form=form, counts=counts)):
+            return
+        rows = bad.column("row").to_pylist()
+    elif stat(url) is None:
+        return
+    there = pq.read_table(pa.BufferReader(read_bytes(url)), columns=["row"])
+    if there.column("row").to_pylist() != rows:
+        raise ChunkError(
+            f"{url}: names other bad rows than were found now ({len(there)} and {len(rows)});"
+            " an earlier attempt at this chunk ended differently; `run --repair` deletes it"
+        )
+
+
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{name}: {kind}" for name, kind in schema_text(schema).items())

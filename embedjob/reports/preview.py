@@ -1,0 +1,112 @@
+"""What the model would be given for the first few rows: views, spans and micro-batches."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from embedjob.config.loading import Draft, validate_partial
+from embedjob.errors import InputError
+from embedjob.input.reading import read_chunk
+from embedjob.job.planning import Request, plan
+from embedjob.job.survey import listed_input, source_in
+from embedjob.methods.resolution import default_model, resolve
+from embedjob.models.sentence_transformers import folder_layer
+from embedjob.models.source import materialize
+from embedjob.models.tokenizer import load_tokenizer
+from embedjob.text.microbatches import microbatches
+from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenViews
+
+PREVIEW_BUDGET = 2048
+
+
+def preview(draft: Draft, rows: int) -> list[dict[str, Any]]:
+    """One object per row and view: ids, tokens, span, and what else decides its vector.
+
+    Neither the weights nor the output are touched.
+    """
+    validate_partial(draft)
+    draft = default_model(draft)
+    shards, footers = listed_input(draft)
+    folder = materialize(source_in(draft), tokenizer_only=True)
+    resolved = resolve(draft, folder_layer(folder))
+    request = Request(resolved.job.input, "0" * 64, resolved.job.output.chunk_rows, rows)
+    chunks = plan(shards, footers, listed=(), request=request).chunks
+    if not chunks:
+        raise InputError("input.path: every shard is empty; there is nothing to preview")
+    found = [row for chunk in chunks for row in read_chunk(chunk, resolved.job.input).to_pylist()]
+    tokenizer = load_tokenizer(resolved.job.encoder)
+    good = [row for row in found if row["text"] is not None]
+    return list(_described(good, tokenizer))
+
+
+def _described(
+    rows: Sequence[dict[str, Any]], tokenizer: ViewTokenizer
+) -> Iterator[dict[str, Any]]:
+    views = tokenizer.views([row["text"] for row in rows])
+    place = _places(views)
+    for index in range(len(views.prefix)):
+        ids = views.full_ids(index).tolist()
+        unit, view = divmod(index, views.views_per_text)
+        text = int(np.searchsorted(views.text_units, unit, side="right")) - 1
+        yield {
+            "row": rows[text]["row"],
+            "view": view,
+            **_part(views, text, unit),
+            "ids": ids,
+            "tokens": tokenizer.tokens(ids),
+            "span": views.span[index].tolist(),
+            "shared_prefix": int(views.prefix_lengths[index]),
+            "truncated": bool(views.truncated[index]),
+            "microbatch": place[index],
+            **_words(views, text, tokenizer),
+        }
+
+
+def _words(views: TokenViews, text: int, tokenizer: ViewTokenizer) -> dict[str, Any]:
+    """The tokens of the text's own words, where sparse weights are kept of these alone."""
+    return {} if views.words is None else {"words": tokenizer.tokens(views.words.of(text).tolist())}
+
+
+def _part(views: TokenViews, text: int, unit: int) -> dict[str, Any]:
+    """Which part of its text a view is, or the tokens and characters of the parts that it has."""
+    if views.parts is not None:
+        mine = slice(*views.parts.offsets[text : text + 2])
+        spans, chars = views.parts.span[mine].tolist(), views.parts.chars[mine].tolist()
+        return {"parts": [{"span": a, "chars": b} for a, b in zip(spans, chars, strict=True)]}
+    return {} if views.cuts is None else {"part": unit - int(views.cuts.offsets[text])}
+
+
+def _places(views: TokenViews) -> dict[int, int]:
+    batches = microbatches(views.lengths, budget=PREVIEW_BUDGET)
+    return {int(view): number for number, batch in enumerate(batches) for view in batch}
+
+
+def show(described: Sequence[dict[str, Any]], console: Console) -> None:
+    """Prints each view with its span underlined and its shared prefix dimmed."""
+    for view in described:
+        start, stop = view["span"]
+        console.print(
+            f"row {view['row']} view {view['view']}: {len(view['ids'])} tokens,"
+            f" span {start}:{stop}, {view['shared_prefix']} shared,"
+            f" micro-batch {view['microbatch']}"
+            + (", cut" if view["truncated"] else "")
+            + _told(view),
+            highlight=False,
+        )
+        line = Text()
+        for position, token in enumerate(view["tokens"]):
+            dimmed = "dim" if position < view["shared_prefix"] else ""
+            style = "bold underline" if start <= position < stop else dimmed
+            line.append(token, style=style).append(" ")
+        console.print(line)
+
+
+def _told(view: Mapping[str, Any]) -> str:
+    if "part" in view:
+        return f", part {view['part']}"
+    edges = [str(part["span"][1]) for part in view.get("parts", ())[:-1]]
+    return f", parts end at {', '.join(edges)}" if edges else ""

@@ -1,0 +1,239 @@
+"""Reads an output again, every byte of it, and lists whatever is not as promised."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedjob.errors import EmbedjobError, OutputError
+from embedjob.output.claim import Claim, read_claims
+from embedjob.output.committed import committed
+from embedjob.output.head_columns import INDICES, ROUTER, VALUES, broken
+from embedjob.output.parquet import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY
+from embedjob.output.schema import PART, schema_text
+from embedjob.output.snapshot import Snapshot, SnapshotFile, published, read_snapshot
+from embedjob.output.verifying import first_lines, lines_in_order
+from embedjob.storage.objects import Stored, absolute, join, list_files, open_unchanged
+
+PARTS = ("data", "quarantine")
+THREADS = 4
+NORM_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found: files and rows that a reader would see, and every broken promise."""
+
+    files: int
+    rows: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found in one file; its columns are None where it cannot be read."""
+
+    url: str
+    problems: tuple[str, ...]
+    columns: Mapping[str, str] | None = None
+
+
+def verify(out: str) -> Report:
+    """The report on an output; OutputError where there is none."""
+    out = absolute(out)
+    claims = {claim.fingerprint: claim for claim in read_claims(out)}
+    if not claims:
+        raise OutputError(f"{out}: there is no _embedjob.json; is it an output of a run?")
+    snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
+    listed = {file.url: file for part in PARTS for file in list_files(join(out, part))}
+    problems = [*_orphans(out, listed, snapshots)]
+    if not snapshots:
+        return Report(0, 0, (*problems, f"{out}: no snapshot is published; no run has ended here"))
+    newest = snapshots[-1]
+    problems += _coverage(newest)
+    claim = claims.get(newest.fingerprint)
+    if claim is None:
+        unclaimed = f"no claim has fingerprint {newest.fingerprint[:12]} of snapshot {newest.epoch}"
+        return Report(0, 0, (*problems, f"{out}: {unclaimed}; was it deleted?"))
+    with ThreadPoolExecutor(THREADS) as pool:
+        checked = list(pool.map(lambda file: _file(out, file, listed, claim), newest.files))
+    problems += [problem for one in checked for problem in one.problems]
+    problems += _odd_columns(checked)
+    rows = sum(file.counts["rows"] - file.counts["quarantined"] for file in newest.files)
+    return Report(len(newest.files), rows, tuple(problems))
+
+
+def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:
+    named = {join(out, file.path) for snapshot in snapshots for file in snapshot.files}
+    named |= {join(out, path) for snapshot in snapshots for path in snapshot.quarantine}
+    for url in sorted(set(listed) - named):
+        yield f"{url}: orphan, no snapshot names it; a run that goes on will, or prune deletes it"
+
+
+def _coverage(snapshot: Snapshot) -> Iterator[str]:
+    """A row that two files hold, or that none does, although its shard is said to be complete."""
+    ranges: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for file in snapshot.files:
+        ranges[file.shard, file.shard_etag].append((file.start, file.stop))
+    for shard in snapshot.shards:
+        spans = sorted(ranges.get((shard["url"], shard["etag"]), ()))
+        row = 0
+        for start, stop in spans:
+            if start < row or (start > row and shard["complete"]):
+                what = "two files hold" if start < row else "no file holds"
+                yield f"{shard['url']}: {what} rows {min(start, row)} to {max(start, row)}"
+            row = stop
+        if row < shard["rows"] and shard["complete"]:
+            yield f"{shard['url']}: no file holds rows {row} to {shard['rows']}"
+
+
+def _file(
+    out: str,
+    file: SnapshotFile,
+    listed: Mapping[str, Stored],
+    claim: Claim,
+) -> Checked:
+    url = join(out, file.path)
+    if url not in listed:
+        return Checked(url, (f"{url}: is missing",))
+    stored = listed[url]
+    same = (stored.etag, stored.size) == (file.etag, file.bytes)
+    moved = () if same else (f"{url}: is not the object that was published (other etag or size)",)
+    try:
+        with open_unchanged(stored) as source:
+            parquet = pq.ParquetFile(source, page_checksum_verification=True)
+            table, metadata = parquet.read(), parquet.metadata
+        found = (*_contents(stored, file, table, metadata, claim), *_set_aside(out, file, listed))
+        found += tuple(f"{url}: {problem}" for problem in _ranges(table, metadata, claim))
+    except (EmbedjobError, OSError, pa.ArrowException) as error:
+        return Checked(url, (*moved, f"{url}: cannot be read: {error}"))
+    return Checked(url, (*moved, *found), schema_text(table.schema))
+
+
+def _odd_columns(checked: Sequence[Checked]) -> Iterator[str]:
+    """Files whose columns are not those of the first file."""
+    columns = [(one.url, one.columns) for one in checked if one.columns is not None]
+    for url, found in columns:
+        if found != columns[0][1]:
+            yield f"{url}: its columns are {found}, and {columns[0][1]} in {columns[0][0]}"
+
+
+def _contents(
+    stored: Stored, file: SnapshotFile, table: pa.Table, metadata: pq.FileMetaData, claim: Claim
+) -> Iterator[str]:
+    if COUNTS not in (metadata.metadata or {}):
+        yield f"{stored.url}: is a Parquet file that embedjob did not write"
+        return
+    counts = committed(stored, metadata).counts
+    if (metadata.metadata or {}).get(FINGERPRINT, b"").decode() != claim.fingerprint:
+        yield f"{stored.url}: its footer names another fingerprint"
+    columns = schema_text(table.schema)
+    for name in ("embedding", INDICES, VALUES, ROUTER):
+        if columns.get(name) != claim.schema.get(name):
+            promised = claim.schema.get(name)
+            what = "embeddings" if name == "embedding" else name
+            yield f"{stored.url}: its {what} are {columns.get(name)}, not {promised}"
+            return
+    several = [PART.name] if PART.name in claim.schema else []
+    lacking = [name for name in ("row", "shard", *several) if name not in table.column_names]
+    if lacking:
+        yield f"{stored.url}: it has no column {', '.join(lacking)}"
+        return
+    rows = len(first_lines(table))
+    if len(table) != file.rows or rows + counts["quarantined"] != counts["rows"]:
+        found = f"{rows} rows" + (f" in {len(table)} lines" if several else "")
+        yield f"{stored.url}: {found} and {counts['quarantined']} quarantined of {counts}"
+    yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
+    yield from (f"{stored.url}: {problem}" for problem in _beside(table, metadata, claim))
+
+
+def _beside(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
+    """What is wrong with the columns that heads made; without heads a kept one may be named so."""
+    if not claim.recipes["document"].get("heads"):
+        return
+    names = [name for name in (INDICES, VALUES, ROUTER) if name in table.column_names]
+    vocabulary = metadata.metadata.get(VOCABULARY)
+    made = table.select(["embedding", *names])
+    for place, what in broken(made, vocabulary=int(vocabulary) if vocabulary else None):
+        yield f"row {table['row'][place]} {what}"
+
+
+def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
+    """What is wrong with the ranges by which a file's vectors were quantised."""
+    if claim.recipes["document"].get("vector_dtype") not in ("int8", "uint8"):
+        return
+    claimed = claim.calibration.ranges if claim.calibration else []
+    said = json.loads((metadata.metadata or {}).get(CALIBRATION, b"{}"))
+    if said.get("ranges", []) != claimed:
+        yield "its footer has other ranges for its vectors than the claim"
+    width = _width(table)
+    whole = [len(side) for side in claimed] == [width, width]
+    if not whole or any(low > high for low, high in zip(*claimed, strict=True)):
+        yield f"the claim has no ranges for vectors of {width} numbers; was it edited?"
+
+
+def _width(table: pa.Table) -> int:
+    """The numbers of an embedding; 0 where there are none of one width."""
+    if "embedding" not in table.column_names:
+        return 0
+    kind = table.schema.field("embedding").type
+    return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 0
+
+
+def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
+    """What is wrong with the file of the chunk's bad rows."""
+    bad = file.counts["quarantined"]
+    url = join(out, file.path.replace("data/", "quarantine/", 1))
+    if not bad:
+        return
+    if url not in listed:
+        yield f"{url}: is missing, and {bad} rows are quarantined in it"
+        return
+    try:
+        with open_unchanged(listed[url]) as source:
+            rows = len(pq.ParquetFile(source, page_checksum_verification=True).read())
+    except (EmbedjobError, OSError, pa.ArrowException) as error:
+        yield f"{url}: cannot be read: {error}"
+        return
+    if rows != bad:
+        yield f"{url}: {rows} rows, and {bad} are quarantined"
+
+
+def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
+    rows = table["row"].to_numpy().astype(np.int64)
+    if not lines_in_order(table):
+        yield "its rows are repeated or out of order"
+    if len(rows) and (rows[0] < file.start or rows[-1] >= file.stop):
+        yield f"rows {rows[0]} to {rows[-1]} are not all inside {file.start} to {file.stop}"
+    if pc.any(pc.not_equal(table["shard"], file.shard)).as_py():
+        yield "it holds rows of another shard"
+    column = table["embedding"].combine_chunks()
+    vectors = np.asarray(column.drop_null().flatten(), np.float32)
+    vectors = vectors.reshape(-1, column.type.list_size)
+    if not np.isfinite(vectors).all():
+        yield "a vector is not finite"
+    elif pa.types.is_floating(column.type.value_type) and _normalized(claim) and len(vectors):
+        worst = float(np.abs(np.linalg.norm(vectors, axis=1) - 1).max())
+        if worst > NORM_TOLERANCE:
+            yield f"a vector's norm is off by {worst:.2g}"
+
+
+def _normalized(claim: Claim) -> bool:
+    finish = claim.recipes["document"].get("finish") or [{}]
+    return "normalize" in finish[-1]

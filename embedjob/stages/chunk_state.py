@@ -1,0 +1,80 @@
+"""A chunk on its way through Ray: one block row each, so that Ray can neither split nor mix it."""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from embedjob.errors import EmbedjobError
+from embedjob.input.chunks import Chunk
+from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Encoded
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a chunk has no embeddings: a fault is reported, an abandoned chunk is left for later."""
+
+    kind: Literal["fault", "abandoned"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One chunk and what has been made of it so far, or why nothing can be."""
+
+    chunk: Chunk
+    rows: pa.Table | None = None
+    views: TokenViews | None = None
+    encoded: Encoded | None = None
+    failure: Failure | None = None
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+def pack(parcel: Parcel) -> pa.Table:
+    """A block of one row that holds the parcel.
+
+    The rows travel as Arrow IPC: pickling a sliced table would carry the whole parent.
+    """
+    rows = None if parcel.rows is None else _to_ipc(parcel.rows)
+    rest = (
+        parcel.chunk,
+        parcel.views,
+        parcel.encoded,
+        parcel.failure,
+        dict(parcel.stats),
+    )
+    return pa.table({"rows": _cell(rows), "rest": _cell(pickle.dumps(rest, protocol=5))})
+
+
+def unpack(block: pa.Table) -> Iterator[Parcel]:
+    """The parcels in a block; their rows are views of the block's memory."""
+    for rows, rest in zip(block["rows"], block["rest"], strict=True):
+        chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
+        table = pa.ipc.open_stream(rows.as_buffer()).read_all() if rows.is_valid else None
+        yield Parcel(chunk, table, views, encoded, failure, stats)
+
+
+def describe(error: BaseException) -> str:
+    """The error in one line; ours speak for themselves, others need their type."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, EmbedjobError) else f"{type(error).__name__}: {text}"
+
+
+def _cell(payload: pa.Buffer | bytes | None) -> pa.Array:
+    """An array of one value; the bytes are not copied, and they may be many."""
+    if payload is None:
+        return pa.nulls(1, pa.large_binary())
+    data = payload if isinstance(payload, pa.Buffer) else pa.py_buffer(payload)
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _to_ipc(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()

@@ -1,0 +1,50 @@
+"""The test that a place must pass before anything is committed there."""
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from embedjob.errors import AccessError, OutputError
+from embedjob.storage.backends import locate
+from embedjob.storage.local import Local
+from embedjob.storage.objects import create, delete, holds, join, read_bytes
+from embedjob.storage.refusals import refusals
+
+_RACERS = 4
+
+
+def require_create_only(directory: str) -> None:
+    """Return if files can be listed and made here, and a file only once by however many try."""
+    backend, path, prefix = locate(directory)
+    if prefix == "memory://":
+        raise OutputError(f"{directory}: got the memory of one process; other processes see none")
+    if isinstance(backend, Local):
+        with refusals(directory):
+            backend.make_scratch(path)
+    try:
+        # A bucket that is missing must be told here: some servers make it at the first put.
+        holds(directory)
+        made = _race(join(directory, f".embedjob-probe-{secrets.token_hex(8)}"))
+    except (OSError, NotImplementedError, TypeError, ValueError) as error:
+        raise OutputError(f"{directory}: cannot make a file here: {error}") from error
+    if made.count(True) != 1:
+        raise OutputError(
+            f"{directory}: {made.count(True)} of {len(made)} writers made the same file here, "
+            "and one is allowed; use S3 or a filesystem that can create without overwriting"
+        )
+
+
+def _race(url: str) -> list[bool]:
+    """Which of several writers, and one latecomer, made a file that is gone afterwards."""
+    marks = [secrets.token_bytes(16) for _ in range(_RACERS)]
+    try:
+        with ThreadPoolExecutor(_RACERS) as pool:
+            made = list(pool.map(create, [url] * _RACERS, marks))
+        if not any(made):
+            # The answer to the winner's put was lost, and the retry found the name taken.
+            made[marks.index(read_bytes(url))] = True
+        return [*made, create(url, b"late")]
+    finally:
+        # Without the right to delete the probe stays; a run does not need that right.
+        with suppress(AccessError, OSError, NotImplementedError):
+            delete(url)

@@ -1,0 +1,128 @@
+"""Files of the operating system: whole or not at all, even when two writers meet."""
+
+import io
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from embedjob.storage.entry import Entry
+from embedjob.storage.patterns import may_lead
+
+# A local file is written in such a folder and then linked to its name. The nearest one above the
+# file is taken; the probe of an output makes one at its top, so that none lies inside OUT/data.
+SCRATCH = ".embedjob-tmp"
+
+
+class Local:
+    """The backend of plain paths."""
+
+    checks_reads = False
+
+    def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
+        """Files below a folder, links followed; none where it is missing."""
+        seen: set[tuple[int, int]] = set()
+        _first_visit(path, seen)
+        for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise_unless_gone):
+            above = Path(folder).relative_to(path).parts
+            inner = [name for name in sorted(folders) if may_lead((*above, name), pattern)]
+            folders[:] = [x for x in inner if _first_visit(os.path.join(folder, x), seen)]
+            for name in names:
+                # A name can be gone before it is looked at: other writers' temporary files.
+                with suppress(FileNotFoundError):
+                    entry = self.entry(os.path.join(folder, name))
+                    if entry:
+                        yield entry
+
+    def entry(self, path: str) -> Entry | None:
+        """The file; None for a folder."""
+        status = os.stat(path)
+        return Entry(path, status.st_size, _etag(status)) if stat.S_ISREG(status.st_mode) else None
+
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+        return Path(path).read_bytes()
+
+    def open(self, path: str) -> tuple[BinaryIO, str]:
+        """A handle and the etag of what it reads."""
+        handle = io.BufferedReader(io.FileIO(path))
+        return handle, _etag(os.fstat(handle.fileno()))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Whether this call made the file."""
+        try:
+            _put(path, data, place=os.link)
+        except FileExistsError:
+            return False
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put the file."""
+        _put(path, data, place=os.replace)
+
+    def delete(self, path: str) -> None:
+        """Remove the file."""
+        os.unlink(path)
+
+    def make_scratch(self, folder: str) -> None:
+        """Have every file below this folder written in the folder's own scratch first."""
+        os.makedirs(os.path.join(folder, SCRATCH), exist_ok=True)
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _put(path: str, data: bytes, *, place: Callable[[str, str], None]) -> None:
+    """Write aside, to the disk, then give the name: nobody ever sees half a file."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    scratch = _scratch(folder)
+    os.makedirs(scratch, exist_ok=True)
+    temporary = os.path.join(scratch, secrets.token_hex(16))
+    try:
+        with open(temporary, "xb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        place(temporary, path)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _scratch(folder: str) -> str:
+    """The nearest scratch folder, at or above, that can be linked from; else one in the folder."""
+    device = os.stat(folder).st_dev
+    for parent in (Path(folder), *Path(folder).parents):
+        scratch = parent / SCRATCH
+        if scratch.is_dir() and scratch.stat().st_dev == device and os.access(scratch, os.W_OK):
+            return str(scratch)
+    return os.path.join(folder, SCRATCH)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that vanished, or that never was, holds nothing; any other trouble is told."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether no link led to this folder before: a loop of links must end."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return False
+    key = (status.st_dev, status.st_ino)
+    if key in seen:
+        return False
+    seen.add(key)
+    return True

@@ -1,0 +1,220 @@
+"""The one door to files: local paths, S3, and any other place that fsspec knows.
+
+Names are URLs; a plain path, a `~` path and `file://` are all local. Nothing is cached.
+"""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from embedjob.errors import AccessError, InputChangedError, OutputError
+from embedjob.storage.backends import locate, split
+from embedjob.storage.entry import Entry
+from embedjob.storage.patterns import is_magic, matches
+from embedjob.storage.refusals import refusals
+
+_COPY_BYTES = 16 * 2**20
+_COPIERS = 8
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file as it was listed; another etag under the same URL is another file."""
+
+    url: str
+    size: int
+    etag: str
+
+    @property
+    def name(self) -> str:
+        """The last part of its URL."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+def absolute(url: str) -> str:
+    """The URL as every process reads it; a local one becomes an absolute plain path."""
+    protocol, path = split(url)
+    return f"{protocol}://{path}" if protocol else path
+
+
+def join(url: str, *parts: str) -> str:
+    """The URL of something below."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def find(pattern: str) -> list[Stored]:
+    """The files that a file, a folder or a glob names, sorted; hidden and `_` names left out.
+
+    What exists under the literal name is meant, even where the name holds `*`, `?` or `[`.
+    `**` is any number of folders, and everything below a folder that matches belongs to it.
+    """
+    found = _below(pattern, ()) or [file for file in [stat(pattern)] if file]
+    if found or not is_magic(split(pattern)[1]):
+        return found
+    parts = absolute(pattern).split("/")
+    starts = ["/".join(parts[:i]) or "/" for i in range(len(parts) + 1)]
+    wild = (i for i, part in enumerate(parts) if is_magic(part) and not holds(starts[i + 1]))
+    fixed = next(wild, len(parts))
+    return _below(starts[fixed], tuple(parts[fixed:]))
+
+
+def list_files(directory: str) -> list[Stored]:
+    """Everything below a folder, hidden files too, sorted; empty where there is none."""
+    backend, path, prefix = locate(directory)
+    with refusals(directory):
+        found = [_stored(prefix, entry) for entry in backend.entries(path, ())]
+    return sorted(found, key=lambda file: file.url)
+
+
+def stat(url: str) -> Stored | None:
+    """The file as it is now; None where there is none."""
+    backend, path, prefix = locate(url)
+    with refusals(url), suppress(FileNotFoundError):
+        entry = backend.entry(path)
+        return _stored(prefix, entry) if entry else None
+    return None
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file; FileNotFoundError where there is none."""
+    backend, path, _ = locate(url)
+    with refusals(url):
+        return backend.read(path)
+
+
+def read_tail(file: Stored, length: int) -> bytes:
+    """The last bytes of a file that is still the listed one."""
+    with open_unchanged(file) as handle:
+        handle.seek(max(0, file.size - length))
+        return handle.read()
+
+
+@contextmanager
+def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
+    """The listed file, seekable, reading no more than asked; InputChangedError once it is another.
+
+    S3 compares the etag at every read. Elsewhere it is compared at both ends, so what was read
+    counts only once the `with` is left.
+    """
+    backend, path, _ = locate(file.url)
+    try:
+        with refusals(file.url):
+            handle, etag = backend.open(path)
+        with handle:
+            if etag != file.etag:
+                raise _changed(file)
+            yield handle
+        if not backend.checks_reads and not _is_still(file):
+            raise _changed(file)
+    except (AccessError, InputChangedError):
+        raise
+    except Exception as error:
+        # Whatever went wrong, a file that is no longer the planned one is the reason to give.
+        if not _is_still(file):
+            raise _changed(file) from error
+        raise
+
+
+def create(url: str, data: bytes | bytearray | memoryview) -> bool:
+    """Whether this call made the file, whole; False where the name was taken."""
+    backend, path, _ = locate(url)
+    with refusals(url):
+        return backend.create(path, bytes(data))
+
+
+def create_json(url: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The document that is there now: this one, or that of whoever came first.
+
+    A random `token` is added unless the document has one. Whoever gave the token that comes back
+    has won, even where the answer to a put was lost and the retry found the name taken.
+    """
+    mine = {"token": secrets.token_hex(16), **document}
+    if create(url, json.dumps(mine, indent=1).encode()):
+        return mine
+    try:
+        return cast(dict[str, Any], json.loads(read_bytes(url)))
+    except ValueError as error:
+        raise OutputError(f"{url}: got a file that is not JSON; move it away") from error
+
+
+def replace(url: str, data: bytes) -> None:
+    """Put a whole file under a name, whatever had it."""
+    backend, path, _ = locate(url)
+    with refusals(url):
+        backend.replace(path, data)
+
+
+def delete(url: str) -> None:
+    """Remove a file; one that is not there is gone already."""
+    backend, path, _ = locate(url)
+    with refusals(url), suppress(FileNotFoundError):
+        backend.delete(path)
+
+
+def download(url: str, to: str) -> None:
+    """Copy a file, or everything below a folder, into the local folder `to`."""
+    _, path, prefix = locate(url)
+    base, files = prefix + path, list_files(url)
+    if not files:
+        files = [file for file in [stat(url)] if file]
+        base = base.rpartition("/")[0]
+    if not files:
+        raise FileNotFoundError(f"{url}: nothing is there")
+    targets = [_inside(to, file.url[len(base) :].strip("/")) for file in files]
+    with ThreadPoolExecutor(_COPIERS) as pool:
+        list(pool.map(_copy, files, targets))
+
+
+def holds(folder: str) -> bool:
+    """Whether anything lies below a folder of exactly this name."""
+    backend, path, _ = locate(folder)
+    with refusals(folder):
+        return next(backend.entries(path, ()), None) is not None
+
+
+def _below(folder: str, pattern: tuple[str, ...]) -> list[Stored]:
+    """The files below a folder that match, sorted by URL."""
+    backend, path, prefix = locate(folder)
+    base = len(path.rstrip("/").split("/"))
+    with refusals(folder):
+        found = [
+            _stored(prefix, entry)
+            for entry in backend.entries(path, pattern)
+            if matches(entry.path.split("/")[base:], pattern)
+        ]
+    return sorted(found, key=lambda file: file.url)
+
+
+def _stored(prefix: str, entry: Entry) -> Stored:
+    return Stored(prefix + entry.path, entry.size, entry.etag)
+
+
+def _is_still(file: Stored) -> bool:
+    now = stat(file.url)
+    return now is not None and now.etag == file.etag
+
+
+def _changed(file: Stored) -> InputChangedError:
+    return InputChangedError(
+        f"{file.url}: got a file that is not the planned one: it was replaced or removed since; "
+        "run again to plan with what is there now"
+    )
+
+
+def _inside(folder: str, name: str) -> Path:
+    """The local path of a name, which may not lead out of the folder."""
+    if ".." in name.split("/"):
+        raise AccessError(f"{name}: a name with '..' would leave {folder}; rename it")
+    return Path(folder, name)
+
+
+def _copy(file: Stored, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_unchanged(file) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, _COPY_BYTES)

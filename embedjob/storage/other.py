@@ -1,0 +1,75 @@
+"""Any other place that fsspec knows, as far as it keeps what it promises."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+from embedjob.errors import AccessError
+from embedjob.storage.entry import Entry
+
+_VERSION_KEYS = ("ETag", "etag", "generation", "content_md5", "mtime", "last_modified", "created")
+
+
+class Other:
+    """The backend of a protocol of fsspec's."""
+
+    checks_reads = False
+
+    def __init__(self, protocol: str) -> None:
+        """AccessError where fsspec, or a package that it needs, lacks the protocol."""
+        try:
+            self.fs: Any = fsspec.filesystem(protocol, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise AccessError(f"no filesystem for {protocol}:// here: {error}") from error
+
+    def spelling(self, url: str) -> tuple[str, str]:
+        """The path as listings spell it, and what goes before it in a URL."""
+        path = self.fs._strip_protocol(url)
+        return path, self.fs.unstrip_protocol(path).removesuffix(path)
+
+    def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
+        """Files below a folder; none where it is missing."""
+        # Without `raise`, fsspec leaves out a folder that it could not list.
+        with suppress(FileNotFoundError):
+            found = self.fs.find(path, detail=True, on_error="raise")
+            yield from (self._entry(info) for info in found.values())
+
+    def entry(self, path: str) -> Entry | None:
+        """The file; None for a folder."""
+        info = self.fs.info(path)
+        return None if info["type"] == "directory" else self._entry(info)
+
+    def _entry(self, info: dict[str, Any]) -> Entry:
+        version = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
+        # A listing and a look at one file may spell the same moment differently.
+        if isinstance(version, datetime):
+            version = version.timestamp()
+        return Entry(info["name"], info["size"], f"{info['size']}-{version}")
+
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+        return cast(bytes, self.fs.cat_file(path))
+
+    def open(self, path: str) -> tuple[BinaryIO, str]:
+        """A handle and the etag of what it reads."""
+        handle = self.fs.open(path, "rb", cache_type="none")
+        return handle, self._entry(self.fs.info(path)).etag
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Whether this call made the file."""
+        try:
+            self.fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put the file."""
+        self.fs.pipe_file(path, data)
+
+    def delete(self, path: str) -> None:
+        """Remove the file."""
+        self.fs.rm_file(path)

@@ -1,0 +1,126 @@
+"""S3 and what speaks like it: listed by pages, read under If-Match, put under If-None-Match."""
+
+import errno
+import functools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, cast
+
+from s3fs import S3FileSystem
+
+from embedjob.errors import AccessError
+from embedjob.storage.entry import Entry
+from embedjob.storage.patterns import stem
+from embedjob.storage.refusals import REFUSALS, answer_code
+
+# Six attempts in all (2 by s3fs, each 3 by botocore): where packets vanish, some 20 seconds.
+_S3_CONFIG = {
+    "connect_timeout": 3,
+    "read_timeout": 20,
+    "max_pool_connections": 64,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
+_CONFLICT_SECONDS = (0.1, 0.3, 1.0, 3.0)
+
+
+class S3:
+    """The backend of `s3://`; all threads of a process share one client."""
+
+    checks_reads = True
+
+    def __init__(self) -> None:
+        """Take the client of this process and environment."""
+        self.fs: Any = _client(os.getpid(), _environment())
+
+    def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
+        """Files below a folder, a page at a time; none where it is missing."""
+        bucket, _, key = path.partition("/")
+        prefix = f"{key}/" if key else ""
+        page = {"Bucket": bucket, "Prefix": prefix + stem(pattern[0] if pattern else "")}
+        while True:
+            try:
+                answer = self.fs.call_s3("list_objects_v2", **page)
+            except OSError as error:
+                # Where S3 refuses a listing it gives a word; a bare number is another server's.
+                code = answer_code(error)
+                if not code.isdigit():
+                    raise
+                raise AccessError(f"s3://{bucket}: {REFUSALS['NotS3']} ({code})") from error
+            for item in answer.get("Contents", ()):
+                # A key that ends in a slash is a folder's placeholder.
+                if not item["Key"].endswith("/"):
+                    yield _entry(f"{bucket}/{item['Key']}", item["Size"], item["ETag"])
+            if not answer.get("IsTruncated"):
+                return
+            page["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def entry(self, path: str) -> Entry | None:
+        """The file; None for a folder."""
+        bucket, _, key = path.partition("/")
+        if not key:
+            return None
+        head = self.fs.call_s3("head_object", Bucket=bucket, Key=key)
+        return _entry(path, head["ContentLength"], head["ETag"])
+
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+        # One request: where more are allowed, s3fs asks for the size first.
+        return cast(bytes, self.fs.cat_file(path, max_concurrency=1))
+
+    def open(self, path: str) -> tuple[BinaryIO, str]:
+        """A handle and the etag of what it reads."""
+        # s3fs sends the etag it found here as If-Match with every read.
+        handle = self.fs.open(path, "rb", cache_type="none")
+        return handle, handle.details["ETag"].strip('"')
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Whether this call made the file."""
+        for pause in _CONFLICT_SECONDS:
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except OSError as error:
+                code = answer_code(error)
+                if code == "PreconditionFailed" or isinstance(error, FileExistsError):
+                    return False
+                # The answer to the end of a multipart put was lost; a retry finds it ended.
+                if code == "NoSuchUpload" and self.entry(path):
+                    return False
+                if code != "ConditionalRequestConflict":
+                    raise
+            else:
+                return True
+            # S3 asks one of several puts at the same moment to come again.
+            time.sleep(pause)
+        raise OSError(errno.EBUSY, "others kept putting the same key", path)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put the file."""
+        self.fs.pipe_file(path, data)
+
+    def delete(self, path: str) -> None:
+        """Remove the file."""
+        self.fs.rm_file(path)
+
+
+def _entry(path: str, size: int, etag: str) -> Entry:
+    return Entry(path, size, etag.strip('"'))
+
+
+def _environment() -> int:
+    """A number that changes with the credentials, without being them."""
+    return hash(frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
+
+
+@functools.lru_cache(maxsize=4)
+def _client(process: int, environment: int) -> S3FileSystem:
+    """One client for all threads: s3fs alone would make one for each."""
+    fs = S3FileSystem(
+        skip_instance_cache=True, use_listings_cache=False, config_kwargs=dict(_S3_CONFIG)
+    )
+    fs.retries = 2
+    try:
+        fs.connect()
+    except ValueError as error:
+        raise AccessError("got an AWS_ENDPOINT_URL that is no URL; write http(s)://host") from error
+    return fs

@@ -1,0 +1,63 @@
+"""What a recipe asks for beside its vector, as config values."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from embedjob.config.loading import Draft, Layer, validate_partial
+from embedjob.config.recipe import Decode, Recipe, WeightedSum
+from embedjob.errors import ConfigError
+from embedjob.methods.resolution import resolve
+
+
+@pytest.mark.parametrize(
+    ("heads", "similarity", "told"),
+    [
+        ([], {"sparse": 1.0}, "weight for sparse, but no head writes that column"),
+        ([{"router": {"join": "concat"}}], {"router": 1.0}, "weight for router, but no head"),
+        ([{"sparse_lm": {}}], {"embedding": "dot"}, "name its measure: dot"),
+        ([{"sparse_lm": {}}], {"sparse": "much"}, "valid number"),
+    ],
+)
+def test_a_sum_of_columns_that_are_not_there_is_refused(
+    heads: list[Any], similarity: Any, told: str
+) -> None:
+    given = {"model": "m", "heads": heads, "similarity": similarity}
+    with pytest.raises(ValidationError, match=told):
+        Recipe.model_validate_json(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "given", "expected"),
+    [
+        ("promptreps", "similarity", {"sparse": 0.9}, WeightedSum(sparse=0.9)),
+        ("promptreps", "decode", {"max_tokens": 3}, Decode(max_tokens=3)),
+        ("prompteol", "decode", {"max_tokens": 3}, Decode(max_tokens=3)),
+    ],
+)
+def test_what_goes_with_a_method_only_is_not_refused_before_it_is_read(
+    method: str, key: str, given: Any, expected: Any
+) -> None:
+    document = {
+        "input": {"path": "in", "text": "body"},
+        "encoder": {"model": "m", "method": method, key: given},
+        "pool": {"gpus_per_actor": 0},
+        "output": {"path": "out"},
+    }
+    draft = Draft((Layer("job.yaml", document),))
+    validate_partial(draft)
+    assert getattr(resolve(draft, {}).job.encoder, key) == expected
+
+
+def test_a_sum_with_a_head_that_the_job_takes_away_is_refused() -> None:
+    document = {
+        "input": {"path": "in", "text": "body"},
+        "encoder": {"model": "m", "method": "promptreps", "heads": []},
+        "output": {"path": "out"},
+    }
+    draft = Draft((Layer("job.yaml", document),))
+    validate_partial(draft)
+    with pytest.raises(ConfigError, match="no head writes that column"):
+        resolve(draft, {})

@@ -1,0 +1,61 @@
+"""Interventions as a job writes them: what can be meant, and what is refused with the reason."""
+
+from typing import Any
+
+import pytest
+
+from embedjob.config.interventions import Contrast, Prepend
+from embedjob.config.loading import recipe_from
+from embedjob.errors import ConfigError
+
+PREPEND = {"prepend": {"slot": "<PST>", "start": 1, "exit": 3}}
+CONTRAST = {"contrast": {"template": "Not {text}", "layer": 4, "alpha": 2}}
+
+
+def _prepend(**changes: Any) -> dict[str, Any]:
+    return {"prepend": {**PREPEND["prepend"], **changes}}
+
+
+def _contrast(**changes: Any) -> dict[str, Any]:
+    return {"contrast": {**CONTRAST["contrast"], **changes}}
+
+
+def test_both_may_be_given_in_any_order() -> None:
+    for given in ([PREPEND, CONTRAST], [CONTRAST, PREPEND]):
+        recipe = recipe_from({"model": "m", "interventions": given}, {})
+        assert recipe.prepend == Prepend(slot="<PST>", start=1, exit=3)
+        assert recipe.contrast == Contrast(template="Not {text}", layer=4, alpha=2.0)
+    nothing = recipe_from({"model": "m"}, {})
+    assert (nothing.prepend, nothing.contrast) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([PREPEND, PREPEND], "one of each kind"),
+        ([{"steer": {}}], "one of the keys prepend, contrast"),
+        ([_prepend(start=3)], "start must be less than exit; got 3 and 3"),
+        ([_prepend(start=-1)], '"start": -1.* allowed is greater than or equal to 0'),
+        ([_prepend(slot="")], r"slot"),
+        ([_prepend(embedding="")], r"embedding"),
+        ([_prepend(embedding="!", seed=3)], "seed draws an embedding, and this is that of '!'"),
+        ([_contrast(mode="half")], "mode"),
+        ([_contrast(alpha=None)], "alpha is of mode: scaled, which needs it"),
+        ([_contrast(mode="norm")], "alpha is of mode: scaled"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given: list[Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        recipe_from({"model": "m", "interventions": given}, {})
+
+
+def test_attention_that_sees_the_end_needs_none() -> None:
+    knobs = {"model": "m", "attention": "bidirectional", "interventions": [PREPEND]}
+    with pytest.raises(ConfigError, match="interventions are of causal attention"):
+        recipe_from(knobs, {})
+
+
+@pytest.mark.parametrize("long_text", ["chunk_mean", "late_chunk"])
+def test_chunks_of_a_text_are_not_intervened_in(long_text: str) -> None:
+    with pytest.raises(ConfigError, match=f"interventions: .*long_text: {long_text}"):
+        recipe_from({"model": "m", "long_text": long_text, "interventions": [PREPEND]}, {})

@@ -1,0 +1,167 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from embedjob.config.job import Input, Job
+from embedjob.config.loading import Layer, merge, read_draft, validate, validate_partial
+from embedjob.errors import ConfigError
+
+JOB: dict[str, Any] = {
+    "input": {"path": "in", "text": "body"},
+    "encoder": {"model": "m"},
+    "output": {"path": "out"},
+}
+
+
+def write(tmp_path: Path, document: Any) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def refused(path: Path, *sets: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate_partial(read_draft(path, sets))
+    return str(caught.value)
+
+
+def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
+    validate_partial(read_draft(write(tmp_path, JOB)))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.poolling=mean", "unknown key poolling; allowed are"),
+        ("encoder.poolling=mean", "did you mean pooling?"),
+        ("encoder.pooling=meen", "encoder.pooling: got \"meen\", allowed is 'mean'"),
+        ("encoder.max_tokens='512'", 'encoder.max_tokens: got "512", allowed is a valid integer'),
+        ("encoder.max_tokens=0", "greater than or equal to 1"),
+        ("output.chunk_rows=1.5", "output.chunk_rows: got 1.5"),
+        ("run.wait_for_resources=30x", "such as 90s, 30m or 2h"),
+        ("run.max_quarantined=2", "run.max_quarantined: got 2"),
+        ("input.keep=[row]", "input.keep: row would collide"),
+        ("encoder.heads=[dense]", 'encoder.heads.0: got "dense", allowed is an object'),
+        ("encoder.heads=[{dense: ../x}]", "encoder.heads.0.dense: got '../x', allowed is a dir"),
+        ("encoder.heads=[{denser: x}]", "an object with one of the keys pooler, dense"),
+        ("encoder.pooling=[mean, latent_attention]", "encoder.pooling"),
+        ("encoder.vector_dtype=int4", "encoder.vector_dtype: got \"int4\", allowed is 'float32'"),
+        ("encoder.long_text=whole", "got \"whole\", allowed is 'truncate'"),
+        ("output.reuse_from=[s3://other/]", "output.reuse_from: not available in this version"),
+        ("encoder.templates=[[{text: {}, literal: x}]]", "a segment is one of literal, special"),
+        ("generate.model=x", "generate: not available in this version"),
+        ("input.path=12", "input.path: got 12"),
+    ],
+)
+def test_each_mistake_is_named_with_its_key(tmp_path: Path, override: str, said: str) -> None:
+    assert said in refused(write(tmp_path, JOB), override)
+
+
+def test_an_error_names_who_set_the_key(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB)
+    assert "(set by --set encoder.pooling)" in refused(path, "encoder.pooling=meen")
+    document = {**JOB, "encoder": {"model": "m", "pooling": "meen"}}
+    assert f"(set by {path})" in refused(write(tmp_path, document))
+
+
+@pytest.mark.parametrize(
+    "text", ["- a", "a: [", "", "just text", "input: {a: !!python/object:os.x 1}"]
+)
+def test_a_file_that_is_no_job_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"job\.yaml"):
+        read_draft(path)
+
+
+def test_a_missing_file_and_an_unknown_section_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_draft(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"unknown key pol; allowed are .*did you mean pool"):
+        read_draft(write(tmp_path, {**JOB, "pol": {}}))
+
+
+@pytest.mark.parametrize("text", ["pooling=mean", "encoder.pooling", "nothing.x=1", "encoder.x=[a"])
+def test_an_override_must_be_a_path_and_a_value(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        read_draft(write(tmp_path, JOB), [text])
+
+
+def test_the_last_override_wins_and_nested_ones_merge(tmp_path: Path) -> None:
+    sets = ["pool.actors.max=4", "pool.actors.min=2", "run.limit=5", "run.limit=7"]
+    merged, origins = merge(read_draft(write(tmp_path, JOB), sets).layers)
+    assert merged["pool"]["actors"] == {"max": 4, "min": 2}
+    assert merged["run"]["limit"] == 7
+    assert origins["run.limit"] == "--set run.limit"
+
+
+def test_environment_variables_are_expanded_in_paths_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUCKET", "corpus")
+    document = {
+        "input": {"path": ["s3://${BUCKET}/a", "b"], "text": "${BUCKET}"},
+        "encoder": {"model": "s3://${BUCKET}/m", "templates": ["${BUCKET} {text}"]},
+        "output": {"path": "s3://${BUCKET}/out"},
+    }
+    draft = read_draft(write(tmp_path, document), ["output.path=${BUCKET}/x"])
+    assert draft.get("input.path") == ["s3://corpus/a", "b"]
+    assert draft.get("input.text") == "${BUCKET}"
+    assert draft.get("encoder.model") == "s3://corpus/m"
+    assert draft.get("encoder.templates") == ["${BUCKET} {text}"]
+    assert draft.get("output.path") == "corpus/x"
+    monkeypatch.delenv("BUCKET")
+    with pytest.raises(ConfigError, match="BUCKET is not set"):
+        read_draft(write(tmp_path, document))
+
+
+def test_lists_replace_lists_and_special_tokens_merge() -> None:
+    low = Layer("low", {"encoder": {"templates": ["a", "b"], "special_tokens": {"eos": "append"}}})
+    high = Layer("high", {"encoder": {"templates": ["c"], "special_tokens": {"bos": "none"}}})
+    merged, origins = merge([low, high])
+    assert merged["encoder"]["templates"] == ["c"]
+    assert merged["encoder"]["special_tokens"] == {"eos": "append", "bos": "none"}
+    assert origins["encoder.templates"] == "high"
+
+
+def test_values_are_frozen() -> None:
+    job = validate(Job, JOB)
+    with pytest.raises(ValueError, match="frozen"):
+        job.input.path = "elsewhere"  # type: ignore[misc]
+
+
+def test_a_date_that_yaml_made_is_refused_with_advice() -> None:
+    import datetime
+
+    document = {"path": "in", "text": "body", "filter": [["day", ">", datetime.date(2026, 1, 1)]]}
+    with pytest.raises(ConfigError, match="need quotes"):
+        validate(Input, document, at="input")
+
+
+LATE = "encoder.long_text=late_chunk"
+TWO = "encoder.templates=['{text}', 'Query: {text}']"
+ECHO = "encoder.templates=[[{text: {}}, {literal: '; again: '}, {text: {}}]]"
+APART = "encoder.templates=[{template: [{text: {}}], join: separate}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.span=last_token", "span: got last_token, .*allowed is all, text, from_text"),
+        ("encoder.span={rule: text, offset: -1}", "span: got .*allowed is all, text, from_text"),
+        ("encoder.prepare=eol", "prepare: got eol, .*allowed is none, strip"),
+        (TWO, "templates: with long_text: late_chunk allowed is one template"),
+        (ECHO, "templates: .* with one text in it"),
+        (APART, "templates: .* joined as one string"),
+    ],
+)
+def test_what_late_chunk_cannot_share_out_is_refused(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    path = write(tmp_path, JOB)
+    validate_partial(read_draft(path, [LATE]))
+    validate_partial(read_draft(path, [override]))
+    assert re.search(said, refused(path, LATE, override))

@@ -1,0 +1,66 @@
+"""Counted FLOPs against torch's own count of a real forward."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.batching.flops import Meter, flops_per_pair, flops_per_token, peak
+from tests.encoder import tiny
+from tests.encoder.test_fast_paths import backbone, recipe
+
+TOKENS = 40
+
+
+def fresh(name: str) -> Backbone:
+    model = tiny.model(name)
+    # torch counts nothing of a CPU's fused attention.
+    model.set_attn_implementation("eager")
+    decoder = name in tiny.DECODERS
+    attention = "causal" if decoder else "bidirectional"
+    return Backbone(model.base_model if decoder else model, attention=attention)
+
+
+def counted(made: Backbone, layer: int) -> float:
+    ids = torch.arange(3, 3 + TOKENS)[None]
+    made.states(ids, torch.ones_like(ids).bool(), layer=layer)
+    with FlopCounterMode(display=False) as counter:
+        made.states(ids, torch.ones_like(ids).bool(), layer=layer)
+    return float(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "neox", "opt", "bert", "distilbert"])
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_flops_are_those_that_torch_counts(name: str, layer: int) -> None:
+    made = fresh(name)
+    asked = recipe(layer=layer)
+    per_token = flops_per_token(made, asked)
+    assert per_token is not None
+    # torch counts every pair, whether a causal token sees the other or not.
+    ours = per_token * TOKENS + flops_per_pair(made, asked) * TOKENS**2
+    assert ours == pytest.approx(counted(made, layer), rel=0.01)
+
+
+def test_of_windows_and_experts_no_more_is_claimed_than_is_known() -> None:
+    assert flops_per_pair(backbone("mistral"), recipe()) == 0.0
+    made = Backbone(tiny.model("llama").base_model, attention="causal")
+    made.model.config.num_local_experts = 8
+    assert flops_per_token(made, recipe()) is None
+
+
+def test_a_device_is_measured_once_and_only_for_a_pass_that_is_worth_it() -> None:
+    meter = Meter(backbone("llama"))
+    stats: dict[str, Any] = {"forward_tokens": 1000, "attended_pairs": 5000}
+    assert meter.told(recipe(), stats, seconds=0.1) == {}
+    first = meter.told(recipe(), stats, seconds=2.0)
+    after = meter.told(recipe(), stats, seconds=0.1)
+    assert after["model_flops"] == first["model_flops"]
+    assert after["peak_flops"] == pytest.approx(first["peak_flops"] / 20)
+
+
+def test_the_peak_is_that_of_a_device_of_this_age() -> None:
+    assert 1e8 < peak(torch.device("cpu"), torch.float32) < 1e14
+    assert np.isfinite(peak(torch.device("cpu"), torch.float32))

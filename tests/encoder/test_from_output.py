@@ -1,0 +1,124 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedjob.config.recipe import Recipe
+from embedjob.encoder.encoder import Encoder
+from embedjob.errors import ConfigError, ModelError, OutputError
+from embedjob.models.digests import digests
+from embedjob.models.source import source_of
+from embedjob.output.calibration import Calibration
+from embedjob.output.claim import Claim, Probes, put_claim
+from embedjob.output.fingerprint import fingerprint
+from embedjob.output.snapshot import Snapshot, publish
+from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
+from tests.encoder import tiny
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EMBEDJOB_CACHE", str(tmp_path / "cache"))
+    return tiny.save("llama", tmp_path / "model")
+
+
+def recipes(model: Path, layer: int = -1) -> dict[str, Recipe]:
+    common = {"model": str(model), "max_tokens": 40, "dtype": "float32", "layer": layer}
+    document = Recipe.model_validate({**common, "role": "document"})
+    query = {**common, "role": "query", "templates": ("Query: {text}",)}
+    return {"document": document, "query": Recipe.model_validate(query)}
+
+
+def claim(model: Path, layer: int = -1, **knobs: object) -> Claim:
+    """The claim of a run that wrote documents."""
+    made = {role: one.model_copy(update=knobs) for role, one in recipes(model, layer).items()}
+    found = digests(source_of(made["document"]))
+    return Claim(
+        chunk_rows=100,
+        fingerprint=fingerprint(made["document"], found),
+        recipes={role: recipe.model_dump(mode="json") for role, recipe in made.items()},
+        digests=found,
+        schema={},
+        probes=Probes([], [], []),
+        versions={},
+    )
+
+
+def test_queries_are_embedded_by_the_recipe_that_wrote(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    encoder = Encoder.from_output(out, device="cpu")
+    for role, recipe in recipes(model).items():
+        expected = Encoder.from_recipe(recipe, device="cpu").encode(["a fox"])
+        assert np.array_equal(encoder.encode(["a fox"], role=role), expected)
+    assert np.array_equal(encoder.encode(["fox"]), encoder.encode(["fox"], role="document"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "ubinary", "float16"])
+def test_queries_are_floats_unless_they_are_asked_for_as_the_output_stores_them(
+    model: Path, tmp_path: Path, dtype: str
+) -> None:
+    out = str(tmp_path / "out")
+    ranges_2D = np.array([[-0.2] * 32, [0.2] * 32], np.float32)
+    calibration = Calibration.of(ranges_2D, vectors=9) if dtype in CALIBRATED else None
+    put_claim(out, replace(claim(model, vector_dtype=dtype), calibration=calibration))
+    encoder = Encoder.from_output(out, device="cpu")
+    plain = encoder.encode(["a fox", "a river"], role="query")
+    assert (plain.dtype, plain.shape) == (np.float32, (2, 32))
+    stored = encoder.encode_stored(["a fox", "a river"], role="query")
+    expected = quantize(plain, dtype, ranges_2D=ranges_2D)
+    assert stored.dtype == expected.dtype != np.float32
+    assert np.array_equal(stored, expected)
+
+
+def test_without_an_output_there_are_no_ranges_to_store_by(model: Path) -> None:
+    recipe = recipes(model)["document"].model_copy(update={"vector_dtype": "int8"})
+    encoder = Encoder.from_recipe(recipe, device="cpu")
+    with pytest.raises(ConfigError, match=r"int8 needs .*from_output"):
+        encoder.encode_stored(["a fox"])
+    encoder.ranges = ranges_of(encoder.encode(["a fox", "a river"]))
+    assert encoder.encode_stored(["a fox"]).dtype == np.int8
+
+
+def test_of_two_recipes_the_published_one_counts(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    later = put_claim(out, claim(model, layer=1), new_fingerprint=True)
+    assert Encoder.from_output(out, device="cpu").recipe.layer == -1
+    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=(), shards=()))
+    assert Encoder.from_output(out, device="cpu").recipe.layer == 1
+
+
+def test_a_published_recipe_without_its_claim_is_no_other_recipe(
+    model: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    later = put_claim(out, claim(model, layer=1), new_fingerprint=True)
+    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=(), shards=()))
+    for path in (tmp_path / "out" / "claims").iterdir():
+        path.unlink()
+    with pytest.raises(OutputError, match=rf"fingerprint {later.fingerprint}.*deleted"):
+        Encoder.from_output(out, device="cpu")
+
+
+def test_another_model_in_the_same_place_is_refused(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    moved = model.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="does not exist"):
+        Encoder.from_output(out)
+    tiny.save("qwen3", model)
+    with pytest.raises(ModelError, match=r"is not the model that wrote .*safetensors"):
+        Encoder.from_output(out)
+    assert Encoder.from_output(out, model=str(moved)).encode(["a"]).shape == (1, 32)
+
+
+def test_a_place_without_a_recipe_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no _embedjob\.json"):
+        Encoder.from_output(str(tmp_path / "nothing"))
+    out = str(tmp_path / "out")
+    put_claim(out, replace(claim(model), fingerprint="0" * 64))
+    with pytest.raises(OutputError, match="was it edited"):
+        Encoder.from_output(out)

@@ -1,0 +1,218 @@
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedjob.config.job import Input
+from embedjob.errors import ChunkError, InputChangedError
+from embedjob.input import reading
+from embedjob.input.reading import read_chunk
+from embedjob.storage import objects
+from tests.input.test_joining import strings
+from tests.shards import only, plan_of, write_shard
+
+
+def _read(job_input: Input, **options: Any) -> pa.Table:
+    return pa.concat_tables(
+        read_chunk(chunk, job_input) for chunk in plan_of(job_input, **options).chunks
+    )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    rows=st.integers(0, 60),
+    group_rows=st.integers(1, 70),
+    chunk_rows=st.integers(2, 20),
+    limit=st.none() | st.integers(1, 70),
+    low=st.none() | st.integers(0, 70),
+)
+def test_chunks_give_every_row_that_passes_once_under_its_number(
+    tmp_path: Path, rows: int, group_rows: int, chunk_rows: int, limit: int | None, low: int | None
+) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {"t": [f"text {i}" for i in range(rows)], "n": pa.array(range(rows), pa.int64())}
+    write_shard(path, columns, group_rows=group_rows)
+    written = None if low is None else (("n", ">=", low),)
+    job_input = Input(path=str(path), text="t", id="n", keep=("n",), filter=written)
+    found = _read(job_input, chunk_rows=chunk_rows, limit=limit) if rows else pa.table({"row": []})
+    numbers = [row for row in range(rows)[:limit] if low is None or row >= low]
+    assert found.column("row").to_pylist() == numbers
+    if rows:
+        assert found.column("text").to_pylist() == [f"text {row}" for row in numbers]
+        assert found.column("id").to_pylist() == numbers
+        assert found.column("keep.n").to_pylist() == numbers
+
+
+def test_the_columns_and_their_types(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": pa.array(["a", None]).dictionary_encode(),
+            "reason": pa.array(["x", "y"], pa.string_view()),
+            "nested": pa.array([{"a": [1]}, None]),
+            "unused": [1, 2],
+        }
+    )
+    write_shard(tmp_path / "lang=en" / "a.parquet", table)
+    job_input = Input(
+        path=str(tmp_path), text="text", id="reason", keep=("text", "reason", "nested", "lang")
+    )
+    found = _read(job_input)
+    assert found.to_pydict() == {
+        "row": [0, 1],
+        "text": ["a", None],
+        "reason": [None, "null_text"],
+        "id": ["x", "y"],
+        "keep.text": ["a", None],
+        "keep.reason": ["x", "y"],
+        "keep.nested": [{"a": [1]}, None],
+        "keep.lang": ["en", "en"],
+    }
+    assert found.schema.field("row").type == pa.uint32()
+    strings_ = {"text", "id", "keep.text", "keep.reason", "keep.lang"}
+    assert {found.schema.field(name).type for name in strings_} == {pa.large_string()}
+
+
+def test_partitions_can_be_text_and_filter(tmp_path: Path) -> None:
+    for lang in ("en", "de"):
+        write_shard(tmp_path / f"lang={lang}" / "a.parquet", {"t": [lang, lang]})
+    job_input = Input(path=str(tmp_path), text="{lang}: {t}", filter=(("lang", "=", "en"),))
+    assert _read(job_input).column("text").to_pylist() == ["en: en", "en: en"]
+    alone = Input(path=str(tmp_path), text="lang")
+    assert _read(alone).column("text").to_pylist() == ["de", "de", "en", "en"]
+
+
+def test_text_that_is_not_utf8_is_a_bad_row_and_a_kept_column_is_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    write_shard(tmp_path / "a.parquet", {"t": strings(b"ok", b"\xff\xfe", b"fine")})
+    found = _read(Input(path=str(tmp_path), text="t", keep=("t",)))
+    assert found.column("text").to_pylist() == ["ok", None, "fine"]
+    assert found.column("reason").to_pylist() == [None, "invalid_utf8", None]
+    assert found.column("keep.t").cast(pa.large_binary()).to_pylist()[1] == b"\xff\xfe"
+
+
+class _Counting(io.RawIOBase):
+    """A handle that counts the bytes that pass through it."""
+
+    def __init__(self, inner: BinaryIO, fetched: list[int]) -> None:
+        self._inner = inner
+        self._fetched = fetched
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._inner.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._inner.read(size)
+        self._fetched.append(len(data))
+        return data
+
+
+def _fetched(job_input: Input, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
+    fetched: list[int] = []
+
+    @contextmanager
+    def counting(file: objects.Stored) -> Iterator[BinaryIO]:
+        with objects.open_unchanged(file) as handle:
+            yield _Counting(handle, fetched)  # type: ignore[misc]
+
+    chunks = plan_of(job_input, **options).chunks
+    monkeypatch.setattr(reading, "open_unchanged", counting)
+    for chunk in chunks:
+        read_chunk(chunk, job_input)
+    return sum(fetched) + sum({chunk.shard: chunk.footer_bytes for chunk in chunks}.values())
+
+
+def _column_bytes(path: Path, names: Sequence[str], groups: range) -> int:
+    metadata = pq.read_metadata(path)
+    columns = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in names]
+    return sum(
+        metadata.row_group(group).column(i).total_compressed_size
+        for group in groups
+        for i in columns
+    )
+
+
+def _wide(path: Path, *, group_rows: int) -> None:
+    rows = range(20_000)
+    table = {
+        "ballast": [str(hash((i, "a"))) * 20 for i in rows],
+        "n": rows,
+        "t": [str(hash((i, "b"))) * 5 for i in rows],
+        "more": [str(hash((i, "c"))) * 20 for i in rows],
+    }
+    write_shard(path, table, group_rows=group_rows)
+
+
+def test_only_needed_columns_and_row_groups_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    _wide(path, group_rows=2_000)
+    everything = Input(path=str(path), text="t")
+    needed = _column_bytes(path, ["t"], range(10))
+    assert _fetched(everything, monkeypatch, chunk_rows=4_000) <= 1.2 * needed
+    some = Input(path=str(path), text="t", filter=(("n", ">=", 17_000),))
+    needed = _column_bytes(path, ["t", "n"], range(8, 10))
+    assert _fetched(some, monkeypatch, chunk_rows=4_000) <= 1.2 * needed
+
+
+def test_nothing_is_fetched_behind_the_end_of_a_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    _wide(path, group_rows=20_000)
+    monkeypatch.setattr(reading, "_STREAM_BYTES", 2**16)
+    needed = _column_bytes(path, ["t"], range(1))
+    fetched = _fetched(Input(path=str(path), text="t"), monkeypatch, chunk_rows=100, limit=100)
+    assert fetched < needed
+
+
+def test_a_shard_replaced_after_planning_is_said_to_have_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_shard(path, {"t": ["a", "b"]})
+    job_input = Input(path=str(path), text="t")
+    chunk = only(plan_of(job_input).chunks)
+    write_shard(path, {"t": ["c", "d"]})
+    with pytest.raises(InputChangedError):
+        read_chunk(chunk, job_input)
+
+
+def test_an_object_replaced_after_planning_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    def put(texts: list[str]) -> None:
+        write_shard(tmp_path / "a.parquet", {"t": texts})
+        objects.replace(f"{bucket}/a.parquet", (tmp_path / "a.parquet").read_bytes())
+
+    put(["a", "b"])
+    job_input = Input(path=f"{bucket}/a.parquet", text="t")
+    chunk = only(plan_of(job_input).chunks)
+    assert read_chunk(chunk, job_input).column("text").to_pylist() == ["a", "b"]
+    put(["c", "d"])
+    with pytest.raises(InputChangedError):
+        read_chunk(chunk, job_input)
+
+
+def test_damage_inside_a_shard_is_that_chunks_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_shard(path, {"t": [str(i) * 50 for i in range(100)]})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20] + b"\xff" * 400 + whole[420:])
+    job_input = Input(path=str(path), text="t")
+    chunk = only(plan_of(job_input, chunk_rows=100).chunks)
+    with pytest.raises(ChunkError, match=r"a\.parquet, rows 0 to 100: cannot be read"):
+        read_chunk(chunk, job_input)

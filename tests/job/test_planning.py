@@ -1,0 +1,162 @@
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedjob.config.job import Input
+from embedjob.errors import InputError
+from embedjob.input.chunks import Chunk, Shard
+from embedjob.input.listing import Footer
+from embedjob.job.planning import Plan, Request, largest_first, plan
+
+INPUT = Input(path="/in", text="t", keep=("k",))
+SCHEMA = pa.schema({"t": pa.string(), "k": pa.int64()})
+LAYOUTS = st.lists(st.lists(st.integers(0, 200), max_size=6), max_size=6)
+
+
+def _shard(number: int, etag: str = "e") -> Shard:
+    return Shard(url=f"/in/{number:03d}.parquet", size=100, etag=etag)
+
+
+def _footer(groups: Sequence[int] = (5,), schema: pa.Schema = SCHEMA) -> Footer:
+    return Footer(tuple(groups), tuple(rows * 10 for rows in groups), schema, 500)
+
+
+def _plan(
+    footers: Sequence[Footer | str],
+    *,
+    job_input: Input = INPUT,
+    listed: Sequence[str] = (),
+    limit: int | None = None,
+    chunk_rows: int = 10,
+) -> Plan:
+    shards = [_shard(number) for number in range(len(footers))]
+    return plan(
+        shards,
+        {shard.url: footer for shard, footer in zip(shards, footers, strict=True)},
+        listed=listed,
+        request=Request(job_input, "f" * 64, chunk_rows, limit),
+    )
+
+
+def _rows(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
+    return [(chunk.shard.url, row) for chunk in chunks for row in range(chunk.start, chunk.stop)]
+
+
+@given(LAYOUTS, st.integers(1, 30), st.none() | st.integers(1, 500), st.data())
+def test_left_is_planned_less_listed_and_every_row_is_read_once(
+    layouts: list[list[int]], chunk_rows: int, limit: int | None, data: st.DataObject
+) -> None:
+    footers = [_footer(groups) for groups in layouts]
+    first = _plan(footers, chunk_rows=chunk_rows, limit=limit)
+    every = [(_shard(i).url, row) for i, groups in enumerate(layouts) for row in range(sum(groups))]
+    assert _rows(first.chunks) == every[:limit]
+    assert first.left == first.chunks
+    done = data.draw(st.sets(st.sampled_from(first.chunks))) if first.chunks else set()
+    listed = [f"/out/data/ffffffffffff/{chunk.name}" for chunk in done]
+    again = _plan(footers, chunk_rows=chunk_rows, limit=limit, listed=[*listed, "stray.parquet"])
+    assert again.chunks == first.chunks
+    assert set(again.left) == set(first.chunks) - done
+    assert set(again.done) == {chunk.name for chunk in done}
+    assert [shard.url for shard in again.empty] == [
+        _shard(i).url for i, groups in enumerate(layouts) if not sum(groups)
+    ]
+
+
+@given(LAYOUTS, st.integers(1, 30))
+def test_no_chunk_is_embedded_after_a_smaller_one(
+    layouts: list[list[int]], chunk_rows: int
+) -> None:
+    left = _plan([_footer(groups) for groups in layouts], chunk_rows=chunk_rows).left
+    order = largest_first(left)
+    sizes = [chunk.text_bytes for chunk in order]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(order) == len(left)
+    assert set(order) == set(left)
+
+
+def test_a_cut_chunk_has_a_name_of_its_own() -> None:
+    whole = _plan([_footer([8])]).chunks[0]
+    cut = _plan([_footer([8])], limit=5).chunks[0]
+    assert (cut.stop, cut.text_bytes) == (5, 50)
+    assert cut.name == whole.name.replace("0000000008", "0000000005")
+
+
+def test_estimates_and_redecoded_rows_of_a_split_group() -> None:
+    chunks = _plan([_footer([100])]).chunks
+    assert [chunk.text_bytes for chunk in chunks] == [100] * 10
+    assert [chunk.decoded_rows for chunk in chunks] == [*range(10, 101, 10)]
+    assert {chunk.footer_bytes for chunk in chunks} == {500}
+
+
+def test_a_changed_shard_is_new_work_and_the_others_are_not() -> None:
+    footers = {_shard(i).url: _footer() for i in range(3)}
+    request = Request(INPUT, "f" * 64, 10)
+    before = plan([_shard(i) for i in range(3)], footers, listed=(), request=request)
+    listed = [chunk.name for chunk in before.chunks]
+    changed = [_shard(0), _shard(1, etag="new"), _shard(2)]
+    after = plan(changed, footers, listed=listed, request=request)
+    assert [chunk.shard.url for chunk in after.left] == [_shard(1).url]
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ("not a whole Parquet file", "not a whole Parquet file"),
+        (_footer(schema=pa.schema({"t": pa.string()})), "no column 'k'; there are: t"),
+        (_footer(schema=pa.schema({"t": pa.int64(), "k": pa.int64()})), "column 't' is int64;"),
+        (_footer(schema=pa.schema({"t": pa.string(), "k": pa.int32()})), "and int64 in most"),
+        (_footer(schema=pa.schema([*SCHEMA, SCHEMA.field("k")])), "two columns are named 'k'"),
+        (_footer([2**32]), "rows; allowed are"),
+    ],
+)
+def test_an_odd_shard_is_a_named_fault(odd: Footer | str, reason: str) -> None:
+    found = _plan([_footer(), odd, _footer()])
+    assert [url for url, _ in found.faults] == [_shard(1).url]
+    assert reason in found.faults[0][1]
+    assert [chunk.shard.url for chunk in found.chunks] == [_shard(0).url, _shard(2).url]
+
+
+@pytest.mark.parametrize(
+    ("job_input", "message"),
+    [
+        (Input(path="p", text="body"), "no column 'body'; there are: t, k"),
+        (Input(path="p", text="k"), "column 'k' is int64; text must be string"),
+        (Input(path="p", text="t", filter=(("k", "=", "x"),)), "a value does not fit its column"),
+        (Input(path="p", text="t", filter=(("z", "=", 1),)), "no column 'z'"),
+        (Input(path="p", text="t", id="z"), "no column 'z'"),
+    ],
+)
+def test_what_no_shard_can_give_is_refused(job_input: Input, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _plan([_footer(), "broken", _footer()], job_input=job_input)
+
+
+def test_when_no_shard_can_be_read_there_are_only_faults() -> None:
+    found = _plan(["broken", "cut short"])
+    assert (found.chunks, len(found.faults)) == ((), 2)
+
+
+def test_encodings_of_one_type_agree() -> None:
+    schemas = [
+        pa.schema({"t": text, "k": kept})
+        for text, kept in [
+            (pa.string(), pa.binary()),
+            (pa.large_string(), pa.large_binary()),
+            (pa.string_view(), pa.binary_view()),
+            (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.binary())),
+        ]
+    ]
+    found = _plan([_footer(schema=schema) for schema in schemas])
+    assert not found.faults
+    assert found.types == {"k": pa.large_binary()}
+
+
+def test_partitions_stand_in_for_columns() -> None:
+    shard = Shard("/in/k=7/a.parquet", 1, "e", (("k", "7"),))
+    footer = _footer(schema=pa.schema({"t": pa.string()}))
+    found = plan([shard], {shard.url: footer}, listed=(), request=Request(INPUT, "f" * 64, 10))
+    assert found.types == {"k": pa.large_string()}
+    assert len(found.chunks) == 1

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+from transformers import BertTokenizer
+
+from embedjob.config.recipe import Recipe, SpecialTokens
+from embedjob.errors import ModelError
+from embedjob.models.tokenizer import load_tokenizer, lowercases, read_tokenizer
+from tests.encoder import tiny
+
+
+def test_a_saved_habit_of_cutting_and_padding_is_dropped(tmp_path: Path) -> None:
+    folder = tiny.save("bert", tmp_path)
+    plain = read_tokenizer(folder).encode("the lazy dog " * 20).ids
+    saved = tiny.tokenizer("bert")
+    saved.enable_truncation(8)
+    saved.enable_padding(length=300)
+    saved.save(str(folder / "tokenizer.json"))
+    assert read_tokenizer(folder).encode("the lazy dog " * 20).ids == plain
+    assert len(plain) > 40
+
+
+def test_a_vocabulary_without_tokenizer_json_will_do(tmp_path: Path) -> None:
+    folder = tiny.save("bert", tmp_path)
+    ready = read_tokenizer(folder).encode("The quick brown fox").ids
+    words = sorted(tiny.tokenizer("bert").get_vocab().items(), key=lambda item: item[1])
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(word for word, _ in words), encoding="utf-8")
+    assert read_tokenizer(folder).encode("The quick brown fox").ids == ready
+    assert BertTokenizer.from_pretrained(folder)("The quick brown fox")["input_ids"] == ready
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="no tokenizer can be read in"):
+        read_tokenizer(folder)
+
+
+def test_the_end_of_text_is_the_one_of_config_json(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path)
+    special = SpecialTokens(eos="append")
+    recipe = Recipe(model=str(folder), max_tokens=40, special_tokens=special)
+    assert load_tokenizer(recipe).views(["a"]).full_ids(0)[-1] == 2
+
+
+@pytest.mark.parametrize(("name", "expected"), [("bert", True), ("gpt2", False)])
+def test_capitals_matter_to_some(name: str, expected: bool, tmp_path: Path) -> None:
+    assert lowercases(tiny.save(name, tmp_path)) is expected

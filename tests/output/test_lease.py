@@ -1,0 +1,147 @@
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from embedjob.errors import AccessError, LeaseHeldError, OutputError
+from embedjob.output import lease
+from embedjob.output.lease import Lease, beat, claim, held, newest, release, superseded
+from embedjob.storage import objects
+
+WATCH = 0.6
+BEAT = 0.1
+
+
+def _claim(out: str, *, takeover: bool = False) -> Lease:
+    return claim(out, job="job.yaml", takeover=takeover, watch_seconds=WATCH)
+
+
+def _seconds(began: float) -> float:
+    return time.monotonic() - began
+
+
+def test_the_first_run_claims_epoch_one(out: str) -> None:
+    assert newest(out) is None
+    mine = _claim(out)
+    assert (mine.epoch, mine.host, mine.pid) == (1, socket.gethostname(), os.getpid())
+    assert newest(out) == mine
+    assert not superseded(mine)
+
+
+def test_a_released_lease_is_followed_at_once(any_out: str) -> None:
+    with held(_claim(any_out), every=BEAT):
+        pass
+    began = time.monotonic()
+    assert _claim(any_out).epoch == 2
+    assert _seconds(began) < WATCH
+
+
+def test_a_lease_whose_holder_died_expires(any_out: str) -> None:
+    dead = beat(_claim(any_out))
+    began = time.monotonic()
+    mine = _claim(any_out)
+    assert _seconds(began) >= WATCH
+    assert mine.epoch == 2
+    assert superseded(dead)
+
+
+def test_a_takeover_does_not_watch(out: str) -> None:
+    _claim(out)
+    began = time.monotonic()
+    assert _claim(out, takeover=True).epoch == 2
+    assert _seconds(began) < WATCH
+
+
+def test_a_lease_that_lives_is_named(any_out: str) -> None:
+    with held(_claim(any_out), every=BEAT):
+        with pytest.raises(LeaseHeldError) as refused:
+            _claim(any_out)
+        assert f"job.yaml, process {os.getpid()} on {socket.gethostname()}" in str(refused.value)
+        assert "--takeover" in str(refused.value)
+    assert newest(any_out) == replace(newest(any_out) or _claim(any_out), released=True)
+
+
+def test_a_holder_that_ends_while_it_is_watched_lets_the_contender_in(out: str) -> None:
+    mine = _claim(out)
+    threading.Timer(WATCH / 4, release, [mine]).start()
+    assert _claim(out).epoch == 2
+
+
+def test_of_many_contenders_for_an_expired_lease_one_wins(any_out: str) -> None:
+    _claim(any_out)
+
+    def contend() -> Lease | None:
+        try:
+            return _claim(any_out)
+        except LeaseHeldError:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        ends = [end.result() for end in [pool.submit(contend) for _ in range(6)]]
+    winners = [end for end in ends if end]
+    assert winners == [newest(any_out)]
+    assert winners[0].epoch == 2
+
+
+def test_a_run_that_lost_the_race_for_the_epoch_is_told_who_won(any_out: str) -> None:
+    first = _claim(any_out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "newest", lambda _: None)
+        with pytest.raises(LeaseHeldError, match=rf"epoch {first.epoch}"):
+            _claim(any_out)
+
+
+def test_a_lost_answer_to_the_put_is_no_loss(any_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = objects.create
+
+    def put_and_hear_nothing(url: str, data: bytes) -> bool:
+        create(url, data)
+        return create(url, data)
+
+    monkeypatch.setattr(objects, "create", put_and_hear_nothing)
+    mine = _claim(any_out)
+    assert newest(any_out) == mine
+
+
+def test_a_heartbeat_that_storage_refuses_is_tried_again(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_over = objects.replace
+    refusals = iter([AccessError("no"), OSError("disk"), None])
+
+    def refuse_twice(url: str, data: bytes) -> None:
+        error = next(refusals, None)
+        if error:
+            raise error
+        put_over(url, data)
+
+    monkeypatch.setattr(lease, "put_over", refuse_twice)
+    with held(_claim(out), every=BEAT / 4):
+        time.sleep(BEAT * 3)
+        now = newest(out)
+    assert now is not None
+    assert now.heartbeat > 0
+
+
+def test_a_lease_is_given_back_when_the_run_fails(out: str) -> None:
+    with pytest.raises(ZeroDivisionError), held(_claim(out), every=BEAT):
+        raise ZeroDivisionError
+    found = newest(out)
+    assert found is not None
+    assert found.released
+
+
+def test_epochs_count_beyond_nine(out: str) -> None:
+    for _ in range(11):
+        release(_claim(out))
+    assert _claim(out).epoch == 12
+
+
+def test_what_is_no_lease_is_refused(out: str) -> None:
+    objects.create(f"{out}/leases/00000001.json", b'{"host": "h"}')
+    with pytest.raises(OutputError, match="not a lease"):
+        _claim(out)

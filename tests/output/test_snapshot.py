@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import pytest
+
+from embedjob.config.job import Input
+from embedjob.errors import OutputError
+from embedjob.input.reading import read_chunk
+from embedjob.job.planning import Plan, Request
+from embedjob.job.publishing import snapshot_of
+from embedjob.output import lease
+from embedjob.output.names import data_directory
+from embedjob.output.snapshot import Snapshot, newest, open_snapshot, publish, published
+from embedjob.output.writing import commit
+from embedjob.storage.objects import create, list_files
+from tests.shards import FINGERPRINT, finished, form, plan_of, write_shard
+
+
+def _corpus(folder: Path, *, shards: int = 2, rows: int = 25) -> Input:
+    for number in range(shards):
+        texts = [None if row == 3 else f"{number} {row}" for row in range(rows)]
+        write_shard(
+            folder / "in" / f"{number}.parquet", {"t": texts, "n": range(rows)}, group_rows=5
+        )
+    return Input(path=str(folder / "in"), text="t", id="n")
+
+
+def _run(
+    job_input: Input, out: str, *, epoch: int, skip: str = "none", previous: Snapshot | None = None
+) -> tuple[Plan, Snapshot]:
+    """Commit what is left, but for the shard named `skip`, and give what could be published."""
+    directory = data_directory(out, FINGERPRINT)
+    plan = plan_of(job_input, listed=[file.url for file in list_files(directory)])
+    ours = form(job_input, plan.types)
+    ends = []
+    for chunk in plan.left:
+        if skip not in chunk.shard.url:
+            rows = read_chunk(chunk, job_input)
+            ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), form=ours))
+    snapshot = snapshot_of(
+        plan,
+        request=Request(job_input, FINGERPRINT, 10),
+        epoch=epoch,
+        listed=list_files(directory),
+        committed=ends,
+        previous=previous,
+    )
+    return plan, snapshot
+
+
+def test_a_snapshot_lists_every_file_and_opens_as_one_dataset(tmp_path: Path, any_out: str) -> None:
+    job_input = _corpus(tmp_path)
+    plan, snapshot = _run(job_input, any_out, epoch=1)
+    assert publish(any_out, snapshot) == snapshot
+    assert newest(any_out) == snapshot
+    assert [file.path.rsplit("/", 1)[-1] for file in snapshot.files] == [
+        c.name for c in plan.chunks
+    ]
+    assert [(shard["rows"], shard["complete"]) for shard in snapshot.shards] == [(25, True)] * 2
+    assert len(snapshot.quarantine) == 2
+    assert (snapshot.counts["rows"], snapshot.counts["quarantined"]) == (50, 2)
+    found = open_snapshot(any_out).to_table(columns=["row", "id", "shard"])
+    expected = [row for row in range(25) if row != 3] * 2
+    assert found.column("row").to_pylist() == found.column("id").to_pylist() == expected
+    assert found.column("shard").to_pylist()[0].endswith("/in/0.parquet")
+
+
+def test_files_of_earlier_runs_are_described_without_this_runs_memory(
+    tmp_path: Path, out: str
+) -> None:
+    job_input = _corpus(tmp_path)
+    _, whole = _run(job_input, out, epoch=1)
+    plan, resumed = _run(job_input, out, epoch=1)
+    assert plan.left == ()
+    assert resumed.files == whole.files
+
+
+def test_a_late_zombie_publishes_below_and_never_over(tmp_path: Path, any_out: str) -> None:
+    job_input = _corpus(tmp_path)
+    zombie = lease.claim(any_out, job="zombie")
+    _, late = _run(job_input, any_out, epoch=zombie.epoch)
+    heir = lease.claim(any_out, job="heir", takeover=True)
+    _, current = _run(job_input, any_out, epoch=heir.epoch)
+    publish(any_out, current)
+    assert lease.superseded(zombie)
+    publish(any_out, late)
+    assert published(any_out) == (1, 2)
+    assert newest(any_out) == current
+
+
+def test_a_snapshot_is_never_changed(tmp_path: Path, any_out: str) -> None:
+    _, snapshot = _run(_corpus(tmp_path), any_out, epoch=7)
+    publish(any_out, snapshot)
+    other = Snapshot(epoch=7, fingerprint=FINGERPRINT, files=(), shards=())
+    assert publish(any_out, other) == snapshot
+    assert newest(any_out) == snapshot
+
+
+def test_a_shard_that_is_not_finished_keeps_the_files_published_before(
+    tmp_path: Path, out: str
+) -> None:
+    job_input = _corpus(tmp_path)
+    _, first = _run(job_input, out, epoch=1)
+    _corpus(tmp_path, rows=15)
+    _, second = _run(job_input, out, epoch=2, skip="/1.parquet", previous=first)
+    assert [(shard["rows"], shard["complete"]) for shard in second.shards] == [
+        (15, True),
+        (15, False),
+    ]
+    rows = {
+        number: [file.stop for file in second.files if f"/{number}.p" in file.shard]
+        for number in (0, 1)
+    }
+    assert rows == {0: [10, 15], 1: [10, 20, 25]}
+    publish(out, second)
+    assert open_snapshot(out).count_rows() == 14 + 24
+
+
+def test_a_broken_shard_keeps_its_files_and_is_named(tmp_path: Path, out: str) -> None:
+    job_input = _corpus(tmp_path)
+    _, first = _run(job_input, out, epoch=1)
+    (tmp_path / "in" / "1.parquet").write_bytes(b"PAR1")
+    _, second = _run(job_input, out, epoch=2, previous=first)
+    assert list(second.files) == list(first.files)
+    assert [fault["shard"].rsplit("/", 1)[-1] for fault in second.faults] == ["1.parquet"]
+
+
+def test_without_a_snapshot_there_is_nothing_to_trust(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no snapshot was published"):
+        open_snapshot(str(tmp_path))
+
+
+def test_a_snapshot_without_files_opens_empty(tmp_path: Path) -> None:
+    publish(str(tmp_path), Snapshot(epoch=1, fingerprint=FINGERPRINT, files=(), shards=()))
+    assert open_snapshot(str(tmp_path)).count_rows() == 0
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}"])
+def test_what_is_no_snapshot_is_refused(tmp_path: Path, content: bytes) -> None:
+    create(f"{tmp_path}/snapshots/00000001.json", content)
+    with pytest.raises(OutputError, match=r"not JSON|not a snapshot"):
+        newest(str(tmp_path))

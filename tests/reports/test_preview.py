@@ -1,0 +1,96 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from embedjob.config.loading import Draft, Layer
+from embedjob.errors import InputError
+from embedjob.reports.preview import preview, show
+from tests import running
+from tests.running import texts, write_shard
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Path) -> Path:
+    """An input with a null, and a model whose weights are gone: a preview needs none."""
+    bodies: list[str | None] = [*texts(20)]
+    bodies[1] = None
+    write_shard(tmp_path / "in" / "a.parquet", bodies)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "model" / name).write_bytes((model / name).read_bytes())
+    return tmp_path
+
+
+def job(folder: Path, **encoder: object) -> running.Job:
+    return running.job(folder / "in", folder / "out", folder / "model", encoder=encoder)
+
+
+def draft(folder: Path, **encoder: object) -> Draft:
+    return Draft((Layer("job.yaml", job(folder, **encoder)),))
+
+
+def test_every_good_row_is_shown_as_the_model_would_see_it(folder: Path) -> None:
+    found = preview(draft(folder, span="text", max_tokens=70), 4)
+    assert [view["row"] for view in found] == [0, 2, 3]
+    for view in found:
+        assert len(view["tokens"]) == len(view["ids"])
+        start, stop = view["span"]
+        spelled = "".join(view["tokens"][start:stop]).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+        assert spelled.strip().startswith(f"0 {view['row']} ")
+        assert view["shared_prefix"] <= start
+        assert view["truncated"] is False
+    assert not (folder / "out").exists()
+
+
+def test_each_template_is_a_view(folder: Path) -> None:
+    found = preview(draft(folder, templates=["It says: {text}", "{text} means"]), 3)
+    assert [(view["row"], view["view"]) for view in found] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+
+
+def test_the_command_prints_one_object_per_view(folder: Path) -> None:
+    path = running.job_file(job(folder), folder)
+    ran = running.command("preview", str(path), "--json", "--rows", "3")
+    assert ran.code == 0, ran.err
+    objects = [json.loads(line) for line in ran.out.splitlines()]
+    assert [one["row"] for one in objects] == [0, 2]
+    assert all({"ids", "tokens", "span"} <= one.keys() for one in objects)
+
+
+def test_people_see_tokens_and_spans(folder: Path) -> None:
+    told = io.StringIO()
+    show(preview(draft(folder, max_tokens=12), 5), Console(file=told, width=200))
+    assert "row 0 view 0: " in told.getvalue()
+    assert "span 0:" in told.getvalue()
+    assert ", cut" in told.getvalue()
+
+
+def test_the_parts_of_long_texts_are_shown(folder: Path) -> None:
+    late = preview(draft(folder, span="text", max_tokens=8, long_text="late_chunk"), 14)
+    longest = max(late, key=lambda view: len(view["parts"]))
+    spans = [part["span"] for part in longest["parts"]]
+    assert len(spans) > 1
+    assert [spans[0][0], spans[-1][1]] == longest["span"]
+    assert longest["parts"][0]["chars"][0] == 0
+    told = io.StringIO()
+    show(late, Console(file=told, width=200))
+    assert f", parts end at {spans[0][1]}" in told.getvalue()
+
+
+def test_a_text_that_is_cut_is_shown_part_by_part(folder: Path) -> None:
+    found = preview(draft(folder, max_tokens=20, long_text="chunk_mean"), 14)
+    parts = [(view["row"], view["part"]) for view in found]
+    assert parts == sorted(set(parts))
+    assert {row for row, _ in parts} == {*range(14)} - {1}
+    assert len(parts) > 13
+    told = io.StringIO()
+    show(found, Console(file=told, width=200))
+    assert ", part 1" in told.getvalue()
+
+
+def test_an_input_without_rows_has_no_preview(folder: Path) -> None:
+    write_shard(folder / "in" / "a.parquet", [])
+    with pytest.raises(InputError, match="every shard is empty"):
+        preview(draft(folder), 3)

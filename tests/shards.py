@@ -1,0 +1,92 @@
+"""Real shards, chunks and finished rows for the tests of this folder."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedjob.config.job import Input
+from embedjob.config.recipe import Recipe
+from embedjob.input.chunks import Chunk, Shard
+from embedjob.input.joining import text_columns
+from embedjob.input.listing import Footer, find_shards, read_footers
+from embedjob.job.planning import Plan, Request, plan
+from embedjob.output.schema import Form, form_of
+
+FINGERPRINT = "f" * 64
+WIDTH = 4
+
+
+def write_shard(
+    path: Path, columns: Mapping[str, Any] | pa.Table, *, group_rows: int = 1000
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
+    pq.write_table(table, path, row_group_size=group_rows)
+
+
+def footers_of(shards: Sequence[Shard], job_input: Input) -> dict[str, Footer | str]:
+    return read_footers([shard.stored for shard in shards], text=text_columns(job_input.text))
+
+
+def plan_of(
+    job_input: Input, *, chunk_rows: int = 10, limit: int | None = None, listed: Sequence[str] = ()
+) -> Plan:
+    shards = find_shards(job_input.path)
+    request = Request(job_input, FINGERPRINT, chunk_rows, limit)
+    return plan(shards, footers_of(shards, job_input), listed=listed, request=request)
+
+
+def form(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> Form:
+    return form_of(
+        job_input,
+        Recipe(model="m", **recipe),
+        types=types,
+        width=WIDTH,
+        fingerprint=FINGERPRINT,
+        compression="zstd",
+    )
+
+
+def finished(
+    rows: pa.Table, *, bad: Mapping[int, str] | None = None, dtype: Any = np.float32
+) -> pa.Table:
+    """What ENCODE makes of READ's rows: unit vectors that tell the rows apart."""
+    numbers = rows.column("row").to_pylist()
+    reasons = [(bad or {}).get(number) for number in numbers]
+    reasons = [a or b for a, b in zip(reasons, rows.column("reason").to_pylist(), strict=True)]
+    vectors = np.zeros((len(numbers), WIDTH), dtype)
+    for place, number in enumerate(numbers):
+        vectors[place, number % WIDTH] = 1
+    texts = rows.column("text").to_pylist()
+    bad_rows = pa.array([reason is not None for reason in reasons], pa.bool_())
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), WIDTH, mask=bad_rows)
+    hashes = [hashlib.blake2b((text or "").encode(), digest_size=16).digest() for text in texts]
+    return (
+        rows.drop_columns(["text", "reason"])
+        .append_column("text_hash", pa.array(hashes, pa.binary(16)))
+        .append_column("tokens", pa.array([len(text or "") for text in texts], pa.uint32()))
+        .append_column("truncated", pa.array([False] * len(texts), pa.bool_()))
+        .append_column("excerpt", pa.array([text and text[:200] for text in texts], pa.string()))
+        .append_column("reason", pa.array(reasons, pa.string()))
+        .append_column("detail", pa.nulls(len(texts), pa.string()))
+        .append_column("embedding", embedding)
+    )
+
+
+def only(chunks: Sequence[Chunk]) -> Chunk:
+    (chunk,) = chunks
+    return chunk
+
+
+def spread(table: pa.Table, lines: int) -> pa.Table:
+    """The same rows in so many lines each, the bad ones in one."""
+    good = table.column("reason").is_null().to_numpy()
+    counts = np.where(good, lines, 1)
+    source = np.repeat(np.arange(len(table)), counts)
+    part = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return table.take(pa.array(source)).append_column("part", pa.array(part, pa.uint32()))
