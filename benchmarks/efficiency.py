@@ -80,7 +80,7 @@ class Bare:
         """The matrix products of the same layers, on as many rows: no attention, no norms."""
         self._multiply(self.weights)
 
-    def laid_out(self) -> None:
+    def pad_trees(self) -> None:
         """The same with the model's own weights, laid out as its layers have them by now."""
         self._multiply(self._laid_out)
 
@@ -179,9 +179,9 @@ def _in_turns(work: Work) -> Found:
     model = bare(encoder, work.recipe, views)
     encoder.encode_views(views.take(range(min(8, len(work.texts)))))
     model.products()
-    model.laid_out()
+    model.pad_trees()
     ways = {LOOP: lambda: encoder.encode_views(views).stats and None}
-    ways |= {FORWARD: model.forward, PRODUCTS: model.products, LAID_OUT: model.laid_out}
+    ways |= {FORWARD: model.forward, PRODUCTS: model.products, LAID_OUT: model.pad_trees}
     return Found(
         turns=take_turns(ways, rounds=work.rounds),
         tokens=int(views.lengths.sum()),

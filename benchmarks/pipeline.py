@@ -163,7 +163,7 @@ def make_model(folder: Path) -> None:
 
 def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str) -> Measured:
     """One job over `work/name`, measured."""
-    from embedjob.config.loading import Draft, Layer
+    from embedjob.config.loading import JobSource, Layer
     from embedjob.pipeline import Console, Options, embed
 
     job = {
@@ -183,7 +183,7 @@ def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str
 
     with watched_memory() as memory:
         result = embed(
-            Draft((Layer("benchmark", job),)),
+            JobSource((Layer("benchmark", job),)),
             Options(address=address),
             Console(print, shown),
             engine_of=lambda found, threads: NullEngine(

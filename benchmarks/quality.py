@@ -22,7 +22,7 @@ import transformers
 import yaml
 from scipy.stats import spearmanr
 
-from embedjob.config.loading import Draft, Layer
+from embedjob.config.loading import JobSource, Layer
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
@@ -166,7 +166,7 @@ def _resolved(encoder: dict[str, Any]) -> Recipe:
         "output": {"path": "-"},
     }
     folder = folder_layer(materialize(ModelSource(encoder["model"])))
-    return resolve(Draft((Layer("benchmark", job),)), folder).recipes["symmetric"]
+    return resolve(JobSource((Layer("benchmark", job),)), folder).recipes["symmetric"]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 import transformers
 from scipy.sparse import csr_matrix
 
-from embedjob.config.loading import Draft, Layer
+from embedjob.config.loading import JobSource, Layer
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import EmbedjobError
@@ -117,7 +117,7 @@ def recipe(kind: str) -> Recipe:
         "pool": {"gpus_per_actor": 0},
         "output": {"path": "-"},
     }
-    return resolve(Draft((Layer("benchmark", job),)), {}).job.encoder
+    return resolve(JobSource((Layer("benchmark", job),)), {}).job.encoder
 
 
 def scaled(scores_QN: Scores) -> Scores:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from embedjob.config.loading import Draft, read_draft, validate_partial
+from embedjob.config.loading import JobSource, read_draft, validate_partial
 from embedjob.errors import EmbedjobError, InterruptedRunError
 
 app = typer.Typer(
@@ -181,7 +181,7 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _draft(job: str, sets: Sequence[str] | None) -> Draft:
+def _draft(job: str, sets: Sequence[str] | None) -> JobSource:
     draft = read_draft(job, sets or ())
     # Before the imports that cost seconds: most mistakes are found here.
     validate_partial(draft)

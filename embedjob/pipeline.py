@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from embedjob.config.loading import Draft
+from embedjob.config.loading import JobSource
 from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.reading import read_chunk
 from embedjob.job.output import (
@@ -75,7 +75,7 @@ def flow(found: Survey, engine: Engine, *, pool: PoolSize, prove: Prove, ledger:
 
 
 def embed(
-    draft: Draft,
+    draft: JobSource,
     options: Options,
     console: Console,
     *,

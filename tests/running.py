@@ -19,7 +19,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedjob.cli import main
-from embedjob.config.loading import Draft, Layer
+from embedjob.config.loading import JobSource, Layer
 from embedjob.job.result import Result
 from embedjob.job.survey import Survey
 from embedjob.pipeline import Console, Options, embed
@@ -105,7 +105,7 @@ def run_with(
     """A run with an engine of the test's own."""
     _end_what_was_cut_off()
     console = Console(lambda line: sys.stderr.write(f"{line}\n") and None, shown)
-    return embed(Draft((Layer("job.yaml", document),)), options, console, engine_of=engine_of)
+    return embed(JobSource((Layer("job.yaml", document),)), options, console, engine_of=engine_of)
 
 
 def texts(count: int, *, seed: int = 0) -> list[str]:

@@ -15,7 +15,7 @@ from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.joining import text_columns
 from embedjob.input.listing import Footer, find_shards, read_footers
 from embedjob.job.planning import Plan, Request, plan
-from embedjob.output.schema import Form, form_of
+from embedjob.output.schema import OutputSpec, output_spec_of
 
 FINGERPRINT = "f" * 64
 WIDTH = 4
@@ -41,8 +41,8 @@ def plan_of(
     return plan(shards, footers_of(shards, job_input), listed=listed, request=request)
 
 
-def form(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> Form:
-    return form_of(
+def form(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> OutputSpec:
+    return output_spec_of(
         job_input,
         Recipe(model="m", **recipe),
         types=types,

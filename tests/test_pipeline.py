@@ -260,8 +260,8 @@ class TestWhatChanged:
         assert running.command("verify", str(out)).code == 0
         # The same rows again are nothing to do; a whole corpus may not be replaced by a trial.
         assert running.run(document, tmp_path, "--address", "127.0.0.1:1").code == 0
-        onto = corpus.to(corpus.out, run={"limit": 23})
-        refused = running.run(onto, tmp_path, "--address", "127.0.0.1:1")
+        to_device = corpus.to(corpus.out, run={"limit": 23})
+        refused = running.run(to_device, tmp_path, "--address", "127.0.0.1:1")
         assert (refused.code, "run.limit" in refused.err) == (2, True)
 
 

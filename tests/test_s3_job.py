@@ -27,7 +27,7 @@ from embedjob.storage import objects
 from tests import running
 from tests.cluster import ROOT, Cluster
 from tests.outputs import written
-from tests.running import Draft, Job, Layer, Ran, job_file, save_slow_model, texts
+from tests.running import Job, JobSource, Layer, Ran, job_file, save_slow_model, texts
 from tests.seaweed import S3Server
 
 pytestmark = pytest.mark.ray
@@ -171,7 +171,7 @@ def test_all_of_two_thousand_objects_are_seen(
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(put, range(MANY)))
     document = running.job(f"{bucket}/many/*/*.parquet", f"{bucket}/out", model)
-    found = survey(Draft((Layer("job.yaml", document),)))
+    found = survey(JobSource((Layer("job.yaml", document),)))
     assert (len(found.shards), len(found.plan.chunks), found.plan.rows) == (MANY, MANY, 3 * MANY)
     assert found.plan.faults == ()
     document["run"]["limit"] = 20

@@ -69,7 +69,7 @@ def peer(place: Place, setting: Setting) -> None:
 
 def ours(place: Place) -> dict[str, Any]:
     """The same job by embedjob; the summary of its run."""
-    from embedjob.config.loading import Draft, Layer
+    from embedjob.config.loading import JobSource, Layer
     from embedjob.pipeline import Console, Options, embed
 
     job = {
@@ -83,7 +83,7 @@ def ours(place: Place) -> dict[str, Any]:
     def shown(_: Any) -> Iterator[Callable[[Any], None]]:
         yield lambda tally: None
 
-    draft = Draft((Layer("benchmark", job),))
+    draft = JobSource((Layer("benchmark", job),))
     result = embed(draft, Options(address=place.address), Console(print, shown))
     assert not result.faults, result.verdict
     return result.summary.as_dict()

@@ -99,7 +99,7 @@ def router_in(heads: Iterable[Any]) -> RouterScores | None:
     return next((head.router for head in heads if isinstance(head, RouterHead)), None)
 
 
-def require_sound(recipe: Any) -> None:
+def check_heads(recipe: Any) -> None:
     """ValueError where what is asked for beside the vector does not go with the rest."""
     for kind, name in ((SparseHead, "sparse_lm"), (RouterHead, "router")):
         asked = sum(isinstance(head, kind) for head in recipe.heads)
@@ -127,7 +127,7 @@ def _require_whole(recipe: Any, what: str) -> None:
         raise ValueError(f"{what} gives one line per text; allowed is long_text: truncate or bad")
 
 
-def require_summands(recipe: Any) -> None:
+def check_summands(recipe: Any) -> None:
     """ValueError where a weighted sum names a column that no head of the recipe writes."""
     if not isinstance(recipe.similarity, WeightedSum):
         return

@@ -87,7 +87,7 @@ Intervention = Annotated[
 ]
 
 
-def require_possible(
+def check_interventions(
     given: Sequence[Prepending | Contrasting], *, causal: bool, long_text: str, decodes: bool
 ) -> None:
     """ValueError where a recipe has them twice, or else is not one that can be intervened in."""

@@ -35,7 +35,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Draft:
+class JobSource:
     """A job as written: the job file and its overrides, checked for shape, not yet resolved."""
 
     layers: tuple[Layer, ...]
@@ -49,7 +49,7 @@ class Draft:
         return found
 
 
-def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
+def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> JobSource:
     """The draft of a job file under `key.path=value` overrides; ConfigError if it cannot be one."""
     document = read_yaml(path)
     unknown = [key for key in document if key not in _SECTIONS]
@@ -57,7 +57,7 @@ def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
         raise ConfigError(f"{path}: {_unknown(unknown[0], _SECTIONS)}")
     written = Layer(str(path), _expanded(document))
     sets = tuple(_override(text) for text in overrides)
-    return Draft((written, *sets))
+    return JobSource((written, *sets))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def validate(
         raise ConfigError(_explain(error, document, at, origins or {})) from error
 
 
-def validate_partial(draft: Draft) -> None:
+def validate_partial(draft: JobSource) -> None:
     """ConfigError if any key of the draft could not stand in a job, whatever the method says."""
     document, origins = merge(draft.layers)
     encoder = document.get("encoder")

@@ -128,7 +128,7 @@ class Fitted(Section):
 PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_length=1)]
 
 
-def require_engines(finish: Iterable[Any]) -> None:
+def check_available(finish: Iterable[Any]) -> None:
     """ValueError at a finishing step that this version cannot take."""
     for step in finish:
         if not isinstance(step, Fitted):

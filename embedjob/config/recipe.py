@@ -12,8 +12,8 @@ from embedjob.config.heads import (
     SparseHead,
     WeightedSum,
     anchors_in,
-    require_sound,
-    require_summands,
+    check_heads,
+    check_summands,
     sparse_in,
 )
 from embedjob.config.interventions import (
@@ -22,7 +22,7 @@ from embedjob.config.interventions import (
     Intervention,
     Prepend,
     Prepending,
-    require_possible,
+    check_interventions,
 )
 from embedjob.config.pooling import (
     Fitted,
@@ -35,7 +35,7 @@ from embedjob.config.pooling import (
     SpanTag,
     Truncate,
     WeightedFrom,
-    require_engines,
+    check_available,
 )
 from embedjob.config.segments import Demonstration, Section, Segment
 
@@ -147,18 +147,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _goes_together(self, info: ValidationInfo) -> "Recipe":
-        require_engines(self.finish)
+        check_available(self.finish)
         partial = bool((info.context or {}).get(PARTIAL))
         if not partial:
-            require_summands(self)
+            check_summands(self)
         if not partial or self.method is None:
             self._require_sound()
         return self
 
     def _require_sound(self) -> None:
         """ValueError where keys do not go together."""
-        require_sound(self)
-        require_possible(
+        check_heads(self)
+        check_interventions(
             self.interventions,
             causal=self.attention == "causal",
             long_text=self.long_text,

@@ -18,13 +18,13 @@ from transformers import Cache, PreTrainedModel
 
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.direction import Attention, set_attention
-from embedjob.encoder.batching.transfers import onto
+from embedjob.encoder.batching.transfers import to_device
 from embedjob.encoder.cpu.optimize import fuse
 from embedjob.encoder.loading import load_model, quantize, widened
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.encoder.outputs.latent_attention import LatentAttention
 from embedjob.errors import ModelError
-from embedjob.models.architecture import ModelFacts, facts_of, require_quantizer, windows_of
+from embedjob.models.architecture import ModelInfo, info_of, require_quantizer, windows_of
 
 _LOG = logging.getLogger(__name__)
 _PROBE = (1, 2, 3, 4, 5)
@@ -152,7 +152,7 @@ class Backbone:
         self.tolerance = _TOLERANCE[model.dtype]
         # No cache is kept: every view goes through once.
         model.config.use_cache = False
-        self.facts: ModelFacts = facts_of(model.config.to_dict())
+        self.facts: ModelInfo = info_of(model.config.to_dict())
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._first_position = _first_position(model)
         self._reader = LayerReader(self.model, layers=self.facts.layers, vocabulary=self.vocabulary)
@@ -212,12 +212,12 @@ class Backbone:
                 f"the tokenizer gave id {int(ids_VT.max())}, but the model embeds only"
                 f" {self.vocabulary}; tokenizer and weights do not belong together"
             )
-        ids_VT, mask_VT = onto(ids_VT, self.device), onto(mask_VT, self.device)
+        ids_VT, mask_VT = to_device(ids_VT, self.device), to_device(mask_VT, self.device)
         inputs = {"input_ids": ids_VT, "attention_mask": mask_VT.long()}
         if self.takes_positions:
             if isinstance(position, int):
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
-            inputs["position_ids"] = onto(position, self.device) + self._first_position
+            inputs["position_ids"] = to_device(position, self.device) + self._first_position
         chosen = self._numbers(layer)
         found = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
@@ -296,11 +296,11 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     if recipe.quantize != "none":
         quantize(backbone.stack, recipe)
     elif device.type == "cpu" and backbone.model.dtype == torch.float32:
-        quicken(backbone)
+        optimize_for_cpu(backbone)
     return backbone
 
 
-def quicken(backbone: Backbone) -> None:
+def optimize_for_cpu(backbone: Backbone) -> None:
     """Puts quicker forms of its layers into a float32 model on a CPU."""
     # Its layers have to be found as they are: a model tells its states by the kinds of its blocks.
     if backbone.blocks:

@@ -16,13 +16,13 @@ from embedjob.encoder.attention.packing import Packing
 from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batching.budget import WORTH_MEASURING, measured, range_of
-from embedjob.encoder.batching.encode_all import Caller, pass_all
+from embedjob.encoder.batching.encode_all import Caller, encode_distinct
 from embedjob.encoder.batching.flops import Meter
 from embedjob.encoder.batching.forward import Loaded
 from embedjob.encoder.batching.padding import Side
-from embedjob.encoder.batching.scheduler import telling_of_loss
+from embedjob.encoder.batching.scheduler import raising_device_lost
 from embedjob.encoder.from_output import recorded
-from embedjob.encoder.interventions import Steering
+from embedjob.encoder.interventions import InterventionHooks
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
@@ -63,8 +63,8 @@ class Encoder:
         # None until it is found.
         self._budget = None if tokens_per_microbatch == "auto" else tokens_per_microbatch
         self._side: Side = "left" if padding_side == "left" else "right"
-        self._steerings = {
-            role: Steering(self._prefixes, one, side=self._side)
+        self._hooks = {
+            role: InterventionHooks(self._prefixes, one, side=self._side)
             for role, one in self._recipes.items()
         }
         self._tokenizers: dict[Role, ViewTokenizer] = {}
@@ -154,7 +154,7 @@ class Encoder:
             )
         return found
 
-    @telling_of_loss()
+    @raising_device_lost()
     def encode_views(
         self,
         views: TokenViews,
@@ -173,7 +173,7 @@ class Encoder:
         loaded = self._loaded(recipe)
         budget = self._budget_for(views, loaded)
         caller, started = Caller(stop, on_progress), time.monotonic()
-        passed = pass_all(views, loaded, budget=budget, caller=caller)
+        passed = encode_distinct(views, loaded, budget=budget, caller=caller)
         if passed.budget < budget:
             self._budget = passed.budget
         found = encoded(passed, views, recipe, router_width=loaded.readout.router_width)
@@ -189,7 +189,7 @@ class Encoder:
             readout=self._readout(recipe),
             recipe=recipe,
             side=self._side,
-            steering=self._steerings[recipe.role],
+            hooks=self._hooks[recipe.role],
         )
 
     def _budget_for(self, views: TokenViews, loaded: Loaded) -> int:

@@ -17,7 +17,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.batching.padding import Indices, MicroBatch, Side, assemble
-from embedjob.encoder.batching.transfers import onto
+from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import ModelError
 from embedjob.text.views import TokenViews
 
@@ -34,7 +34,7 @@ class _Captured(Exception):
     """What the auxiliary run was for is there."""
 
 
-class Steering:
+class InterventionHooks:
     """The interventions of one recipe in a loaded model; those of most recipes are none."""
 
     def __init__(self, prefixes: Prefixes, recipe: Recipe, *, side: Side) -> None:
@@ -175,7 +175,7 @@ def at(places: Places) -> Callable[[torch.device], Places]:
 
     @cache
     def there(device: torch.device) -> Places:
-        return onto(places[0], device), onto(places[1], device)
+        return to_device(places[0], device), to_device(places[1], device)
 
     return there
 

@@ -32,7 +32,7 @@ from embedjob.encoder.outputs.latent_attention import LatentAttention
 from embedjob.encoder.tensors import prefixed_tensors
 from embedjob.errors import ModelError, ResourceError
 from embedjob.models import nvembed
-from embedjob.models.architecture import T5_TYPES, config_of, facts_of, is_causal, require_fit
+from embedjob.models.architecture import T5_TYPES, check_model, config_of, info_of, is_causal
 from embedjob.models.components import ingredients_of
 from embedjob.models.quiet import quiet
 from embedjob.models.source import materialize, transformer_directory
@@ -69,7 +69,7 @@ def load_at(recipe: Recipe, place: torch.device | DeviceMap) -> LoadedModel:
     """
     made_of = ingredients_of(recipe)
     directory = transformer_directory(materialize(made_of.weights))
-    require_fit(recipe, facts_of(config_of(directory)))
+    check_model(recipe, info_of(config_of(directory)))
     places = None if isinstance(place, torch.device) else place
     dtype = _dtype(recipe, on_gpu=not isinstance(place, torch.device) or place.type == "cuda")
     if not made_of.adapters:

@@ -10,8 +10,8 @@ from embedjob.input.reading import read_chunk
 from embedjob.job.survey import Survey
 from embedjob.output.calibration import ENOUGH_VECTORS, sampled
 from embedjob.output.claim import Claim, Probes, check, read_claims
-from embedjob.output.head_columns import with_beside
-from embedjob.output.schema import Form, form_of, schema_text
+from embedjob.output.head_columns import with_head_columns
+from embedjob.output.schema import OutputSpec, output_spec_of, schema_text
 from embedjob.output.snapshot import Snapshot
 from embedjob.stages.calibrating import Calibrate
 from embedjob.vectors.quantizing import CALIBRATED
@@ -83,10 +83,10 @@ def calibration_notes(found: Survey) -> Iterator[str]:
             )
 
 
-def form(found: Survey) -> Form:
+def form(found: Survey) -> OutputSpec:
     """What all files of this run have in common."""
     job = found.resolved.job
-    dense = form_of(
+    dense = output_spec_of(
         job.input,
         job.encoder,
         types=found.plan.types,
@@ -94,7 +94,9 @@ def form(found: Survey) -> Form:
         fingerprint=found.fingerprint,
         compression=job.output.compression,
     )
-    return with_beside(dense, vocabulary=found.beside.vocabulary, routers=found.beside.routers)
+    return with_head_columns(
+        dense, vocabulary=found.beside.vocabulary, routers=found.beside.routers
+    )
 
 
 def is_published(found: Survey, newest: Snapshot) -> bool:

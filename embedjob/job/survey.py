@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from embedjob.config.job import Input
-from embedjob.config.loading import Draft, merge, validate, validate_partial
+from embedjob.config.loading import JobSource, merge, validate, validate_partial
 from embedjob.config.recipe import HubModel
 from embedjob.errors import InputError
 from embedjob.input.chunks import Shard
@@ -14,11 +14,11 @@ from embedjob.job.planning import Plan, Request, plan
 from embedjob.methods.resolution import Resolved, default_model, resolve
 from embedjob.models.architecture import (
     Beside,
-    ModelFacts,
+    ModelInfo,
     beside_of,
+    check_model,
     config_of,
     facts,
-    require_fit,
     require_quantizer,
 )
 from embedjob.models.checkpoint import BASE
@@ -39,7 +39,7 @@ class Survey:
     """A resolved job beside the world that it meets."""
 
     resolved: Resolved
-    model: ModelFacts
+    model: ModelInfo
     digests: Mapping[str, str]
     fingerprint: str
     width: int
@@ -53,7 +53,7 @@ class Survey:
         return objects.absolute(self.resolved.job.output.path)
 
 
-def survey(draft: Draft) -> Survey:
+def survey(draft: JobSource) -> Survey:
     """The survey of a job.
 
     Raises RefusedError for whatever can be known now, cheapest first: config, then input, then
@@ -69,7 +69,7 @@ def survey(draft: Draft) -> Survey:
     made_of = ingredients_of(resolved.job.encoder).pinned()
     resolved = resolved.on(made_of.keys())
     job = resolved.job
-    require_fit(job.encoder, known)
+    check_model(job.encoder, known)
     require_quantizer(job.encoder)
     wide = vector_width(job.encoder, known.hidden_size, folder)
     beside = beside_of(job.encoder, config_of(folder))
@@ -100,7 +100,7 @@ def relisted(found: Survey, *, without: Collection[str] = ()) -> Survey:
     return replace(found, plan=replace(found.plan, left=left))
 
 
-def source_in(draft: Draft) -> ModelSource:
+def source_in(draft: JobSource) -> ModelSource:
     """Where the draft's model comes from."""
     source = ModelSource(
         model=draft.get("encoder.model"),
@@ -113,7 +113,7 @@ def source_in(draft: Draft) -> ModelSource:
     return replace(source, base=source.beside(named, BASE)) if named else source
 
 
-def listed_input(draft: Draft) -> tuple[tuple[Shard, ...], dict[str, Footer | str]]:
+def listed_input(draft: JobSource) -> tuple[tuple[Shard, ...], dict[str, Footer | str]]:
     """The shards and their footers; InputError where not one shard can be read."""
     written, origins = merge(draft.layers)
     job_input = validate(Input, written["input"], at="input", origins=origins)

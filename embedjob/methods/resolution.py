@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from embedjob.config.job import Job
-from embedjob.config.loading import Draft, Layer, merge, recipe_from, validate
+from embedjob.config.loading import JobSource, Layer, merge, recipe_from, validate
 from embedjob.config.recipe import Recipe, Role
 from embedjob.errors import ConfigError
 from embedjob.methods.catalogue import MethodFile, over_each_other, read_method
@@ -29,7 +29,7 @@ class Resolved:
         return replace(self, job=job, recipes=recipes)
 
 
-def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:
+def resolve(draft: JobSource, folder: Mapping[str, Any]) -> Resolved:
     """The job that `draft` means.
 
     Precedence: library default < model folder < method file < job file < `--set`.
@@ -59,7 +59,7 @@ def resolve(draft: Draft, folder: Mapping[str, Any]) -> Resolved:
     return Resolved(job, recipes, origins)
 
 
-def _require_own_adapters(method: MethodFile, draft: Draft) -> None:
+def _require_own_adapters(method: MethodFile, draft: JobSource) -> None:
     """Models of one size look alike: an adapter of another would be merged, and spoil it."""
     adapters = method.encoder.get("adapters")
     if not adapters or draft.get("encoder.adapters") is not None:
@@ -72,7 +72,7 @@ def _require_own_adapters(method: MethodFile, draft: Draft) -> None:
         )
 
 
-def default_model(draft: Draft) -> Draft:
+def default_model(draft: JobSource) -> JobSource:
     """The draft with its method's default model where the job names none; ConfigError if none."""
     if draft.get("encoder.model"):
         return draft
@@ -86,7 +86,7 @@ def default_model(draft: Draft) -> Draft:
             " path of a model that was trained for it"
         )
     layer = Layer(f"method {name}", {"encoder": {"model": model}})
-    return Draft((layer, *draft.layers))
+    return JobSource((layer, *draft.layers))
 
 
 def with_dtype(document: Mapping[str, Any]) -> dict[str, Any]:

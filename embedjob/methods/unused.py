@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from embedjob.config.loading import Draft
+from embedjob.config.loading import JobSource
 from embedjob.config.recipe import Recipe, WeightedTemplate
 from embedjob.config.templates import slots_read
 from embedjob.errors import ConfigError
@@ -16,7 +16,7 @@ _SLOTS = {
 }
 
 
-def require_slots_for(draft: Draft, recipes: Collection[Recipe]) -> None:
+def require_slots_for(draft: JobSource, recipes: Collection[Recipe]) -> None:
     """ConfigError if the job fills a slot that no template of its recipes has."""
     read = frozenset[str]().union(*map(slots_read, recipes))
     for key, slot in _SLOTS.items():

@@ -91,7 +91,7 @@ _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """The size and kind of a model: `causal` is a decoder, `max_positions` None is no limit.
 
     `vocabulary` is how many token ids have an embedding, None where the config does not tell. With
@@ -107,15 +107,15 @@ class ModelFacts:
     length_bound: bool = False
 
 
-def facts(source: ModelSource) -> ModelFacts:
+def facts(source: ModelSource) -> ModelInfo:
     """The facts of a model that has weights; ModelError if it has none or cannot be found."""
     if kind(source.model) == "gguf":
-        return ModelFacts(**gguf.header(Path(address(source.model))))
+        return ModelInfo(**gguf.header(Path(address(source.model))))
     config = config_of(materialize(source, tokenizer_only=True))
-    return facts_of(config, parameters=_parameters(weights_of(source)))
+    return info_of(config, parameters=_parameters(weights_of(source)))
 
 
-def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelFacts:
+def info_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelInfo:
     """The facts that a config.json tells."""
     config = {**config, **(config.get("text_config") or {})}
     model_type = str(config.get("model_type"))
@@ -135,7 +135,7 @@ def facts_of(config: Mapping[str, Any], *, parameters: int | None = None) -> Mod
         positions -= int(config.get("pad_token_id") or 0) + 1
     vocabulary = _first(config, ("vocab_size",))
     steady = steady_positions(config)
-    return ModelFacts(
+    return ModelInfo(
         size,
         layers,
         is_causal(config),
@@ -155,7 +155,7 @@ def is_causal(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") not in ENCODER_TYPES or bool(config.get("is_decoder"))
 
 
-def require_fit(recipe: Recipe, known: ModelFacts) -> None:
+def check_model(recipe: Recipe, known: ModelInfo) -> None:
     """ModelError if the model cannot do what the recipe asks: attention, layer, or length."""
     if recipe.attention == "causal" and not known.causal:
         raise ModelError(
@@ -183,7 +183,7 @@ def require_fit(recipe: Recipe, known: ModelFacts) -> None:
         )
 
 
-def _require_blocks(recipe: Recipe, known: ModelFacts, *, lowest: int) -> None:
+def _require_blocks(recipe: Recipe, known: ModelInfo, *, lowest: int) -> None:
     """ModelError unless interventions are in blocks that the model has, before what is read."""
     prepend, contrast = recipe.prepend, recipe.contrast
     asked = {
@@ -223,12 +223,12 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
 def _parameters(source: ModelSource) -> int | None:
     files = files_at_hand(source)
     if not files:
-        record = hub.described(source.model, source.revision, key=source.holding.key)
+        record = hub.described(source.model, source.revision, key=source.layout.key)
         texts = model_files(str(materialize(source, tokenizer_only=True)))
         require_weights([file.rfilename for file in record.siblings or ()], source, texts)
         return record.safetensors.total if record.safetensors else None
     require_weights([file.name for file in files], source, files)
-    weights = [file for file in files if source.holding.is_weight(file.name)]
+    weights = [file for file in files if source.layout.is_weight(file.name)]
     return sum(map(_tensor_elements, weights)) or None
 
 

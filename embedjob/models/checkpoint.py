@@ -17,7 +17,7 @@ TEXTS = re.compile(r".*\.(json|txt|model|jinja)")
 
 
 @dataclass(frozen=True)
-class Holding:
+class CheckpointLayout:
     """What a directory holds: its config, its weights, and the job's key that names it."""
 
     key: str
@@ -39,7 +39,7 @@ class Holding:
         return bool(self.pickles.fullmatch(PurePosixPath(name).name))
 
 
-MODEL = Holding(
+MODEL = CheckpointLayout(
     key="encoder.model",
     what="model",
     config="config.json",
@@ -49,7 +49,7 @@ MODEL = Holding(
     unsafe="pytorch_model*.bin",
 )
 BASE = replace(MODEL, key="encoder.base")
-ADAPTER = Holding(
+ADAPTER = CheckpointLayout(
     key="encoder.adapters",
     what="adapter",
     config="adapter_config.json",
@@ -88,24 +88,24 @@ def model_files(url: str, *, key: str = MODEL.key) -> list[ModelFile]:
 
 
 def weight_names(
-    names: Iterable[str], *, allow_pickle: bool, model: str, holding: Holding = MODEL
+    names: Iterable[str], *, allow_pickle: bool, model: str, layout: CheckpointLayout = MODEL
 ) -> list[str]:
     """Those of the names that hold the weights; ModelError saying what was found if none do."""
     names = sorted(names)
-    weights = [name for name in names if holding.is_weight(name)]
+    weights = [name for name in names if layout.is_weight(name)]
     if weights:
         return weights
-    pickles = [name for name in names if holding.is_pickle(name)]
+    pickles = [name for name in names if layout.is_pickle(name)]
     if pickles and allow_pickle:
         return pickles
-    what = f"{holding.key}: {model} has no weights ({holding.safe})"
+    what = f"{layout.key}: {model} has no weights ({layout.safe})"
     if pickles:
         raise ModelError(
             f"{what}, only pickled ones ({', '.join(pickles)}), which can run code when read;"
             " convert them to safetensors, or set encoder.allow_pickle: true if you trust them"
         )
     found = ", ".join(names[:12]) or "nothing"
-    saved = f"a directory that {'an' if holding is ADAPTER else 'a'} {holding.what} was saved to"
+    saved = f"a directory that {'an' if layout is ADAPTER else 'a'} {layout.what} was saved to"
     raise ModelError(f"{what}; found: {found}. Give {saved}")
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 from embedjob.models import cache, hub
-from embedjob.models.checkpoint import ADAPTER, MODEL, Holding, ModelFile, model_files
+from embedjob.models.checkpoint import ADAPTER, MODEL, CheckpointLayout, ModelFile, model_files
 from embedjob.models.components import Ingredients
 from embedjob.models.source import (
     ModelSource,
@@ -51,18 +51,18 @@ def digests(source: ModelSource) -> dict[str, str]:
     files = files_at_hand(source)
     if not files:
         texts = model_files(str(materialize(source, tokenizer_only=True)))
-        wanted = {*_texts(texts, source.holding), *_configs(source)}
+        wanted = {*_texts(texts, source.layout), *_configs(source)}
         return _sha256s(texts, wanted) | _hub_weights(source, texts)
     if files[0].name.endswith(".gguf"):
         return {files[0].name: _sha256(files[0])}
     weights = _weights([file.name for file in files], source, files)
-    return _sha256s(files, {*weights, *_texts(files, source.holding), *_configs(source)})
+    return _sha256s(files, {*weights, *_texts(files, source.layout), *_configs(source)})
 
 
 def _hub_weights(source: ModelSource, texts: Sequence[ModelFile]) -> dict[str, str]:
     recorded = {
         file.rfilename: file.lfs.sha256
-        for file in hub.described(source.model, source.revision, key=source.holding.key).siblings
+        for file in hub.described(source.model, source.revision, key=source.layout.key).siblings
         or ()
         if file.lfs is not None
     }
@@ -77,10 +77,10 @@ def _configs(source: ModelSource) -> list[str]:
     return [f"{module}/config.json" for module in source.modules]
 
 
-def _texts(files: Sequence[ModelFile], holding: Holding) -> set[str]:
+def _texts(files: Sequence[ModelFile], layout: CheckpointLayout) -> set[str]:
     """The names of the config and tokenizer files, those one level down included."""
-    if holding is ADAPTER:
-        return {holding.config}
+    if layout is ADAPTER:
+        return {layout.config}
     names = {file.name: file.name.rpartition("/")[2] for file in files}
     ready = "tokenizer.json" in names.values()
     wanted = {"tokenizer.json"} if ready else _VOCABULARIES

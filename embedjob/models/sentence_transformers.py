@@ -10,7 +10,7 @@ from embedjob.config.pooling import Dense, Head, LayerNorm, Pooler
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
 from embedjob.models import nvembed
-from embedjob.models.architecture import ModelFacts, config_of, facts_of
+from embedjob.models.architecture import ModelInfo, config_of, info_of
 from embedjob.models.source import read_json, transformer_directory
 from embedjob.models.tokenizer import lowercases, read_tokenizer
 
@@ -143,7 +143,7 @@ _ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpu
 def folder_layer(directory: Path) -> dict[str, Any]:
     """The keys that the folder sets: {"encoder": keys, "roles": {role: keys}}, as YAML would."""
     config = config_of(directory)
-    known = facts_of(config)
+    known = info_of(config)
     encoder: dict[str, Any] = {} if known.causal else {"attention": "bidirectional"}
     if known.max_positions and known.max_positions < _DEFAULT_MAX_TOKENS:
         encoder["max_tokens"] = known.max_positions
@@ -280,7 +280,7 @@ def _transformer_settings(folder: Path) -> dict[str, Any]:
     return read_json(found[0]) or {} if found else {}
 
 
-def _max_tokens(directory: Path, known: ModelFacts) -> dict[str, Any]:
+def _max_tokens(directory: Path, known: ModelInfo) -> dict[str, Any]:
     inner = transformer_directory(directory)
     limit = _transformer_settings(inner).get("max_seq_length")
     if limit is None:

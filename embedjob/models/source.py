@@ -17,7 +17,7 @@ from embedjob.models.checkpoint import (
     INDEX,
     MODEL,
     TEXTS,
-    Holding,
+    CheckpointLayout,
     ModelFile,
     copy,
     model_files,
@@ -28,28 +28,28 @@ from embedjob.models.checkpoint import (
 from embedjob.storage import objects
 
 
-def kind(model: str, holding: Holding = MODEL) -> str:
+def kind(model: str, layout: CheckpointLayout = MODEL) -> str:
     """How a model is reached: directory, gguf, stored or hub; ModelError if in no way."""
-    place = address(model, holding)
+    place = address(model, layout)
     if "://" in place:
         return "stored"
     path = Path(place)
     if path.is_dir():
         return "directory"
-    if path.is_file() and path.suffix == ".gguf" and holding is not ADAPTER:
+    if path.is_file() and path.suffix == ".gguf" and layout is not ADAPTER:
         return "gguf"
     if path.exists() or place.startswith(("/", ".")) or path.suffix == ".gguf":
         state = "is a file" if path.exists() else "does not exist"
-        or_file = "" if holding is ADAPTER else " or a .gguf file"
-        directory = "an adapter directory" if holding is ADAPTER else "a model directory"
-        raise ModelError(f"{holding.key}: {model} {state}; allowed is {directory}{or_file}")
+        or_file = "" if layout is ADAPTER else " or a .gguf file"
+        directory = "an adapter directory" if layout is ADAPTER else "a model directory"
+        raise ModelError(f"{layout.key}: {model} {state}; allowed is {directory}{or_file}")
     return "hub"
 
 
-def address(model: str, holding: Holding = MODEL) -> str:
+def address(model: str, layout: CheckpointLayout = MODEL) -> str:
     """The model's path or URL: what `package:NAME/PATH` and `~` stand for, all else as it is."""
     if model.startswith("package:"):
-        return str(_in_package(model, holding.key))
+        return str(_in_package(model, layout.key))
     return str(Path(model).expanduser()) if model.startswith("~") else model
 
 
@@ -83,21 +83,21 @@ class Source(Protocol):
         ...
 
     @property
-    def holding(self) -> Holding:
+    def layout(self) -> CheckpointLayout:
         """What its directory holds."""
         ...
 
 
 def require_config(directory: Path, config: Mapping[str, Any] | None, source: Source) -> None:
     """ModelError if a directory has no config, or one that asks for code that may not be run."""
-    holding = source.holding
+    layout = source.layout
     if config is None:
         found = ", ".join(sorted(path.name for path in directory.glob("*"))[:12]) or "nothing"
         raise ModelError(
-            f"{holding.key}: {source.model} has no {holding.config}; found: {found}. "
-            + _remedy(directory, holding)
+            f"{layout.key}: {source.model} has no {layout.config}; found: {found}. "
+            + _remedy(directory, layout)
         )
-    ours = holding is ADAPTER or nvembed.is_nvembed(config)
+    ours = layout is ADAPTER or nvembed.is_nvembed(config)
     if ours or not config.get("auto_map") or source.trust_remote_code:
         return
     # transformers takes seconds to import, and few models bring code of their own.
@@ -105,13 +105,13 @@ def require_config(directory: Path, config: Mapping[str, Any] | None, source: So
 
     if config.get("model_type") not in CONFIG_MAPPING_NAMES:
         raise ModelError(
-            f"{holding.key}: {source.model} is of a kind ({config.get('model_type')}) that only its"
+            f"{layout.key}: {source.model} is of a kind ({config.get('model_type')}) that only its"
             " own Python code can run; set encoder.trust_remote_code: true if you trust it"
         )
 
 
-def _remedy(directory: Path, holding: Holding) -> str:
-    if holding is ADAPTER:
+def _remedy(directory: Path, layout: CheckpointLayout) -> str:
+    if layout is ADAPTER:
         return "Give a directory that a PEFT adapter was saved to"
     if (directory / ADAPTER.config).exists():
         return (
@@ -137,17 +137,17 @@ class ModelSource:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     modules: tuple[str, ...] = ()
-    holding: Holding = MODEL
+    layout: CheckpointLayout = MODEL
     base: "ModelSource | None" = None
 
-    def beside(self, named: str | HubModel, holding: Holding) -> "ModelSource":
+    def beside(self, named: str | HubModel, layout: CheckpointLayout) -> "ModelSource":
         """Another source, of which as much may be run."""
         return ModelSource(
             model=named if isinstance(named, str) else named.id,
             revision=None if isinstance(named, str) else named.revision,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
-            holding=holding,
+            layout=layout,
         )
 
 
@@ -172,25 +172,25 @@ def module_path(head: Head) -> str | None:
 
 def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
     """The local directory with config, tokenizer and, unless told otherwise, the weights."""
-    directory = _MAKERS[kind(source.model, source.holding)](source, tokenizer_only)
-    config = read_json(transformer_directory(directory) / source.holding.config)
+    directory = _MAKERS[kind(source.model, source.layout)](source, tokenizer_only)
+    config = read_json(transformer_directory(directory) / source.layout.config)
     require_config(directory, config, source)
     if not tokenizer_only:
-        files = model_files(str(directory), key=source.holding.key)
+        files = model_files(str(directory), key=source.layout.key)
         require_weights([file.name for file in files], source, files)
     return directory
 
 
 def files_at_hand(source: ModelSource) -> list[ModelFile]:
     """The model's files, weights included, that can be read now; [] while they are on the hub."""
-    holding = source.holding
-    if kind(source.model, holding) != "hub":
-        return model_files(address(source.model, holding), key=holding.key)
+    layout = source.layout
+    if kind(source.model, layout) != "hub":
+        return model_files(address(source.model, layout), key=layout.key)
     try:
         here = _snapshot(source, [*_TEXT_PATTERNS, *_weight_patterns(source)], ask=False)
     except ModelError:
         return []
-    files = model_files(str(here), key=holding.key)
+    files = model_files(str(here), key=layout.key)
     return files if _held([file.name for file in files], source) else []
 
 
@@ -199,7 +199,7 @@ def _held(names: list[str], source: ModelSource) -> bool:
         module_weights(names, source)
     except ModelError:
         return False
-    return any(source.holding.is_weight(name) or source.holding.is_pickle(name) for name in names)
+    return any(source.layout.is_weight(name) or source.layout.is_pickle(name) for name in names)
 
 
 def require_weights(
@@ -211,9 +211,9 @@ def require_weights(
     """
     names = list(names)
     found = weight_names(
-        names, allow_pickle=source.allow_pickle, model=source.model, holding=source.holding
+        names, allow_pickle=source.allow_pickle, model=source.model, layout=source.layout
     )
-    if source.holding is not ADAPTER:
+    if source.layout is not ADAPTER:
         index = next((one for one in texts if one.name.rpartition("/")[2] == INDEX), None)
         listed = None if index is None else json.loads(objects.read_bytes(index.stored.url))
         require_whole(names, listed, model=source.model)
@@ -234,7 +234,7 @@ def module_weights(names: list[str], source: ModelSource) -> list[str]:
 
 def pinned(source: ModelSource) -> ModelSource:
     """The source named so that every node reads the same: a commit, or a path from the root."""
-    reached = kind(source.model, source.holding)
+    reached = kind(source.model, source.layout)
     if source.model.startswith("package:") or reached == "stored":
         return source
     if reached != "hub":
@@ -261,7 +261,7 @@ def read_json(path: Path) -> Any:
 
 
 def _from_directory(source: ModelSource, _: bool) -> Path:
-    return Path(address(source.model, source.holding))
+    return Path(address(source.model, source.layout))
 
 
 def _from_gguf(source: ModelSource, tokenizer_only: bool) -> Path:
@@ -269,7 +269,7 @@ def _from_gguf(source: ModelSource, tokenizer_only: bool) -> Path:
 
 
 def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
-    found = model_files(source.model, key=source.holding.key)
+    found = model_files(source.model, key=source.layout.key)
     names = [file.name for file in found]
     if source.model.endswith(".gguf"):
         wanted = set(names)
@@ -294,22 +294,22 @@ def _from_hub(source: ModelSource, tokenizer_only: bool) -> Path:
     safe, *unsafe = _weight_patterns(source)
     modules = [one for one in unsafe if "/" in one]
     here = _snapshot(source, [*patterns, safe, *modules])
-    if unsafe and not any(source.holding.is_weight(file.name) for file in model_files(str(here))):
+    if unsafe and not any(source.layout.is_weight(file.name) for file in model_files(str(here))):
         return _snapshot(source, [*patterns, *unsafe])
     return here
 
 
 def _snapshot(source: ModelSource, patterns: Sequence[str], *, ask: bool = True) -> Path:
-    return hub.snapshot(source.model, source.revision, patterns, ask=ask, key=source.holding.key)
+    return hub.snapshot(source.model, source.revision, patterns, ask=ask, key=source.layout.key)
 
 
 def _weight_patterns(source: ModelSource) -> list[str]:
     """What to fetch for the weights; of a model also those of its modules, such as 2_Dense."""
-    holding = source.holding
-    safe = holding.safe if holding is ADAPTER else "*.safetensors"
+    layout = source.layout
+    safe = layout.safe if layout is ADAPTER else "*.safetensors"
     if not source.allow_pickle:
         return [safe]
-    return [safe, holding.unsafe, *(f"{one}/pytorch_model.bin" for one in source.modules)]
+    return [safe, layout.unsafe, *(f"{one}/pytorch_model.bin" for one in source.modules)]
 
 
 _MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {

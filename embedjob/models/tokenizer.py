@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
-from embedjob.models.architecture import config_of, facts_of
+from embedjob.models.architecture import config_of, info_of
 from embedjob.models.source import materialize, source_of, transformer_directory
 from embedjob.text.tokenizing import ViewTokenizer
 
@@ -14,7 +14,7 @@ from embedjob.text.tokenizing import ViewTokenizer
 def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
     """The recipe's tokenizer; its files are fetched once per node, weights are not."""
     directory = materialize(source_of(recipe), tokenizer_only=True)
-    tokenizer, known = read_tokenizer(directory), facts_of(config_of(directory))
+    tokenizer, known = read_tokenizer(directory), info_of(config_of(directory))
     views = ViewTokenizer(
         tokenizer, recipe, eos_id=_eos_id(directory), positions=known.max_positions
     )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedjob.output.schema import Form, embedding_type
+from embedjob.output.schema import OutputSpec, embedding_type
 
 INDICES, VALUES, ROUTER = "sparse_indices", "sparse_values", "router"
 # Items are named as Parquet names them, so that a round trip is exact.
@@ -19,7 +19,9 @@ VALUE_LIST = pa.list_(pa.field("element", pa.float32()))
 Flags = npt.NDArray[np.bool_]
 
 
-def with_beside(form: Form, *, vocabulary: int | None, routers: int | None) -> Form:
+def with_head_columns(
+    form: OutputSpec, *, vocabulary: int | None, routers: int | None
+) -> OutputSpec:
     """The form with columns for sparse entries below `vocabulary`, and so many router scores."""
     fields = []
     if vocabulary is not None:

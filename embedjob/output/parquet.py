@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.input.chunks import Shard
-from embedjob.output.schema import FORMAT_VERSION, KEPT, Form
+from embedjob.output.schema import FORMAT_VERSION, KEPT, OutputSpec
 
 FINGERPRINT = b"embedjob.fingerprint"
 COUNTS = b"embedjob.counts"
@@ -26,7 +26,7 @@ _NO_STATISTICS = frozenset({"embedding", "text_hash"})
 
 
 def data_table(
-    table: pa.Table, vectors: npt.NDArray[np.generic], shard: Shard, *, form: Form
+    table: pa.Table, vectors: npt.NDArray[np.generic], shard: Shard, *, form: OutputSpec
 ) -> pa.Table:
     """The good rows, or all of them where a bad row becomes null; `vectors` are the good ones'."""
     good = table.column("reason").is_null()
@@ -45,14 +45,14 @@ def data_table(
     return _in_schema(own | kept | columns, form.data)
 
 
-def quarantine_table(bad: pa.Table, shard: Shard, *, form: Form) -> pa.Table:
+def quarantine_table(bad: pa.Table, shard: Shard, *, form: OutputSpec) -> pa.Table:
     """The bad rows, with their reasons."""
     columns = {name: bad.column(name) for name in bad.column_names}
     return _in_schema(columns | {"shard": _shard_column(shard, len(bad))}, form.quarantine)
 
 
 def file_bytes(
-    table: pa.Table, shard: Shard, *, form: Form, counts: Mapping[str, int]
+    table: pa.Table, shard: Shard, *, form: OutputSpec, counts: Mapping[str, int]
 ) -> memoryview:
     """The table as a Parquet file with checksums, bounded row groups, and what made it."""
     stamped = table.replace_schema_metadata(_stamp(shard, form, counts))
@@ -99,13 +99,13 @@ def _group_rows(table: pa.Table) -> int:
     return max(1, GROUP_BYTES * rows // max(1, size))
 
 
-def _sum_of(form: Form) -> dict[str, str]:
+def _sum_of(form: OutputSpec) -> dict[str, str]:
     """How what is beside the embedding counts, where a recipe says it."""
     found = form.weighted_sum
     return {"embedjob.weighted_sum": found.model_dump_json()} if found else {}
 
 
-def _stamp(shard: Shard, form: Form, counts: Mapping[str, int]) -> dict[bytes, bytes]:
+def _stamp(shard: Shard, form: OutputSpec, counts: Mapping[str, int]) -> dict[bytes, bytes]:
     said = {
         "embedjob.format_version": str(FORMAT_VERSION),
         "embedjob.similarity": form.similarity,

@@ -40,7 +40,7 @@ Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Form:
+class OutputSpec:
     """What all files of one run have in common.
 
     `width` is that of vectors before `quantize`, `vocabulary` bounds sparse indices, if any.
@@ -61,7 +61,7 @@ class Form:
     calibration: Calibration | None = None
 
 
-def form_of(
+def output_spec_of(
     job_input: Input,
     recipe: Recipe,
     *,
@@ -69,9 +69,9 @@ def form_of(
     width: int,
     fingerprint: str,
     compression: str,
-) -> Form:
+) -> OutputSpec:
     """The form of a run's files; `types` are those that the plan agreed on."""
-    return Form(
+    return OutputSpec(
         data=data_schema(
             job_input,
             types=types,

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, broken
-from embedjob.output.schema import PART, ROW, Form
+from embedjob.output.schema import PART, ROW, OutputSpec
 
 # How far a norm may be from 1, by the precision in which the vectors arrive.
 _NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
@@ -39,7 +39,7 @@ def lines_in_order(table: pa.Table) -> bool:
     return not np.any(parts[:1]) and bool(np.all(goes_on | begins))
 
 
-def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: Form) -> None:
+def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: OutputSpec) -> None:
     """ChunkError unless every row that came in is here once, in order, embedded or bad."""
     rows = first_lines(table).column("row").to_numpy()
     if len(rows) != rows_in:
@@ -58,7 +58,7 @@ def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: Form) -> No
         raise _refused(chunk, f"row {first['row']} is bad: {first['reason']} ({first['detail']})")
 
 
-def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray[np.generic]:
+def checked_vectors(table: pa.Table, chunk: Chunk, *, form: OutputSpec) -> npt.NDArray[np.generic]:
     """The embeddings of the good rows, one line each; ChunkError when one is not as promised.
 
     They are checked as they arrive, and only then given the type in which they are stored.
@@ -89,7 +89,7 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, form: Form) -> npt.NDArray
     return stored
 
 
-def check_beside(table: pa.Table, chunk: Chunk, *, form: Form) -> None:
+def check_beside(table: pa.Table, chunk: Chunk, *, form: OutputSpec) -> None:
     """ChunkError when what a good row has beside its embedding is not as promised."""
     beside = [name for name in form.data.names if name in _BESIDE]
     lacking = sorted(set(beside) - set(table.column_names))

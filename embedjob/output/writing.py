@@ -11,12 +11,12 @@ from embedjob.input.chunks import Chunk
 from embedjob.output.committed import Committed, committed, file_metadata
 from embedjob.output.names import data_directory, quarantine_directory
 from embedjob.output.parquet import FINGERPRINT, data_table, file_bytes, quarantine_table
-from embedjob.output.schema import Form, schema_text
+from embedjob.output.schema import OutputSpec, schema_text
 from embedjob.output.verifying import check_beside, check_rows, checked_vectors, first_lines
 from embedjob.storage.objects import Stored, create, join, read_bytes, stat
 
 
-def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, form: Form) -> Committed:
+def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, form: OutputSpec) -> Committed:
     """The chunk's file, verified and put whole, or the one that was there and agrees with it.
 
     `rows_in` is how many rows READ gave. ChunkError when the rows do not add up, when a vector
@@ -38,7 +38,7 @@ def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, form: Form)
     return _agreed(file, len(data), form)
 
 
-def count_rows(table: pa.Table, *, form: Form) -> dict[str, int]:
+def count_rows(table: pa.Table, *, form: OutputSpec) -> dict[str, int]:
     """The chunk's rows by what became of them, and the tokens of the good ones.
 
     A row of several lines counts once.
@@ -59,7 +59,7 @@ def count_rows(table: pa.Table, *, form: Form) -> dict[str, int]:
     }
 
 
-def _agreed(file: Stored, rows: int, form: Form) -> Committed:
+def _agreed(file: Stored, rows: int, form: OutputSpec) -> Committed:
     """The file that is there, if it has the rows, schema and fingerprint that ours would have."""
     try:
         metadata = file_metadata(file)
@@ -82,7 +82,7 @@ def _agreed(file: Stored, rows: int, form: Form) -> Committed:
 
 
 def _put_quarantine(
-    out: str, chunk: Chunk, table: pa.Table, *, form: Form, counts: Mapping[str, int]
+    out: str, chunk: Chunk, table: pa.Table, *, form: OutputSpec, counts: Mapping[str, int]
 ) -> None:
     """Put the bad rows; ChunkError when other bad rows of this chunk are there already."""
     url = join(quarantine_directory(out, form.fingerprint), chunk.name)

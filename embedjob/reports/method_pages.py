@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from embedjob.config.loading import DEFAULT, Draft, read_yaml, recipe_from, validate_partial
+from embedjob.config.loading import DEFAULT, JobSource, read_yaml, recipe_from, validate_partial
 from embedjob.config.recipe import Recipe
 from embedjob.job.survey import source_in
 from embedjob.methods.catalogue import MethodFile, names, read_method
@@ -156,7 +156,7 @@ def page(quality: str | Path) -> str:
     return header + rows + "".join(_paragraph(n, m) for n, m in methods.items()) + _WRITING
 
 
-def resolved_lines(draft: Draft) -> list[str]:
+def resolved_lines(draft: JobSource) -> list[str]:
     """Every key of the resolved job, its value, and who set it."""
     validate_partial(draft)
     draft = default_model(draft)

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from embedjob.config.loading import Draft, validate_partial
+from embedjob.config.loading import JobSource, validate_partial
 from embedjob.errors import InputError
 from embedjob.input.reading import read_chunk
 from embedjob.job.planning import Request, plan
@@ -23,7 +23,7 @@ from embedjob.text.views import TokenViews
 PREVIEW_BUDGET = 2048
 
 
-def preview(draft: Draft, rows: int) -> list[dict[str, Any]]:
+def preview(draft: JobSource, rows: int) -> list[dict[str, Any]]:
     """One object per row and view: ids, tokens, span, and what else decides its vector.
 
     Neither the weights nor the output are touched.

@@ -17,7 +17,7 @@ from embedjob.output.calibration import (
     rows_each,
 )
 from embedjob.output.claim import read_claims
-from embedjob.output.schema import Form
+from embedjob.output.schema import OutputSpec
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.stages.read import ReadRows
 from embedjob.stages.tokenize import tokenize_rows
@@ -76,7 +76,7 @@ class Calibrate:
             yield good.take(places)
 
 
-def quantizing(form: Form, out: str, *, vector_dtype: str) -> Form:
+def quantizing(form: OutputSpec, out: str, *, vector_dtype: str) -> OutputSpec:
     """The form that quantises by the ranges of an output's claim, where the dtype asks for it."""
     if vector_dtype in _CAST:
         return form

@@ -23,7 +23,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class ChunkState:
     """One chunk and what has been made of it so far, or why nothing can be."""
 
     chunk: Chunk
@@ -34,28 +34,28 @@ class Parcel:
     stats: Mapping[str, float] = field(default_factory=dict)
 
 
-def pack(parcel: Parcel) -> pa.Table:
+def to_block(state: ChunkState) -> pa.Table:
     """A block of one row that holds the parcel.
 
     The rows travel as Arrow IPC: pickling a sliced table would carry the whole parent.
     """
-    rows = None if parcel.rows is None else _to_ipc(parcel.rows)
+    rows = None if state.rows is None else _to_ipc(state.rows)
     rest = (
-        parcel.chunk,
-        parcel.views,
-        parcel.encoded,
-        parcel.failure,
-        dict(parcel.stats),
+        state.chunk,
+        state.views,
+        state.encoded,
+        state.failure,
+        dict(state.stats),
     )
     return pa.table({"rows": _cell(rows), "rest": _cell(pickle.dumps(rest, protocol=5))})
 
 
-def unpack(block: pa.Table) -> Iterator[Parcel]:
+def from_block(block: pa.Table) -> Iterator[ChunkState]:
     """The parcels in a block; their rows are views of the block's memory."""
     for rows, rest in zip(block["rows"], block["rest"], strict=True):
         chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
         table = pa.ipc.open_stream(rows.as_buffer()).read_all() if rows.is_valid else None
-        yield Parcel(chunk, table, views, encoded, failure, stats)
+        yield ChunkState(chunk, table, views, encoded, failure, stats)
 
 
 def describe(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
-from embedjob.stages.chunk_state import Failure, Parcel, describe, pack, unpack
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.stages.read import attempt_at
 
@@ -72,7 +72,7 @@ class EncodeActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block's parcels with embeddings in place of views."""
-        return pa.concat_tables([pack(self._encode(parcel)) for parcel in unpack(block)])
+        return pa.concat_tables([to_block(self._encode(state)) for state in from_block(block)])
 
     def _load(self, engine: Engine, prove: Prove) -> EncodesViews | None:
         # A constructor that raises would end the run with a traceback: a model that does not load
@@ -90,46 +90,46 @@ class EncodeActor:
         self._ledger.ready.remote(ray.get_runtime_context().get_actor_id())
         return encoder
 
-    def _encode(self, parcel: Parcel) -> Parcel:
-        if parcel.failure or parcel.views is None:
-            return parcel
+    def _encode(self, state: ChunkState) -> ChunkState:
+        if state.failure or state.views is None:
+            return state
         started = time.monotonic()
-        attempt = attempt_at("encode", parcel.chunk.key, self._ledger)
+        attempt = attempt_at("encode", state.chunk.key, self._ledger)
         if isinstance(attempt, Failure) or self._encoder is None:
             stopped = Failure("abandoned", "the run is stopping")
             failure = attempt if isinstance(attempt, Failure) else stopped
-            return Parcel(parcel.chunk, failure=failure, stats=parcel.stats)
+            return ChunkState(state.chunk, failure=failure, stats=state.stats)
         try:
             encoded = self._encoder.encode_views(
-                parcel.views, stop=self._stopping.is_set, on_progress=self._reporter(parcel)
+                state.views, stop=self._stopping.is_set, on_progress=self._reporter(state)
             )
         except InterruptedRunError as error:
-            self._ledger.abandon.remote(parcel.chunk.key)
-            return Parcel(parcel.chunk, failure=Failure("abandoned", str(error)))
+            self._ledger.abandon.remote(state.chunk.key)
+            return ChunkState(state.chunk, failure=Failure("abandoned", str(error)))
         except DeviceLostError as error:
             # It would take chunk after chunk and fail them all. This attempt is counted, and Ray
             # gives the chunk to the next actor.
-            _leave(f"{parcel.chunk.key}: {error}")
+            _leave(f"{state.chunk.key}: {error}")
         except Exception as error:  # whatever one chunk does, the others go on
             failure = Failure("fault", describe(error))
-            return Parcel(parcel.chunk, failure=failure, stats=parcel.stats)
+            return ChunkState(state.chunk, failure=failure, stats=state.stats)
         waited, self._free_since = started - self._free_since, time.monotonic()
         stats = {
-            **parcel.stats,
+            **state.stats,
             **encoded.stats,
             "wait_seconds": waited,
             "encode_seconds": self._free_since - started,
         }
-        return replace(parcel, views=None, encoded=encoded, stats=stats)
+        return replace(state, views=None, encoded=encoded, stats=stats)
 
-    def _reporter(self, parcel: Parcel) -> Callable[[int, int], None]:
+    def _reporter(self, state: ChunkState) -> Callable[[int, int], None]:
         reported = time.monotonic()
 
         def on_progress(texts: int, tokens: int) -> None:
             nonlocal reported
             if time.monotonic() - reported >= REPORT_SECONDS:
                 reported = time.monotonic()
-                self._ledger.progress.remote(parcel.chunk.key, texts, tokens)
+                self._ledger.progress.remote(state.chunk.key, texts, tokens)
 
         return on_progress
 

@@ -9,7 +9,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from embedjob.input.chunks import Chunk
-from embedjob.stages.chunk_state import Failure, Parcel, describe, pack
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
 from embedjob.stages.ledger import MAX_ATTEMPTS
 
 ReadRows = Callable[[Chunk], pa.Table]
@@ -53,7 +53,7 @@ class ChunkSource(Datasource):
         rows_of, ledger = self._rows_of, self._ledger
 
         def blocks() -> Iterator[pa.Table]:
-            yield pack(read_parcel(chunk, rows_of, ledger))
+            yield to_block(read_parcel(chunk, rows_of, ledger))
 
         metadata = BlockMetadata(
             num_rows=1,
@@ -64,16 +64,16 @@ class ChunkSource(Datasource):
         return ReadTask(blocks, metadata)
 
 
-def read_parcel(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> Parcel:
+def read_parcel(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> ChunkState:
     """The chunk's rows, or the reason why there are none: a failed chunk is a value."""
     attempt = attempt_at("read", chunk.key, ledger)
     if isinstance(attempt, Failure):
-        return Parcel(chunk, failure=attempt)
+        return ChunkState(chunk, failure=attempt)
     try:
         rows = rows_of(chunk)
     except Exception as error:  # whatever one shard does, the others go on
-        return Parcel(chunk, failure=Failure("fault", describe(error)))
-    return Parcel(chunk, rows, stats={"rows": rows.num_rows, "text_bytes": chunk.text_bytes})
+        return ChunkState(chunk, failure=Failure("fault", describe(error)))
+    return ChunkState(chunk, rows, stats={"rows": rows.num_rows, "text_bytes": chunk.text_bytes})
 
 
 def attempt_at(stage: str, key: str, ledger: Any) -> int | Failure:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from embedjob.stages.chunk_state import Failure, Parcel, describe, pack, unpack
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.engine import Engine
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
@@ -27,24 +27,24 @@ def tokenize(rows: ray.data.Dataset, engine: Engine) -> ray.data.Dataset:
     """A dataset of parcels whose rows carry hashes and excerpts, and whose texts are ids."""
 
     def on_block(block: pa.Table) -> Iterator[pa.Table]:
-        for parcel in unpack(block):
-            yield pack(tokenize_parcel(parcel, engine))
+        for state in from_block(block):
+            yield to_block(tokenize_parcel(state, engine))
 
     return rows.map_batches(on_block, batch_size=None, batch_format="pyarrow")
 
 
-def tokenize_parcel(parcel: Parcel, engine: Engine) -> Parcel:
+def tokenize_parcel(state: ChunkState, engine: Engine) -> ChunkState:
     """The parcel with ids in place of texts; a parcel that failed earlier passes unchanged."""
-    if parcel.failure or parcel.rows is None:
-        return parcel
+    if state.failure or state.rows is None:
+        return state
     started = time.monotonic()
     try:
-        rows, views = tokenize_rows(parcel.rows, _tokenizer(engine), engine.long_text)
+        rows, views = tokenize_rows(state.rows, _tokenizer(engine), engine.long_text)
     except Exception as error:  # whatever one chunk does, the others go on
         failure = Failure("fault", describe(error))
-        return Parcel(parcel.chunk, failure=failure, stats=parcel.stats)
-    stats = {**parcel.stats, "tokenize_seconds": time.monotonic() - started}
-    return replace(parcel, rows=rows, views=views, stats=stats)
+        return ChunkState(state.chunk, failure=failure, stats=state.stats)
+    stats = {**state.stats, "tokenize_seconds": time.monotonic() - started}
+    return replace(state, rows=rows, views=views, stats=stats)
 
 
 def tokenize_rows(

@@ -13,14 +13,14 @@ from ray.data.datasource import Datasink
 
 from embedjob.output.committed import Committed
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
-from embedjob.output.schema import Form, embedding_type
+from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.output.writing import commit
 from embedjob.stages.calibrating import quantizing
-from embedjob.stages.chunk_state import Parcel, describe, unpack
+from embedjob.stages.chunk_state import ChunkState, describe, from_block
 from embedjob.stages.ledger import Outcome
 from embedjob.vectors.encoded import Encoded, Failures, Lines
 
-Commit = Callable[[Parcel], Committed]
+Commit = Callable[[ChunkState], Committed]
 
 
 def write(embeddings: ray.data.Dataset, commit: Commit, *, ledger: Any) -> None:
@@ -39,9 +39,9 @@ class ChunkSink(Datasink[None]):
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
         """Commits every parcel in the blocks."""
         for block in blocks:
-            for parcel in unpack(block):
-                end = end_of(parcel, self._commit)
-                told = self._ledger.abandon.remote(parcel.chunk.key)
+            for state in from_block(block):
+                end = end_of(state, self._commit)
+                told = self._ledger.abandon.remote(state.chunk.key)
                 if end is not None:
                     told = self._ledger.done.remote(end)
                 ray.get(told)
@@ -52,44 +52,44 @@ class Committer:
     """Puts a parcel's files under one output, in one form, its vectors of one dtype."""
 
     out: str
-    form: Form
+    form: OutputSpec
     vector_dtype: str = "float32"
 
-    def __call__(self, parcel: Parcel) -> Committed:
+    def __call__(self, state: ChunkState) -> Committed:
         """The file that holds the parcel's embeddings; ChunkError where they may not be put."""
-        rows_in = int(parcel.stats["rows"])
+        rows_in = int(state.stats["rows"])
         # Here: the ranges stand since the first encoder loaded, and the driver never knew them.
         form = quantizing(self.form, self.out, vector_dtype=self.vector_dtype)
-        return commit(self.out, parcel.chunk, assembled(parcel), rows_in=rows_in, form=form)
+        return commit(self.out, state.chunk, assembled(state), rows_in=rows_in, form=form)
 
 
-def end_of(parcel: Parcel, commit: Commit) -> Outcome | None:
+def end_of(state: ChunkState, commit: Commit) -> Outcome | None:
     """How the chunk ended; None if it was abandoned and is left for a later run."""
-    chunk = parcel.chunk
+    chunk = state.chunk
     outcome = Outcome(
         key=chunk.key,
         shard=chunk.shard.url,
         start=chunk.start,
         stop=chunk.stop,
-        stats=parcel.stats,
+        stats=state.stats,
     )
-    if parcel.failure is not None:
-        if parcel.failure.kind == "abandoned":
+    if state.failure is not None:
+        if state.failure.kind == "abandoned":
             return None
-        return replace(outcome, fault=parcel.failure.detail)
+        return replace(outcome, fault=state.failure.detail)
     try:
-        committed = commit(parcel)
+        committed = commit(state)
     except Exception as error:  # a full disk, a lost bucket: this chunk's fault, not the run's end
         return replace(outcome, fault=describe(error))
     return replace(outcome, committed=committed)
 
 
-def assembled(parcel: Parcel) -> pa.Table:
+def assembled(state: ChunkState) -> pa.Table:
     """The parcel's rows with their embeddings; null, with a reason, where a row has none.
 
     A row whose text has several embeddings has as many lines, numbered by `part`.
     """
-    rows, encoded = parcel.rows, parcel.encoded
+    rows, encoded = state.rows, state.encoded
     assert rows is not None
     assert encoded is not None
     if encoded.lines is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from embedjob.config.loading import Draft, Layer, validate_partial
+from embedjob.config.loading import JobSource, Layer, validate_partial
 from embedjob.config.recipe import Decode, Recipe, WeightedSum
 from embedjob.errors import ConfigError
 from embedjob.methods.resolution import resolve
@@ -46,7 +46,7 @@ def test_what_goes_with_a_method_only_is_not_refused_before_it_is_read(
         "pool": {"gpus_per_actor": 0},
         "output": {"path": "out"},
     }
-    draft = Draft((Layer("job.yaml", document),))
+    draft = JobSource((Layer("job.yaml", document),))
     validate_partial(draft)
     assert getattr(resolve(draft, {}).job.encoder, key) == expected
 
@@ -57,7 +57,7 @@ def test_a_sum_with_a_head_that_the_job_takes_away_is_refused() -> None:
         "encoder": {"model": "m", "method": "promptreps", "heads": []},
         "output": {"path": "out"},
     }
-    draft = Draft((Layer("job.yaml", document),))
+    draft = JobSource((Layer("job.yaml", document),))
     validate_partial(draft)
     with pytest.raises(ConfigError, match="no head writes that column"):
         resolve(draft, {})

@@ -24,7 +24,7 @@ from transformers import (
 
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.shared_prefix import FEWEST_TOKENS, Prefixes
-from embedjob.encoder.backbone import Backbone, quicken
+from embedjob.encoder.backbone import Backbone, optimize_for_cpu
 from embedjob.encoder.cpu import optimize
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews, assemble
@@ -60,7 +60,7 @@ def quick(name: str) -> Backbone:
     made = Backbone(model, attention="bidirectional" if name in tiny.ENCODERS else "causal")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimize, "has_avx512", lambda: True)
-        quicken(made)
+        optimize_for_cpu(made)
     return made
 
 

@@ -17,7 +17,7 @@ from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ModelError
-from embedjob.models.architecture import require_fit
+from embedjob.models.architecture import check_model
 from embedjob.text.views import TokenViews, assemble
 from tests.encoder import tiny
 
@@ -222,7 +222,7 @@ def test_blocks_that_change_nothing_are_refused(
     interventions: tuple[Any, ...], layer: Any, said: str
 ) -> None:
     with pytest.raises(ModelError, match=said):
-        require_fit(recipe(*interventions, layer=layer), backbone("llama").facts)
+        check_model(recipe(*interventions, layer=layer), backbone("llama").facts)
 
 
 def test_an_architecture_whose_projection_is_not_known_is_refused() -> None:

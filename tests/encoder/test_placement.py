@@ -11,7 +11,7 @@ from transformers import AutoModel, LlamaConfig, PreTrainedModel
 
 from embedjob.config.job import Pool
 from embedjob.config.recipe import Recipe
-from embedjob.encoder.backbone import Backbone, quicken
+from embedjob.encoder.backbone import Backbone, optimize_for_cpu
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.interventions import at
 from embedjob.encoder.loading import device_map, free_memory, load_at, spread
@@ -170,7 +170,7 @@ def test_states_inside_a_model_with_such_hooks_are_steered_and_said_from(
     spread(body, {part: "cpu" for part, _ in body.named_children()})
     backbone = Backbone(body, attention="causal", head=head)
     # As it is when loaded on a CPU.
-    quicken(backbone)
+    optimize_for_cpu(backbone)
     other = Encoder(backbone, recipe)
     first, second = one.outputs(TEXTS), other.outputs(TEXTS)
     assert np.array_equal(first.embeddings, second.embeddings)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from embedjob.config.loading import Draft, Layer, read_draft
+from embedjob.config.loading import JobSource, Layer, read_draft
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError
 from embedjob.job.survey import Survey, survey
@@ -21,7 +21,7 @@ from tests.encoder.adapting import save_adapter
 from tests.running import Job, job
 
 
-def draft(tmp_path: Path, dense: dict[str, Any], **encoder: Any) -> Draft:
+def draft(tmp_path: Path, dense: dict[str, Any], **encoder: Any) -> JobSource:
     folder = tiny.save("bert", tmp_path / "bert")
     (folder / "2_Dense").mkdir()
     (folder / "2_Dense" / "config.json").write_text(json.dumps(dense))
@@ -33,7 +33,7 @@ def draft(tmp_path: Path, dense: dict[str, Any], **encoder: Any) -> Draft:
         "pool": {"gpus_per_actor": 0},
         "output": {"path": str(tmp_path / "out")},
     }
-    return Draft((Layer("job.yaml", document),))
+    return JobSource((Layer("job.yaml", document),))
 
 
 def test_weights_that_cannot_be_quantised_here_are_told_before_they_are_read(
@@ -95,7 +95,7 @@ def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 def surveyed(document: Job, **encoder: Any) -> Survey:
     changed = {**document, "encoder": {**document["encoder"], **encoder}}
-    return survey(Draft((Layer("job", changed),)))
+    return survey(JobSource((Layer("job", changed),)))
 
 
 def test_what_a_survey_names_is_what_the_actors_load(document: Job, tmp_path: Path) -> None:

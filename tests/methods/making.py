@@ -35,7 +35,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from embedjob.config.loading import Draft, Layer
+from embedjob.config.loading import JobSource, Layer
 from embedjob.config.recipe import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batching.padding import Side
@@ -133,7 +133,7 @@ class Setting:
             "pool": {"gpus_per_actor": 0},
             "output": {"path": "out"},
         }
-        return resolve(Draft((Layer("job", job),)), {}).recipes
+        return resolve(JobSource((Layer("job", job),)), {}).recipes
 
     def with_knobs(self, **more: Any) -> "Setting":
         """The same method with these knobs over its own."""

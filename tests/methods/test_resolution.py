@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from embedjob.config.loading import DEFAULT, Draft, Layer
+from embedjob.config.loading import DEFAULT, JobSource, Layer
 from embedjob.errors import ConfigError
 from embedjob.methods.catalogue import names, read_method
 from embedjob.methods.resolution import default_model, resolve
@@ -21,7 +21,7 @@ METHOD: dict[str, Any] = {
 }
 
 
-def draft(tmp_path: Path, *, encoder: dict[str, Any], method: dict[str, Any] = METHOD) -> Draft:
+def draft(tmp_path: Path, *, encoder: dict[str, Any], method: dict[str, Any] = METHOD) -> JobSource:
     path = tmp_path / "method.yaml"
     path.write_text(yaml.safe_dump(method))
     job = {
@@ -30,7 +30,7 @@ def draft(tmp_path: Path, *, encoder: dict[str, Any], method: dict[str, Any] = M
         "pool": {"gpus_per_actor": 0},
         "output": {"path": "out"},
     }
-    return Draft((Layer("job.yaml", job),))
+    return JobSource((Layer("job.yaml", job),))
 
 
 def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
         tmp_path, encoder={"model": "m", "max_tokens": 128, "span": "all"}, method=method
     )
     last = Layer("--set encoder.max_tokens", {"encoder": {"max_tokens": 256}})
-    found = resolve(Draft((*written.layers, last)), folder)
+    found = resolve(JobSource((*written.layers, last)), folder)
     recipe = found.job.encoder
     assert (recipe.max_tokens, recipe.span, recipe.pooling, recipe.layer) == (256, "all", "mean", 3)
     assert recipe.aggregation == "mean"
@@ -76,7 +76,7 @@ def test_a_template_of_the_job_serves_every_role(tmp_path: Path) -> None:
 def test_dtype_auto_is_settled_by_the_pool(tmp_path: Path, gpus: float, dtype: str) -> None:
     written = draft(tmp_path, encoder={"model": "m"})
     pool = Layer("--set", {"pool": {"gpus_per_actor": gpus}})
-    found = resolve(Draft((*written.layers, pool)), {})
+    found = resolve(JobSource((*written.layers, pool)), {})
     assert {recipe.dtype for recipe in found.recipes.values()} == {dtype}
 
 
@@ -85,7 +85,7 @@ def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> No
     assert found.get("encoder.model") == "the-model"
     assert default_model(draft(tmp_path, encoder={"model": "m"})).get("encoder.model") == "m"
     with pytest.raises(ConfigError, match=r"encoder\.model: is required"):
-        default_model(Draft((Layer("job", {"encoder": {}}),)))
+        default_model(JobSource((Layer("job", {"encoder": {}}),)))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_weight_that_the_aggregation_does_not_read_is_refused(tmp_path: Path) 
 def test_a_method_without_published_weights_asks_for_a_model() -> None:
     layer = Layer("job", {"encoder": {"method": "autoregembed"}})
     with pytest.raises(ConfigError, match=r"encoder\.model: .* no weights were published"):
-        default_model(Draft((layer,)))
+        default_model(JobSource((layer,)))
     assert read_method("autoregembed").model is None
 
 

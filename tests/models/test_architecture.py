@@ -6,7 +6,7 @@ from transformers.models.auto import modeling_auto
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone
 from embedjob.errors import ModelError
-from embedjob.models.architecture import ENCODER_TYPES, ModelFacts, facts_of, is_causal, require_fit
+from embedjob.models.architecture import ENCODER_TYPES, ModelInfo, check_model, info_of, is_causal
 from tests.encoder import tiny
 
 # In transformers' list of masked models, and yet not encoders alone.
@@ -20,7 +20,7 @@ def test_every_masked_model_that_transformers_knows_is_an_encoder() -> None:
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_the_kind_is_told_by_the_config(name: str) -> None:
-    found = facts_of(tiny.config(name).to_dict())
+    found = info_of(tiny.config(name).to_dict())
     assert (found.hidden_size, found.layers, found.causal) == (32, 2, name in tiny.DECODERS)
 
 
@@ -42,21 +42,21 @@ def test_a_config_may_say_otherwise_than_its_kind(config: dict[str, object], cau
 
 def test_the_text_part_of_a_larger_model_counts() -> None:
     inner = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 3}
-    assert facts_of({"model_type": "pictures", "text_config": inner}) == ModelFacts(
+    assert info_of({"model_type": "pictures", "text_config": inner}) == ModelInfo(
         8, 3, True, None, None
     )
 
 
 def test_an_encoder_with_a_decoder_is_refused() -> None:
     sizes = {"d_model": 8, "num_hidden_layers": 2, "is_encoder_decoder": True}
-    assert facts_of({"model_type": "t5", **sizes}).causal is False
+    assert info_of({"model_type": "t5", **sizes}).causal is False
     with pytest.raises(ModelError, match="bart models have an encoder and a decoder"):
-        facts_of({"model_type": "bart", **sizes})
+        info_of({"model_type": "bart", **sizes})
 
 
 def test_a_config_that_tells_no_size_is_refused() -> None:
     with pytest.raises(ModelError, match="tells no hidden size"):
-        facts_of({"model_type": "clip"})
+        info_of({"model_type": "clip"})
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_a_text_that_would_change_the_positions_of_others_is_too_long(
     told: dict[str, object], most: int | None
 ) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 3, "max_position_embeddings": 64}
-    known = facts_of({"model_type": "llama", **sizes, **told})
+    known = info_of({"model_type": "llama", **sizes, **told})
     assert (known.max_positions, known.length_bound) == (most or 64, most is not None)
-    require_fit(Recipe(model="that", max_tokens=most or 64), known)
+    check_model(Recipe(model="that", max_tokens=most or 64), known)
     said = rf"got 65, but that has {most or 64} positions{': one longer' if most else ';'}"
     with pytest.raises(ModelError, match=rf"{said}.*set encoder.max_tokens: {most or 64}"):
-        require_fit(Recipe(model="that", max_tokens=65), known)
+        check_model(Recipe(model="that", max_tokens=65), known)
 
 
 def test_within_the_bound_longrope_positions_are_those_of_the_view_alone() -> None:

@@ -97,7 +97,7 @@ def test_an_adapter_without_a_config_is_no_model(second: Path) -> None:
 
 def test_the_digests_are_those_of_all_parts_in_order(base: Path, mntp: Path, second: Path) -> None:
     own = digests(ModelSource(str(base)))
-    first, then = (digests(ModelSource(str(folder), holding=ADAPTER)) for folder in (mntp, second))
+    first, then = (digests(ModelSource(str(folder), layout=ADAPTER)) for folder in (mntp, second))
     assert sorted(first) == ["adapter_config.json", "adapter_model.safetensors"]
     assert digests_of(ingredients_of(recipe(base))) == own
     numbered = [

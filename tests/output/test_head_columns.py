@@ -13,8 +13,8 @@ from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_chunk
-from embedjob.output.head_columns import INDEX_LIST, VALUE_LIST, broken, with_beside
-from embedjob.output.schema import Form, embedding_type
+from embedjob.output.head_columns import INDEX_LIST, VALUE_LIST, broken, with_head_columns
+from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.output.writing import commit
 from embedjob.storage.objects import list_files, read_bytes
 from tests.shards import finished, form, only, plan_of, write_shard
@@ -34,13 +34,13 @@ def columns(**changed: Any) -> dict[str, pa.Array]:
     }
 
 
-def case(folder: Path, *, on_bad_row: Any = "quarantine") -> tuple[Chunk, Form, pa.Table]:
+def case(folder: Path, *, on_bad_row: Any = "quarantine") -> tuple[Chunk, OutputSpec, pa.Table]:
     texts = {"t": ["a", "b", None, "d", "e"]}
     write_shard(folder / "in.parquet", texts)
     job_input = Input(path=str(folder / "in.parquet"), text="t", on_bad_row=on_bad_row)
     plan = plan_of(job_input)
     chunk = only(plan.chunks)
-    made = with_beside(form(job_input, plan.types), vocabulary=100, routers=2)
+    made = with_head_columns(form(job_input, plan.types), vocabulary=100, routers=2)
     return chunk, made, finished(read_chunk(chunk, job_input))
 
 

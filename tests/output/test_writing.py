@@ -22,7 +22,7 @@ from embedjob.input.reading import read_chunk
 from embedjob.output import parquet, writing
 from embedjob.output.calibration import Calibration
 from embedjob.output.committed import Committed, read_all_committed
-from embedjob.output.schema import Form
+from embedjob.output.schema import OutputSpec
 from embedjob.output.writing import commit
 from embedjob.storage.objects import create, list_files, read_bytes, replace
 from embedjob.vectors.quantizing import CALIBRATED, quantize
@@ -60,7 +60,7 @@ class Case:
         )
         plan = plan_of(self.input)
         self.chunk: Chunk = only(plan.chunks)
-        self.form: Form = form(self.input, plan.types, **recipe)
+        self.form: OutputSpec = form(self.input, plan.types, **recipe)
         self.rows = read_chunk(self.chunk, self.input)
 
     def commit(self, out: str, table: pa.Table | None = None, rows_in: int = 10) -> Committed:

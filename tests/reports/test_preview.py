@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from embedjob.config.loading import Draft, Layer
+from embedjob.config.loading import JobSource, Layer
 from embedjob.errors import InputError
 from embedjob.reports.preview import preview, show
 from tests import running
@@ -28,8 +28,8 @@ def job(folder: Path, **encoder: object) -> running.Job:
     return running.job(folder / "in", folder / "out", folder / "model", encoder=encoder)
 
 
-def draft(folder: Path, **encoder: object) -> Draft:
-    return Draft((Layer("job.yaml", job(folder, **encoder)),))
+def draft(folder: Path, **encoder: object) -> JobSource:
+    return JobSource((Layer("job.yaml", job(folder, **encoder)),))
 
 
 def test_every_good_row_is_shown_as_the_model_would_see_it(folder: Path) -> None:

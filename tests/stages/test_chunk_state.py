@@ -3,7 +3,7 @@ import pyarrow as pa
 
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.stages.chunk_state import Failure, Parcel, describe, pack, unpack
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.text.views import assemble
 from embedjob.vectors.encoded import Encoded
 
@@ -19,8 +19,8 @@ def test_a_parcel_comes_out_as_it_went_in() -> None:
         prefixes=[[1, 2]],
     )
     encoded = Encoded(np.eye(2, dtype=np.float32), {1: ("model_error", "why")})
-    parcel = Parcel(CHUNK, rows, views, encoded, stats={"rows": 3})
-    [back] = unpack(pack(parcel))
+    state = ChunkState(CHUNK, rows, views, encoded, stats={"rows": 3})
+    [back] = from_block(to_block(state))
     assert back.chunk == CHUNK
     assert back.rows.equals(rows)
     assert back.views.full_ids(1).tolist() == [1, 2, 4, 5]
@@ -30,9 +30,9 @@ def test_a_parcel_comes_out_as_it_went_in() -> None:
 
 
 def test_a_failure_is_a_parcel_too_and_blocks_may_be_joined() -> None:
-    failed = Parcel(CHUNK, failure=Failure("fault", "no such file"))
-    empty = Parcel(CHUNK, rows=pa.table({"row": pa.array([], pa.uint32())}))
-    first, second = unpack(pa.concat_tables([pack(failed), pack(empty)]))
+    failed = ChunkState(CHUNK, failure=Failure("fault", "no such file"))
+    empty = ChunkState(CHUNK, rows=pa.table({"row": pa.array([], pa.uint32())}))
+    first, second = from_block(pa.concat_tables([to_block(failed), to_block(empty)]))
     assert first.failure == failed.failure
     assert first.rows is None
     assert second.rows.num_rows == 0
@@ -40,7 +40,7 @@ def test_a_failure_is_a_parcel_too_and_blocks_may_be_joined() -> None:
 
 def test_a_slice_does_not_carry_its_parent() -> None:
     rows = pa.table({"text": ["x" * 1000] * 1000})
-    assert pack(Parcel(CHUNK, rows.slice(0, 1))).nbytes < 10_000
+    assert to_block(ChunkState(CHUNK, rows.slice(0, 1))).nbytes < 10_000
 
 
 def test_an_error_is_told_in_one_line() -> None:

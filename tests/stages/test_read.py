@@ -6,7 +6,7 @@ import ray
 
 from embedjob.errors import InputChangedError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.stages.chunk_state import unpack
+from embedjob.stages.chunk_state import from_block
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
 from embedjob.stages.read import ChunkSource, read, read_parcel
 
@@ -36,16 +36,16 @@ def test_every_chunk_is_one_parcel_and_a_failed_one_is_a_value(ledger: Any) -> N
     # Sent by value: a worker cannot import a test module by the name that pytest gives it.
     ray.cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
     blocks = read(CHUNKS, rows_of, ledger=ledger).to_arrow_refs()
-    parcels = [parcel for block in ray.get(blocks) for parcel in unpack(block)]
+    states = [state for block in ray.get(blocks) for state in from_block(block)]
     # Ray Data hands blocks on as their tasks end, in no order.
-    assert sorted(parcel.chunk.key for parcel in parcels) == [c.key for c in CHUNKS]
-    assert {parcel.chunk for parcel in parcels} == set(CHUNKS)
-    for parcel in parcels:
-        if parcel.chunk.key == "3.parquet":
-            assert (parcel.rows, parcel.failure.detail) == (None, "it was replaced")
+    assert sorted(state.chunk.key for state in states) == [c.key for c in CHUNKS]
+    assert {state.chunk for state in states} == set(CHUNKS)
+    for state in states:
+        if state.chunk.key == "3.parquet":
+            assert (state.rows, state.failure.detail) == (None, "it was replaced")
         else:
-            assert parcel.rows["text"].to_pylist() == [parcel.chunk.key] * 10
-            assert parcel.stats["rows"] == 10
+            assert state.rows["text"].to_pylist() == [state.chunk.key] * 10
+            assert state.stats["rows"] == 10
 
 
 def test_there_is_one_task_per_chunk_whatever_is_asked(ledger: Any) -> None:
@@ -57,12 +57,12 @@ def test_there_is_one_task_per_chunk_whatever_is_asked(ledger: Any) -> None:
 
 def test_a_chunk_is_given_up_after_so_many_attempts(ledger: Any) -> None:
     tried = [read_parcel(chunk(0), rows_of, ledger) for _ in range(MAX_ATTEMPTS + 1)]
-    assert [parcel.failure is None for parcel in tried] == [*([True] * MAX_ATTEMPTS), False]
+    assert [state.failure is None for state in tried] == [*([True] * MAX_ATTEMPTS), False]
     assert tried[-1].failure.kind == "fault"
     assert f"died {MAX_ATTEMPTS} times" in tried[-1].failure.detail
 
 
 def test_nothing_is_read_once_the_run_is_stopping(ledger: Any) -> None:
     ray.get(ledger.stop.remote("SIGTERM"))
-    parcel = read_parcel(chunk(0), pytest.fail, ledger)
-    assert (parcel.rows, parcel.failure.kind) == (None, "abandoned")
+    state = read_parcel(chunk(0), pytest.fail, ledger)
+    assert (state.rows, state.failure.kind) == (None, "abandoned")

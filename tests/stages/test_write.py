@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.output.committed import Committed
-from embedjob.stages.chunk_state import Failure, Parcel
+from embedjob.stages.chunk_state import ChunkState, Failure
 from embedjob.stages.write import assembled, end_of
 from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.sparse import sparse
@@ -18,7 +18,7 @@ CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parque
 UNIQUES = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=10)
 
 
-def parcel(unique: list[int | None], failed: dict[int, tuple[str, str]]) -> Parcel:
+def state(unique: list[int | None], failed: dict[int, tuple[str, str]]) -> ChunkState:
     """Text number t has the vector (t, 1), and a row without a text has a reason."""
     embeddings = np.array([[t, 1] for t in range(5)], np.float32)
     embeddings[list(failed)] = np.nan
@@ -32,7 +32,7 @@ def parcel(unique: list[int | None], failed: dict[int, tuple[str, str]]) -> Parc
             "unique": pa.array(unique, pa.uint32()),
         }
     )
-    return Parcel(CHUNK, rows, encoded=Encoded(embeddings, failed), stats={"rows": len(unique)})
+    return ChunkState(CHUNK, rows, encoded=Encoded(embeddings, failed), stats={"rows": len(unique)})
 
 
 @given(UNIQUES, st.sets(st.integers(0, 4)))
@@ -40,7 +40,7 @@ def test_every_row_gets_its_texts_vector_or_a_reason(
     unique: list[int | None], lost: set[int]
 ) -> None:
     failed = {text: ("model_error", f"text {text}") for text in lost}
-    table = assembled(parcel(unique, failed))
+    table = assembled(state(unique, failed))
     assert table.column_names == ["row", "reason", "detail", "excerpt", "embedding"]
     for text, row in zip(unique, table.to_pylist(), strict=True):
         if text is None:
@@ -57,7 +57,7 @@ def test_every_row_gets_its_texts_sparse_entries_and_scores_or_null(
     unique: list[int | None], lost: set[int]
 ) -> None:
     """Text number t has t entries, its scores are (-t, t)."""
-    made = parcel(unique, {text: ("model_error", "") for text in lost})
+    made = state(unique, {text: ("model_error", "") for text in lost})
     sizes = [0 if text in lost else text for text in range(5)]
     rows = [(np.arange(n, dtype=np.uint32), np.full(n, n, np.float32)) for n in sizes]
     routers = np.array([[-text, text] for text in range(5)], np.float32)
@@ -78,7 +78,7 @@ def in_lines(unique: list[int | None], counts: list[int], failed: set[int]) -> p
     chars = np.stack([np.arange(offsets[-1]), 1 + np.arange(offsets[-1])], axis=1)
     lines = Lines(offsets, chars)
     why = {text: ("model_error", f"text {text}") for text in failed}
-    plain = parcel(unique, {})
+    plain = state(unique, {})
     return assembled(replace(plain, encoded=Encoded(embeddings, why, lines=lines)))
 
 
@@ -104,24 +104,24 @@ def test_every_row_gets_all_lines_of_its_text_or_one_with_a_reason(
     assert table["reason"].null_count == len(table) - len(bad)
 
 
-def committed(_: Parcel) -> Committed:
+def committed(_: ChunkState) -> Committed:
     return Committed("a-name.parquet", 3, 100, "etag", {"rows": 3}, written=True)
 
 
 def test_a_parcel_ends_committed_with_its_numbers() -> None:
-    end = end_of(parcel([0, 1, 2], {}), committed)
+    end = end_of(state([0, 1, 2], {}), committed)
     assert (end.key, end.shard, end.start, end.stop) == ("a-name.parquet", "in/a.parquet", 2, 5)
     assert (end.fault, end.committed.rows, end.stats) == (None, 3, {"rows": 3})
 
 
 def test_a_failed_parcel_is_a_fault_and_nothing_is_put() -> None:
-    failed = Parcel(CHUNK, failure=Failure("fault", "no such file"))
+    failed = ChunkState(CHUNK, failure=Failure("fault", "no such file"))
     end = end_of(failed, pytest.fail)
     assert (end.fault, end.committed) == ("no such file", None)
 
 
 def test_an_abandoned_parcel_has_no_end() -> None:
-    assert end_of(Parcel(CHUNK, failure=Failure("abandoned", "stopping")), pytest.fail) is None
+    assert end_of(ChunkState(CHUNK, failure=Failure("abandoned", "stopping")), pytest.fail) is None
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_an_abandoned_parcel_has_no_end() -> None:
     ],
 )
 def test_what_cannot_be_put_is_the_fault_of_this_chunk_alone(error: Exception, fault: str) -> None:
-    def commit(_: Parcel) -> Committed:
+    def commit(_: ChunkState) -> Committed:
         raise error
 
-    end = end_of(parcel([0], {}), commit)
+    end = end_of(state([0], {}), commit)
     assert (end.fault, end.committed) == (fault, None)

@@ -16,8 +16,8 @@ from embedjob.encoder.attention.kernels import FLASH_TYPES
 from embedjob.encoder.attention.shared_prefix import KeyValues, Prefixes, cascading
 from embedjob.encoder.attention.varlen import Sequences, Trees, sequences
 from embedjob.encoder.backbone import Backbone, Layer
-from embedjob.encoder.batching.padding import Grove, laid_out
-from embedjob.encoder.batching.transfers import onto
+from embedjob.encoder.batching.padding import PrefixTreeBatch, pad_trees
+from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import in_one_line
 
 _LOG = logging.getLogger(__name__)
@@ -72,9 +72,11 @@ class Packing:
         states_VTD, _ = self._run(ids_VT, mask_VT, layer=layer, shared=shared)
         return states_VTD
 
-    def tree_states(self, grove: Grove, *, layer: Layer, shared: KeyValues | None = None) -> Tensor:
+    def tree_states(
+        self, tree_batch: PrefixTreeBatch, *, layer: Layer, shared: KeyValues | None = None
+    ) -> Tensor:
         """The hidden states [R, T, D] of trees, 0 where they are padded."""
-        states_RTD, _ = self._in_one_row(self._felled(grove), layer=layer, shared=shared)
+        states_RTD, _ = self._in_one_row(self._flatten_tree(tree_batch), layer=layer, shared=shared)
         return states_RTD
 
     def _run(
@@ -91,9 +93,9 @@ class Packing:
         row = _Row(ids_VT, position_VT, mask_VT.flatten().nonzero()[:, 0], among)
         return self._in_one_row(row, layer=layer, shared=shared)
 
-    def _felled(self, grove: Grove) -> "_Row":
+    def _flatten_tree(self, tree_batch: PrefixTreeBatch) -> "_Row":
         """All trunks end to end, and then all tails."""
-        branch_RT = grove.branch_RT
+        branch_RT = tree_batch.branch_RT
         trunks_N, tails_N = (
             which_RT.flatten().nonzero()[:, 0] for which_RT in (branch_RT == 0, branch_RT > 0)
         )
@@ -104,7 +106,7 @@ class Packing:
         runs = [*trunks, *tails_RB.flatten().tolist()], trunks, tails_RB.sum(dim=1).tolist()
         trees = Trees(*(sequences(lengths, device=self.backbone.device) for lengths in runs))
         places_N = torch.cat([trunks_N, tails_N])
-        return _Row(grove.ids_RT, grove.position_RT, places_N, trees)
+        return _Row(tree_batch.ids_RT, tree_batch.position_RT, places_N, trees)
 
     def _in_one_row(
         self, row: "_Row", *, layer: Layer, shared: KeyValues | None
@@ -121,7 +123,7 @@ class Packing:
                 position=position_N[None],
             )[0]
         padded_ND = states_ND.new_zeros(row.ids_VT.numel(), states_ND.shape[-1])
-        padded_ND.index_copy_(0, onto(row.places_N, backbone.device), states_ND)
+        padded_ND.index_copy_(0, to_device(row.places_N, backbone.device), states_ND)
         return padded_ND.view(*row.ids_VT.shape, -1), windows
 
     @cached_property
@@ -180,7 +182,7 @@ class Packing:
         # All views of the example begin alike.
         prefix = self._prefixes.run(ids_VT[0, :skip]) if shared else None
         states_VTD, seen = self._run(ids_VT[:, skip:], mask_VT[:, skip:], layer=-1, shared=prefix)
-        real = onto(mask_VT[:, skip:], states_VTD.device)
+        real = to_device(mask_VT[:, skip:], states_VTD.device)
         expected_ND = expected_VTD[:, skip:][real].float()
         longest = min((one for one in windows if one not in seen), default=np.inf)
         return _told(states_VTD[real], expected_ND, allowed=backbone.tolerance), longest
@@ -190,7 +192,7 @@ class Packing:
         ids = np.arange(1, 1 + sum(map(sum, _TREES))).astype(np.uint32) % self.backbone.vocabulary
         cut = np.split(ids, np.cumsum(_TREES)[:-1])
         trees = [cut[start : start + len(tree)] for start, tree in zip((0, 3), _TREES, strict=True)]
-        states_RTD = self.tree_states(laid_out(trees), layer=-1)
+        states_RTD = self.tree_states(pad_trees(trees), layer=-1)
         found, expected = [], []
         for states_TD, (trunk, *tails) in zip(states_RTD, trees, strict=True):
             for tail, before in zip(tails, np.cumsum([0, *map(len, tails)]), strict=False):

@@ -27,8 +27,8 @@ from embedjob.encoder.attention.varlen import (
     attend_trees,
 )
 from embedjob.encoder.backbone import Backbone, Layer
-from embedjob.encoder.batching.padding import Grove
-from embedjob.encoder.batching.transfers import onto
+from embedjob.encoder.batching.padding import PrefixTreeBatch
+from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import in_one_line
 from embedjob.models.architecture import length_bound_ropes
 from embedjob.text.runs import Ids
@@ -87,7 +87,7 @@ def cascading(
     bias_VHTT = None
     if sees_VTT is not None:
         blank = torch.zeros(sees_VTT.shape, dtype=model.dtype)
-        bias_VHTT = onto(blank.masked_fill(~sees_VTT, -torch.inf)[:, None], model.device)
+        bias_VHTT = to_device(blank.masked_fill(~sees_VTT, -torch.inf)[:, None], model.device)
     configs = configs_of(model)
     before = [config._attn_implementation for config in configs]
     pieces = _Pieces(shared, kept, None if isinstance(among, Tensor) else among, bias_VHTT)
@@ -219,13 +219,15 @@ class Prefixes:
         with cascading(self.backbone.model, shared=shared):
             return self.backbone.states(ids_VT, mask_VT, layer=layer, position=shared.length)
 
-    def tree_states(self, prefix: Ids | None, grove: Grove, *, layer: Layer) -> Tensor:
+    def tree_states(
+        self, prefix: Ids | None, tree_batch: PrefixTreeBatch, *, layer: Layer
+    ) -> Tensor:
         """The hidden states [R, T, D] of trees, after their prefix if it is not in them."""
         shared = None if prefix is None else self.key_values(prefix)
         self.backbone.prepare(layer)
-        with cascading(self.backbone.model, shared=shared, among=grove.sees_RTT):
+        with cascading(self.backbone.model, shared=shared, among=tree_batch.sees_RTT):
             return self.backbone.states(
-                grove.ids_RT, grove.mask_RT, layer=layer, position=grove.position_RT
+                tree_batch.ids_RT, tree_batch.mask_RT, layer=layer, position=tree_batch.position_RT
             )
 
     def key_values(self, prefix: Ids) -> KeyValues:

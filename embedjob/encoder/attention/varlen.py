@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from embedjob.encoder.attention.kernels import Scores, attend, joined
-from embedjob.encoder.batching.transfers import onto
+from embedjob.encoder.batching.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Look(NamedTuple):
 def sequences(lengths: list[int], *, device: torch.device) -> Sequences:
     """Sequences of these lengths, end to end."""
     bounds_S = torch.tensor([0, *lengths]).cumsum(dim=0)
-    placed_S = onto(bounds_S.to(torch.int32), device)
+    placed_S = to_device(bounds_S.to(torch.int32), device)
     return Sequences(tuple(bounds_S.tolist()), placed_S, max(lengths))
 
 

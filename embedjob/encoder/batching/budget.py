@@ -13,7 +13,7 @@ import torch
 
 from embedjob.encoder.batching.forward import Loaded, ViewForward
 from embedjob.encoder.batching.scheduler import is_out_of_memory
-from embedjob.encoder.batching.transfers import homeward
+from embedjob.encoder.batching.transfers import copy_to_host
 from embedjob.text.views import TokenViews, assemble
 
 _LOG = logging.getLogger(__name__)
@@ -110,10 +110,10 @@ def _probe(views: TokenViews, number: int, budget: int, loaded: Loaded) -> Probe
     forward = ViewForward(views, np.full(count, number), loaded)
     device, which = loaded.packing.backbone.device, np.arange(count)
     room = _room(device)
-    homeward(forward(which)).wait()
+    copy_to_host(forward(which)).wait()
     memory = _taken(device) / room
     started = time.perf_counter()
-    homeward(forward(which)).wait()
+    copy_to_host(forward(which)).wait()
     seconds = time.perf_counter() - started
     return Probed(int(forward.lengths.sum()), max(seconds, 1e-9), memory)
 

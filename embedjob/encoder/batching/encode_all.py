@@ -10,7 +10,7 @@ import numpy as np
 
 from embedjob.encoder.batching.forward import Loaded, TreeForward, ViewForward, worthwhile
 from embedjob.encoder.batching.padding import Indices, distinct
-from embedjob.encoder.batching.scheduler import Forward, Passage, Watch, pass_through
+from embedjob.encoder.batching.scheduler import Forward, ForwardResult, Watch, run_microbatches
 from embedjob.text.runs import gather, offsets_of
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Vectors
@@ -57,7 +57,7 @@ class Caller:
 
 
 @dataclass
-class Passed:
+class EncodeResult:
     """The vectors of distinct views, NaN where `failed` says why; `which_RV` is each text's.
 
     Of views that are pooled part by part they are those of the parts, and `which_RV` is each
@@ -71,7 +71,7 @@ class Passed:
     stats: dict[str, float] = field(default_factory=dict)
     rows: dict[int, Row] = field(default_factory=dict)
 
-    def take(self, passage: Passage, units: Indices) -> None:
+    def take(self, passage: ForwardResult, units: Indices) -> None:
         """Adds what came of units [N, V], each some of the vectors."""
         self.vectors_VD[units] = passage.vectors_VD.reshape(*units.shape, -1)
         for unit, reason in passage.failed.items():
@@ -84,7 +84,9 @@ class Passed:
         self.stats["copy_seconds"] += passage.copy_seconds
 
 
-def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) -> Passed:
+def encode_distinct(
+    views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller
+) -> EncodeResult:
     """The vectors of all views that have a span, and why some have none."""
     firsts, which = distinct(views)
     offsets = vector_offsets(views, firsts)
@@ -93,7 +95,7 @@ def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) 
     texts = _unlike(which_RV, np.flatnonzero(worthwhile(views, loaded)))
     alone = np.setdiff1d(np.flatnonzero(full), which_RV[texts])
     width, run_before = loaded.readout.width, loaded.prefixes.tokens_run
-    passed = Passed(np.full((offsets[-1], width), np.nan, np.float32), which_RV, budget)
+    passed = EncodeResult(np.full((offsets[-1], width), np.nan, np.float32), which_RV, budget)
     empty = np.flatnonzero(np.repeat(~full, np.diff(offsets)))
     passed.failed.update(dict.fromkeys(empty.tolist(), _EMPTY_SPAN))
     passed.stats = dict.fromkeys(_COUNTED, 0)
@@ -107,7 +109,7 @@ def pass_all(views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller) 
     for forward, units in ways:
         watch = Watch(caller.stop, progress.of(units, caller.tell))
         if len(units):
-            passage = pass_through(forward, budget=passed.budget, watch=watch)
+            passage = run_microbatches(forward, budget=passed.budget, watch=watch)
             vectors = gather(offsets, units.reshape(-1))[0].reshape(len(units), -1)
             passed.take(passage, vectors)
     for single, some in singles:

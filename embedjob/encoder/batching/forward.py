@@ -24,10 +24,10 @@ from embedjob.encoder.batching.padding import (
     Side,
     assemble,
     bearable_padding,
-    plant,
+    build_tree_batch,
 )
-from embedjob.encoder.batching.transfers import onto
-from embedjob.encoder.interventions import Steering
+from embedjob.encoder.batching.transfers import to_device
+from embedjob.encoder.interventions import InterventionHooks
 from embedjob.encoder.outputs.decoding import decode
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.encoder.outputs.sparse import finite
@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
     readout: Readout
     recipe: Recipe
     side: Side
-    steering: Steering
+    hooks: InterventionHooks
 
 
 class ViewForward:
@@ -59,7 +59,7 @@ class ViewForward:
         self._views = views
         self._chosen = chosen
         self._prefixes, self._packing, self._readout = loaded[:3]
-        self._recipe, self._side, self._steering = loaded[3:]
+        self._recipe, self._side, self._hooks = loaded[3:]
         self._backbone = loaded.prefixes.backbone
         self.rows: dict[int, Row] = {}
 
@@ -133,7 +133,7 @@ class ViewForward:
         assert prefix is not None, "only rows without padding may go without a prefix here"
         # What is done to states inside is not done to the prefix.
         self._prefixes.key_values(prefix)
-        with self._steering.over(self._views, self._chosen[which], batch, skip=len(prefix)):
+        with self._hooks.over(self._views, self._chosen[which], batch, skip=len(prefix)):
             return self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
 
     def precisely(self, view: int) -> Tensor:
@@ -154,7 +154,7 @@ class ViewForward:
         if self._recipe.decode is not None:
             return self._decoded(which, batch)
         layer = self._recipe.layer
-        with self._steering.over(self._views, self._chosen[which], batch):
+        with self._hooks.over(self._views, self._chosen[which], batch):
             hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
 
@@ -194,7 +194,7 @@ class ViewForward:
         rows = self._readout.rows(hidden_VTD, spans[0], words)
         self.rows.update(zip(which.tolist(), rows, strict=True))
         broken_V = torch.tensor([not finite(entries) for entries in rows])
-        return vectors_VD.masked_fill(onto(broken_V, vectors_VD.device)[:, None], torch.nan)
+        return vectors_VD.masked_fill(to_device(broken_V, vectors_VD.device)[:, None], torch.nan)
 
 
 # Tails look at each other in vain. Of so few tokens that costs little; of more, as many pairs as a
@@ -260,16 +260,16 @@ class TreeForward:
     def __call__(self, which: Indices) -> Tensor:
         """The vectors [R, V x D] of these texts, all of one group."""
         group = int(self.groups[which[0]])
-        grove, span_RVT = plant(self._views, self._texts[which], whole=group < 0)
+        tree_batch, span_RVT = build_tree_batch(self._views, self._texts[which], whole=group < 0)
         prefix = self._views.prefixes[group] if group >= 0 else None
         layer = self._recipe.layer
         if self._packed(which):
             shared = None if prefix is None else self._prefixes.key_values(prefix)
-            hidden_RTD = self._packing.tree_states(grove, layer=layer, shared=shared)
+            hidden_RTD = self._packing.tree_states(tree_batch, layer=layer, shared=shared)
         else:
-            hidden_RTD = self._prefixes.tree_states(prefix, grove, layer=layer)
+            hidden_RTD = self._prefixes.tree_states(prefix, tree_batch, layer=layer)
         spans = span_RVT.unbind(dim=1)
-        read = [self._readout(hidden_RTD, span_RT, grove.ids_RT) for span_RT in spans]
+        read = [self._readout(hidden_RTD, span_RT, tree_batch.ids_RT) for span_RT in spans]
         return torch.cat(read, dim=1)
 
     def _packed(self, which: Indices) -> bool:

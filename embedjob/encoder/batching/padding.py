@@ -37,7 +37,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Grove:
+class PrefixTreeBatch:
     """Trees padded to one length; `branch_RT` is 0 in the trunk, 1 and on in the tails, or -1."""
 
     ids_RT: Tensor
@@ -88,7 +88,9 @@ def _inside(position_VT: Indices, span: Indices) -> Tensor:
     return torch.from_numpy((position_VT >= span[:, :1]) & (position_VT < span[:, 1:]))
 
 
-def plant(views: TokenViews, texts: Indices, *, whole: bool) -> tuple[Grove, Tensor]:
+def build_tree_batch(
+    views: TokenViews, texts: Indices, *, whole: bool
+) -> tuple[PrefixTreeBatch, Tensor]:
     """The texts with their tails, after their prefix if they are not whole, and the views' spans.
 
     Spans are masks [R, V, T] over the tokens of the trees.
@@ -96,8 +98,8 @@ def plant(views: TokenViews, texts: Indices, *, whole: bool) -> tuple[Grove, Ten
     per_text = views.views_per_text
     skip = 0 if whole else int(views.prefix_lengths[texts[0] * per_text])
     rows = [_branches(views, int(text), whole=whole) for text in texts]
-    grove = laid_out(rows, skip=skip)
-    span_RVT = np.zeros((len(rows), per_text, grove.ids_RT.shape[1]), np.bool_)
+    tree_batch = pad_trees(rows, skip=skip)
+    span_RVT = np.zeros((len(rows), per_text, tree_batch.ids_RT.shape[1]), np.bool_)
     for row, branches in enumerate(rows):
         start = len(branches[0])
         for number, ids in enumerate(branches[1:]):
@@ -105,10 +107,10 @@ def plant(views: TokenViews, texts: Indices, *, whole: bool) -> tuple[Grove, Ten
             span = views.span[texts[row] * per_text + number] - before + start
             span_RVT[row, number, span[0] : span[1]] = True
             start += len(ids)
-    return grove, torch.from_numpy(span_RVT)
+    return tree_batch, torch.from_numpy(span_RVT)
 
 
-def laid_out(rows: Sequence[Sequence[Ids]], *, skip: int = 0) -> Grove:
+def pad_trees(rows: Sequence[Sequence[Ids]], *, skip: int = 0) -> PrefixTreeBatch:
     """Trees, each a trunk and its tails, whose first token is at position `skip`."""
     longest = max(sum(map(len, row)) for row in rows)
     ids_RT = np.zeros((len(rows), longest), np.int64)
@@ -123,7 +125,7 @@ def laid_out(rows: Sequence[Sequence[Ids]], *, skip: int = 0) -> Grove:
             branch_RT[row, here] = number
             position_RT[row, here] = before + np.arange(len(ids))
             start += len(ids)
-    return Grove(*map(torch.from_numpy, (ids_RT, branch_RT, position_RT)))
+    return PrefixTreeBatch(*map(torch.from_numpy, (ids_RT, branch_RT, position_RT)))
 
 
 def _branches(views: TokenViews, text: int, *, whole: bool) -> list[Ids]:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from embedjob.encoder.batching.padding import Indices
-from embedjob.encoder.batching.transfers import Landing, homeward
+from embedjob.encoder.batching.transfers import PendingCopy, copy_to_host
 from embedjob.errors import DeviceLostError, EmbedjobError, InterruptedRunError, in_one_line
 from embedjob.text.microbatches import microbatches
 from embedjob.vectors.encoded import Vectors
 
 
 @contextmanager
-def telling_of_loss() -> Iterator[None]:
+def raising_device_lost() -> Iterator[None]:
     """Within it, and in a function that it decorates, a lost device raises DeviceLostError.
 
     Whatever else raises does as it did. Not only torch's own error is looked into: the libraries
@@ -47,7 +47,7 @@ def _is_lost() -> bool:
 _DETAIL_CHARACTERS = 300
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 # Micro-batches that a device has been given and whose vectors are not here yet.
-_ALOFT = 2
+_MOST_PENDING = 2
 _Done = TypeVar("_Done")
 
 
@@ -109,7 +109,7 @@ class Watch:
 
 
 @dataclass
-class Passage:
+class ForwardResult:
     """What has come of the views so far; `budget` is what the memory was found to bear."""
 
     vectors_VD: Vectors
@@ -122,7 +122,7 @@ class Passage:
     copy_seconds: float = 0.0
 
 
-def pass_through(forward: Forward, *, budget: int, watch: Watch) -> Passage:
+def run_microbatches(forward: Forward, *, budget: int, watch: Watch) -> ForwardResult:
     """The vectors of all views, and why some have none; InterruptedRunError when told to stop.
 
     A micro-batch that raises is halved until the culprit is alone; alone it is tried once more in
@@ -130,46 +130,46 @@ def pass_through(forward: Forward, *, budget: int, watch: Watch) -> Passage:
     micro-batches are made, and what it is done with is copied back.
     """
     lengths = forward.lengths
-    passage = Passage(np.full((len(lengths), forward.width), np.nan, np.float32), budget)
-    flow = _Flow(forward, passage, watch)
+    passage = ForwardResult(np.full((len(lengths), forward.width), np.nan, np.float32), budget)
+    flow = _InFlight(forward, passage, watch)
     flow.left.extend(_batches(forward, np.arange(len(lengths)), budget=budget))
-    while flow.left or flow.aloft:
+    while flow.left or flow.pending:
         if watch.stop():
             raise InterruptedRunError("stopped between two micro-batches")
         if flow.left:
-            flow.depart()
-        while len(flow.aloft) > (_ALOFT if flow.left else 0):
-            flow.land()
+            flow.submit()
+        while len(flow.pending) > (_MOST_PENDING if flow.left else 0):
+            flow.collect()
     return passage
 
 
 @dataclass
-class _Flow:
+class _InFlight:
     """The micro-batches that are left, and those that a device has been given, in order."""
 
     forward: Forward
-    passage: Passage
+    passage: ForwardResult
     watch: Watch
     left: deque[Indices] = field(default_factory=deque)
-    aloft: deque[tuple[Indices, Landing]] = field(default_factory=deque)
+    pending: deque[tuple[Indices, PendingCopy]] = field(default_factory=deque)
 
-    def depart(self) -> None:
+    def submit(self) -> None:
         """Gives the model the next micro-batch; on a CPU, takes its vectors as well."""
         which = self.left.popleft()
-        outcome = _attempt(lambda: homeward(self.forward(which)))
+        outcome = _attempt(lambda: copy_to_host(self.forward(which)))
         if isinstance(outcome, Trouble):
             # What is aloft holds memory, and its views may have to be halved as well.
-            while self.aloft:
-                self.land()
+            while self.pending:
+                self.collect()
             self._halve(which, outcome)
         else:
-            self.aloft.append((which, outcome))
+            self.pending.append((which, outcome))
             if outcome.arrival is None:
-                self.land()
+                self.collect()
 
-    def land(self) -> None:
+    def collect(self) -> None:
         """Takes the vectors of the micro-batch that was given first."""
-        which, landing = self.aloft.popleft()
+        which, landing = self.pending.popleft()
         waited = _attempt(landing.wait)
         if isinstance(waited, Trouble):
             self._halve(which, waited)
@@ -201,7 +201,7 @@ class _Flow:
 
 def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
     try:
-        with telling_of_loss():
+        with raising_device_lost():
             return what()
     except EmbedjobError:
         raise
@@ -212,7 +212,7 @@ def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
 
 
 def _smaller(
-    trouble: Trouble, left: list[Indices], *, forward: Forward, passage: Passage
+    trouble: Trouble, left: list[Indices], *, forward: Forward, passage: ForwardResult
 ) -> deque[Indices]:
     """What is left, in smaller micro-batches: all of it after out of memory, else the first."""
     first = left[0]
@@ -237,7 +237,9 @@ def _batches(forward: Forward, views: Indices, *, budget: int) -> list[Indices]:
     return [views[batch] for batch in batches]
 
 
-def _rescued(forward: Forward, view: int, passage: Passage, trouble: Trouble | None) -> Vectors:
+def _rescued(
+    forward: Forward, view: int, passage: ForwardResult, trouble: Trouble | None
+) -> Vectors:
     """The vector [1, D] of one view in float32; NaN, and a reason kept, where that fails too."""
     starved = trouble is not None and trouble.out_of_memory
     again = trouble if starved else _attempt(lambda: forward.precisely(view).cpu().numpy())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def onto(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; a copy to a GPU is queued there, and nothing waits for it."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -16,7 +16,7 @@ def onto(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Landing:
+class PendingCopy:
     """A tensor on its way to the host, and what waits for it; None if the tensor is there."""
 
     host: Tensor
@@ -27,10 +27,10 @@ class Landing:
         return self.arrival() if self.arrival else 0.0
 
 
-def homeward(tensor: Tensor) -> Landing:
+def copy_to_host(tensor: Tensor) -> PendingCopy:
     """The tensor, on its way to the host; a copy from a GPU is queued behind what makes it."""
     if tensor.device.type != "cuda":
-        return Landing(tensor.cpu())
+        return PendingCopy(tensor.cpu())
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     stream = torch.cuda.current_stream(tensor.device)
     begun, there = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -42,4 +42,4 @@ def homeward(tensor: Tensor) -> Landing:
         there.synchronize()
         return float(begun.elapsed_time(there)) / 1000
 
-    return Landing(host, arrival)
+    return PendingCopy(host, arrival)

@@ -31,10 +31,10 @@ from embedjob.encoder.cpu.layers import (
     biased,
     child,
     code_of,
+    interleave_rope_halves,
     joined,
-    paired,
-    raised,
     require_reads_like,
+    with_added_bias,
 )
 
 
@@ -65,7 +65,7 @@ class PostNorm(nn.Module):
         mixed = child(output, "dense", nn.Linear)
         self.mixed = biased(mixed, mixed(value.bias))
         up, down = (child(part, "dense", nn.Linear) for part in (block.intermediate, block.output))
-        self.inner_norm = raised(child(output, "LayerNorm", nn.LayerNorm), down.bias)
+        self.inner_norm = with_added_bias(child(output, "LayerNorm", nn.LayerNorm), down.bias)
         up = biased(up, up.bias - up.weight @ down.bias)
         self.up, self.spare = bias_in_a_column(up, self.inner_norm)
         self.down = biased(down, None)
@@ -146,7 +146,11 @@ class Rotary(nn.Module):
         self.width = int(attention.head_dim)
         query, key, value = (child(attention, f"{name}_proj", nn.Linear) for name in "qkv")
         self.heads = [layer.out_features // self.width for layer in (query, key, value)]
-        self.qkv_proj = joined(paired(query, self.width), paired(key, self.width), value)
+        self.qkv_proj = joined(
+            interleave_rope_halves(query, self.width),
+            interleave_rope_halves(key, self.width),
+            value,
+        )
         self.o_proj = child(attention, "o_proj", nn.Linear)
 
     def forward(

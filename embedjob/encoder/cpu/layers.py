@@ -30,7 +30,7 @@ def biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
     return other
 
 
-def raised(norm: nn.LayerNorm, bias: Tensor) -> nn.LayerNorm:
+def with_added_bias(norm: nn.LayerNorm, bias: Tensor) -> nn.LayerNorm:
     """The same norm with more bias."""
     other = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
     other.weight = norm.weight
@@ -54,7 +54,7 @@ def bias_in_a_column(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[nn.Linear, 
     return _linear(made.float(), None), spare
 
 
-def paired(linear: nn.Linear, width: int) -> nn.Linear:
+def interleave_rope_halves(linear: nn.Linear, width: int) -> nn.Linear:
     """The same product; in each head of this width the halves of its output alternate."""
     order = torch.arange(linear.out_features).view(-1, 2, width // 2).transpose(1, 2).flatten()
     bias: Tensor | None = linear.bias

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from embedjob.encoder.batching import scheduler
 from embedjob.encoder.batching.padding import Indices
-from embedjob.encoder.batching.scheduler import Passage, Watch, pass_through
-from embedjob.encoder.batching.transfers import Landing
+from embedjob.encoder.batching.scheduler import ForwardResult, Watch, run_microbatches
+from embedjob.encoder.batching.transfers import PendingCopy
 from embedjob.errors import DeviceLostError, InterruptedRunError
 
 WATCH = Watch(stop=lambda: False, on_views=lambda views: None)
@@ -63,8 +63,8 @@ class Views:
         vectors[[view in holes for view in which]] = np.inf
         return torch.from_numpy(vectors)
 
-    def passed(self, budget: int = 40, watch: Watch = WATCH) -> Passage:
-        return pass_through(self, budget=budget, watch=watch)
+    def passed(self, budget: int = 40, watch: Watch = WATCH) -> ForwardResult:
+        return run_microbatches(self, budget=budget, watch=watch)
 
 
 def poison(*views: int) -> Callable[[Indices], None]:
@@ -83,7 +83,7 @@ def starved(tokens: int, lengths: npt.NDArray[np.int64]) -> Callable[[Indices], 
     return trouble
 
 
-def right(passage: Passage) -> bool:
+def right(passage: ForwardResult) -> bool:
     """Whether every view has its own vector, or a reason and none."""
     views = np.arange(len(passage.vectors_VD))
     lost = np.isin(views, list(passage.failed))
@@ -124,25 +124,25 @@ class Device:
     """One that gives vectors when they are waited for, and then may be in trouble."""
 
     trouble: Callable[[list[int]], None] = lambda views: None
-    aloft: list[list[int]] = field(default_factory=list)
+    pending: list[list[int]] = field(default_factory=list)
     most: int = 0
     landed: int = 0
 
-    def homeward(self, vectors: torch.Tensor) -> Landing:
+    def copy_to_host(self, vectors: torch.Tensor) -> PendingCopy:
         host = torch.full_like(vectors, 777.0)
         views = vectors.nan_to_num(posinf=0).amin(dim=1).int().tolist()
-        self.aloft.append(views)
-        self.most = max(self.most, len(self.aloft))
+        self.pending.append(views)
+        self.most = max(self.most, len(self.pending))
 
         def arrival() -> float:
             # As on a stream, what was given first comes first.
-            assert self.aloft.pop(0) is views
+            assert self.pending.pop(0) is views
             self.trouble(views)
             host.copy_(vectors)
             self.landed += 1
             return 0.5
 
-        return Landing(host, arrival)
+        return PendingCopy(host, arrival)
 
 
 @settings(deadline=None)
@@ -175,11 +175,11 @@ def test_on_a_device_that_answers_late_the_same_views_have_no_vector(
     )
     device = Device(trouble_then)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(scheduler, "homeward", device.homeward)
+        patched.setattr(scheduler, "homeward", device.copy_to_host)
         passage = views.passed(300)
     here = set(range(len(lengths)))
     assert right(passage)
-    assert not device.aloft
+    assert not device.pending
     model = {view for view, (why, _) in passage.failed.items() if why == "model_error"}
     assert model == (poisoned | late) & here
     assert set(passage.failed) == (poisoned | late | holes) & here
@@ -189,7 +189,7 @@ def test_on_a_device_that_answers_late_the_same_views_have_no_vector(
 def test_the_next_micro_batches_are_given_before_the_first_has_come() -> None:
     device = Device()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(scheduler, "homeward", device.homeward)
+        patched.setattr(scheduler, "homeward", device.copy_to_host)
         assert right(Views(np.full(40, 10)).passed())
     assert device.most == 3
 

@@ -37,7 +37,7 @@ from transformers import (
     SmolLM3Model,
 )
 
-from embedjob.encoder.backbone import Backbone, quicken
+from embedjob.encoder.backbone import Backbone, optimize_for_cpu
 from embedjob.encoder.cpu import optimize
 from embedjob.encoder.cpu.blocks import PostNorm, PreNorm, Rotary
 from embedjob.encoder.cpu.layers import RootMeanSquare, bias_in_a_column
@@ -98,7 +98,7 @@ def drawn(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 def pair(model: PreTrainedModel) -> tuple[Backbone, Backbone]:
     """The model as it is, and quickened."""
     plain, quick = (Backbone(copy.deepcopy(model), attention="causal") for _ in range(2))
-    quicken(quick)
+    optimize_for_cpu(quick)
     return plain, quick
 
 
@@ -218,7 +218,7 @@ def test_what_a_part_of_another_make_does_beyond_the_example_is_done(name: str, 
     quiet = Backbone(copy.deepcopy(model), attention=attention)
     place.__class__ = Louder
     louder, quick = (Backbone(copy.deepcopy(model), attention=attention) for _ in range(2))
-    quicken(quick)
+    optimize_for_cpu(quick)
     ids = torch.from_numpy(np.random.default_rng(1).integers(3, 590, (4, 9)))
     own, got, other = (
         one.states(ids, torch.ones_like(ids), layer=-1).numpy() for one in (louder, quick, quiet)

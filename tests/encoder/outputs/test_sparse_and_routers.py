@@ -34,7 +34,7 @@ from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.encoder.outputs.routers import Routers
 from embedjob.errors import ConfigError, ModelError
 from embedjob.methods.catalogue import read_method
-from embedjob.models.architecture import beside_of, config_of, facts_of, require_fit, router_width
+from embedjob.models.architecture import beside_of, config_of, info_of, check_model, router_width
 from embedjob.models.sentence_transformers import folder_layer
 from embedjob.models.source import address
 from embedjob.models.tokenizer import load_tokenizer
@@ -290,7 +290,7 @@ def test_what_does_not_go_together_is_refused(knobs: dict[str, Any], said: str) 
 def test_decoded_words_need_their_positions(llama: Path) -> None:
     made = recipe(llama, max_tokens=75, decode={"max_tokens": 10})
     with pytest.raises(ModelError, match=r"set encoder\.max_tokens: 71"):
-        require_fit(made, facts_of(config_of(llama)))
+        check_model(made, info_of(config_of(llama)))
 
 
 def test_a_model_that_was_loaded_without_its_head_is_refused(llama: Path) -> None:
