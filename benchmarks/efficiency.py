@@ -247,7 +247,7 @@ def start_up(starts: int) -> dict[str, float]:
 def start_once(folder: str, born: float) -> dict[str, float]:
     """One quickstart of two chunks, and when each part of its start-up ended."""
     from embedjob import pipeline
-    from embedjob.config.loading import read_draft
+    from embedjob.config.job_file import read_draft
 
     marks = {"interpreter and imports": time.time()}
     shows: list[tuple[float, int]] = []

@@ -163,7 +163,7 @@ def make_model(folder: Path) -> None:
 
 def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str) -> Measured:
     """One job over `work/name`, measured."""
-    from embedjob.config.loading import JobSource, Layer
+    from embedjob.config.job_file import JobSource, Layer
     from embedjob.pipeline import Console, Options, embed
 
     job = {

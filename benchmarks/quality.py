@@ -22,7 +22,7 @@ import transformers
 import yaml
 from scipy.stats import spearmanr
 
-from embedjob.config.loading import JobSource, Layer
+from embedjob.config.job_file import JobSource, Layer
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder

@@ -22,7 +22,7 @@ import torch
 import transformers
 from scipy.sparse import csr_matrix
 
-from embedjob.config.loading import JobSource, Layer
+from embedjob.config.job_file import JobSource, Layer
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import EmbedjobError

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from embedjob.config.loading import JobSource, read_draft, validate_partial
+from embedjob.config.job_file import JobSource, read_draft, validate_partial
 from embedjob.errors import EmbedjobError, InterruptedRunError
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from embedjob.config.loading import JobSource
+from embedjob.config.job_file import JobSource
 from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.reading import read_chunk
 from embedjob.job.output import (

@@ -19,7 +19,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedjob.cli import main
-from embedjob.config.loading import JobSource, Layer
+from embedjob.config.job_file import JobSource, Layer
 from embedjob.job.result import Result
 from embedjob.job.survey import Survey
 from embedjob.pipeline import Console, Options, embed

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measuring.texts import MINILM, SMOLLM
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.models.sentence_transformers import folder_layer
 from embedjob.models.source import ModelSource, materialize

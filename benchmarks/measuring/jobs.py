@@ -69,7 +69,7 @@ def peer(place: Place, setting: Setting) -> None:
 
 def ours(place: Place) -> dict[str, Any]:
     """The same job by embedjob; the summary of its run."""
-    from embedjob.config.loading import JobSource, Layer
+    from embedjob.config.job_file import JobSource, Layer
     from embedjob.pipeline import Console, Options, embed
 
     job = {

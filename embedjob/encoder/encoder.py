@@ -22,7 +22,7 @@ from embedjob.encoder.batching.forward import Loaded
 from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.batching.scheduler import raising_device_lost
 from embedjob.encoder.from_output import recorded
-from embedjob.encoder.interventions import InterventionHooks
+from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe, Role
 from embedjob.errors import ModelError, OutputError
 from embedjob.models.components import ingredients_of

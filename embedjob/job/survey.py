@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from embedjob.config.job import Input
-from embedjob.config.loading import JobSource, merge, validate, validate_partial
+from embedjob.config.job_file import JobSource, merge, validate, validate_partial
 from embedjob.config.recipe import HubModel
 from embedjob.errors import InputError
 from embedjob.input.chunks import Shard

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from embedjob.config.loading import Layer, merge, read_yaml, recipe_from, validate
+from embedjob.config.job_file import Layer, merge, read_yaml, recipe_from, validate
 from embedjob.config.recipe import Role
 from embedjob.config.segments import Section
 from embedjob.config.templates import alone, templates

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from embedjob.config.job import Job
-from embedjob.config.loading import JobSource, Layer, merge, recipe_from, validate
+from embedjob.config.job_file import JobSource, Layer, merge, recipe_from, validate
 from embedjob.config.recipe import Recipe, Role
 from embedjob.errors import ConfigError
 from embedjob.methods.catalogue import MethodFile, over_each_other, read_method

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from embedjob.config.loading import JobSource
+from embedjob.config.job_file import JobSource
 from embedjob.config.recipe import Recipe, WeightedTemplate
 from embedjob.config.templates import slots_read
 from embedjob.errors import ConfigError

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from embedjob.config.loading import DEFAULT, JobSource, read_yaml, recipe_from, validate_partial
+from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from, validate_partial
 from embedjob.config.recipe import Recipe
 from embedjob.job.survey import source_in
 from embedjob.methods.catalogue import MethodFile, names, read_method

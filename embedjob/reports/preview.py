@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from embedjob.config.loading import JobSource, validate_partial
+from embedjob.config.job_file import JobSource, validate_partial
 from embedjob.errors import InputError
 from embedjob.input.reading import read_chunk
 from embedjob.job.planning import Request, plan

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from embedjob.config.loading import JobSource, Layer, validate_partial
+from embedjob.config.job_file import JobSource, Layer, validate_partial
 from embedjob.config.recipe import Decode, Recipe, WeightedSum
 from embedjob.errors import ConfigError
 from embedjob.methods.resolution import resolve

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from embedjob.config.interventions import Contrast, Prepend
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.errors import ConfigError
 
 PREPEND = {"prepend": {"slot": "<PST>", "start": 1, "exit": 3}}

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedjob.config.job import ActorRange, Job
-from embedjob.config.loading import read_draft
+from embedjob.config.job_file import read_draft
 from embedjob.methods.resolution import resolve
 
 ROOT = Path(__file__).parents[2]

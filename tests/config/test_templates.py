@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.config.templates import Piece, Template, slots_read, templates
 from embedjob.errors import ConfigError

@@ -28,7 +28,7 @@ from embedjob.encoder.backbone import Backbone, optimize_for_cpu
 from embedjob.encoder.cpu import optimize
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews, assemble
-from embedjob.vectors.pooling import POOLINGS
+from embedjob.vectors.poolers import POOLINGS
 from tests.encoder import tiny
 
 _WIDE: Mapping[str, Callable[[], PreTrainedModel]] = {

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder

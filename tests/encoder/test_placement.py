@@ -13,7 +13,7 @@ from embedjob.config.job import Pool
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, optimize_for_cpu
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.interventions import at
+from embedjob.encoder.intervention_hooks import at
 from embedjob.encoder.loading import device_map, free_memory, load_at, spread
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.errors import ResourceError

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from embedjob.config.loading import JobSource, Layer, read_draft
+from embedjob.config.job_file import JobSource, Layer, read_draft
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError
 from embedjob.job.survey import Survey, survey

@@ -35,7 +35,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from embedjob.config.loading import JobSource, Layer
+from embedjob.config.job_file import JobSource, Layer
 from embedjob.config.recipe import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batching.padding import Side

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from embedjob.config.loading import DEFAULT, JobSource, Layer
+from embedjob.config.job_file import DEFAULT, JobSource, Layer
 from embedjob.errors import ConfigError
 from embedjob.methods.catalogue import names, read_method
 from embedjob.methods.resolution import default_model, resolve

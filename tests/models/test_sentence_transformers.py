@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ModelError
 from embedjob.models.sentence_transformers import folder_layer

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from embedjob.config.loading import read_yaml
+from embedjob.config.job_file import read_yaml
 from embedjob.methods.catalogue import names, read_method
 from embedjob.reports.method_pages import page, show_method, show_methods
 

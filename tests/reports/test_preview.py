@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from embedjob.config.loading import JobSource, Layer
+from embedjob.config.job_file import JobSource, Layer
 from embedjob.errors import InputError
 from embedjob.reports.preview import preview, show
 from tests import running

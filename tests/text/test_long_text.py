@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.text import long_text
 from embedjob.text.long_text import Cut
 from embedjob.text.tokenizing import ViewTokenizer

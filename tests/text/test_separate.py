@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.errors import ConfigError
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, LITERALS, tiny_tokenizer

@@ -27,10 +27,10 @@ from embedjob.encoder.batching.padding import (
     build_tree_batch,
 )
 from embedjob.encoder.batching.transfers import to_device
-from embedjob.encoder.interventions import InterventionHooks
+from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.decoding import decode
 from embedjob.encoder.outputs.pool_and_heads import Readout
-from embedjob.encoder.outputs.sparse import finite
+from embedjob.encoder.outputs.sparse_lm import finite
 from embedjob.text.runs import Ids
 from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row

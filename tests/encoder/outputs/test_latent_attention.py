@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedjob.config.loading import recipe_from
+from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import load_backbone
 from embedjob.encoder.encoder import Encoder

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from embedjob.config.job import Input, Job
-from embedjob.config.loading import Layer, merge, read_draft, validate, validate_partial
+from embedjob.config.job_file import Layer, merge, read_draft, validate, validate_partial
 from embedjob.errors import ConfigError
 
 JOB: dict[str, Any] = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from embedjob.config.pooling import WeightedFrom
 from embedjob.config.recipe import Recipe
-from embedjob.vectors.pooling import PARTS, POOLINGS, pooler
+from embedjob.vectors.poolers import PARTS, POOLINGS, pooler
 
 PADDING = 999.0
 
