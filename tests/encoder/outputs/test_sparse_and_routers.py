@@ -34,7 +34,7 @@ from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.encoder.outputs.routers import Routers
 from embedjob.errors import ConfigError, ModelError
 from embedjob.methods.catalogue import read_method
-from embedjob.models.architecture import beside_of, config_of, info_of, check_model, router_width
+from embedjob.models.architecture import beside_of, check_model, config_of, info_of, router_width
 from embedjob.models.sentence_transformers import folder_layer
 from embedjob.models.source import address
 from embedjob.models.tokenizer import load_tokenizer

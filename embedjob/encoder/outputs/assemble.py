@@ -1,0 +1,143 @@
+"""From the vectors of views to the finished embeddings of texts.
+
+Legend: R texts, U parts of texts, V views, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedjob.config.heads import router_in, sparse_in
+from embedjob.config.recipe import Recipe, WeightedTemplate
+from embedjob.encoder.batching.encode_all import EncodeResult, Failures
+from embedjob.encoder.batching.padding import Indices
+from embedjob.text.views import Cuts, TokenViews
+from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
+from embedjob.vectors.encoded import Encoded, Lines, Vectors
+from embedjob.vectors.finishing import finish, width
+from embedjob.vectors.sparse import NOTHING, Row, Sparse, sparse
+
+_ROWS_AT_ONCE = 1024
+_UNIT_TOLERANCE = 1e-3
+
+
+def encoded(
+    passed: EncodeResult, views: TokenViews, recipe: Recipe, *, router_width: int = 0
+) -> Encoded:
+    """The finished embeddings of the views' texts, or NaN and why a text has none.
+
+    Beside them what else is asked of texts that are not in parts: sparse rows, router scores.
+    """
+    vectors_VD, routers_VE = split(passed.vectors_VD, router_width, recipe)
+    finished, troubles = embeddings(vectors_VD, passed.which_RV, recipe, views.cuts)
+    lines = lines_of(views, recipe)
+    found = Encoded(finished, {}, lines=lines)
+    rows = views.text_units if views.parts is None else views.parts.offsets
+    failed = {
+        **_of_owners(troubles, found.line_offsets),
+        **_of_owners(of_texts(passed.failed, passed.which_RV), rows),
+    }
+    owners = np.repeat(np.arange(views.texts), np.diff(found.line_offsets))
+    finished[np.isin(owners, list(failed))] = np.nan
+    asked = sparse_in(recipe.heads) is not None
+    return replace(
+        found,
+        failed=failed,
+        stats=passed.stats,
+        sparse=joined_rows(passed.rows, passed.which_RV, failed) if asked else None,
+        routers=None if routers_VE is None else routers_VE[passed.which_RV].mean(axis=1),
+    )
+
+
+def embeddings(
+    vectors_VD: Vectors, which_RV: Indices, recipe: Recipe, cuts: Cuts | None = None
+) -> tuple[Vectors, Failures]:
+    """The embeddings [R, D] of texts whose views have these vectors, and those that are none.
+
+    With `cuts` the vectors are of the parts of texts, and are joined first. Made a block of texts
+    at a time: the vectors of equal views are stored once, and laid out per text they may be many
+    times that.
+    """
+    weights_V = torch.tensor([_weight(template) for template in recipe.templates])
+    join = AGGREGATIONS[recipe.aggregation]
+    blocks = []
+    for start in range(0, len(which_RV) if cuts is None else len(cuts.offsets) - 1, _ROWS_AT_ONCE):
+        rows_RVD = _rows(vectors_VD, which_RV, slice(start, start + _ROWS_AT_ONCE), cuts)
+        blocks.append(finish(join(rows_RVD, weights_V), recipe.finish).float().numpy())
+    wide = width(vectors_VD.shape[1], views=which_RV.shape[1], recipe=recipe)
+    finished = np.concatenate([np.empty((0, wide), np.float32), *blocks])
+    return finished, _unfinished(finished, recipe)
+
+
+def lines_of(views: TokenViews, recipe: Recipe) -> Lines | None:
+    """Which embeddings are a text's, where a text has several."""
+    if views.parts is not None:
+        return Lines(views.parts.offsets, views.parts.chars)
+    if recipe.aggregation == "keep":
+        return Lines(np.arange(views.texts + 1) * views.views_per_text)
+    return None
+
+
+def _rows(vectors_VD: Vectors, which_RV: Indices, texts: slice, cuts: Cuts | None) -> Tensor:
+    """The vectors of these texts [R, V, D], those of their parts joined."""
+    if cuts is None:
+        return torch.from_numpy(vectors_VD[which_RV[texts]])
+    offsets = cuts.offsets[texts.start : texts.stop + 1]
+    units = slice(offsets[0], offsets[-1])
+    tokens_UV = cuts.tokens.reshape(which_RV.shape)[units]
+    return joined_parts(
+        torch.from_numpy(vectors_VD[which_RV[units]]),
+        torch.from_numpy(tokens_UV),
+        torch.from_numpy(np.diff(offsets)),
+    )
+
+
+def split(
+    readings_VD: Vectors, router_width: int, recipe: Recipe
+) -> tuple[Vectors, Vectors | None]:
+    """The vectors of views, and the router scores [V, E] where they are a column of their own."""
+    asked = router_in(recipe.heads)
+    if asked is None or asked.join == "concat":
+        return readings_VD, None
+    at = readings_VD.shape[1] - router_width
+    return readings_VD[:, :at], readings_VD[:, at:]
+
+
+def joined_rows(rows: Mapping[int, Row], which_RV: Indices, failed: Failures) -> Sparse:
+    """The sparse rows [R] of texts of one view each; empty where one has failed."""
+    views = enumerate(which_RV[:, 0])
+    return sparse([NOTHING if text in failed else rows[int(view)] for text, view in views])
+
+
+def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Indices) -> Failures:
+    """The reason of each text that has a troubled view: that of its first one."""
+    if not troubles:
+        return {}
+    troubled_RV = np.isin(which_RV, list(troubles))
+    texts = np.flatnonzero(troubled_RV.any(axis=1))
+    return {int(r): troubles[int(which_RV[r, troubled_RV[r].argmax()])] for r in texts}
+
+
+def _of_owners(troubles: Failures, offsets: Indices) -> Failures:
+    """The reason of each text that has a troubled part; text r's parts are offsets[r] and on."""
+    owners = np.searchsorted(offsets, np.array(sorted(troubles), np.int64), side="right") - 1
+    return {
+        int(text): troubles[part]
+        for part, text in reversed(list(zip(sorted(troubles), owners, strict=True)))
+    }
+
+
+def _unfinished(finished: Vectors, recipe: Recipe) -> Failures:
+    norms = np.linalg.norm(finished, axis=1)
+    bad = ~np.isfinite(norms)
+    if recipe.normalized:
+        bad |= np.abs(norms - 1) > _UNIT_TOLERANCE
+    detail = "the finished embedding is not finite, or is zero and cannot be normalised"
+    return {int(row): ("non_finite", detail) for row in np.flatnonzero(bad)}
+
+
+def _weight(template: object) -> float:
+    return template.weight if isinstance(template, WeightedTemplate) else 1.0
