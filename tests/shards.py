@@ -78,6 +78,11 @@ def finished(
     )
 
 
+def strings(*values: bytes | None) -> pa.Array:
+    raw = pa.array(values, pa.large_binary())
+    return pa.Array.from_buffers(pa.large_string(), len(values), raw.buffers())
+
+
 def only(chunks: Sequence[Chunk]) -> Chunk:
     (chunk,) = chunks
     return chunk

@@ -1,10 +1,7 @@
 """Every fast path against one view at a time through the plain model."""
 
-import copy
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,100 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import (
-    Gemma2Config,
-    Gemma2Model,
-    LlamaConfig,
-    LlamaModel,
-    MistralConfig,
-    MistralModel,
-    PreTrainedModel,
-)
+from transformers import LlamaConfig, LlamaModel
 
-from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.shared_prefix import FEWEST_TOKENS, Prefixes
-from embedjob.encoder.backbone import Backbone, optimize_for_cpu
-from embedjob.encoder.cpu import optimize
+from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.text.views import TokenViews, assemble
+from embedjob.text.views import TokenViews
 from embedjob.vectors.poolers import POOLINGS
 from tests.encoder import tiny
+from tests.encoder.plain import WIDE, backbone, quick, recipe, reference, same
+from tests.encoder.token_views import last_tokens, shared_views, text_first_views, views_of
 
-_WIDE: Mapping[str, Callable[[], PreTrainedModel]] = {
-    "mistral, window 20": lambda: MistralModel(MistralConfig(**tiny.GROUPED, sliding_window=20)),
-    "gemma2, window 20": lambda: Gemma2Model(Gemma2Config(**tiny.GROUPED, sliding_window=20)),
-}
-_FAST = ("llama", "qwen3", "gpt2", "neox", "opt", *_WIDE)
+_FAST = ("llama", "qwen3", "gpt2", "neox", "opt", *WIDE)
 _PLAIN = ("mistral", "gemma2", "bert", "roberta", "mpnet", "t5")
-
-
-@cache
-def inner(name: str) -> PreTrainedModel:
-    if name in _WIDE:
-        torch.manual_seed(7)
-        return _WIDE[name]().eval()
-    model = tiny.model(name)
-    return model.base_model if name in tiny.DECODERS else model
-
-
-@cache
-def backbone(name: str) -> Backbone:
-    return Backbone(inner(name), attention="bidirectional" if name in tiny.ENCODERS else "causal")
-
-
-@cache
-def quick(name: str) -> Backbone:
-    """The same, its layers in the forms that a CPU with AVX-512 is given."""
-    model = copy.deepcopy(inner(name))
-    made = Backbone(model, attention="bidirectional" if name in tiny.ENCODERS else "causal")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimize, "has_avx512", lambda: True)
-        optimize_for_cpu(made)
-    return made
-
-
-def recipe(**knobs: Any) -> Recipe:
-    """One vector after the other, as they come out of the pooling."""
-    return Recipe(model="none", max_tokens=64, finish=(), aggregation="concat", **knobs)
-
-
-def views_of(rows: list[list[int]], prefixes: list[list[int]], spans: list[int]) -> TokenViews:
-    """Views of a causal model whose span begins where it is told to and goes on to the end."""
-    span = np.array([[start, len(row)] for start, row in zip(spans, rows, strict=True)], np.int32)
-    return assemble(
-        rows,
-        span=span,
-        truncated=np.zeros(len(rows), np.bool_),
-        prefixes=prefixes,
-        text_first=True,
-    )
-
-
-def last_tokens(views: TokenViews) -> TokenViews:
-    """The same views, of each of which the last token alone is pooled."""
-    return replace(views, span=np.stack([views.span[:, 1] - 1, views.span[:, 1]], axis=1))
-
-
-def reference(name: str, views: TokenViews, made: Recipe) -> np.ndarray:
-    """The vectors [V, D] by one plain forward each, with every layer run."""
-    vectors = []
-    for view in range(len(views.prefix)):
-        ids = torch.from_numpy(views.full_ids(view).astype(np.int64))[None]
-        with torch.inference_mode():
-            states = inner(name)(input_ids=ids, output_hidden_states=True).hidden_states
-        layers = (made.layer,) if isinstance(made.layer, int) else made.layer
-        hidden = torch.stack([states[layer] for layer in layers]).mean(dim=0)
-        start, stop = views.span[view]
-        span = (torch.arange(ids.shape[1]) >= start) & (torch.arange(ids.shape[1]) < stop)
-        vectors.append(POOLINGS[made.pooling](hidden, span[None])[0].numpy())
-    return np.stack(vectors)
-
-
-def same(one: np.ndarray, other: np.ndarray) -> bool:
-    norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
-    cosine = (one * other).sum(axis=-1) / norms
-    error = np.abs(one - other).max(axis=-1) / np.abs(other).max(axis=-1)
-    return bool((cosine >= 0.99999).all() and (error <= 1e-4).all())
 
 
 TOKENS = st.integers(3, 590)
@@ -162,16 +78,6 @@ def test_every_vector_is_that_of_a_plain_forward(
     assert same(got, reference(name, views, made))
 
 
-def shared_views(count: int = 6, *, own: int = 5) -> TokenViews:
-    """Two templates of nine shared tokens, and texts of some."""
-    random = np.random.default_rng(3)
-    prefixes = random.integers(3, 590, (2, 9)).tolist()
-    rows = [
-        [*prefixes[view % 2], *random.integers(3, 590, own).tolist()] for view in range(2 * count)
-    ]
-    return views_of(rows, prefixes, [len(row) - 1 for row in rows])
-
-
 @pytest.mark.parametrize("name", _FAST)
 def test_a_prefix_is_run_once_per_encoder(name: str) -> None:
     encoder = Encoder(backbone(name), recipe())
@@ -180,16 +86,6 @@ def test_a_prefix_is_run_once_per_encoder(name: str) -> None:
     assert first["prefix_tokens_saved"] == 12 * 9 - 2 * 9
     assert second["forward_tokens"] == 12 * 5
     assert second["prefix_tokens_saved"] == 12 * 9
-
-
-def text_first_views(count: int = 6, *, prefix: int = 0) -> TokenViews:
-    """Texts of ten tokens, and three tails of two that no two texts share."""
-    random = np.random.default_rng(4)
-    begin = random.integers(3, 590, prefix).tolist()
-    texts = [[*begin, *random.integers(3, 590, 10).tolist()] for _ in range(count)]
-    tails = [[600 - 3 * number, 5] for number in (1, 2, 3)]
-    rows = [[*text, *tail] for text in texts for tail in tails]
-    return views_of(rows, [begin] * 3, [len(row) - 1 for row in rows])
 
 
 @pytest.mark.parametrize("prefix", [0, 2, 8])

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from embedjob.errors import ConfigError
 from embedjob.input.joining import joined_text, sound_text, text_columns
+from tests.shards import strings
 
 PARTS = st.lists(st.tuples(*[st.none() | st.text(max_size=5)] * 2), min_size=1, max_size=8)
 
@@ -69,11 +70,6 @@ def test_columns_of_a_text(text: str | tuple[str, ...], columns: tuple[str, ...]
 def test_what_is_no_template_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"input\.text"):
         text_columns(text)
-
-
-def strings(*values: bytes | None) -> pa.Array:
-    raw = pa.array(values, pa.large_binary())
-    return pa.Array.from_buffers(pa.large_string(), len(values), raw.buffers())
 
 
 def test_text_that_is_not_utf8_makes_a_bad_row_and_only_that() -> None:

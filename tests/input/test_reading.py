@@ -15,8 +15,7 @@ from embedjob.errors import ChunkError, InputChangedError
 from embedjob.input import reading
 from embedjob.input.reading import read_chunk
 from embedjob.storage import objects
-from tests.input.test_joining import strings
-from tests.shards import only, plan_of, write_shard
+from tests.shards import only, plan_of, strings, write_shard
 
 
 def _read(job_input: Input, **options: Any) -> pa.Table:

@@ -1,41 +1,13 @@
 import json
-from collections.abc import Mapping
 
 import pytest
 
 from embedjob.job.result import RunFacts, summarize
-from embedjob.output.committed import Committed
-from embedjob.stages.ledger import Outcome
+from tests.job.outcomes import outcome
 
 FACTS = RunFacts(
     chunks_planned=5, chunks_done_before=2, seconds=10.0, fingerprint="f" * 64, snapshot="s.json"
 )
-
-
-def outcome(
-    key: str, *, fault: str | None = None, stats: Mapping[str, float] | None = None
-) -> Outcome:
-    counts = {
-        "rows": 10,
-        "embedded": 6,
-        "deduplicated": 2,
-        "quarantined": 1,
-        "nulls": 1,
-        "truncated": 3,
-        "tokens": 70,
-    }
-    told = {
-        "rows": 10,
-        "forward_tokens": 50,
-        "padded_tokens": 80,
-        "distinct_views": 6,
-        "wait_seconds": 1.0,
-        "tokenize_seconds": 1.0,
-        "compute_seconds": 2.0,
-        **(stats or {}),
-    }
-    kept = None if fault else Committed(key, 9, 100, "etag", counts, written=True)
-    return Outcome(key=key, shard="s", start=0, stop=10, committed=kept, fault=fault, stats=told)
 
 
 def test_a_summary_adds_up_what_was_committed() -> None:

@@ -7,14 +7,14 @@ from embedjob.output import lease
 from embedjob.output.cleanup import Pruned, prune
 from embedjob.output.snapshot import open_snapshot, publish, published
 from embedjob.storage.objects import create, list_files
-from tests.output.test_snapshot import _corpus, _run
+from tests.output.epochs import commit_left, small_corpus
 
 
 def test_only_what_no_kept_snapshot_names_is_deleted(tmp_path: Path, any_out: str) -> None:
     for rows in (25, 15, 5):
-        job_input = _corpus(tmp_path, rows=rows)
+        job_input = small_corpus(tmp_path, rows=rows)
         with lease.held(lease.claim(any_out, job="job")) as mine:
-            _, snapshot = _run(job_input, any_out, epoch=mine.epoch)
+            _, snapshot = commit_left(job_input, any_out, epoch=mine.epoch)
             publish(any_out, snapshot)
     create(f"{any_out}/data/orphan.parquet", b"x")
     # The first version: two shards of three chunks and one quarantine file each.
@@ -30,7 +30,7 @@ def test_nothing_is_deleted_while_a_run_holds_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "out")
-    _, snapshot = _run(_corpus(tmp_path), out, epoch=1)
+    _, snapshot = commit_left(small_corpus(tmp_path), out, epoch=1)
     publish(out, snapshot)
     create(f"{out}/data/not-yet-published.parquet", b"x")
     with lease.held(lease.claim(out, job="job"), every=0.5), pytest.raises(LeaseHeldError):
@@ -42,12 +42,12 @@ def test_what_was_published_while_it_waited_for_the_lease_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "out")
-    _, snapshot = _run(_corpus(tmp_path, rows=5), out, epoch=1)
+    _, snapshot = commit_left(small_corpus(tmp_path, rows=5), out, epoch=1)
     publish(out, snapshot)
     claim = lease.claim
 
     def waited_for(out: str, *, job: str) -> lease.Lease:
-        _, later = _run(_corpus(tmp_path, rows=15), out, epoch=2)
+        _, later = commit_left(small_corpus(tmp_path, rows=15), out, epoch=2)
         publish(out, later)
         return claim(out, job=job)
 
@@ -64,7 +64,7 @@ def test_without_a_snapshot_nothing_is_deleted(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    _, snapshot = _run(_corpus(tmp_path), out, epoch=1)
+    _, snapshot = commit_left(small_corpus(tmp_path), out, epoch=1)
     publish(out, snapshot)
     left_over = tmp_path / "out" / ".embedjob-tmp" / "half-written"
     left_over.parent.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import pytest
 
 from embedjob.output.cleanup import damaged, delete_chunks, quarantined
 from embedjob.storage.objects import create, list_files
-from tests.output.test_snapshot import _corpus, _run
+from tests.output.epochs import commit_left, small_corpus
 from tests.shards import FINGERPRINT
 
 FOLDER = FINGERPRINT[:12]
@@ -16,7 +16,7 @@ def _names(out: str, folder: str) -> list[str]:
 
 @pytest.fixture
 def written(tmp_path: Path, out: str) -> str:
-    _run(_corpus(tmp_path), out, epoch=1)
+    commit_left(small_corpus(tmp_path), out, epoch=1)
     return out
 
 
@@ -41,11 +41,11 @@ def test_damaged_files_and_half_put_chunks_go(written: str) -> None:
 
 
 def test_chunks_with_quarantined_rows_go_and_are_work_again(tmp_path: Path, out: str) -> None:
-    job_input = _corpus(tmp_path)
-    _, before = _run(job_input, out, epoch=1)
+    job_input = small_corpus(tmp_path)
+    _, before = commit_left(job_input, out, epoch=1)
     found = quarantined(out, FINGERPRINT)
     assert len(found) == 2
     delete_chunks(out, FINGERPRINT, found)
-    plan, after = _run(job_input, out, epoch=2)
+    plan, after = commit_left(job_input, out, epoch=2)
     assert [chunk.start for chunk in plan.left] == [0, 0]
     assert after.counts == before.counts

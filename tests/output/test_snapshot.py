@@ -2,54 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from embedjob.config.job import Input
 from embedjob.errors import OutputError
-from embedjob.input.reading import read_chunk
-from embedjob.job.planning import Plan, Request
-from embedjob.job.publishing import snapshot_of
 from embedjob.output import lease
-from embedjob.output.names import data_directory
 from embedjob.output.snapshot import Snapshot, newest, open_snapshot, publish, published
-from embedjob.output.writing import commit
-from embedjob.storage.objects import create, list_files
-from tests.shards import FINGERPRINT, finished, form, plan_of, write_shard
-
-
-def _corpus(folder: Path, *, shards: int = 2, rows: int = 25) -> Input:
-    for number in range(shards):
-        texts = [None if row == 3 else f"{number} {row}" for row in range(rows)]
-        write_shard(
-            folder / "in" / f"{number}.parquet", {"t": texts, "n": range(rows)}, group_rows=5
-        )
-    return Input(path=str(folder / "in"), text="t", id="n")
-
-
-def _run(
-    job_input: Input, out: str, *, epoch: int, skip: str = "none", previous: Snapshot | None = None
-) -> tuple[Plan, Snapshot]:
-    """Commit what is left, but for the shard named `skip`, and give what could be published."""
-    directory = data_directory(out, FINGERPRINT)
-    plan = plan_of(job_input, listed=[file.url for file in list_files(directory)])
-    ours = form(job_input, plan.types)
-    ends = []
-    for chunk in plan.left:
-        if skip not in chunk.shard.url:
-            rows = read_chunk(chunk, job_input)
-            ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), form=ours))
-    snapshot = snapshot_of(
-        plan,
-        request=Request(job_input, FINGERPRINT, 10),
-        epoch=epoch,
-        listed=list_files(directory),
-        committed=ends,
-        previous=previous,
-    )
-    return plan, snapshot
+from embedjob.storage.objects import create
+from tests.output.epochs import commit_left, small_corpus
+from tests.shards import FINGERPRINT
 
 
 def test_a_snapshot_lists_every_file_and_opens_as_one_dataset(tmp_path: Path, any_out: str) -> None:
-    job_input = _corpus(tmp_path)
-    plan, snapshot = _run(job_input, any_out, epoch=1)
+    job_input = small_corpus(tmp_path)
+    plan, snapshot = commit_left(job_input, any_out, epoch=1)
     assert publish(any_out, snapshot) == snapshot
     assert newest(any_out) == snapshot
     assert [file.path.rsplit("/", 1)[-1] for file in snapshot.files] == [
@@ -67,19 +30,19 @@ def test_a_snapshot_lists_every_file_and_opens_as_one_dataset(tmp_path: Path, an
 def test_files_of_earlier_runs_are_described_without_this_runs_memory(
     tmp_path: Path, out: str
 ) -> None:
-    job_input = _corpus(tmp_path)
-    _, whole = _run(job_input, out, epoch=1)
-    plan, resumed = _run(job_input, out, epoch=1)
+    job_input = small_corpus(tmp_path)
+    _, whole = commit_left(job_input, out, epoch=1)
+    plan, resumed = commit_left(job_input, out, epoch=1)
     assert plan.left == ()
     assert resumed.files == whole.files
 
 
 def test_a_late_zombie_publishes_below_and_never_over(tmp_path: Path, any_out: str) -> None:
-    job_input = _corpus(tmp_path)
+    job_input = small_corpus(tmp_path)
     zombie = lease.claim(any_out, job="zombie")
-    _, late = _run(job_input, any_out, epoch=zombie.epoch)
+    _, late = commit_left(job_input, any_out, epoch=zombie.epoch)
     heir = lease.claim(any_out, job="heir", takeover=True)
-    _, current = _run(job_input, any_out, epoch=heir.epoch)
+    _, current = commit_left(job_input, any_out, epoch=heir.epoch)
     publish(any_out, current)
     assert lease.superseded(zombie)
     publish(any_out, late)
@@ -88,7 +51,7 @@ def test_a_late_zombie_publishes_below_and_never_over(tmp_path: Path, any_out: s
 
 
 def test_a_snapshot_is_never_changed(tmp_path: Path, any_out: str) -> None:
-    _, snapshot = _run(_corpus(tmp_path), any_out, epoch=7)
+    _, snapshot = commit_left(small_corpus(tmp_path), any_out, epoch=7)
     publish(any_out, snapshot)
     other = Snapshot(epoch=7, fingerprint=FINGERPRINT, files=(), shards=())
     assert publish(any_out, other) == snapshot
@@ -98,10 +61,10 @@ def test_a_snapshot_is_never_changed(tmp_path: Path, any_out: str) -> None:
 def test_a_shard_that_is_not_finished_keeps_the_files_published_before(
     tmp_path: Path, out: str
 ) -> None:
-    job_input = _corpus(tmp_path)
-    _, first = _run(job_input, out, epoch=1)
-    _corpus(tmp_path, rows=15)
-    _, second = _run(job_input, out, epoch=2, skip="/1.parquet", previous=first)
+    job_input = small_corpus(tmp_path)
+    _, first = commit_left(job_input, out, epoch=1)
+    small_corpus(tmp_path, rows=15)
+    _, second = commit_left(job_input, out, epoch=2, skip="/1.parquet", previous=first)
     assert [(shard["rows"], shard["complete"]) for shard in second.shards] == [
         (15, True),
         (15, False),
@@ -116,10 +79,10 @@ def test_a_shard_that_is_not_finished_keeps_the_files_published_before(
 
 
 def test_a_broken_shard_keeps_its_files_and_is_named(tmp_path: Path, out: str) -> None:
-    job_input = _corpus(tmp_path)
-    _, first = _run(job_input, out, epoch=1)
+    job_input = small_corpus(tmp_path)
+    _, first = commit_left(job_input, out, epoch=1)
     (tmp_path / "in" / "1.parquet").write_bytes(b"PAR1")
-    _, second = _run(job_input, out, epoch=2, previous=first)
+    _, second = commit_left(job_input, out, epoch=2, previous=first)
     assert list(second.files) == list(first.files)
     assert [fault["shard"].rsplit("/", 1)[-1] for fault in second.faults] == ["1.parquet"]
 

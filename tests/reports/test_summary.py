@@ -5,7 +5,7 @@ from rich.console import Console
 
 from embedjob.job.result import Result, RunFacts, summarize
 from embedjob.reports.summary import show_summary
-from tests.job.test_result import outcome
+from tests.job.outcomes import outcome
 
 
 def shown(result: Result) -> str:

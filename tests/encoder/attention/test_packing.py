@@ -26,14 +26,8 @@ from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews
 from tests.encoder import tiny
-from tests.encoder.test_fast_paths import (
-    inner,
-    recipe,
-    same,
-    shared_views,
-    text_first_views,
-    views_of,
-)
+from tests.encoder.plain import inner, recipe, same
+from tests.encoder.token_views import shared_views, text_first_views, views_of
 
 CAUSAL = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "neox", "opt")
 BOTH_WAYS = ("bert", "roberta", "distilbert", "modernbert")

@@ -14,7 +14,8 @@ from embedjob.encoder.batching.budget import RANGES, Probed, Range, fastest, lon
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews
 from tests.encoder import tiny
-from tests.encoder.test_fast_paths import recipe, same, views_of
+from tests.encoder.plain import recipe, same
+from tests.encoder.token_views import views_of
 
 ASKED = Range((512, 1024, 2048, 4096, 8192), 60.0, 2048)
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.batching.flops import Meter, flops_per_pair, flops_per_token, peak
 from tests.encoder import tiny
-from tests.encoder.test_fast_paths import backbone, recipe
+from tests.encoder.plain import backbone, recipe
 
 TOKENS = 40
 

@@ -9,7 +9,8 @@ from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import DeviceLostError
 from tests.encoder import tiny
-from tests.encoder.test_fast_paths import recipe, shared_views
+from tests.encoder.plain import recipe
+from tests.encoder.token_views import shared_views
 
 SAID = "CUDA error: an illegal memory access was encountered"
 

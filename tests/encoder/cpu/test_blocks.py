@@ -43,8 +43,9 @@ from embedjob.encoder.cpu.blocks import PostNorm, PreNorm, Rotary
 from embedjob.encoder.cpu.layers import RootMeanSquare, bias_in_a_column
 from embedjob.encoder.cpu.optimize import fuse
 from embedjob.encoder.encoder import Encoder
-from tests.encoder import test_intervention_hooks, tiny
-from tests.encoder.test_fast_paths import recipe, same, shared_views
+from tests.encoder import steering, tiny
+from tests.encoder.plain import recipe, same
+from tests.encoder.token_views import shared_views
 
 WINDOWED = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}
 # What becomes of blocks and of their attention in models that are kin to Llama.
@@ -152,20 +153,17 @@ def test_states_that_were_read_are_not_changed_by_later_blocks() -> None:
         assert torch.equal(quick.states(ids, torch.ones_like(ids), layer=layer), states)
 
 
-@pytest.mark.parametrize(("side", "budget"), test_intervention_hooks.WAYS)
+@pytest.mark.parametrize(("side", "budget"), steering.WAYS)
 def test_interventions_find_their_places_in_such_blocks(side: Any, budget: int) -> None:
-    plain, quick = pair(test_intervention_hooks.inner("llama"))
-    views, asked = (
-        test_intervention_hooks.views(),
-        test_intervention_hooks.recipe(*test_intervention_hooks.BOTH),
-    )
+    plain, quick = pair(steering.inner("llama"))
+    views, asked = steering.views(), steering.recipe(*steering.BOTH)
     expected, got = (
         Encoder(one, asked, padding_side=side, tokens_per_microbatch=budget).encode_views(views)
         for one in (plain, quick)
     )
     assert same(got.embeddings, expected.embeddings)
-    less = test_intervention_hooks.recipe(test_intervention_hooks.BOTH[0])
-    other = Encoder(quick, less).encode_views(test_intervention_hooks.views(contrasted=False))
+    less = steering.recipe(steering.BOTH[0])
+    other = Encoder(quick, less).encode_views(steering.views(contrasted=False))
     assert not same(got.embeddings, other.embeddings)
 
 

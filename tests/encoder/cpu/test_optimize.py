@@ -27,7 +27,8 @@ from embedjob.encoder.cpu.layers import Activated, Gated, Residual, RootMeanSqua
 from embedjob.encoder.cpu.optimize import fuse
 from embedjob.encoder.encoder import Encoder
 from tests.encoder import tiny
-from tests.encoder.test_fast_paths import recipe, same, shared_views, text_first_views, views_of
+from tests.encoder.plain import recipe, same
+from tests.encoder.token_views import shared_views, text_first_views, views_of
 
 KINDS = {Activated, Gated, PostNorm, PreNorm, Residual, RootMeanSquare, Rotary}
 EXPECTED = {

@@ -1,0 +1,45 @@
+"""Small corpora of several epochs: what is left is committed, and a snapshot of all is made."""
+
+from pathlib import Path
+
+from embedjob.config.job import Input
+from embedjob.input.reading import read_chunk
+from embedjob.job.planning import Plan, Request
+from embedjob.job.publishing import snapshot_of
+from embedjob.output.names import data_directory
+from embedjob.output.snapshot import Snapshot
+from embedjob.output.writing import commit
+from embedjob.storage.objects import list_files
+from tests.shards import FINGERPRINT, finished, form, plan_of, write_shard
+
+
+def small_corpus(folder: Path, *, shards: int = 2, rows: int = 25) -> Input:
+    for number in range(shards):
+        texts = [None if row == 3 else f"{number} {row}" for row in range(rows)]
+        write_shard(
+            folder / "in" / f"{number}.parquet", {"t": texts, "n": range(rows)}, group_rows=5
+        )
+    return Input(path=str(folder / "in"), text="t", id="n")
+
+
+def commit_left(
+    job_input: Input, out: str, *, epoch: int, skip: str = "none", previous: Snapshot | None = None
+) -> tuple[Plan, Snapshot]:
+    """Commit what is left, but for the shard named `skip`, and give what could be published."""
+    directory = data_directory(out, FINGERPRINT)
+    plan = plan_of(job_input, listed=[file.url for file in list_files(directory)])
+    ours = form(job_input, plan.types)
+    ends = []
+    for chunk in plan.left:
+        if skip not in chunk.shard.url:
+            rows = read_chunk(chunk, job_input)
+            ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), form=ours))
+    snapshot = snapshot_of(
+        plan,
+        request=Request(job_input, FINGERPRINT, 10),
+        epoch=epoch,
+        listed=list_files(directory),
+        committed=ends,
+        previous=previous,
+    )
+    return plan, snapshot
