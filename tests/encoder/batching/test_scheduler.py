@@ -175,7 +175,7 @@ def test_on_a_device_that_answers_late_the_same_views_have_no_vector(
     )
     device = Device(trouble_then)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(scheduler, "homeward", device.copy_to_host)
+        patched.setattr(scheduler, "copy_to_host", device.copy_to_host)
         passage = views.passed(300)
     here = set(range(len(lengths)))
     assert right(passage)
@@ -189,7 +189,7 @@ def test_on_a_device_that_answers_late_the_same_views_have_no_vector(
 def test_the_next_micro_batches_are_given_before_the_first_has_come() -> None:
     device = Device()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(scheduler, "homeward", device.copy_to_host)
+        patched.setattr(scheduler, "copy_to_host", device.copy_to_host)
         assert right(Views(np.full(40, 10)).passed())
     assert device.most == 3
 
