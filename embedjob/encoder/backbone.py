@@ -24,7 +24,7 @@ from embedjob.encoder.loading import load_model, quantize, widened
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.encoder.outputs.latent_attention import LatentAttention
 from embedjob.errors import ModelError
-from embedjob.models.architecture import ModelInfo, info_of, require_quantizer, windows_of
+from embedjob.models.architecture import ModelInfo, check_quantizer, info_of, windows_of
 
 _LOG = logging.getLogger(__name__)
 _PROBE = (1, 2, 3, 4, 5)
@@ -152,10 +152,10 @@ class Backbone:
         self.tolerance = _TOLERANCE[model.dtype]
         # No cache is kept: every view goes through once.
         model.config.use_cache = False
-        self.facts: ModelInfo = info_of(model.config.to_dict())
+        self.info: ModelInfo = info_of(model.config.to_dict())
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._first_position = _first_position(model)
-        self._reader = LayerReader(self.model, layers=self.facts.layers, vocabulary=self.vocabulary)
+        self._reader = LayerReader(self.model, layers=self.info.layers, vocabulary=self.vocabulary)
         states = partial(self.states, layer=-1)
         set_attention(model, attention, states=states, vocabulary=self.vocabulary)
 
@@ -168,7 +168,7 @@ class Backbone:
     @property
     def width(self) -> int:
         """The length of one hidden state."""
-        return self.facts.hidden_size
+        return self.info.hidden_size
 
     @property
     def vocabulary(self) -> int:
@@ -226,7 +226,7 @@ class Backbone:
 
     def _numbers(self, layer: Layer) -> list[int]:
         """Of hidden states, one more than there are blocks: 0 is the embeddings."""
-        return [one % (self.facts.layers + 1) for one in np.atleast_1d(layer).tolist()]
+        return [one % (self.info.layers + 1) for one in np.atleast_1d(layer).tolist()]
 
     def prepare(self, layer: Layer) -> None:
         """Finds out how a layer is read, before another attention is put in the model's place."""
@@ -283,7 +283,7 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     Raises:
         ResourceError: the GPUs are fewer, or smaller, than the model needs.
     """
-    require_quantizer(recipe)
+    check_quantizer(recipe)
     found = load_model(recipe, device=device, gpus=gpus)
     head = LanguageHead(found.model) if recipe.reads_logits else None
     backbone = Backbone(

@@ -15,8 +15,8 @@ from embedjob.config.recipe import Recipe, Role
 from embedjob.encoder.attention.packing import Packing
 from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone, load_backbone
-from embedjob.encoder.batching.budget import WORTH_MEASURING, measured, range_of
-from embedjob.encoder.batching.encode_all import Caller, encode_distinct
+from embedjob.encoder.batching.budget import WORTH_MEASURING, measured_budget, search_for
+from embedjob.encoder.batching.encode_all import ChunkCallbacks, encode_distinct
 from embedjob.encoder.batching.flops import Meter
 from embedjob.encoder.batching.forward import Loaded
 from embedjob.encoder.batching.padding import Side
@@ -172,14 +172,14 @@ class Encoder:
         recipe = self._recipe(role)
         loaded = self._loaded(recipe)
         budget = self._budget_for(views, loaded)
-        caller, started = Caller(stop, on_progress), time.monotonic()
-        passed = encode_distinct(views, loaded, budget=budget, caller=caller)
+        callbacks, started = ChunkCallbacks(stop, on_progress), time.monotonic()
+        passed = encode_distinct(views, loaded, budget=budget, callbacks=callbacks)
         if passed.budget < budget:
             self._budget = passed.budget
         found = encoded(passed, views, recipe, router_width=loaded.readout.router_width)
         seconds = time.monotonic() - started - passed.stats["copy_seconds"]
         told = {"compute_seconds": seconds, "tokens_per_microbatch": passed.budget}
-        told |= self._meter.told(recipe, passed.stats, seconds=seconds)
+        told |= self._meter.utilization(recipe, passed.stats, seconds=seconds)
         return replace(found, stats={**found.stats, **told})
 
     def _loaded(self, recipe: Recipe) -> Loaded:
@@ -199,8 +199,8 @@ class Encoder:
         # A view without a span is not run.
         full = views.span[:, 0] < views.span[:, 1]
         if views.lengths[full].sum() < WORTH_MEASURING:
-            return range_of(self.backbone.device).default
-        self._budget = measured(views, loaded)
+            return search_for(self.backbone.device).default
+        self._budget = measured_budget(views, loaded)
         return self._budget
 
     def encode_stored(self, texts: Sequence[str], role: Role | None = None) -> Codes:

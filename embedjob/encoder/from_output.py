@@ -7,8 +7,8 @@ from typing import Any
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe, Role
 from embedjob.errors import ModelError, OutputError
-from embedjob.models.components import ingredients_of
-from embedjob.models.digests import digests_of
+from embedjob.models.components import components_of
+from embedjob.models.digests import model_digests
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, read_claims
 from embedjob.output.fingerprint import fingerprint
@@ -69,7 +69,7 @@ def _claim(out: str) -> Claim:
 
 
 def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
-    found, then = digests_of(ingredients_of(recipe)), dict(claim.digests)
+    found, then = model_digests(components_of(recipe)), dict(claim.digests)
     differ = sorted(name for name in {*found, *then} if found.get(name) != then.get(name))
     if differ:
         raise ModelError(

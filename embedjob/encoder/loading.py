@@ -33,7 +33,7 @@ from embedjob.encoder.tensors import prefixed_tensors
 from embedjob.errors import ModelError, ResourceError
 from embedjob.models import nvembed
 from embedjob.models.architecture import T5_TYPES, check_model, config_of, info_of, is_causal
-from embedjob.models.components import ingredients_of
+from embedjob.models.components import components_of
 from embedjob.models.quiet import quiet
 from embedjob.models.source import materialize, transformer_directory
 
@@ -56,7 +56,7 @@ def load_model(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Loaded
     """
     if gpus == 1:
         return load_at(recipe, device)
-    directory = transformer_directory(materialize(ingredients_of(recipe).weights))
+    directory = transformer_directory(materialize(components_of(recipe).weights))
     dtype = _dtype(recipe, on_gpu=True)
     return load_at(recipe, device_map(_empty(directory, recipe), free_memory(gpus), dtype=dtype))
 
@@ -67,7 +67,7 @@ def load_at(recipe: Recipe, place: torch.device | DeviceMap) -> LoadedModel:
     Adapters are merged in float32 and cast once at the end: what an adapter adds to a weight is
     often less than half a step of bfloat16, and rounding after each one would lose it.
     """
-    made_of = ingredients_of(recipe)
+    made_of = components_of(recipe)
     directory = transformer_directory(materialize(made_of.weights))
     check_model(recipe, info_of(config_of(directory)))
     places = None if isinstance(place, torch.device) else place
@@ -224,7 +224,7 @@ def merge(model: PreTrainedModel, directory: Path, *, name: str) -> None:
             config.task_type, config.inference_mode = None, True
             adapted = PeftModel(_as_trained(model, tensors), config)
             expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-            _require_all(expected, tensors, model=model, name=name)
+            _check_tensors(expected, tensors, model=model, name=name)
             set_peft_model_state_dict(adapted, tensors)
             adapted.merge_and_unload(safe_merge=True)
     except _TROUBLES as error:
@@ -269,7 +269,7 @@ def _as_trained(model: PreTrainedModel, names: Iterable[str]) -> nn.Module:
     return shell
 
 
-def _require_all(
+def _check_tensors(
     expected: Iterable[str], found: Iterable[str], *, model: PreTrainedModel, name: str
 ) -> None:
     """ModelError unless the model has a place for every tensor, and a tensor for every place."""

@@ -13,17 +13,17 @@ from embedjob.input.listing import Footer, find_shards, read_footers
 from embedjob.job.planning import Plan, Request, plan
 from embedjob.methods.resolution import Resolved, default_model, resolve
 from embedjob.models.architecture import (
-    Beside,
+    HeadWidths,
     ModelInfo,
-    beside_of,
     check_model,
+    check_quantizer,
     config_of,
-    facts,
-    require_quantizer,
+    head_widths,
+    model_info,
 )
 from embedjob.models.checkpoint import BASE
-from embedjob.models.components import ingredients_of
-from embedjob.models.digests import digests_of
+from embedjob.models.components import components_of
+from embedjob.models.digests import model_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
 from embedjob.models.source import ModelSource, materialize
 from embedjob.models.tokenizer import load_tokenizer
@@ -43,7 +43,7 @@ class Survey:
     digests: Mapping[str, str]
     fingerprint: str
     width: int
-    beside: Beside
+    beside: HeadWidths
     shards: tuple[Shard, ...]
     plan: Plan
 
@@ -63,20 +63,20 @@ def survey(draft: JobSource) -> Survey:
     draft = default_model(draft)
     shards, footers = listed_input(draft)
     source = source_in(draft)
-    known = facts(source)
+    known = model_info(source)
     folder = materialize(source, tokenizer_only=True)
     resolved = resolve(draft, folder_layer(folder))
-    made_of = ingredients_of(resolved.job.encoder).pinned()
+    made_of = components_of(resolved.job.encoder).pinned()
     resolved = resolved.on(made_of.keys())
     job = resolved.job
     check_model(job.encoder, known)
-    require_quantizer(job.encoder)
+    check_quantizer(job.encoder)
     wide = vector_width(job.encoder, known.hidden_size, folder)
-    beside = beside_of(job.encoder, config_of(folder))
+    beside = head_widths(job.encoder, config_of(folder))
     # Refuses templates without a slot, or without room for a token of text.
     load_tokenizer(job.encoder)
     require_create_only(job.output.path)
-    found = digests_of(made_of)
+    found = model_digests(made_of)
     mark = fingerprint(job.encoder, found)
     done = objects.list_files(data_directory(job.output.path, mark))
     request = Request(job.input, mark, job.output.chunk_rows, job.run.limit)
@@ -110,7 +110,7 @@ def source_in(draft: JobSource) -> ModelSource:
     )
     base = draft.get("encoder.base")
     named = HubModel(**base) if isinstance(base, dict) else base
-    return replace(source, base=source.beside(named, BASE)) if named else source
+    return replace(source, base=source.derive(named, BASE)) if named else source
 
 
 def listed_input(draft: JobSource) -> tuple[tuple[Shard, ...], dict[str, Footer | str]]:

@@ -18,11 +18,11 @@ from embedjob.models.components import weights_of
 from embedjob.models.source import (
     ModelSource,
     address,
-    files_at_hand,
-    kind,
+    check_weights,
     materialize,
     read_json,
-    require_weights,
+    readable_files,
+    source_kind,
     transformer_directory,
 )
 from embedjob.storage import objects
@@ -107,9 +107,9 @@ class ModelInfo:
     length_bound: bool = False
 
 
-def facts(source: ModelSource) -> ModelInfo:
+def model_info(source: ModelSource) -> ModelInfo:
     """The facts of a model that has weights; ModelError if it has none or cannot be found."""
-    if kind(source.model) == "gguf":
+    if source_kind(source.model) == "gguf":
         return ModelInfo(**gguf.header(Path(address(source.model))))
     config = config_of(materialize(source, tokenizer_only=True))
     return info_of(config, parameters=_parameters(weights_of(source)))
@@ -170,7 +170,9 @@ def check_model(recipe: Recipe, known: ModelInfo) -> None:
                 f"encoder.layer: got {layer}, allowed is {-known.layers - 1} to {known.layers}"
                 f" (0 is the embeddings, {known.layers} or -1 the last of {recipe.model})"
             )
-    _require_blocks(recipe, known, lowest=min(layer % (known.layers + 1) for layer in layers))
+    _check_intervention_blocks(
+        recipe, known, lowest=min(layer % (known.layers + 1) for layer in layers)
+    )
     said = recipe.decode.max_tokens - 1 if recipe.decode else 0
     if known.max_positions is not None and recipe.max_tokens + said > known.max_positions:
         longer = (
@@ -183,7 +185,7 @@ def check_model(recipe: Recipe, known: ModelInfo) -> None:
         )
 
 
-def _require_blocks(recipe: Recipe, known: ModelInfo, *, lowest: int) -> None:
+def _check_intervention_blocks(recipe: Recipe, known: ModelInfo, *, lowest: int) -> None:
     """ModelError unless interventions are in blocks that the model has, before what is read."""
     prepend, contrast = recipe.prepend, recipe.contrast
     asked = {
@@ -200,7 +202,7 @@ def _require_blocks(recipe: Recipe, known: ModelInfo, *, lowest: int) -> None:
             )
 
 
-def require_quantizer(recipe: Recipe) -> None:
+def check_quantizer(recipe: Recipe) -> None:
     """ConfigError if a recipe's weights are to be quantised, and torchao is not installed."""
     if recipe.quantize != "none" and find_spec("torchao") is None:
         raise ConfigError(
@@ -221,13 +223,13 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
 
 
 def _parameters(source: ModelSource) -> int | None:
-    files = files_at_hand(source)
+    files = readable_files(source)
     if not files:
-        record = hub.described(source.model, source.revision, key=source.layout.key)
+        record = hub.model_record(source.model, source.revision, key=source.layout.key)
         texts = model_files(str(materialize(source, tokenizer_only=True)))
-        require_weights([file.rfilename for file in record.siblings or ()], source, texts)
+        check_weights([file.rfilename for file in record.siblings or ()], source, texts)
         return record.safetensors.total if record.safetensors else None
-    require_weights([file.name for file in files], source, files)
+    check_weights([file.name for file in files], source, files)
     weights = [file for file in files if source.layout.is_weight(file.name)]
     return sum(map(_tensor_elements, weights)) or None
 
@@ -255,7 +257,7 @@ EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
 @dataclass(frozen=True)
-class Beside:
+class HeadWidths:
     """The vocabulary of sparse entries, and the scores of routers in a column; None if not asked.
 
     `joined` are the router scores that are part of the vector itself.
@@ -266,13 +268,13 @@ class Beside:
     joined: int = 0
 
 
-def beside_of(recipe: Recipe, config: Mapping[str, Any]) -> Beside:
+def head_widths(recipe: Recipe, config: Mapping[str, Any]) -> HeadWidths:
     """What a recipe has beside its vector; ModelError if the model is no mixture of experts."""
     config = {**config, **(config.get("text_config") or {})}
     vocabulary = int(config["vocab_size"]) if sparse_in(recipe.heads) else None
     asked = router_in(recipe.heads)
     if asked is None:
-        return Beside(vocabulary)
+        return HeadWidths(vocabulary)
     scores = router_width(config)
     if not scores:
         raise ModelError(
@@ -280,7 +282,9 @@ def beside_of(recipe: Recipe, config: Mapping[str, Any]) -> Beside:
             " give a mixture of experts as encoder.model (OLMoE, Qwen-MoE, DeepSeek)"
         )
     return (
-        Beside(vocabulary, joined=scores) if asked.join == "concat" else Beside(vocabulary, scores)
+        HeadWidths(vocabulary, joined=scores)
+        if asked.join == "concat"
+        else HeadWidths(vocabulary, scores)
     )
 
 

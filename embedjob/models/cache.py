@@ -15,7 +15,7 @@ from filelock import FileLock
 from embedjob.errors import ModelError
 
 
-def made_once(name: str, key: Sequence[str], make: Callable[[Path], None]) -> Path:
+def build_once(name: str, key: Sequence[str], make: Callable[[Path], None]) -> Path:
     """The directory that `make` fills, made by one process of the node and found by the others.
 
     It is filled aside and renamed, so a reader never sees half of it and a killed maker leaves
@@ -35,7 +35,7 @@ def made_once(name: str, key: Sequence[str], make: Callable[[Path], None]) -> Pa
     return place
 
 
-def remembered(key: Sequence[str], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached_json(key: Sequence[str], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `find` says, asked once per key and node; it must survive JSON."""
     place = _room("facts") / f"{_digest(key)}.json"
     try:

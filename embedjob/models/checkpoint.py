@@ -109,7 +109,7 @@ def weight_names(
     raise ModelError(f"{what}; found: {found}. Give {saved}")
 
 
-def require_whole(names: Iterable[str], index: Mapping[str, Any] | None, *, model: str) -> None:
+def check_shards(names: Iterable[str], index: Mapping[str, Any] | None, *, model: str) -> None:
     """ModelError naming the shards of a model's weights that are not among its files."""
     there = {PurePosixPath(name).name for name in names}
     shards = {name for name in there if MODEL.is_weight(name) and name != "model.safetensors"}

@@ -13,11 +13,11 @@ from embedjob.models import hub
 from embedjob.models.checkpoint import ADAPTER, BASE, MODEL
 from embedjob.models.source import (
     ModelSource,
-    files_at_hand,
-    kind,
     materialize,
     pinned,
     read_json,
+    readable_files,
+    source_kind,
     source_of,
 )
 
@@ -29,18 +29,18 @@ _UNMERGEABLE = frozenset(_UNMERGEABLE_WORDS.split())
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class ModelComponents:
     """Sources of config and tokenizer, of weights, and of adapters in the order of merging."""
 
     model: ModelSource
     weights: ModelSource
     adapters: tuple[ModelSource, ...] = ()
 
-    def pinned(self) -> "Ingredients":
+    def pinned(self) -> "ModelComponents":
         """The same parts, named so that every node and every day finds the same."""
         model = pinned(self.model)
         weights = model if self.weights == self.model else pinned(self.weights)
-        return Ingredients(model, weights, tuple(map(pinned, self.adapters)))
+        return ModelComponents(model, weights, tuple(map(pinned, self.adapters)))
 
     def keys(self) -> dict[str, Any]:
         """The keys of a recipe that name these parts."""
@@ -53,21 +53,21 @@ class Ingredients:
         }
 
 
-def ingredients_of(recipe: Recipe) -> Ingredients:
+def components_of(recipe: Recipe) -> ModelComponents:
     """The parts of a recipe's model; ModelError where one cannot be found or cannot be merged."""
     source = source_of(recipe)
     weights = weights_of(source)
-    own = [] if weights == source else [source.beside(_named(source), ADAPTER)]
-    adapters = (*own, *(source.beside(one, ADAPTER) for one in recipe.adapters))
+    own = [] if weights == source else [source.derive(_named(source), ADAPTER)]
+    adapters = (*own, *(source.derive(one, ADAPTER) for one in recipe.adapters))
     for adapter in adapters:
-        _require_mergeable(adapter)
-    return Ingredients(source, weights, adapters)
+        _check_mergeable(adapter)
+    return ModelComponents(source, weights, adapters)
 
 
 def weights_of(source: ModelSource) -> ModelSource:
     """Where a model's weights are: in itself, or in what it names if it is an adapter."""
     config = None
-    if kind(source.model) != "gguf":
+    if source_kind(source.model) != "gguf":
         config = read_json(materialize(source, tokenizer_only=True) / ADAPTER.config)
     if config is None or (source.base is None and _has_weights(source)):
         if source.base is not None:
@@ -85,13 +85,13 @@ def weights_of(source: ModelSource) -> ModelSource:
             f"encoder.base: {source.model} is an adapter, and its {ADAPTER.config} does not say of"
             " which model; set encoder.base to that"
         )
-    return source.beside(HubModel(id=named, revision=config.get("revision")), BASE)
+    return source.derive(HubModel(id=named, revision=config.get("revision")), BASE)
 
 
 def _has_weights(source: ModelSource) -> bool:
-    files = [file.name for file in files_at_hand(source)]
+    files = [file.name for file in readable_files(source)]
     if not files:
-        record = hub.described(source.model, source.revision)
+        record = hub.model_record(source.model, source.revision)
         files = [file.rfilename for file in record.siblings or ()]
     return any(MODEL.is_weight(name) or MODEL.is_pickle(name) for name in files)
 
@@ -102,7 +102,7 @@ def _named(source: ModelSource) -> str | HubModel:
     return HubModel(id=source.model, revision=source.revision)
 
 
-def _require_mergeable(source: ModelSource) -> None:
+def _check_mergeable(source: ModelSource) -> None:
     config = read_json(materialize(source, tokenizer_only=True) / ADAPTER.config)
     found = str(config.get("peft_type"))
     if found in _UNMERGEABLE:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from embedjob.models import cache, hub
 from embedjob.models.checkpoint import ADAPTER, MODEL, CheckpointLayout, ModelFile, model_files
-from embedjob.models.components import Ingredients
+from embedjob.models.components import ModelComponents
 from embedjob.models.source import (
     ModelSource,
-    files_at_hand,
+    check_weights,
     materialize,
     module_weights,
-    require_weights,
+    readable_files,
 )
 from embedjob.storage import objects
 
@@ -24,31 +24,31 @@ tokenizer_config.json special_tokens_map.json added_tokens.json
 _VOCABULARIES = frozenset(_VOCABULARIES_WORDS.split())
 
 
-def digests_of(made_of: Ingredients) -> dict[str, str]:
+def model_digests(made_of: ModelComponents) -> dict[str, str]:
     """The digests of everything that a recipe's model is made of.
 
     The model's own files go by their names; those of a base and of adapters, which are numbered in
     the order of merging, are named apart.
     """
     if made_of.weights == made_of.model:
-        found = digests(made_of.model)
+        found = file_digests(made_of.model)
     else:
         texts = model_files(str(materialize(made_of.model, tokenizer_only=True)))
         found = _sha256s(texts, _texts(texts, MODEL))
-        base = digests(made_of.weights).items()
+        base = file_digests(made_of.weights).items()
         found |= {f"base/{name}": one for name, one in base if not _is_tokenizer(name)}
     for number, adapter in enumerate(made_of.adapters):
-        found |= {f"adapters/{number}/{name}": one for name, one in digests(adapter).items()}
+        found |= {f"adapters/{number}/{name}": one for name, one in file_digests(adapter).items()}
     return found
 
 
-def digests(source: ModelSource) -> dict[str, str]:
+def file_digests(source: ModelSource) -> dict[str, str]:
     """The sha256 of a model's weights, config and tokenizer files, by name; its modules' too.
 
     A file is read once per node: what was found is remembered until the file changes. Weights on
     the hub are not fetched for it, because the hub records their sha256.
     """
-    files = files_at_hand(source)
+    files = readable_files(source)
     if not files:
         texts = model_files(str(materialize(source, tokenizer_only=True)))
         wanted = {*_texts(texts, source.layout), *_configs(source)}
@@ -62,7 +62,7 @@ def digests(source: ModelSource) -> dict[str, str]:
 def _hub_weights(source: ModelSource, texts: Sequence[ModelFile]) -> dict[str, str]:
     recorded = {
         file.rfilename: file.lfs.sha256
-        for file in hub.described(source.model, source.revision, key=source.layout.key).siblings
+        for file in hub.model_record(source.model, source.revision, key=source.layout.key).siblings
         or ()
         if file.lfs is not None
     }
@@ -70,7 +70,7 @@ def _hub_weights(source: ModelSource, texts: Sequence[ModelFile]) -> dict[str, s
 
 
 def _weights(names: list[str], source: ModelSource, texts: Sequence[ModelFile]) -> list[str]:
-    return [*require_weights(names, source, texts), *module_weights(names, source)]
+    return [*check_weights(names, source, texts), *module_weights(names, source)]
 
 
 def _configs(source: ModelSource) -> list[str]:
@@ -97,7 +97,7 @@ def _sha256s(files: Sequence[ModelFile], names: set[str]) -> dict[str, str]:
 
 
 def _sha256(file: ModelFile) -> str:
-    found = cache.remembered(["sha256", file.version], lambda: {"sha256": _read(file)})
+    found = cache.cached_json(["sha256", file.version], lambda: {"sha256": _read(file)})
     return str(found["sha256"])
 
 

@@ -15,7 +15,7 @@ from embedjob.models.checkpoint import model_files
 
 def header(path: Path) -> dict[str, Any]:
     """Architecture, hidden size, layers, positions and parameters of a GGUF file."""
-    return cache.remembered(["gguf header", _identity(path)], lambda: _read_header(path))
+    return cache.cached_json(["gguf header", _identity(path)], lambda: _read_header(path))
 
 
 def folder(path: Path, *, tokenizer_only: bool) -> Path:
@@ -25,7 +25,7 @@ def folder(path: Path, *, tokenizer_only: bool) -> Path:
     no 16-bit type holds.
     """
     key = [_identity(path), version("transformers")]
-    bare = cache.made_once(f"{path.stem}-tokenizer", key, lambda to: _unpack_tokenizer(path, to))
+    bare = cache.build_once(f"{path.stem}-tokenizer", key, lambda to: _unpack_tokenizer(path, to))
     if tokenizer_only:
         return bare
 
@@ -33,7 +33,7 @@ def folder(path: Path, *, tokenizer_only: bool) -> Path:
         shutil.copytree(bare, to, dirs_exist_ok=True)
         _unpack_weights(path, to)
 
-    return cache.made_once(path.stem, key, fill)
+    return cache.build_once(path.stem, key, fill)
 
 
 def _identity(path: Path) -> str:
@@ -46,9 +46,9 @@ def _read_header(path: Path) -> dict[str, Any]:
 
     try:
         reader = GGUFReader(path)
-        kind = str(reader.fields["general.architecture"].contents())
+        architecture = str(reader.fields["general.architecture"].contents())
         found = {
-            name: reader.fields[f"{kind}.{key}"].contents()
+            name: reader.fields[f"{architecture}.{key}"].contents()
             for name, key in {
                 "hidden_size": "embedding_length",
                 "layers": "block_count",
@@ -58,7 +58,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"encoder.model: {path} cannot be read as GGUF ({error})") from error
     parameters = sum(math.prod(int(n) for n in tensor.shape) for tensor in reader.tensors)
-    return {**found, "causal": "bert" not in kind, "parameters": parameters}
+    return {**found, "causal": "bert" not in architecture, "parameters": parameters}
 
 
 def _unpack_tokenizer(path: Path, to: Path) -> None:

@@ -38,7 +38,7 @@ def snapshot(
     return Path(found)
 
 
-def described(model: str, revision: str | None, *, key: str = MODEL.key) -> ModelInfo:
+def model_record(model: str, revision: str | None, *, key: str = MODEL.key) -> ModelInfo:
     """The hub's own record of the model: commit, files with size and sha256, parameter counts."""
     return _ask(
         (model, key),

@@ -67,11 +67,11 @@ def module_config(folder: Path) -> Mapping[str, Any]:
             f"encoder.heads: there is no {folder / 'config.json'}; name the directory of a module"
             " that sentence-transformers saved in the model folder"
         )
-    require_of_the_vector(config, folder)
+    check_vector_module(config, folder)
     return config
 
 
-def require_of_the_vector(config: Mapping[str, Any], folder: Path) -> None:
+def check_vector_module(config: Mapping[str, Any], folder: Path) -> None:
     """ModelError if a module takes or gives anything but the pooled vector."""
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, _EMBEDDING):
@@ -252,7 +252,7 @@ def _layer_norm(folder: Path, path: str) -> list[dict[str, Any]]:
 
 def _normalize(folder: Path, path: str) -> list[dict[str, Any]]:
     # Older releases saved it without a config.
-    require_of_the_vector(read_json(folder / "config.json") or {}, folder)
+    check_vector_module(read_json(folder / "config.json") or {}, folder)
     return [_UNIT]
 
 

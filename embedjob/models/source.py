@@ -19,16 +19,16 @@ from embedjob.models.checkpoint import (
     TEXTS,
     CheckpointLayout,
     ModelFile,
+    check_shards,
     copy,
     model_files,
     module_weight,
-    require_whole,
     weight_names,
 )
 from embedjob.storage import objects
 
 
-def kind(model: str, layout: CheckpointLayout = MODEL) -> str:
+def source_kind(model: str, layout: CheckpointLayout = MODEL) -> str:
     """How a model is reached: directory, gguf, stored or hub; ModelError if in no way."""
     place = address(model, layout)
     if "://" in place:
@@ -88,7 +88,7 @@ class Source(Protocol):
         ...
 
 
-def require_config(directory: Path, config: Mapping[str, Any] | None, source: Source) -> None:
+def check_config(directory: Path, config: Mapping[str, Any] | None, source: Source) -> None:
     """ModelError if a directory has no config, or one that asks for code that may not be run."""
     layout = source.layout
     if config is None:
@@ -140,7 +140,7 @@ class ModelSource:
     layout: CheckpointLayout = MODEL
     base: "ModelSource | None" = None
 
-    def beside(self, named: str | HubModel, layout: CheckpointLayout) -> "ModelSource":
+    def derive(self, named: str | HubModel, layout: CheckpointLayout) -> "ModelSource":
         """Another source, of which as much may be run."""
         return ModelSource(
             model=named if isinstance(named, str) else named.id,
@@ -160,7 +160,7 @@ def source_of(recipe: Recipe) -> ModelSource:
         allow_pickle=recipe.allow_pickle,
         modules=tuple(path for head in recipe.vector_heads if (path := module_path(head))),
     )
-    return replace(source, base=source.beside(recipe.base, BASE)) if recipe.base else source
+    return replace(source, base=source.derive(recipe.base, BASE)) if recipe.base else source
 
 
 def module_path(head: Head) -> str | None:
@@ -172,19 +172,19 @@ def module_path(head: Head) -> str | None:
 
 def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
     """The local directory with config, tokenizer and, unless told otherwise, the weights."""
-    directory = _MAKERS[kind(source.model, source.layout)](source, tokenizer_only)
+    directory = _MAKERS[source_kind(source.model, source.layout)](source, tokenizer_only)
     config = read_json(transformer_directory(directory) / source.layout.config)
-    require_config(directory, config, source)
+    check_config(directory, config, source)
     if not tokenizer_only:
         files = model_files(str(directory), key=source.layout.key)
-        require_weights([file.name for file in files], source, files)
+        check_weights([file.name for file in files], source, files)
     return directory
 
 
-def files_at_hand(source: ModelSource) -> list[ModelFile]:
+def readable_files(source: ModelSource) -> list[ModelFile]:
     """The model's files, weights included, that can be read now; [] while they are on the hub."""
     layout = source.layout
-    if kind(source.model, layout) != "hub":
+    if source_kind(source.model, layout) != "hub":
         return model_files(address(source.model, layout), key=layout.key)
     try:
         here = _snapshot(source, [*_TEXT_PATTERNS, *_weight_patterns(source)], ask=False)
@@ -202,7 +202,7 @@ def _held(names: list[str], source: ModelSource) -> bool:
     return any(source.layout.is_weight(name) or source.layout.is_pickle(name) for name in names)
 
 
-def require_weights(
+def check_weights(
     names: Iterable[str], source: ModelSource, texts: Sequence[ModelFile]
 ) -> list[str]:
     """The names of the weight files among `names`; ModelError if there are none to be used.
@@ -216,7 +216,7 @@ def require_weights(
     if source.layout is not ADAPTER:
         index = next((one for one in texts if one.name.rpartition("/")[2] == INDEX), None)
         listed = None if index is None else json.loads(objects.read_bytes(index.stored.url))
-        require_whole(names, listed, model=source.model)
+        check_shards(names, listed, model=source.model)
     return found
 
 
@@ -234,7 +234,7 @@ def module_weights(names: list[str], source: ModelSource) -> list[str]:
 
 def pinned(source: ModelSource) -> ModelSource:
     """The source named so that every node reads the same: a commit, or a path from the root."""
-    reached = kind(source.model, source.layout)
+    reached = source_kind(source.model, source.layout)
     if source.model.startswith("package:") or reached == "stored":
         return source
     if reached != "hub":
@@ -277,9 +277,9 @@ def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
         wanted = {name for name in names if TEXTS.fullmatch(name)}
         wanted |= {name for name in names if source.trust_remote_code and name.endswith(".py")}
         if not tokenizer_only:
-            wanted |= {*require_weights(names, source, found), *module_weights(names, source)}
+            wanted |= {*check_weights(names, source, found), *module_weights(names, source)}
     files = [file for file in found if file.name in wanted]
-    place = cache.made_once(
+    place = cache.build_once(
         source.model, [file.version for file in files], lambda directory: copy(files, directory)
     )
     if source.model.endswith(".gguf"):

@@ -18,7 +18,7 @@ def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
     views = ViewTokenizer(
         tokenizer, recipe, eos_id=_eos_id(directory), positions=known.max_positions
     )
-    _require_rows(recipe, tokenizer, known.vocabulary)
+    _check_token_rows(recipe, tokenizer, known.vocabulary)
     return views
 
 
@@ -44,7 +44,7 @@ def lowercases(directory: Path) -> bool:
     )
 
 
-def _require_rows(recipe: Recipe, tokenizer: Tokenizer, rows: int | None) -> None:
+def _check_token_rows(recipe: Recipe, tokenizer: Tokenizer, rows: int | None) -> None:
     """ModelError if a token that the recipe adds has no embedding, in the model or an adapter."""
     if recipe.adapters:
         return  # They may bring rows; a token without one is refused when it meets the model.

@@ -7,7 +7,7 @@ import pytest
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError, OutputError
-from embedjob.models.digests import digests
+from embedjob.models.digests import file_digests
 from embedjob.models.source import source_of
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, Probes, put_claim
@@ -33,7 +33,7 @@ def recipes(model: Path, layer: int = -1) -> dict[str, Recipe]:
 def claim(model: Path, layer: int = -1, **knobs: object) -> Claim:
     """The claim of a run that wrote documents."""
     made = {role: one.model_copy(update=knobs) for role, one in recipes(model, layer).items()}
-    found = digests(source_of(made["document"]))
+    found = file_digests(source_of(made["document"]))
     return Claim(
         chunk_rows=100,
         fingerprint=fingerprint(made["document"], found),

@@ -192,7 +192,7 @@ def test_blocks_that_change_nothing_are_refused(
     interventions: tuple[Any, ...], layer: Any, said: str
 ) -> None:
     with pytest.raises(ModelError, match=said):
-        check_model(recipe(*interventions, layer=layer), backbone("llama").facts)
+        check_model(recipe(*interventions, layer=layer), backbone("llama").info)
 
 
 def test_an_architecture_whose_projection_is_not_known_is_refused() -> None:

@@ -12,8 +12,8 @@ from embedjob.config.recipe import Recipe, SpecialTokens
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.loading import load_model
 from embedjob.errors import ModelError
-from embedjob.models.architecture import facts
-from embedjob.models.digests import digests
+from embedjob.models.architecture import model_info
+from embedjob.models.digests import file_digests
 from embedjob.models.source import ModelSource, materialize
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.storage import objects
@@ -53,12 +53,12 @@ def test_shards_are_one_model(shards: Path) -> None:
     whole = tiny.model("llama").base_model
     assert torch.equal(states(load_model(recipe(shards), device=CPU).model), states(whole))
     source = ModelSource(str(shards))
-    assert facts(source).parameters == tiny.model("llama").num_parameters()
+    assert model_info(source).parameters == tiny.model("llama").num_parameters()
     names = {path.name for path in shards.glob("model-*.safetensors")}
-    assert set(digests(source)) == {"config.json", "tokenizer.json", *names}
+    assert set(file_digests(source)) == {"config.json", "tokenizer.json", *names}
 
 
-ASKS: list[Callable[[ModelSource], object]] = [facts, digests, materialize]
+ASKS: list[Callable[[ModelSource], object]] = [model_info, file_digests, materialize]
 
 
 @pytest.mark.parametrize("ask", ASKS)
@@ -74,21 +74,21 @@ def test_a_missing_shard_is_named_before_anything_is_loaded(
 def test_shards_without_their_index_are_refused(shards: Path) -> None:
     (shards / "model.safetensors.index.json").unlink()
     with pytest.raises(ModelError, match=r"shards and no model\.safetensors\.index\.json"):
-        facts(ModelSource(str(shards)))
+        model_info(ModelSource(str(shards)))
 
 
 def test_a_shard_that_was_cut_short_is_refused(shards: Path) -> None:
     last = sorted(shards.glob("model-*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:-10])
     with pytest.raises(ModelError, match=rf"{last.name}: has \d+ bytes, and its header tells of"):
-        facts(ModelSource(str(shards)))
+        model_info(ModelSource(str(shards)))
 
 
 def test_shards_in_s3_are_brought_whole_or_not_at_all(shards: Path, bucket: str) -> None:
     for path in shards.iterdir():
         objects.create(f"{bucket}/m/{path.name}", path.read_bytes())
     there = ModelSource(f"{bucket}/m")
-    assert digests(there) == digests(ModelSource(str(shards)))
+    assert file_digests(there) == file_digests(ModelSource(str(shards)))
     found = load_model(recipe(f"{bucket}/m"), device=CPU).model
     assert torch.equal(states(found), states(tiny.model("llama").base_model))
     gone = sorted(shards.glob("model-*.safetensors"))[0].name

@@ -127,7 +127,7 @@ def test_without_torchao_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ConfigError, match=r"got int8, which needs torchao.* embedjob\[quantize\]"):
         Encoder.from_recipe(Recipe(model="/nowhere", quantize="int8"), device="cpu")
-    architecture.require_quantizer(Recipe(model="/nowhere"))
+    architecture.check_quantizer(Recipe(model="/nowhere"))
 
 
 def test_real_weights_in_eight_bits_know_no_neighbours() -> None:

@@ -104,7 +104,7 @@ def test_within_the_bound_longrope_positions_are_those_of_the_view_alone() -> No
     torch.manual_seed(1)
     model = LlamaModel(LlamaConfig(**tiny.GROUPED, rope_parameters=rope)).eval()
     backbone = Backbone(model, attention="causal")
-    assert backbone.facts.max_positions == 20
+    assert backbone.info.max_positions == 20
     ids = torch.arange(3, 33)[None].repeat(2, 1)
     alone = backbone.states(ids[:1, :9], torch.ones(1, 9).bool(), layer=-1)[0]
     for longest in (20, 21):

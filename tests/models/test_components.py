@@ -10,10 +10,10 @@ import pytest
 from embedjob.config.recipe import HubModel, Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError, OutputError
-from embedjob.models.architecture import facts
+from embedjob.models.architecture import model_info
 from embedjob.models.checkpoint import ADAPTER
-from embedjob.models.components import ingredients_of
-from embedjob.models.digests import digests, digests_of
+from embedjob.models.components import components_of
+from embedjob.models.digests import file_digests, model_digests
 from embedjob.models.source import ModelSource, materialize, source_of
 from embedjob.output.claim import Claim, Probes, put_claim
 from embedjob.output.fingerprint import fingerprint
@@ -63,31 +63,31 @@ def test_a_model_that_is_an_adapter_is_its_base_with_it_merged(
     bare = embeddings(recipe(base))
     for one, other in ((bare, alone), (alone, both), (bare, both)):
         assert not np.allclose(one, other, atol=1e-3)
-    assert facts(source_of(recipe(mntp))) == facts(source_of(recipe(base)))
+    assert model_info(source_of(recipe(mntp))) == model_info(source_of(recipe(base)))
 
 
 def test_a_copy_of_the_base_may_lie_elsewhere(base: Path, mntp: Path, tmp_path: Path) -> None:
     expected = embeddings(recipe(mntp))
-    found = digests_of(ingredients_of(recipe(mntp)))
+    found = model_digests(components_of(recipe(mntp)))
     moved = base.rename(tmp_path / "moved")
     with pytest.raises(ModelError, match=r"encoder\.base: .*base does not exist"):
-        ingredients_of(recipe(mntp)).pinned()
+        components_of(recipe(mntp)).pinned()
     with pytest.raises(ModelError, match=r"encoder\.base"):
-        facts(source_of(recipe(mntp)))
+        model_info(source_of(recipe(mntp)))
     again = recipe(mntp, base=str(moved))
     assert np.array_equal(embeddings(again), expected)
-    assert digests_of(ingredients_of(again)) == found
+    assert model_digests(components_of(again)) == found
 
 
 def test_a_base_that_nobody_needs_or_names_is_told(base: Path, mntp: Path) -> None:
     with pytest.raises(ModelError, match=r"encoder\.base: got .*weights of its own; leave base"):
-        ingredients_of(recipe(base, base=str(base)))
+        components_of(recipe(base, base=str(base)))
     config = json.loads((mntp / "adapter_config.json").read_text())
     (mntp / "adapter_config.json").write_text(
         json.dumps({**config, "base_model_name_or_path": None})
     )
     with pytest.raises(ModelError, match=r"does not say of which model; set encoder\.base"):
-        ingredients_of(recipe(mntp))
+        components_of(recipe(mntp))
 
 
 def test_an_adapter_without_a_config_is_no_model(second: Path) -> None:
@@ -96,16 +96,20 @@ def test_an_adapter_without_a_config_is_no_model(second: Path) -> None:
 
 
 def test_the_digests_are_those_of_all_parts_in_order(base: Path, mntp: Path, second: Path) -> None:
-    own = digests(ModelSource(str(base)))
-    first, then = (digests(ModelSource(str(folder), layout=ADAPTER)) for folder in (mntp, second))
+    own = file_digests(ModelSource(str(base)))
+    first, then = (
+        file_digests(ModelSource(str(folder), layout=ADAPTER)) for folder in (mntp, second)
+    )
     assert sorted(first) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert digests_of(ingredients_of(recipe(base))) == own
+    assert model_digests(components_of(recipe(base))) == own
     numbered = [
         {f"adapters/{number}/{name}": one for name, one in found.items()}
         for number, found in enumerate((first, then))
     ]
-    assert digests_of(ingredients_of(recipe(base, mntp, second))) == own | numbered[0] | numbered[1]
-    found = digests_of(ingredients_of(recipe(mntp, second)))
+    assert (
+        model_digests(components_of(recipe(base, mntp, second))) == own | numbered[0] | numbered[1]
+    )
+    found = model_digests(components_of(recipe(mntp, second)))
     assert found == numbered[0] | numbered[1] | {
         "config.json": own["config.json"],
         "tokenizer.json": own["tokenizer.json"],
@@ -119,7 +123,7 @@ def test_the_fingerprint_follows_what_adapters_are_and_not_where(
 ) -> None:
     def mark(*adapters: Path) -> str:
         made = recipe(base, *adapters)
-        return fingerprint(made, digests_of(ingredients_of(made)))
+        return fingerprint(made, model_digests(components_of(made)))
 
     marks = [mark(), mark(mntp), mark(mntp, second), mark(second, mntp)]
     assert len(set(marks)) == len(marks)
@@ -136,7 +140,7 @@ def test_parts_are_pinned_to_places_that_every_node_reads_alike(
     base: Path, mntp: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(base.parent)
-    keys = ingredients_of(recipe("./mntp", "./second")).pinned().keys()
+    keys = components_of(recipe("./mntp", "./second")).pinned().keys()
     assert keys == {
         "model": str(mntp),
         "revision": None,
@@ -145,8 +149,8 @@ def test_parts_are_pinned_to_places_that_every_node_reads_alike(
     }
     again = recipe("x").model_copy(update=keys)
     assert Recipe.model_validate_json(again.model_dump_json()) == again
-    assert ingredients_of(again).pinned().keys() == keys
-    assert ingredients_of(recipe("./base")).pinned().keys()["base"] is None
+    assert components_of(again).pinned().keys() == keys
+    assert components_of(recipe("./base")).pinned().keys()["base"] is None
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_an_adapter_that_is_not_there_is_refused(
     monkeypatch.chdir(base.parent)
     Path("model.gguf").touch()
     with pytest.raises(ModelError, match=rf"encoder\.adapters: .*{said}"):
-        ingredients_of(recipe(base, adapter))
+        components_of(recipe(base, adapter))
 
 
 def test_an_adapter_without_weights_is_refused_before_the_model_is_loaded(
@@ -172,7 +176,7 @@ def test_an_adapter_without_weights_is_refused_before_the_model_is_loaded(
 ) -> None:
     (second / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"encoder\.adapters: .*no weights \(adapter_model"):
-        digests_of(ingredients_of(recipe(base, second)))
+        model_digests(components_of(recipe(base, second)))
 
 
 def test_an_adapter_comes_out_of_a_package(
@@ -183,8 +187,8 @@ def test_an_adapter_comes_out_of_a_package(
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     named = recipe(base, "package:brings_an_adapter/lora")
     placed = recipe(base, tmp_path / "site" / "brings_an_adapter" / "lora")
-    assert digests_of(ingredients_of(named)) == digests_of(ingredients_of(placed))
-    assert ingredients_of(named).pinned().keys()["adapters"] == named.adapters
+    assert model_digests(components_of(named)) == model_digests(components_of(placed))
+    assert components_of(named).pinned().keys()["adapters"] == named.adapters
 
 
 def test_adapters_and_their_base_in_s3_are_brought_whole(
@@ -195,8 +199,8 @@ def test_adapters_and_their_base_in_s3_are_brought_whole(
             objects.create(f"{bucket}/{folder.name}/{path.name}", path.read_bytes())
     there = recipe(f"{bucket}/mntp", f"{bucket}/second", base=f"{bucket}/base")
     here = recipe(mntp, second)
-    assert digests_of(ingredients_of(there)) == digests_of(ingredients_of(here))
-    assert ingredients_of(there).pinned().keys()["adapters"] == there.adapters
+    assert model_digests(components_of(there)) == model_digests(components_of(here))
+    assert components_of(there).pinned().keys()["adapters"] == there.adapters
     assert np.array_equal(embeddings(there), embeddings(here))
 
 
@@ -204,9 +208,9 @@ def test_queries_are_embedded_with_the_adapters_that_wrote(
     base: Path, mntp: Path, second: Path, tmp_path: Path
 ) -> None:
     made = recipe(mntp, second)
-    parts = ingredients_of(made).pinned()
+    parts = components_of(made).pinned()
     made = made.model_copy(update=parts.keys())
-    found = digests_of(parts)
+    found = model_digests(parts)
     out = str(tmp_path / "out")
     claim = Claim(
         chunk_rows=100,

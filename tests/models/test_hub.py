@@ -21,15 +21,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ASK = """
 import json, sys
 from dataclasses import asdict
-from embedjob.encoder.digests import digests
-from embedjob.encoder.facts import facts
-from embedjob.encoder.source import ModelSource, materialize, pinned
+from embedjob.models.digests import file_digests
+from embedjob.models.architecture import model_info
+from embedjob.models.source import ModelSource, materialize, pinned
 from embedjob.errors import ModelError
 source = ModelSource(**{"model": "us/tiny", **json.loads(sys.argv[1])})
 try:
     answer = {
-        "facts": asdict(facts(source)),
-        "digests": digests(source),
+        "facts": asdict(model_info(source)),
+        "digests": file_digests(source),
         "revision": pinned(source).revision,
     }
     answer["before"] = sorted(p.name for p in materialize(source, tokenizer_only=True).iterdir())
@@ -41,13 +41,13 @@ print(json.dumps(answer))
 
 ASK_PARTS = """
 import json, sys
-from embedjob.encoder.digests import digests_of
-from embedjob.encoder.ingredients import ingredients_of
-from embedjob.encoder.source import materialize
-from embedjob.jobfile import recipe_from
+from embedjob.models.digests import model_digests
+from embedjob.models.components import components_of
+from embedjob.models.source import materialize
+from embedjob.config.job_file import recipe_from
 recipe = recipe_from({"model": "us/tiny", **json.loads(sys.argv[1])}, {})
-parts = ingredients_of(recipe).pinned()
-answer = {"digests": digests_of(parts)}
+parts = components_of(recipe).pinned()
+answer = {"digests": model_digests(parts)}
 answer["recipe"] = recipe.model_copy(update=parts.keys()).model_dump(mode="json")
 answer["brought"] = [sorted(p.name for p in materialize(one).iterdir()) for one in parts.adapters]
 print(json.dumps(answer))

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from embedjob.errors import ModelError
-from embedjob.models.architecture import facts
-from embedjob.models.cache import made_once
-from embedjob.models.digests import digests
-from embedjob.models.source import ModelSource, kind, materialize
+from embedjob.models.architecture import model_info
+from embedjob.models.cache import build_once
+from embedjob.models.digests import file_digests
+from embedjob.models.source import ModelSource, materialize, source_kind
 from embedjob.storage import objects
 from tests.encoder import tiny
 
@@ -51,11 +51,11 @@ def test_a_directory_is_used_where_it_is(llama: Path) -> None:
 
 def test_a_package_is_found_without_being_imported(package: str) -> None:
     assert (materialize(ModelSource(package)) / "model.safetensors").exists()
-    assert facts(ModelSource(package)).layers == 2
+    assert model_info(ModelSource(package)).layers == 2
 
 
 def test_the_facts_are_those_of_the_model(llama: Path) -> None:
-    found = facts(ModelSource(str(llama)))
+    found = model_info(ModelSource(str(llama)))
     model = tiny.model("llama")
     assert (found.hidden_size, found.layers, found.causal, found.max_positions) == (32, 2, True, 80)
     assert found.parameters == sum(p.numel() for p in model.parameters())
@@ -75,16 +75,16 @@ def test_the_facts_are_those_of_the_model(llama: Path) -> None:
 @pytest.mark.usefixtures("package")
 def test_what_is_not_there_is_refused(model: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        kind(model)
+        source_kind(model)
     with pytest.raises(ModelError, match=message):
-        facts(ModelSource(model))
+        model_info(ModelSource(model))
 
 
 def test_a_directory_without_weights_is_refused_by_what_the_driver_asks(llama: Path) -> None:
     (llama / "model.safetensors").unlink()
     source = ModelSource(str(llama))
     assert materialize(source, tokenizer_only=True) == llama
-    for ask in (facts, digests, materialize):
+    for ask in (model_info, file_digests, materialize):
         with pytest.raises(ModelError, match=r"has no weights .*; found: config.json, .*tokenizer"):
             ask(source)
 
@@ -93,14 +93,14 @@ def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.md").touch()
     with pytest.raises(ModelError, match=r"has no config.json; found: notes.md"):
-        facts(ModelSource(str(tmp_path / "x")))
+        model_info(ModelSource(str(tmp_path / "x")))
 
 
 def test_pickled_weights_are_read_only_when_allowed(llama: Path) -> None:
     (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"only pickled ones \(pytorch_model.bin\).*allow_pickle"):
-        digests(ModelSource(str(llama)))
-    assert "pytorch_model.bin" in digests(ModelSource(str(llama), allow_pickle=True))
+        file_digests(ModelSource(str(llama)))
+    assert "pytorch_model.bin" in file_digests(ModelSource(str(llama), allow_pickle=True))
 
 
 def test_code_that_comes_with_a_model_is_run_only_when_allowed(llama: Path) -> None:
@@ -115,26 +115,28 @@ def test_code_that_comes_with_a_model_is_run_only_when_allowed(llama: Path) -> N
 def test_a_weight_file_cut_short_is_told(llama: Path) -> None:
     (llama / "model.safetensors").write_bytes(b"\x10\x00\x00")
     with pytest.raises(ModelError, match="no safetensors file"):
-        facts(ModelSource(str(llama)))
+        model_info(ModelSource(str(llama)))
 
 
 def test_digests_change_with_what_decides_vectors_and_with_nothing_else(llama: Path) -> None:
     source = ModelSource(str(llama))
-    first = digests(source)
+    first = file_digests(source)
     assert sorted(first) == ["config.json", "model.safetensors", "tokenizer.json"]
     (llama / "README.md").write_text("hello")
-    assert digests(source) == first
+    assert file_digests(source) == first
     for name in first:
         with (llama / name).open("ab") as file:
             file.write(b" ")
-        now = digests(source)
+        now = file_digests(source)
         assert [key for key in first if now[key] != first[key]] == [name]
         first = now
 
 
 def test_a_copy_elsewhere_has_equal_digests(llama: Path, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path / "copy")
-    assert digests(ModelSource(str(tmp_path / "copy"))) == digests(ModelSource(str(llama)))
+    assert file_digests(ModelSource(str(tmp_path / "copy"))) == file_digests(
+        ModelSource(str(llama))
+    )
 
 
 def test_a_model_in_s3_is_brought_once_and_its_weights_only_when_needed(
@@ -149,10 +151,10 @@ def test_a_model_in_s3_is_brought_once_and_its_weights_only_when_needed(
         (llama / "2_Dense" / name).write_bytes(name.encode())
         objects.create(objects.join(url, "2_Dense", name), name.encode())
     source = ModelSource(url, modules=("2_Dense",))
-    assert facts(source) == facts(ModelSource(str(llama)))
-    assert digests(ModelSource(url)) == digests(ModelSource(str(llama)))
-    assert "2_Dense/config.json" in digests(source)
-    assert digests(source) == digests(ModelSource(str(llama), modules=("2_Dense",)))
+    assert model_info(source) == model_info(ModelSource(str(llama)))
+    assert file_digests(ModelSource(url)) == file_digests(ModelSource(str(llama)))
+    assert "2_Dense/config.json" in file_digests(source)
+    assert file_digests(source) == file_digests(ModelSource(str(llama), modules=("2_Dense",)))
     assert not list(cache.rglob("*.safetensors"))
     whole = materialize(source)
     assert (whole / "2_Dense" / "model.safetensors").exists()
@@ -167,7 +169,7 @@ def test_a_model_in_s3_is_brought_once_and_its_weights_only_when_needed(
 
 def test_nothing_in_s3_is_told(bucket: str) -> None:
     with pytest.raises(ModelError, match="there is nothing at"):
-        facts(ModelSource(f"{bucket}/nothing"))
+        model_info(ModelSource(f"{bucket}/nothing"))
 
 
 def unpack(model: str, started: "multiprocessing.synchronize.Barrier") -> None:
@@ -193,7 +195,7 @@ def test_a_gguf_is_unpacked_once_however_many_ask(cache: Path) -> None:
 @needs_smollm
 def test_a_gguf_tells_its_facts_and_gives_its_tokenizer_without_weights(cache: Path) -> None:
     source = ModelSource(SMOLLM)
-    found = facts(source)
+    found = model_info(source)
     assert (found.hidden_size, found.layers, found.causal) == (576, 30, True)
     assert (found.max_positions, found.parameters) == (8192, 134_515_008)
     folder = materialize(source, tokenizer_only=True)
@@ -203,7 +205,7 @@ def test_a_gguf_tells_its_facts_and_gives_its_tokenizer_without_weights(cache: P
     started = time.monotonic()
     assert materialize(source, tokenizer_only=True) == folder
     assert time.monotonic() - started < 1
-    assert list(digests(source)) == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
+    assert list(file_digests(source)) == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
 
 
 def test_what_was_left_by_a_killed_maker_is_not_trusted(cache: Path) -> None:
@@ -212,8 +214,8 @@ def test_what_was_left_by_a_killed_maker_is_not_trusted(cache: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made_once("x", ["key"], die)
-    made = made_once("x", ["key"], lambda directory: (directory / "whole").touch())
+        build_once("x", ["key"], die)
+    made = build_once("x", ["key"], lambda directory: (directory / "whole").touch())
     assert [path.name for path in made.iterdir()] == ["whole"]
 
 
@@ -223,4 +225,4 @@ def test_a_cache_that_cannot_be_written_is_told(
     (tmp_path / "file").touch()
     monkeypatch.setenv("EMBEDJOB_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="set EMBEDJOB_CACHE"):
-        digests(ModelSource(str(llama)))
+        file_digests(ModelSource(str(llama)))

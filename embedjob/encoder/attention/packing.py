@@ -205,7 +205,7 @@ class Packing:
 
     def _example(self, windows: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Ids and mask [V, T] of views of several lengths, one of them wider than these windows."""
-        room = self.backbone.facts.max_positions or np.inf
+        room = self.backbone.info.max_positions or np.inf
         lengths = torch.tensor([int(min(room, max(_LENGTHS[0], *windows, 0) + 2)), *_LENGTHS])
         place = torch.arange(int(lengths.max()))
         own = torch.where(place < _SHARED, 0, torch.arange(len(lengths))[:, None])

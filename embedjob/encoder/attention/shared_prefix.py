@@ -112,7 +112,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: the attention's output [V, T, H, E]."""
     pieces = _pieces.get()
-    _require_known(asked, pieces, tokens=query_VHTE.shape[2], mask=attention_mask)
+    _check_supported(asked, pieces, tokens=query_VHTE.shape[2], mask=attention_mask)
     layer = int(module.layer_idx) if pieces.shared or pieces.kept else 0  # type: ignore[arg-type]
     if pieces.kept is not None:
         pieces.kept.layers[layer] = (key_VKTE.clone(), value_VKTE.clone())
@@ -172,7 +172,7 @@ def _unfold(folded: Tensor, *, like: Tensor) -> Tensor:
     return split.transpose(0, 1).reshape(views, heads, tokens, *rest)
 
 
-def _require_known(
+def _check_supported(
     asked: Mapping[str, Any], pieces: _Pieces, *, tokens: int, mask: Tensor | None
 ) -> None:
     """NotImplementedError if a model's attention asks for more than is heeded here."""

@@ -26,7 +26,7 @@ _GAIN = 1.03
 
 
 @dataclass(frozen=True)
-class Range:
+class BudgetSearch:
     """The budgets that are tried on a kind of device, for so long, and the one for want of that."""
 
     budgets: tuple[int, ...]
@@ -34,14 +34,14 @@ class Range:
     default: int
 
 
-RANGES = {
-    "cpu": Range((512, 1024, 2048, 4096), 1.0, 1024),
-    "cuda": Range(tuple(1 << power for power in range(12, 19)), 10.0, 32768),
+SEARCHES = {
+    "cpu": BudgetSearch((512, 1024, 2048, 4096), 1.0, 1024),
+    "cuda": BudgetSearch(tuple(1 << power for power in range(12, 19)), 10.0, 32768),
 }
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What one micro-batch took, and the share of the memory that was free."""
 
     tokens: int
@@ -49,52 +49,52 @@ class Probed:
     memory: float
 
 
-def range_of(device: torch.device) -> Range:
+def search_for(device: torch.device) -> BudgetSearch:
     """What is tried on this device."""
-    return RANGES.get(device.type, RANGES["cuda"])
+    return SEARCHES.get(device.type, SEARCHES["cuda"])
 
 
-def measured(views: TokenViews, loaded: Loaded) -> int:
+def measured_budget(views: TokenViews, loaded: Loaded) -> int:
     """The budget for such views: of those that fit into the memory, the one that is fastest."""
     device = loaded.packing.backbone.device
     on_gpu = device.type == "cuda"
     # A GPU's memory must bear the longest views there may be; a CPU's caches like some lengths.
     sample, number = longest(views, loaded) if on_gpu else (views, _median(views))
-    asked = range_of(device)
-    budget = fastest(lambda tokens: _probe(sample, number, tokens, loaded), asked)
+    search = search_for(device)
+    budget = fastest_budget(lambda tokens: _probe(sample, number, tokens, loaded), search)
     _LOG.info("%d tokens go through the model together", budget)
     return budget
 
 
-def fastest(probe: Callable[[int], Probed], asked: Range) -> int:
+def fastest_budget(probe: Callable[[int], ProbeResult], search: BudgetSearch) -> int:
     """The usual budget if no other beats it by much, else the smallest of which that is true.
 
     It is one of those that the memory bears, and the usual one where time runs out before two were
     tried, or where what is tried raises.
     """
-    until = time.monotonic() + asked.seconds
+    until = time.monotonic() + search.seconds
     tried: list[tuple[int, float]] = []
-    for budget in asked.budgets:
+    for budget in search.budgets:
         try:
             one = probe(budget)
         except Exception as error:
             # Views that break the model are found by those who can name them.
             if is_out_of_memory(error):
-                return _best(tried, asked) if tried else max(1, budget // 2)
-            return asked.default
+                return _best(tried, search) if tried else max(1, budget // 2)
+            return search.default
         if one.memory <= _MEMORY or not tried:
             tried.append((budget, one.tokens / one.seconds))
         if 2 * one.memory > _MEMORY or _is_flat(tried):
-            return _best(tried, asked)
+            return _best(tried, search)
         if time.monotonic() > until:
-            return _best(tried, asked) if len(tried) > 1 else asked.default
-    return _best(tried, asked)
+            return _best(tried, search) if len(tried) > 1 else search.default
+    return _best(tried, search)
 
 
-def _best(tried: Sequence[tuple[int, float]], asked: Range) -> int:
+def _best(tried: Sequence[tuple[int, float]], search: BudgetSearch) -> int:
     most = max(speed for _, speed in tried)
     good = [budget for budget, speed in tried if speed * _GAIN >= most]
-    return asked.default if asked.default in good else good[0]
+    return search.default if search.default in good else good[0]
 
 
 def _is_flat(tried: Sequence[tuple[int, float]]) -> bool:
@@ -103,7 +103,7 @@ def _is_flat(tried: Sequence[tuple[int, float]]) -> bool:
     return len(speeds) > 3 and max(speeds[-2:]) < max(speeds[:-2]) * _GAIN
 
 
-def _probe(views: TokenViews, number: int, budget: int, loaded: Loaded) -> Probed:
+def _probe(views: TokenViews, number: int, budget: int, loaded: Loaded) -> ProbeResult:
     """What a micro-batch of a view that stands in it many times takes, when it is not the first."""
     alone = ViewForward(views, np.array([number]), loaded)
     count = max(1, budget // int(alone.lengths[0]))
@@ -115,7 +115,7 @@ def _probe(views: TokenViews, number: int, budget: int, loaded: Loaded) -> Probe
     started = time.perf_counter()
     copy_to_host(forward(which)).wait()
     seconds = time.perf_counter() - started
-    return Probed(int(forward.lengths.sum()), max(seconds, 1e-9), memory)
+    return ProbeResult(int(forward.lengths.sum()), max(seconds, 1e-9), memory)
 
 
 def _room(device: torch.device) -> float:

@@ -10,7 +10,12 @@ import numpy as np
 
 from embedjob.encoder.batching.forward import Loaded, TreeForward, ViewForward, worthwhile
 from embedjob.encoder.batching.padding import Indices, distinct
-from embedjob.encoder.batching.scheduler import Forward, ForwardResult, Watch, run_microbatches
+from embedjob.encoder.batching.scheduler import (
+    Callbacks,
+    Forward,
+    ForwardResult,
+    run_microbatches,
+)
 from embedjob.text.runs import gather, offsets_of
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Vectors
@@ -49,11 +54,11 @@ _EMPTY_SPAN = ("empty_span", "no token of the view counts for pooling")
 
 
 @dataclass(frozen=True)
-class Caller:
+class ChunkCallbacks:
     """Asked between micro-batches whether to stop, and told the texts and tokens done so far."""
 
     stop: Callable[[], bool]
-    tell: Callable[[int, int], None]
+    on_progress: Callable[[int, int], None]
 
 
 @dataclass
@@ -85,7 +90,7 @@ class EncodeResult:
 
 
 def encode_distinct(
-    views: TokenViews, loaded: Loaded, *, budget: int, caller: Caller
+    views: TokenViews, loaded: Loaded, *, budget: int, callbacks: ChunkCallbacks
 ) -> EncodeResult:
     """The vectors of all views that have a span, and why some have none."""
     firsts, which = distinct(views)
@@ -107,9 +112,9 @@ def encode_distinct(
         *((single, some[:, None]) for single, some in singles),
     ]
     for forward, units in ways:
-        watch = Watch(caller.stop, progress.of(units, caller.tell))
+        per_batch = Callbacks(callbacks.stop, progress.of(units, callbacks.on_progress))
         if len(units):
-            passage = run_microbatches(forward, budget=passed.budget, watch=watch)
+            passage = run_microbatches(forward, budget=passed.budget, callbacks=per_batch)
             vectors = gather(offsets, units.reshape(-1))[0].reshape(len(units), -1)
             passed.take(passage, vectors)
     for single, some in singles:
@@ -137,13 +142,15 @@ class _Progress:
     views: int = 0
     tokens: int = 0
 
-    def of(self, units: Indices, tell: Callable[[int, int], None]) -> Callable[[Indices], None]:
+    def of(
+        self, units: Indices, on_progress: Callable[[int, int], None]
+    ) -> Callable[[Indices], None]:
         """What tells the progress when units of views have passed."""
 
         def on_units(passed: Indices) -> None:
             views = units[passed]
             self.views += int(self.counts[views].sum())
             self.tokens += int((self.counts * self.lengths)[views].sum())
-            tell(self.views * self.texts // int(self.counts.sum()), self.tokens)
+            on_progress(self.views * self.texts // int(self.counts.sum()), self.tokens)
 
         return on_units

@@ -26,7 +26,7 @@ class Meter:
         self._backbone = backbone
         self._peak: float | None = None
 
-    def told(
+    def utilization(
         self, recipe: Recipe, stats: Mapping[str, float], *, seconds: float
     ) -> dict[str, float]:
         """FLOPs that the model took for a pass, and that the device could have done in its seconds.
@@ -97,7 +97,7 @@ def _settled(device: torch.device) -> None:
 
 def _run(backbone: Backbone, recipe: Recipe) -> int:
     layers = (recipe.layer,) if isinstance(recipe.layer, int) else recipe.layer
-    return max(one % (backbone.facts.layers + 1) for one in layers)
+    return max(one % (backbone.info.layers + 1) for one in layers)
 
 
 def _weights(block: nn.Module) -> int:

@@ -136,7 +136,7 @@ class ViewForward:
         with self._hooks.over(self._views, self._chosen[which], batch, skip=len(prefix)):
             return self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
 
-    def precisely(self, view: int) -> Tensor:
+    def in_float32(self, view: int) -> Tensor:
         """The vector [1, D] of one view, whole and in float32."""
         with self._backbone.float32():
             return self._whole(np.array([view]))
@@ -280,11 +280,11 @@ class TreeForward:
         longest = int(lengths_RV[self._texts[which]].max())
         return self._packing.serves_trees(longest, shared=bool(self.groups[which[0]] >= 0))
 
-    def precisely(self, view: int) -> Tensor:
+    def in_float32(self, view: int) -> Tensor:
         """The vectors [1, V x D] of one text, each view whole and in float32."""
         first = int(self._texts[view]) * self._views.views_per_text
         each = range(first, first + self._views.views_per_text)
-        return torch.cat([self._whole.precisely(one) for one in each], dim=1)
+        return torch.cat([self._whole.in_float32(one) for one in each], dim=1)
 
 
 def tree_lengths(views: TokenViews) -> Indices:

@@ -87,13 +87,13 @@ class Forward(Protocol):
         """The vectors [V, D] of these views, which go through the model together."""
         ...
 
-    def precisely(self, view: int) -> Tensor:
+    def in_float32(self, view: int) -> Tensor:
         """The vector [1, D] of one view, computed in float32."""
         ...
 
 
 @dataclass(frozen=True)
-class Trouble:
+class ForwardFailure:
     """What a model raised, in words."""
 
     detail: str
@@ -101,7 +101,7 @@ class Trouble:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Callbacks:
     """What the caller wants asked and told between micro-batches."""
 
     stop: Callable[[], bool]
@@ -122,7 +122,7 @@ class ForwardResult:
     copy_seconds: float = 0.0
 
 
-def run_microbatches(forward: Forward, *, budget: int, watch: Watch) -> ForwardResult:
+def run_microbatches(forward: Forward, *, budget: int, callbacks: Callbacks) -> ForwardResult:
     """The vectors of all views, and why some have none; InterruptedRunError when told to stop.
 
     A micro-batch that raises is halved until the culprit is alone; alone it is tried once more in
@@ -131,10 +131,10 @@ def run_microbatches(forward: Forward, *, budget: int, watch: Watch) -> ForwardR
     """
     lengths = forward.lengths
     passage = ForwardResult(np.full((len(lengths), forward.width), np.nan, np.float32), budget)
-    flow = _InFlight(forward, passage, watch)
+    flow = _InFlight(forward, passage, callbacks)
     flow.left.extend(_batches(forward, np.arange(len(lengths)), budget=budget))
     while flow.left or flow.pending:
-        if watch.stop():
+        if callbacks.stop():
             raise InterruptedRunError("stopped between two micro-batches")
         if flow.left:
             flow.submit()
@@ -149,7 +149,7 @@ class _InFlight:
 
     forward: Forward
     passage: ForwardResult
-    watch: Watch
+    callbacks: Callbacks
     left: deque[Indices] = field(default_factory=deque)
     pending: deque[tuple[Indices, PendingCopy]] = field(default_factory=deque)
 
@@ -157,7 +157,7 @@ class _InFlight:
         """Gives the model the next micro-batch; on a CPU, takes its vectors as well."""
         which = self.left.popleft()
         outcome = _attempt(lambda: copy_to_host(self.forward(which)))
-        if isinstance(outcome, Trouble):
+        if isinstance(outcome, ForwardFailure):
             # What is aloft holds memory, and its views may have to be halved as well.
             while self.pending:
                 self.collect()
@@ -171,13 +171,13 @@ class _InFlight:
         """Takes the vectors of the micro-batch that was given first."""
         which, landing = self.pending.popleft()
         waited = _attempt(landing.wait)
-        if isinstance(waited, Trouble):
+        if isinstance(waited, ForwardFailure):
             self._halve(which, waited)
         else:
             self.passage.copy_seconds += waited
             self._take(which, landing.host.numpy())
 
-    def _halve(self, which: Indices, trouble: Trouble) -> None:
+    def _halve(self, which: Indices, trouble: ForwardFailure) -> None:
         """Puts smaller micro-batches in the place of one that failed, or rescues a single view."""
         if len(which) > 1:
             left = [which, *self.left]
@@ -196,10 +196,10 @@ class _InFlight:
         passage.tokens += int(self.forward.lengths[which].sum())
         passage.padded_tokens += self.forward.padded(which)
         passage.pairs += int(self.forward.pairs[which].sum())
-        self.watch.on_views(which)
+        self.callbacks.on_views(which)
 
 
-def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
+def _attempt(what: Callable[[], _Done]) -> _Done | ForwardFailure:
     try:
         with raising_device_lost():
             return what()
@@ -208,11 +208,11 @@ def _attempt(what: Callable[[], _Done]) -> _Done | Trouble:
     except Exception as error:
         # Whatever a model raises over one row, the others are to be embedded. Only its text is
         # kept: a traceback would keep the activations alive on the device.
-        return Trouble(in_one_line(error, most=_DETAIL_CHARACTERS), is_out_of_memory(error))
+        return ForwardFailure(in_one_line(error, most=_DETAIL_CHARACTERS), is_out_of_memory(error))
 
 
 def _smaller(
-    trouble: Trouble, left: list[Indices], *, forward: Forward, passage: ForwardResult
+    trouble: ForwardFailure, left: list[Indices], *, forward: Forward, passage: ForwardResult
 ) -> deque[Indices]:
     """What is left, in smaller micro-batches: all of it after out of memory, else the first."""
     first = left[0]
@@ -238,12 +238,12 @@ def _batches(forward: Forward, views: Indices, *, budget: int) -> list[Indices]:
 
 
 def _rescued(
-    forward: Forward, view: int, passage: ForwardResult, trouble: Trouble | None
+    forward: Forward, view: int, passage: ForwardResult, trouble: ForwardFailure | None
 ) -> Vectors:
     """The vector [1, D] of one view in float32; NaN, and a reason kept, where that fails too."""
     starved = trouble is not None and trouble.out_of_memory
-    again = trouble if starved else _attempt(lambda: forward.precisely(view).cpu().numpy())
-    if isinstance(again, Trouble):
+    again = trouble if starved else _attempt(lambda: forward.in_float32(view).cpu().numpy())
+    if isinstance(again, ForwardFailure):
         passage.failed[view] = ("model_error", again.detail)
     elif again is not None and np.isfinite(again).all():
         return again

@@ -10,69 +10,75 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.batching.budget import RANGES, Probed, Range, fastest, longest
+from embedjob.encoder.batching.budget import (
+    SEARCHES,
+    BudgetSearch,
+    ProbeResult,
+    fastest_budget,
+    longest,
+)
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews
 from tests.encoder import tiny
 from tests.encoder.plain import recipe, same
 from tests.encoder.token_views import views_of
 
-ASKED = Range((512, 1024, 2048, 4096, 8192), 60.0, 2048)
+ASKED = BudgetSearch((512, 1024, 2048, 4096, 8192), 60.0, 2048)
 
 
 def probing(
     seconds: Callable[[int], float], memory: Callable[[int], float] = lambda tokens: 0.0
-) -> tuple[Callable[[int], Probed], list[int]]:
+) -> tuple[Callable[[int], ProbeResult], list[int]]:
     tried: list[int] = []
 
-    def probe(tokens: int) -> Probed:
+    def probe(tokens: int) -> ProbeResult:
         tried.append(tokens)
-        return Probed(tokens, seconds(tokens), memory(tokens))
+        return ProbeResult(tokens, seconds(tokens), memory(tokens))
 
     return probe, tried
 
 
 def test_a_budget_that_brings_nothing_more_is_not_taken() -> None:
     probe, tried = probing(lambda tokens: max(tokens, 1024) / 1e5)
-    assert fastest(probe, Range(ASKED.budgets, 60.0, 8192)) == 1024
+    assert fastest_budget(probe, BudgetSearch(ASKED.budgets, 60.0, 8192)) == 1024
     assert tried == [512, 1024, 2048, 4096]
 
 
 def test_among_equals_the_usual_one_is_taken() -> None:
     probe, _ = probing(lambda tokens: tokens / 1e5)
-    assert fastest(probe, ASKED) == 2048
+    assert fastest_budget(probe, ASKED) == 2048
 
 
 def test_the_fastest_is_taken_even_if_it_is_small() -> None:
     probe, _ = probing(lambda tokens: tokens**1.5)
-    assert fastest(probe, ASKED) == 512
+    assert fastest_budget(probe, ASKED) == 512
 
 
 @given(st.floats(1e-5, 1e-3), st.floats(1.0, 1e6))
 def test_no_more_than_its_share_of_the_memory_is_asked_for(each: float, overhead: float) -> None:
     probe, tried = probing(lambda tokens: tokens + overhead, lambda tokens: tokens * each)
-    budget = fastest(probe, ASKED)
+    budget = fastest_budget(probe, ASKED)
     assert budget * each <= 0.85 or budget == 512
     assert all(tokens * each <= 0.85 for tokens in tried[1:])
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(3000, 2048), (512, 512), (100, 256)])
 def test_out_of_memory_ends_the_search(memory: int, expected: int) -> None:
-    def probe(tokens: int) -> Probed:
+    def probe(tokens: int) -> ProbeResult:
         if tokens > memory:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return Probed(tokens, tokens + 1e6, 0.0)
+        return ProbeResult(tokens, tokens + 1e6, 0.0)
 
-    assert fastest(probe, ASKED) == expected
+    assert fastest_budget(probe, ASKED) == expected
 
 
 def test_views_that_break_the_model_and_slow_ones_leave_the_usual_budget() -> None:
-    def broken(tokens: int) -> Probed:
+    def broken(tokens: int) -> ProbeResult:
         raise IndexError("poison")
 
-    assert fastest(broken, ASKED) == 2048
+    assert fastest_budget(broken, ASKED) == 2048
     slow, tried = probing(lambda tokens: 1.0 * tokens)
-    assert fastest(slow, Range(ASKED.budgets, -1.0, 2048)) == 2048
+    assert fastest_budget(slow, BudgetSearch(ASKED.budgets, -1.0, 2048)) == 2048
     assert tried == [512]
 
 
@@ -94,14 +100,14 @@ def encoder_of(**knobs: Any) -> Encoder:
 
 def test_a_budget_is_searched_when_there_is_much_to_do_and_then_kept(views: TokenViews) -> None:
     encoder = encoder_of()
-    assert encoder.encode_views(views).stats["tokens_per_microbatch"] == RANGES["cpu"].default
+    assert encoder.encode_views(views).stats["tokens_per_microbatch"] == SEARCHES["cpu"].default
     forwards = []
     encoder.backbone.model.register_forward_pre_hook(lambda *_: forwards.append(1))
     encoder.encode_views(views)
     usual = len(forwards)
     found = encoder.encode_views(many(views))
     assert len(forwards) > 3 * usual
-    assert found.stats["tokens_per_microbatch"] in RANGES["cpu"].budgets
+    assert found.stats["tokens_per_microbatch"] in SEARCHES["cpu"].budgets
     after = encoder.encode_views(views)
     assert after.stats["tokens_per_microbatch"] == found.stats["tokens_per_microbatch"]
     expected = encoder_of(tokens_per_microbatch=64).encode_views(views).embeddings
@@ -132,7 +138,7 @@ def test_views_without_a_span_are_not_what_a_budget_is_searched_with(views: Toke
     forwards = []
     encoder.backbone.model.register_forward_pre_hook(lambda *_: forwards.append(1))
     found = encoder.encode_views(spanless)
-    assert found.stats["tokens_per_microbatch"] == RANGES["cpu"].default
+    assert found.stats["tokens_per_microbatch"] == SEARCHES["cpu"].default
     assert len(found.failed) == spanless.texts
     assert not forwards
     # One view with a span among them is embedded, and still not worth a search.

@@ -54,9 +54,9 @@ def test_of_windows_and_experts_no_more_is_claimed_than_is_known() -> None:
 def test_a_device_is_measured_once_and_only_for_a_pass_that_is_worth_it() -> None:
     meter = Meter(backbone("llama"))
     stats: dict[str, Any] = {"forward_tokens": 1000, "attended_pairs": 5000}
-    assert meter.told(recipe(), stats, seconds=0.1) == {}
-    first = meter.told(recipe(), stats, seconds=2.0)
-    after = meter.told(recipe(), stats, seconds=0.1)
+    assert meter.utilization(recipe(), stats, seconds=0.1) == {}
+    first = meter.utilization(recipe(), stats, seconds=2.0)
+    after = meter.utilization(recipe(), stats, seconds=0.1)
     assert after["model_flops"] == first["model_flops"]
     assert after["peak_flops"] == pytest.approx(first["peak_flops"] / 20)
 

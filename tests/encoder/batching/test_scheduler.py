@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from embedjob.encoder.batching import scheduler
 from embedjob.encoder.batching.padding import Indices
-from embedjob.encoder.batching.scheduler import ForwardResult, Watch, run_microbatches
+from embedjob.encoder.batching.scheduler import Callbacks, ForwardResult, run_microbatches
 from embedjob.encoder.batching.transfers import PendingCopy
 from embedjob.errors import DeviceLostError, InterruptedRunError
 
-WATCH = Watch(stop=lambda: False, on_views=lambda views: None)
+WATCH = Callbacks(stop=lambda: False, on_views=lambda views: None)
 
 
 def nothing(which: Indices) -> None:
@@ -54,7 +54,7 @@ class Views:
         self.trouble(which)
         return self._vectors(which, self.not_finite)
 
-    def precisely(self, view: int) -> torch.Tensor:
+    def in_float32(self, view: int) -> torch.Tensor:
         self.trouble_alone(np.array([view]))
         return self._vectors(np.array([view]), self.still_not_finite)
 
@@ -63,8 +63,8 @@ class Views:
         vectors[[view in holes for view in which]] = np.inf
         return torch.from_numpy(vectors)
 
-    def passed(self, budget: int = 40, watch: Watch = WATCH) -> ForwardResult:
-        return run_microbatches(self, budget=budget, watch=watch)
+    def passed(self, budget: int = 40, callbacks: Callbacks = WATCH) -> ForwardResult:
+        return run_microbatches(self, budget=budget, callbacks=callbacks)
 
 
 def poison(*views: int) -> Callable[[Indices], None]:
@@ -197,8 +197,10 @@ def test_the_next_micro_batches_are_given_before_the_first_has_come() -> None:
 def test_on_a_cpu_a_micro_batch_is_done_before_the_next_is_made() -> None:
     seen: list[int] = []
     views = Views(np.full(12, 10))
-    watch = Watch(stop=lambda: False, on_views=lambda which: seen.append(len(views.batches)))
-    views.passed(watch=watch)
+    callbacks = Callbacks(
+        stop=lambda: False, on_views=lambda which: seen.append(len(views.batches))
+    )
+    views.passed(callbacks=callbacks)
     assert seen == [1, 2, 3]
 
 
@@ -292,16 +294,18 @@ def test_a_launch_that_fails_on_a_sound_device_is_halved(monkeypatch: pytest.Mon
 
 def test_told_to_stop_it_stops_before_the_next_batch() -> None:
     views = Views(np.full(40, 10))
-    watch = Watch(stop=lambda: len(views.batches) >= 3, on_views=lambda which: None)
+    callbacks = Callbacks(stop=lambda: len(views.batches) >= 3, on_views=lambda which: None)
     with pytest.raises(InterruptedRunError):
-        views.passed(watch=watch)
+        views.passed(callbacks=callbacks)
     assert len(views.batches) == 3
 
 
 def test_every_view_is_reported_once_and_tokens_are_counted_once() -> None:
     seen: list[int] = []
     views = Views(np.arange(1, 21), poison(7), poison(7))
-    passage = views.passed(watch=Watch(lambda: False, lambda which: seen.extend(which.tolist())))
+    passage = views.passed(
+        callbacks=Callbacks(lambda: False, lambda which: seen.extend(which.tolist()))
+    )
     assert sorted(seen) == list(range(20))
     assert passage.tokens == sum(range(1, 21))
     assert passage.padded_tokens >= passage.tokens

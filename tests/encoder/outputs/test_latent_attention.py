@@ -15,7 +15,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ModelError
-from embedjob.models.architecture import facts
+from embedjob.models.architecture import model_info
 from embedjob.models.sentence_transformers import folder_layer
 from embedjob.models.source import ModelSource
 from embedjob.models.tokenizer import load_tokenizer
@@ -43,7 +43,7 @@ def recipe(folder: Path, **knobs: Any) -> Recipe:
 def test_the_folder_configures_itself_and_equals_its_reference(published: Path) -> None:
     """Whatever its modules.json says: that speaks of code which is not run."""
     (published / "modules.json").write_text(json.dumps([{"type": "x.Transformer", "path": ""}]))
-    known = facts(ModelSource(str(published)))
+    known = model_info(ModelSource(str(published)))
     assert (known.hidden_size, known.layers, known.causal) == (32, 3, False)
     found = folder_layer(published)["encoder"]
     assert found["finish"] == [{"normalize": True}]

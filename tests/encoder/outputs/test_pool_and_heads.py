@@ -15,7 +15,7 @@ from embedjob.encoder.backbone import load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.outputs.pool_and_heads import Heads
 from embedjob.errors import ModelError
-from embedjob.models.digests import digests
+from embedjob.models.digests import file_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
 from embedjob.models.source import source_of
 from embedjob.output.fingerprint import fingerprint
@@ -78,16 +78,18 @@ def test_a_folder_that_sentence_transformers_saved_gives_its_vectors(
 def test_the_files_of_heads_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     folder, _ = theirs(tmp_path, "bert", "dense")
     found = recipe(folder, **folder_layer(folder)["encoder"])
-    before = digests(source_of(found))
+    before = file_digests(source_of(found))
     assert {"2_Dense/model.safetensors", "2_Dense/config.json"} <= before.keys()
     tensors = load_file(folder / "2_Dense/model.safetensors")
     save_file(
         {name: one * 2 for name, one in tensors.items()}, folder / "2_Dense/model.safetensors"
     )
-    after = digests(source_of(found))
+    after = file_digests(source_of(found))
     assert fingerprint(found, before) != fingerprint(found, after)
     bare = found.model_copy(update={"heads": ()})
-    assert digests(source_of(bare)).keys() == before.keys() - {n for n in before if "Dense" in n}
+    assert file_digests(source_of(bare)).keys() == before.keys() - {
+        n for n in before if "Dense" in n
+    }
 
 
 def test_pickled_modules_are_read_only_when_trusted(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.encoder.outputs.routers import Routers
 from embedjob.errors import ConfigError, ModelError
 from embedjob.methods.catalogue import read_method
-from embedjob.models.architecture import beside_of, check_model, config_of, info_of, router_width
+from embedjob.models.architecture import check_model, config_of, head_widths, info_of, router_width
 from embedjob.models.sentence_transformers import folder_layer
 from embedjob.models.source import address
 from embedjob.models.tokenizer import load_tokenizer
@@ -134,7 +134,7 @@ def test_scores_may_be_part_of_the_vector(tmp_path: Path) -> None:
     ours, both = encoder(apart).outputs(TEXTS), encoder(joined).outputs(TEXTS)
     assert ours.routers is not None
     assert both.routers is None
-    assert both.embeddings.shape[1] == 32 + beside_of(joined, config_of(tmp_path)).joined
+    assert both.embeddings.shape[1] == 32 + head_widths(joined, config_of(tmp_path)).joined
     together = np.concatenate([ours.embeddings, ours.routers], axis=1)
     assert np.allclose(both.embeddings, together, atol=1e-5)
 
@@ -159,7 +159,7 @@ def test_scores_are_the_same_where_views_share_their_text(tmp_path: Path) -> Non
 def test_without_experts_there_are_no_scores(llama: Path) -> None:
     made = recipe(llama, heads=[{"router": {}}])
     with pytest.raises(ModelError, match="has no experts"):
-        beside_of(made, config_of(llama))
+        head_widths(made, config_of(llama))
     with pytest.raises(ModelError, match="has no routers"):
         encoder(made).outputs(["a"])
 
