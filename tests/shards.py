@@ -41,7 +41,7 @@ def plan_of(
     return plan(shards, footers_of(shards, job_input), listed=listed, request=request)
 
 
-def form(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> OutputSpec:
+def output_spec(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> OutputSpec:
     return output_spec_of(
         job_input,
         Recipe(model="m", **recipe),

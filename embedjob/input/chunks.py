@@ -25,7 +25,7 @@ class Shard:
         return Stored(url=self.url, size=self.size, etag=self.etag)
 
 
-class Range(NamedTuple):
+class RowRange(NamedTuple):
     """Rows [start, stop), inside row groups [first_group, stop_group) that begin at first_row."""
 
     start: int
@@ -64,11 +64,11 @@ class Chunk:
         return self.stop - self.first_row
 
 
-def ranges(group_rows: Sequence[int], *, chunk_rows: int) -> list[Range]:
+def ranges(group_rows: Sequence[int], *, chunk_rows: int) -> list[RowRange]:
     """Chunks that cover every row once, in order; none for an empty shard."""
-    found: list[Range] = []
+    found: list[RowRange] = []
     row = 0
-    joined: Range | None = None
+    joined: RowRange | None = None
     for group, rows in enumerate(group_rows):
         if rows > WHOLE_GROUP_FACTOR * chunk_rows:
             found += [joined] if joined else []
@@ -78,12 +78,12 @@ def ranges(group_rows: Sequence[int], *, chunk_rows: int) -> list[Range]:
             joined = joined._replace(stop=row + rows, stop_group=group + 1)
         elif rows:
             found += [joined] if joined else []
-            joined = Range(row, row + rows, group, group + 1, row)
+            joined = RowRange(row, row + rows, group, group + 1, row)
         row += rows
     return found + ([joined] if joined else [])
 
 
-def _pieces(group: int, first_row: int, rows: int, chunk_rows: int) -> Iterator[Range]:
+def _pieces(group: int, first_row: int, rows: int, chunk_rows: int) -> Iterator[RowRange]:
     end = first_row + rows
     for start in range(first_row, end, chunk_rows):
-        yield Range(start, min(start + chunk_rows, end), group, group + 1, first_row)
+        yield RowRange(start, min(start + chunk_rows, end), group, group + 1, first_row)

@@ -9,11 +9,14 @@ import pyarrow as pa
 from embedjob.config.job import Input
 from embedjob.errors import InputError
 from embedjob.input.chunks import Shard
-from embedjob.input.filtering import filter_columns, passing
+from embedjob.input.filtering import filter_columns, filter_rows
 from embedjob.input.joining import text_columns
 from embedjob.input.listing import Footer
 
 MAX_ROWS = 2**32  # the output's `row` is a uint32
+# Kept columns carry this prefix until they are written: a corpus may well keep a column named
+# `text` or `reason`, and the tables between the stages have columns of these names.
+KEPT = "keep."
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _problem(shard: Shard, schema: pa.Schema, job_input: Input) -> str | None:
     if job_input.filter is None:
         return None
     try:
-        passing(pa.schema(list(types.items())).empty_table(), job_input.filter)
+        filter_rows(pa.schema(list(types.items())).empty_table(), job_input.filter)
     except pa.ArrowException as error:
         described = ", ".join(f"{name}: {types[name]}" for name in columns.filter)
         return f"filter: a value does not fit its column ({described}): {error}"

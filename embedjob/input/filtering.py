@@ -51,7 +51,7 @@ def filter_columns(written: Sequence[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(term[0] for group in alternatives(written) for term in group))
 
 
-def passing(table: pa.Table, written: Sequence[Any]) -> pa.Table:
+def filter_rows(table: pa.Table, written: Sequence[Any]) -> pa.Table:
     """The rows that pass, in order; an Arrow error where a value does not fit its column.
 
     A null passes `not in` and nothing else.
@@ -65,7 +65,7 @@ def passing(table: pa.Table, written: Sequence[Any]) -> pa.Table:
     return acero.Declaration.from_sequence(steps).to_table(use_threads=False)
 
 
-def excluded(written: Sequence[Any], bounds: Bounds) -> bool:
+def never_passes(written: Sequence[Any], bounds: Bounds) -> bool:
     """Whether rows within these bounds, lowest and highest by column, can never pass."""
     return all(
         any(_term_excludes(term, bounds) for term in group) for group in alternatives(written)

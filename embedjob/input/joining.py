@@ -35,7 +35,7 @@ def joined_text(table: pa.Table, text: str | Sequence[str], *, separator: str) -
     return pc.if_else(nothing, pa.scalar(None, TEXT), _filled(columns, text))
 
 
-def sound_text(text: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+def validate_text(text: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """The text, null where it is not UTF-8, and the reason of each row that has none."""
     reason = pc.if_else(text.is_null(), pa.scalar(NULL_TEXT), pa.scalar(None, pa.string()))
     try:

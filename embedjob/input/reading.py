@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.columns import Columns, columns_of, plain_type
-from embedjob.input.filtering import excluded, group_bounds, passing
-from embedjob.input.joining import joined_text, sound_text
+from embedjob.input.columns import KEPT, Columns, columns_of, plain_type
+from embedjob.input.filtering import filter_rows, group_bounds, never_passes
+from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
-from embedjob.output.schema import KEPT
 from embedjob.storage.objects import Stored, open_unchanged
 
 # A piece of a large row group is streamed up to its end, so that memory stays that of the piece.
@@ -33,8 +32,10 @@ def read_chunk(chunk: Chunk, job_input: Input) -> pa.Table:
     try:
         table = _wanted_rows(chunk, columns, job_input)
         if job_input.filter is not None:
-            table = passing(table, job_input.filter)
-        text, reason = sound_text(joined_text(table, job_input.text, separator=job_input.separator))
+            table = filter_rows(table, job_input.filter)
+        text, reason = validate_text(
+            joined_text(table, job_input.text, separator=job_input.separator)
+        )
     except (pa.ArrowException, OSError) as error:
         raise ChunkError(
             f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: cannot be read: {error}"
@@ -77,7 +78,7 @@ def _groups(metadata: pq.FileMetaData, chunk: Chunk, job_input: Input) -> list[i
     return [
         group
         for group in groups
-        if not excluded(job_input.filter, group_bounds(metadata, group, names))
+        if not never_passes(job_input.filter, group_bounds(metadata, group, names))
     ]
 
 

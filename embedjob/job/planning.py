@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from embedjob.config.job import Input
-from embedjob.input.chunks import Chunk, Range, Shard, ranges
+from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import agree
 from embedjob.input.listing import Footer
 from embedjob.output import fingerprint as hashes
-from embedjob.output.names import chunk_name, parse
+from embedjob.output.file_names import chunk_name, parse
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _chunks(shard: Shard, footer: Footer, version: str, chunk_rows: int) -> Iter
         )
 
 
-def _text_bytes(footer: Footer, part: Range) -> int:
+def _text_bytes(footer: Footer, part: RowRange) -> int:
     groups = slice(part.first_group, part.stop_group)
     rows = sum(footer.group_rows[groups])
     return sum(footer.group_text_bytes[groups]) * (part.stop - part.start) // rows

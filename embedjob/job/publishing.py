@@ -7,9 +7,9 @@ from embedjob.input.chunks import Chunk
 from embedjob.job.planning import Plan, Request
 from embedjob.job.result import Result, RunFacts, summarize
 from embedjob.job.survey import Survey
-from embedjob.output.committed import Committed, read_all_committed
+from embedjob.output.chunk_file import Committed, read_all_committed
+from embedjob.output.file_names import data_directory
 from embedjob.output.lease import Lease
-from embedjob.output.names import data_directory
 from embedjob.output.snapshot import Snapshot, SnapshotFile, newest, publish
 from embedjob.stages.ledger import Outcome
 from embedjob.storage.objects import Stored, join, list_files

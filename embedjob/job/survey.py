@@ -27,8 +27,8 @@ from embedjob.models.digests import model_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
 from embedjob.models.source import ModelSource, materialize
 from embedjob.models.tokenizer import load_tokenizer
+from embedjob.output.file_names import data_directory
 from embedjob.output.fingerprint import fingerprint
-from embedjob.output.names import data_directory
 from embedjob.storage import objects
 from embedjob.storage.create_only import require_create_only
 from embedjob.vectors.finishing import width

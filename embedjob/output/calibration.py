@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedjob.input.chunks import Chunk
-from embedjob.output.names import digest
+from embedjob.output.file_names import digest
 
 SAMPLE_ROWS = 1024
 # Below this sentence-transformers warns that buckets are unstable, and so do we.

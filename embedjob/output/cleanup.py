@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 
 from embedjob.errors import EmbedjobError, OutputError
 from embedjob.output import lease
-from embedjob.output.committed import read_committed
-from embedjob.output.names import data_directory, quarantine_directory
+from embedjob.output.chunk_file import read_committed
+from embedjob.output.file_names import data_directory, quarantine_directory
+from embedjob.output.row_checks import first_lines
 from embedjob.output.snapshot import Snapshot, published, read_snapshot
-from embedjob.output.verifying import first_lines
 from embedjob.storage.local import SCRATCH
 from embedjob.storage.objects import Stored, absolute, delete, join, list_files, open_unchanged
 
@@ -65,9 +65,9 @@ def damaged(out: str, fingerprint: str) -> frozenset[str]:
     aside = {file.name: file for file in list_files(quarantine_directory(out, fingerprint))}
     with ThreadPoolExecutor(THREADS) as pool:
         sound = list(pool.map(lambda file: _is_sound(file, aside.get(file.name)), data))
-    broken = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
+    head_column_problems = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
     halves = aside.keys() - {file.name for file in data}
-    return frozenset(broken | halves)
+    return frozenset(head_column_problems | halves)
 
 
 def quarantined(out: str, fingerprint: str) -> frozenset[str]:

@@ -9,7 +9,7 @@ from embedjob.config.job import Input
 from embedjob.config.pooling import SpanOffset, SpanTag
 from embedjob.config.recipe import Recipe, WeightedTemplate
 from embedjob.config.segments import Segment
-from embedjob.output.names import digest
+from embedjob.output.file_names import digest
 
 SCHEMA_VERSION = 1
 

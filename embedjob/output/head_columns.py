@@ -7,20 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from embedjob.output.schema import OutputSpec, embedding_type
+from embedjob.text.arrays import Flags
 
 INDICES, VALUES, ROUTER = "sparse_indices", "sparse_values", "router"
 # Items are named as Parquet names them, so that a round trip is exact.
 INDEX_LIST = pa.list_(pa.field("element", pa.uint32()))
 VALUE_LIST = pa.list_(pa.field("element", pa.float32()))
-Flags = npt.NDArray[np.bool_]
 
 
 def with_head_columns(
-    form: OutputSpec, *, vocabulary: int | None, routers: int | None
+    spec: OutputSpec, *, vocabulary: int | None, routers: int | None
 ) -> OutputSpec:
     """The form with columns for sparse entries below `vocabulary`, and so many router scores."""
     fields = []
@@ -28,13 +27,13 @@ def with_head_columns(
         fields += [pa.field(INDICES, INDEX_LIST), pa.field(VALUES, VALUE_LIST)]
     if routers is not None:
         fields.append(pa.field(ROUTER, embedding_type(routers, "float32")))
-    data = form.data
+    data = spec.data
     for place, field in enumerate(fields, start=data.get_field_index("embedding") + 1):
         data = data.insert(place, field)
-    return replace(form, data=data, vocabulary=vocabulary)
+    return replace(spec, data=data, vocabulary=vocabulary)
 
 
-def broken(table: pa.Table, *, vocabulary: int | None) -> Iterator[tuple[int, str]]:
+def head_column_problems(table: pa.Table, *, vocabulary: int | None) -> Iterator[tuple[int, str]]:
     """The place of a row, and what is wrong with what it has beside its embedding, if anything.
 
     A row without an embedding has nothing beside it either.

@@ -15,10 +15,6 @@ from embedjob.output.calibration import Calibration
 
 FORMAT_VERSION = 1
 
-# Kept columns carry this prefix until they are written: a corpus may well keep a column named
-# `text` or `reason`, and the tables between the stages have columns of these names.
-KEPT = "keep."
-
 TEXT_HASH = pa.binary(16)
 _DTYPES: Mapping[str, pa.DataType] = {
     "float32": pa.float32(),

@@ -13,13 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.errors import EmbedjobError, OutputError
+from embedjob.output.chunk_file import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY, committed
 from embedjob.output.claim import Claim, read_claims
-from embedjob.output.committed import committed
-from embedjob.output.head_columns import INDICES, ROUTER, VALUES, broken
-from embedjob.output.parquet import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY
+from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
+from embedjob.output.row_checks import first_lines, lines_in_order
 from embedjob.output.schema import PART, schema_text
 from embedjob.output.snapshot import Snapshot, SnapshotFile, published, read_snapshot
-from embedjob.output.verifying import first_lines, lines_in_order
 from embedjob.storage.objects import Stored, absolute, join, list_files, open_unchanged
 
 PARTS = ("data", "quarantine")
@@ -160,17 +159,19 @@ def _contents(
         found = f"{rows} rows" + (f" in {len(table)} lines" if several else "")
         yield f"{stored.url}: {found} and {counts['quarantined']} quarantined of {counts}"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
-    yield from (f"{stored.url}: {problem}" for problem in _beside(table, metadata, claim))
+    yield from (f"{stored.url}: {problem}" for problem in _head_problems(table, metadata, claim))
 
 
-def _beside(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
+def _head_problems(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
     """What is wrong with the columns that heads made; without heads a kept one may be named so."""
     if not claim.recipes["document"].get("heads"):
         return
     names = [name for name in (INDICES, VALUES, ROUTER) if name in table.column_names]
     vocabulary = metadata.metadata.get(VOCABULARY)
     made = table.select(["embedding", *names])
-    for place, what in broken(made, vocabulary=int(vocabulary) if vocabulary else None):
+    for place, what in head_column_problems(
+        made, vocabulary=int(vocabulary) if vocabulary else None
+    ):
         yield f"row {table['row'][place]} {what}"
 
 

@@ -76,14 +76,14 @@ class Calibrate:
             yield good.take(places)
 
 
-def quantizing(form: OutputSpec, out: str, *, vector_dtype: str) -> OutputSpec:
+def with_quantization(spec: OutputSpec, out: str, *, vector_dtype: str) -> OutputSpec:
     """The form that quantises by the ranges of an output's claim, where the dtype asks for it."""
     if vector_dtype in _CAST:
-        return form
-    found = _calibration(out, form.fingerprint) if vector_dtype in CALIBRATED else None
+        return spec
+    found = _calibration(out, spec.fingerprint) if vector_dtype in CALIBRATED else None
     ranges = None if found is None else found.array
     by = partial(quantize, dtype=vector_dtype, ranges_2D=ranges)
-    return replace(form, quantize=by, calibration=found)
+    return replace(spec, quantize=by, calibration=found)
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy
 from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.engine import EncodesViews, Engine
-from embedjob.stages.read import attempt_at
+from embedjob.stages.read import begin_attempt
 
 REPORT_SECONDS = 2.0
 Prove = Callable[[EncodesViews, Engine], None]
@@ -86,7 +86,7 @@ class EncodeActor:
         except Exception as error:
             if ray.get(self._ledger.failed_to_load.remote(_unloaded(error))):
                 return None
-            _leave(_unloaded(error))
+            _exit_process(_unloaded(error))
         self._ledger.ready.remote(ray.get_runtime_context().get_actor_id())
         return encoder
 
@@ -94,7 +94,7 @@ class EncodeActor:
         if state.failure or state.views is None:
             return state
         started = time.monotonic()
-        attempt = attempt_at("encode", state.chunk.key, self._ledger)
+        attempt = begin_attempt("encode", state.chunk.key, self._ledger)
         if isinstance(attempt, Failure) or self._encoder is None:
             stopped = Failure("abandoned", "the run is stopping")
             failure = attempt if isinstance(attempt, Failure) else stopped
@@ -109,7 +109,7 @@ class EncodeActor:
         except DeviceLostError as error:
             # It would take chunk after chunk and fail them all. This attempt is counted, and Ray
             # gives the chunk to the next actor.
-            _leave(f"{state.chunk.key}: {error}")
+            _exit_process(f"{state.chunk.key}: {error}")
         except Exception as error:  # whatever one chunk does, the others go on
             failure = Failure("fault", describe(error))
             return ChunkState(state.chunk, failure=failure, stats=state.stats)
@@ -144,7 +144,7 @@ def _unloaded(error: Exception) -> str:
     return f"the encoder did not load: {describe(error)}"
 
 
-def _leave(reason: str) -> NoReturn:
+def _exit_process(reason: str) -> NoReturn:
     """Ends this process, for which Ray starts another one, perhaps on a better node."""
     sys.stderr.write(f"{reason}\n")
     sys.stderr.flush()

@@ -53,7 +53,7 @@ class ChunkSource(Datasource):
         rows_of, ledger = self._rows_of, self._ledger
 
         def blocks() -> Iterator[pa.Table]:
-            yield to_block(read_parcel(chunk, rows_of, ledger))
+            yield to_block(read_state(chunk, rows_of, ledger))
 
         metadata = BlockMetadata(
             num_rows=1,
@@ -64,9 +64,9 @@ class ChunkSource(Datasource):
         return ReadTask(blocks, metadata)
 
 
-def read_parcel(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> ChunkState:
+def read_state(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> ChunkState:
     """The chunk's rows, or the reason why there are none: a failed chunk is a value."""
-    attempt = attempt_at("read", chunk.key, ledger)
+    attempt = begin_attempt("read", chunk.key, ledger)
     if isinstance(attempt, Failure):
         return ChunkState(chunk, failure=attempt)
     try:
@@ -76,7 +76,7 @@ def read_parcel(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> ChunkState:
     return ChunkState(chunk, rows, stats={"rows": rows.num_rows, "text_bytes": chunk.text_bytes})
 
 
-def attempt_at(stage: str, key: str, ledger: Any) -> int | Failure:
+def begin_attempt(stage: str, key: str, ledger: Any) -> int | Failure:
     """The number of this attempt, counted where no crash of a worker can lose it; or a failure."""
     node = ray.get_runtime_context().get_node_id()
     attempt = ray.get(ledger.begin.remote(stage, key, node))

@@ -15,11 +15,11 @@ import ray
 
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.engine import Engine
+from embedjob.text.arrays import Flags
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 
 EXCERPT_CHARACTERS = 200
-Flags = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.object_]
 
 
@@ -28,12 +28,12 @@ def tokenize(rows: ray.data.Dataset, engine: Engine) -> ray.data.Dataset:
 
     def on_block(block: pa.Table) -> Iterator[pa.Table]:
         for state in from_block(block):
-            yield to_block(tokenize_parcel(state, engine))
+            yield to_block(tokenize_state(state, engine))
 
     return rows.map_batches(on_block, batch_size=None, batch_format="pyarrow")
 
 
-def tokenize_parcel(state: ChunkState, engine: Engine) -> ChunkState:
+def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
     """The parcel with ids in place of texts; a parcel that failed earlier passes unchanged."""
     if state.failure or state.rows is None:
         return state

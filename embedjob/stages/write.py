@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 import ray
 from ray.data.datasource import Datasink
 
-from embedjob.output.committed import Committed
+from embedjob.output.chunk_file import Committed
+from embedjob.output.committing import commit
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
 from embedjob.output.schema import OutputSpec, embedding_type
-from embedjob.output.writing import commit
-from embedjob.stages.calibrating import quantizing
+from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.chunk_state import ChunkState, describe, from_block
 from embedjob.stages.ledger import Outcome
 from embedjob.vectors.encoded import Encoded, Failures, Lines
@@ -40,11 +40,11 @@ class ChunkSink(Datasink[None]):
         """Commits every parcel in the blocks."""
         for block in blocks:
             for state in from_block(block):
-                end = end_of(state, self._commit)
-                told = self._ledger.abandon.remote(state.chunk.key)
+                end = outcome_of(state, self._commit)
+                reply = self._ledger.abandon.remote(state.chunk.key)
                 if end is not None:
-                    told = self._ledger.done.remote(end)
-                ray.get(told)
+                    reply = self._ledger.done.remote(end)
+                ray.get(reply)
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ class Committer:
     """Puts a parcel's files under one output, in one form, its vectors of one dtype."""
 
     out: str
-    form: OutputSpec
+    spec: OutputSpec
     vector_dtype: str = "float32"
 
     def __call__(self, state: ChunkState) -> Committed:
         """The file that holds the parcel's embeddings; ChunkError where they may not be put."""
         rows_in = int(state.stats["rows"])
         # Here: the ranges stand since the first encoder loaded, and the driver never knew them.
-        form = quantizing(self.form, self.out, vector_dtype=self.vector_dtype)
-        return commit(self.out, state.chunk, assembled(state), rows_in=rows_in, form=form)
+        spec = with_quantization(self.spec, self.out, vector_dtype=self.vector_dtype)
+        return commit(self.out, state.chunk, assemble_rows(state), rows_in=rows_in, spec=spec)
 
 
-def end_of(state: ChunkState, commit: Commit) -> Outcome | None:
+def outcome_of(state: ChunkState, commit: Commit) -> Outcome | None:
     """How the chunk ended; None if it was abandoned and is left for a later run."""
     chunk = state.chunk
     outcome = Outcome(
@@ -84,7 +84,7 @@ def end_of(state: ChunkState, commit: Commit) -> Outcome | None:
     return replace(outcome, committed=committed)
 
 
-def assembled(state: ChunkState) -> pa.Table:
+def assemble_rows(state: ChunkState) -> pa.Table:
     """The parcel's rows with their embeddings; null, with a reason, where a row has none.
 
     A row whose text has several embeddings has as many lines, numbered by `part`.
@@ -108,12 +108,12 @@ def assembled(state: ChunkState) -> pa.Table:
     failures = [encoded.failed.get(text) for text in texts.to_pylist()] if len(lost) else None
     table = _with_failures(rows, failures).drop_columns("unique")
     table = table.append_column("embedding", embedding)
-    for name, column in _beside(encoded, good, which[good]):
+    for name, column in _head_columns(encoded, good, which[good]):
         table = table.append_column(name, column)
     return table
 
 
-def _beside(
+def _head_columns(
     encoded: Encoded, good: npt.NDArray[np.bool_], texts: npt.NDArray[np.integer]
 ) -> Iterator[tuple[str, pa.Array]]:
     """The columns beside the embedding: of these texts where rows are good, null where not."""
@@ -166,7 +166,7 @@ def _with_failures(rows: pa.Table, failures: Sequence[tuple[str, str] | None] | 
     if failures is None:
         return rows
     for place, name in enumerate(("reason", "detail")):
-        told = pa.array([failure and failure[place] for failure in failures], pa.string())
-        column = pc.coalesce(rows[name], told)
+        reply = pa.array([failure and failure[place] for failure in failures], pa.string())
+        column = pc.coalesce(rows[name], reply)
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     return rows

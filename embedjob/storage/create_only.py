@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from embedjob.errors import AccessError, OutputError
-from embedjob.storage.backends import locate
-from embedjob.storage.local import Local
+from embedjob.storage.access import access_errors
+from embedjob.storage.local import LocalBackend
+from embedjob.storage.locate import locate
 from embedjob.storage.objects import create, delete, holds, join, read_bytes
-from embedjob.storage.refusals import refusals
 
 _RACERS = 4
 
@@ -18,8 +18,8 @@ def require_create_only(directory: str) -> None:
     backend, path, prefix = locate(directory)
     if prefix == "memory://":
         raise OutputError(f"{directory}: got the memory of one process; other processes see none")
-    if isinstance(backend, Local):
-        with refusals(directory):
+    if isinstance(backend, LocalBackend):
+        with access_errors(directory):
             backend.make_scratch(path)
     try:
         # A bucket that is missing must be told here: some servers make it at the first put.

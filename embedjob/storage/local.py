@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from embedjob.storage.entry import Entry
+from embedjob.storage.backend import Entry
 from embedjob.storage.patterns import may_lead
 
 # A local file is written in such a folder and then linked to its name. The nearest one above the
@@ -17,7 +17,7 @@ from embedjob.storage.patterns import may_lead
 SCRATCH = ".embedjob-tmp"
 
 
-class Local:
+class LocalBackend:
     """The backend of plain paths."""
 
     checks_reads = False

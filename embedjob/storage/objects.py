@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from embedjob.errors import AccessError, InputChangedError, OutputError
-from embedjob.storage.backends import locate, split
-from embedjob.storage.entry import Entry
+from embedjob.storage.access import access_errors
+from embedjob.storage.backend import Entry
+from embedjob.storage.locate import locate, split
 from embedjob.storage.patterns import is_magic, matches
-from embedjob.storage.refusals import refusals
 
 _COPY_BYTES = 16 * 2**20
 _COPIERS = 8
@@ -67,7 +67,7 @@ def find(pattern: str) -> list[Stored]:
 def list_files(directory: str) -> list[Stored]:
     """Everything below a folder, hidden files too, sorted; empty where there is none."""
     backend, path, prefix = locate(directory)
-    with refusals(directory):
+    with access_errors(directory):
         found = [_stored(prefix, entry) for entry in backend.entries(path, ())]
     return sorted(found, key=lambda file: file.url)
 
@@ -75,7 +75,7 @@ def list_files(directory: str) -> list[Stored]:
 def stat(url: str) -> Stored | None:
     """The file as it is now; None where there is none."""
     backend, path, prefix = locate(url)
-    with refusals(url), suppress(FileNotFoundError):
+    with access_errors(url), suppress(FileNotFoundError):
         entry = backend.entry(path)
         return _stored(prefix, entry) if entry else None
     return None
@@ -84,7 +84,7 @@ def stat(url: str) -> Stored | None:
 def read_bytes(url: str) -> bytes:
     """The whole file; FileNotFoundError where there is none."""
     backend, path, _ = locate(url)
-    with refusals(url):
+    with access_errors(url):
         return backend.read(path)
 
 
@@ -104,7 +104,7 @@ def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
     """
     backend, path, _ = locate(file.url)
     try:
-        with refusals(file.url):
+        with access_errors(file.url):
             handle, etag = backend.open(path)
         with handle:
             if etag != file.etag:
@@ -124,7 +124,7 @@ def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
 def create(url: str, data: bytes | bytearray | memoryview) -> bool:
     """Whether this call made the file, whole; False where the name was taken."""
     backend, path, _ = locate(url)
-    with refusals(url):
+    with access_errors(url):
         return backend.create(path, bytes(data))
 
 
@@ -146,14 +146,14 @@ def create_json(url: str, document: dict[str, Any]) -> dict[str, Any]:
 def replace(url: str, data: bytes) -> None:
     """Put a whole file under a name, whatever had it."""
     backend, path, _ = locate(url)
-    with refusals(url):
+    with access_errors(url):
         backend.replace(path, data)
 
 
 def delete(url: str) -> None:
     """Remove a file; one that is not there is gone already."""
     backend, path, _ = locate(url)
-    with refusals(url), suppress(FileNotFoundError):
+    with access_errors(url), suppress(FileNotFoundError):
         backend.delete(path)
 
 
@@ -174,7 +174,7 @@ def download(url: str, to: str) -> None:
 def holds(folder: str) -> bool:
     """Whether anything lies below a folder of exactly this name."""
     backend, path, _ = locate(folder)
-    with refusals(folder):
+    with access_errors(folder):
         return next(backend.entries(path, ()), None) is not None
 
 
@@ -182,7 +182,7 @@ def _below(folder: str, pattern: tuple[str, ...]) -> list[Stored]:
     """The files below a folder that match, sorted by URL."""
     backend, path, prefix = locate(folder)
     base = len(path.rstrip("/").split("/"))
-    with refusals(folder):
+    with access_errors(folder):
         found = [
             _stored(prefix, entry)
             for entry in backend.entries(path, pattern)

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, cast
 from s3fs import S3FileSystem
 
 from embedjob.errors import AccessError
-from embedjob.storage.entry import Entry
+from embedjob.storage.access import PROBLEMS, error_code
+from embedjob.storage.backend import Entry
 from embedjob.storage.patterns import stem
-from embedjob.storage.refusals import REFUSALS, answer_code
 
 # Six attempts in all (2 by s3fs, each 3 by botocore): where packets vanish, some 20 seconds.
 _S3_CONFIG = {
@@ -24,7 +24,7 @@ _S3_CONFIG = {
 _CONFLICT_SECONDS = (0.1, 0.3, 1.0, 3.0)
 
 
-class S3:
+class S3Backend:
     """The backend of `s3://`; all threads of a process share one client."""
 
     checks_reads = True
@@ -43,10 +43,10 @@ class S3:
                 answer = self.fs.call_s3("list_objects_v2", **page)
             except OSError as error:
                 # Where S3 refuses a listing it gives a word; a bare number is another server's.
-                code = answer_code(error)
+                code = error_code(error)
                 if not code.isdigit():
                     raise
-                raise AccessError(f"s3://{bucket}: {REFUSALS['NotS3']} ({code})") from error
+                raise AccessError(f"s3://{bucket}: {PROBLEMS['NotS3']} ({code})") from error
             for item in answer.get("Contents", ()):
                 # A key that ends in a slash is a folder's placeholder.
                 if not item["Key"].endswith("/"):
@@ -80,7 +80,7 @@ class S3:
             try:
                 self.fs.pipe_file(path, data, mode="create")
             except OSError as error:
-                code = answer_code(error)
+                code = error_code(error)
                 if code == "PreconditionFailed" or isinstance(error, FileExistsError):
                     return False
                 # The answer to the end of a multipart put was lost; a retry finds it ended.

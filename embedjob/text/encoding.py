@@ -9,18 +9,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, processors
 
+from embedjob.text.arrays import Flags, Ints, flatten, offsets_of
 from embedjob.text.prompts import Prompt
-from embedjob.text.runs import flatten, offsets_of
 
 # Shorter ones are ordinary characters that someone marked as special, such as CLIP's "!".
 _SHORTEST = 3
 _PRIVATE_PLANE, _PRIVATE_CHARACTERS = 0xF0000, 0xFFFE
 
 
-def twin(tokenizer: Tokenizer) -> tuple[Tokenizer, dict[str, str]]:
+def secret_twin(tokenizer: Tokenizer) -> tuple[Tokenizer, dict[str, str]]:
     """An equal tokenizer whose special tokens have secret names, and the name of each.
 
     A template written with the secret names gives the ids it always gave, and no text can hold
@@ -67,7 +66,6 @@ def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
 
 # Rare enough to be unknown wherever a tokenizer has an unknown token at all.
 _UNKNOWN = "\U00012000\U00013000\U0001f701"
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -234,7 +232,7 @@ class PromptEncoder:
     @cached_property
     def _twin(self) -> tuple[Tokenizer, tuple[Prompt, ...]]:
         """The tokenizer that reads the templates written with secret names, made when needed."""
-        renamed, names = twin(self._tokenizer)
+        renamed, names = secret_twin(self._tokenizer)
         longest_first = sorted(names, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -262,7 +260,7 @@ def _keep_blanks_in_offsets(tokenizer: Tokenizer) -> None:
             part.trim_offsets = False
 
 
-def _special_ids(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.bool_], dict[int, str]]:
+def _special_ids(tokenizer: Tokenizer) -> tuple[Flags, dict[int, str]]:
     """Which ids are special [vocabulary], and the names of those that unknown words become."""
     added = tokenizer.get_added_tokens_decoder()
     names = {token: entry.content for token, entry in added.items() if entry.special}
@@ -278,7 +276,7 @@ def _first_character(encoding: Encoding, token: int) -> int:
     return -1 if found is None else int(found[0])
 
 
-def _count(flags: npt.NDArray[np.bool_], rows: Ints) -> Ints:
+def _count(flags: Flags, rows: Ints) -> Ints:
     """How many flags are set in each run [N]."""
     total = offsets_of(flags.astype(np.int8))
     return total[rows[1:]] - total[rows[:-1]]

@@ -10,14 +10,15 @@ from embedjob.config.heads import anchors_in
 from embedjob.config.recipe import Recipe
 from embedjob.config.templates import span_rule, templates
 from embedjob.errors import ConfigError
-from embedjob.text.cutting import Fits, Fitted, Fitter, Ints, Limits
+from embedjob.text.arrays import Ints
 from embedjob.text.encoding import PromptEncoder
 from embedjob.text.prompts import Prompt, prompts, tails
-from embedjob.text.separate import PieceFitter, special_id
+from embedjob.text.separate import SegmentFitter, special_id
 from embedjob.text.spans import NEED_TEXT
+from embedjob.text.truncation import FittedViews, Limits, TemplateFitter, TruncatingEncoder
 
 
-class JointFitter:
+class WholePromptFitter:
     """Encodes texts under joint templates, within limits once they are set."""
 
     def __init__(
@@ -41,7 +42,7 @@ class JointFitter:
         self._needs_text = needs_text and framed
         self._chars_over = chars_over
         self.closing = self._encoder.frame.after
-        self._fitter: Fitter | None = None
+        self._fitter: TruncatingEncoder | None = None
         self._alone = PromptEncoder(tokenizer, tails, special_tokens=False) if tails else None
 
     def limit(self, tokens: Ints) -> None:
@@ -51,7 +52,7 @@ class JointFitter:
             suffix=np.array([bool(one.after or one.between) for one in self._prompts]),
             copies=np.array([one.copies for one in self._prompts], np.int64),
         )
-        self._fitter = Fitter(
+        self._fitter = TruncatingEncoder(
             self._encoder, limits, needs_text=self._needs_text, chars_over=self._chars_over
         )
 
@@ -71,13 +72,15 @@ class JointFitter:
         """The ids as the tokenizer spells them."""
         return self._encoder.tokens(ids)
 
-    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
         """Each text under template number `which`, cut where it must be."""
         assert self._fitter is not None, "limits are not set"
         fitted = self._fitter.fit(which, texts)
         return fitted if self._alone is None else self._counted(fitted, which, texts)
 
-    def _counted(self, fitted: Fitted, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+    def _counted(
+        self, fitted: FittedViews, which: Sequence[int], texts: Sequence[str]
+    ) -> FittedViews:
         """The same views; where ids of the text were cut off, their characters decide as ever."""
         assert self._alone is not None, "there are no tails"
         rows: list[int] = np.flatnonzero(fitted.characters >= 0).tolist()
@@ -89,15 +92,15 @@ class JointFitter:
         return replace(fitted, marked=marked)
 
 
-def fitter(tokenizer: Tokenizer, recipe: Recipe) -> Fits:
+def template_fitter(tokenizer: Tokenizer, recipe: Recipe) -> TemplateFitter:
     """What puts texts into the recipe's templates: as one string, or piece by piece."""
     adds = recipe.special_tokens.bos == "auto"
     found = templates(recipe)
     for piece in (piece for one in found for piece in one.pieces if piece.special):
         special_id(tokenizer, str(piece.content))
     if not found[0].joint:
-        return PieceFitter(tokenizer, found, special_tokens=adds)
-    return JointFitter(
+        return SegmentFitter(tokenizer, found, special_tokens=adds)
+    return WholePromptFitter(
         tokenizer,
         prompts(recipe),
         special_tokens=adds,
@@ -109,17 +112,17 @@ def fitter(tokenizer: Tokenizer, recipe: Recipe) -> Fits:
     )
 
 
-def uncounted(tokenizer: Tokenizer, recipe: Recipe) -> Ints:
+def uncounted_tokens(tokenizer: Tokenizer, recipe: Recipe) -> Ints:
     """Per template, the tokens that `max_tokens` does not count: those of demonstrations."""
     each = range(recipe.views)
     if recipe.demonstrations_count or not recipe.demonstrations:
         return np.zeros(len(each), np.int64)
-    shown = fitter(tokenizer, recipe)
-    without = fitter(tokenizer, recipe.model_copy(update={"demonstrations": ()}))
+    shown = template_fitter(tokenizer, recipe)
+    without = template_fitter(tokenizer, recipe.model_copy(update={"demonstrations": ()}))
     return np.array([len(shown.whole(n, "a")) - len(without.whole(n, "a")) for n in each])
 
 
-def require_positions(limits: Ints, positions: int | None) -> None:
+def check_positions(limits: Ints, positions: int | None) -> None:
     """ConfigError if views are longer than the model can be: by demonstrations, if at all."""
     if positions is not None and limits.max() > positions:
         raise ConfigError(

@@ -8,14 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from embedjob.text.cutting import Fitted
+from embedjob.text.arrays import Flags, Ints, offsets_of
 from embedjob.text.encoding import PromptEncoder
 from embedjob.text.prompts import Prompt
-from embedjob.text.runs import offsets_of
-from embedjob.text.views import Cuts, Parts, TokenViews
-
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
+from embedjob.text.truncation import FittedViews
+from embedjob.text.views import PooledParts, TextUnits, TokenViews
 
 
 class Borders(NamedTuple):
@@ -45,7 +42,7 @@ class Borders(NamedTuple):
         return first + int(clean[0]) if len(clean) else first
 
 
-def borders(chars: Ints) -> Borders:
+def find_borders(chars: Ints) -> Borders:
     """The borders of tokens that hold these characters [T, 2]."""
     if not len(chars):
         return Borders(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
@@ -64,10 +61,12 @@ _WINDOW, _GROWTH = 50_000, 4
 # The last tokens of a window may not be those of the text; nothing that ends among them is used.
 _DOUBTFUL = 128
 
-Fit = Callable[[Sequence[str]], Fitted]
+Fit = Callable[[Sequence[str]], FittedViews]
 
 
-def divided(fitted: Fitted, span: npt.NDArray[np.int32], texts: Sequence[str], most: int) -> Parts:
+def divide_span(
+    fitted: FittedViews, span: npt.NDArray[np.int32], texts: Sequence[str], most: int
+) -> PooledParts:
     """The spans of views, shared out over even parts of at most about `most` text tokens each.
 
     What a span holds before the text is the first part's, and what it holds after it the last's.
@@ -85,7 +84,7 @@ def divided(fitted: Fitted, span: npt.NDArray[np.int32], texts: Sequence[str], m
         ends = np.array([0, *places, end], np.int64)
         chars.append(np.stack([ends[:-1], ends[1:]], axis=1))
     nothing = np.zeros((0, 2), np.int32)
-    return Parts(
+    return PooledParts(
         offsets=offsets_of(np.fromiter(map(len, spans), np.int64, len(spans))),
         span=np.concatenate([nothing, *spans]),
         chars=np.concatenate([nothing.astype(np.int64), *chars]),
@@ -94,7 +93,7 @@ def divided(fitted: Fitted, span: npt.NDArray[np.int32], texts: Sequence[str], m
 
 def _even(ranges: Ints, count: int, end: int) -> tuple[Ints, Ints]:
     """Where so many parts begin but the first, in tokens and in characters."""
-    found = borders(ranges)
+    found = find_borders(ranges)
     total = len(ranges)
     near = [found.near(total * part // count, total // count // 2) for part in range(1, count)]
     chosen = np.unique(np.array(near, np.int64))
@@ -130,12 +129,12 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutTexts:
     """Texts in parts, each put into all templates: those of text r are offsets[r] and on."""
 
     parts: list[str]
     offsets: Ints
-    fitted: Fitted
+    fitted: FittedViews
 
 
 class Cutter:
@@ -147,7 +146,7 @@ class Cutter:
         self._fit = fit
         self._per_text = per_text
 
-    def cut(self, texts: Sequence[str]) -> Cut:
+    def cut(self, texts: Sequence[str]) -> CutTexts:
         """The parts of each text; a text that fits is its only part.
 
         In rounds, a batch each: the next parts of every text are counted out in tokens, put into
@@ -167,7 +166,7 @@ class Cutter:
             first = 0
             for row, parts in planned.items():
                 mine = slice(first, first + len(parts))
-                taken = _taken(todo[row], parts, over[mine], kept[mine])
+                taken = _take(todo[row], parts, over[mine], kept[mine])
                 found[row] += range(len(strings) + first, len(strings) + first + taken)
                 first += len(parts)
             strings += round_of
@@ -175,19 +174,19 @@ class Cutter:
         units = np.array([unit for row in found for unit in row], np.int64)
         views = (units[:, None] * self._per_text + np.arange(self._per_text)).reshape(-1)
         sizes = np.fromiter(map(len, found), np.int64, len(found))
-        return Cut([strings[unit] for unit in units], offsets_of(sizes), _chosen(fits, views))
+        return CutTexts([strings[unit] for unit in units], offsets_of(sizes), _chosen(fits, views))
 
-    def _over(self, fitted: Fitted) -> Flags:
+    def _over(self, fitted: FittedViews) -> Flags:
         """The texts that do not fit under some template."""
         return np.asarray(fitted.truncated.reshape(-1, self._per_text).any(axis=1))
 
-    def _fewest(self, fitted: Fitted) -> Ints:
+    def _fewest(self, fitted: FittedViews) -> Ints:
         """The text tokens of each text in the template where it has fewest."""
         sizes = np.diff(fitted.text, axis=1).reshape(-1, self._per_text)
         fewest: Ints = sizes.min(axis=1)
         return fewest
 
-    def _begun(self, text: str, whole: Fitted, row: int) -> _Text:
+    def _begun(self, text: str, whole: FittedViews, row: int) -> _Text:
         views = slice(row * self._per_text, (row + 1) * self._per_text)
         sizes = np.diff(whole.text[views], axis=1)[:, 0]
         return _Text(text, max(1, int(sizes[whole.truncated[views]].min())))
@@ -207,7 +206,7 @@ class Cutter:
 
 def _counted(window: str, chars: Ints, room: int, *, whole: bool) -> list[_Part]:
     """The window's parts of at most `room` of these tokens, or of one character that has more."""
-    found = borders(chars)
+    found = find_borders(chars)
     last = len(chars) if whole else len(chars) - _DOUBTFUL
     parts: list[_Part] = []
     done = start = first = 0
@@ -223,7 +222,7 @@ def _counted(window: str, chars: Ints, room: int, *, whole: bool) -> list[_Part]
     return parts
 
 
-def _taken(one: _Text, parts: list[_Part], over: Flags, kept: Ints) -> int:
+def _take(one: _Text, parts: list[_Part], over: Flags, kept: Ints) -> int:
     """How many parts come before the first that does not fit; the next ones are to be smaller."""
     for number, (part, too_long, tokens) in enumerate(zip(parts, over, kept, strict=True)):
         if too_long and not part.atom:
@@ -234,17 +233,17 @@ def _taken(one: _Text, parts: list[_Part], over: Flags, kept: Ints) -> int:
     return len(parts)
 
 
-def _chosen(fits: Sequence[Fitted], views: Ints) -> Fitted:
+def _chosen(fits: Sequence[FittedViews], views: Ints) -> FittedViews:
     """These views of all that were fitted, in this order."""
     ids = [row for one in fits for row in one.ids]
     text, marked, truncated, characters = (
         np.concatenate([getattr(one, name) for one in fits])[views]
         for name in ("text", "marked", "truncated", "characters")
     )
-    return Fitted([ids[view] for view in views], text, marked, truncated, characters)
+    return FittedViews([ids[view] for view in views], text, marked, truncated, characters)
 
 
-def cut_into(views: TokenViews, offsets: Ints, tokens: Ints) -> TokenViews:
+def regroup_units(views: TokenViews, offsets: Ints, tokens: Ints) -> TokenViews:
     """These views with text r in units offsets[r] and on, every view of so many text tokens [N].
 
     A unit without a text token, or a token that counts, is left out where its text has others.
@@ -257,10 +256,10 @@ def cut_into(views: TokenViews, offsets: Ints, tokens: Ints) -> TokenViews:
     counts[offsets[:-1][hollow]] = True
     sizes = np.bincount(owner[counts], minlength=texts)
     kept = np.repeat(counts, views.views_per_text)
-    cuts = Cuts(offsets_of(sizes), np.maximum(tokens[kept], 1))
+    cuts = TextUnits(offsets_of(sizes), np.maximum(tokens[kept], 1))
     return replace(views.take(np.flatnonzero(counts)), cuts=cuts)
 
 
-def moved(parts: Parts, starts: Ints) -> Parts:
+def shift_parts(parts: PooledParts, starts: Ints) -> PooledParts:
     """The parts of texts of which what was divided begins at these characters [R]."""
     return replace(parts, chars=parts.chars + np.repeat(starts, np.diff(parts.offsets))[:, None])

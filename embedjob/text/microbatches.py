@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from embedjob.text.arrays import Ints
+
 # A CUDA kernel over more than 65,535 of them does not start.
 _MOST_VIEWS = 1 << 15
 
@@ -13,7 +15,7 @@ def microbatches(
     budget: int,
     bearable_padding: int | None = None,
     groups: npt.NDArray[np.integer] | int = 0,
-) -> list[npt.NDArray[np.int64]]:
+) -> list[Ints]:
     """View indices, longest first, so that padded each batch holds at most `budget` tokens.
 
     A view longer than the budget goes alone, never more than 32,768 go together, and never views of

@@ -9,9 +9,10 @@ from tokenizers import Tokenizer
 
 from embedjob.config.templates import Piece, Template
 from embedjob.errors import ConfigError
-from embedjob.text.cutting import Fitted, Fitter, Ints, Limits
+from embedjob.text.arrays import Ints
 from embedjob.text.encoding import PromptEncoder
 from embedjob.text.prompts import Prompt
+from embedjob.text.truncation import FittedViews, Limits, TruncatingEncoder
 
 _BARE = Prompt("", "")
 _NO_BUDGET = 2**31
@@ -31,7 +32,7 @@ class _Pieces:
         return sum(len(ids) for ids in self.ids if ids is not None)
 
 
-class PieceFitter:
+class SegmentFitter:
     """Encodes texts once, and puts their ids between those of each template."""
 
     def __init__(
@@ -71,7 +72,7 @@ class PieceFitter:
         """The ids as the tokenizer spells them."""
         return self._encoder.tokens(ids)
 
-    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
         """Each text under template number `which`, every copy of it cut alike where it must be."""
         distinct = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(distinct)}
@@ -86,15 +87,17 @@ class PieceFitter:
             rows.append(joined)
             truncated[row] = alone.truncated[place[text]] or min(takes) < len(ids)
         characters = alone.characters[[place[text] for text in texts]]
-        return Fitted(rows, positions[:, :2], positions[:, 2:], truncated, characters)
+        return FittedViews(rows, positions[:, :2], positions[:, 2:], truncated, characters)
 
-    def _texts(self, texts: Sequence[str]) -> Fitted:
+    def _texts(self, texts: Sequence[str]) -> FittedViews:
         most = max(
             max(self._takes(pieces, _NO_BUDGET, int(limit)))
             for pieces, limit in zip(self._templates, self._limits, strict=True)
         )
         limits = Limits(np.array([most]), suffix=np.array([False]), copies=np.array([1]))
-        return Fitter(self._encoder, limits, needs_text=False).fit([0] * len(texts), texts)
+        return TruncatingEncoder(self._encoder, limits, needs_text=False).fit(
+            [0] * len(texts), texts
+        )
 
     def _takes(self, pieces: _Pieces, length: int, limit: int) -> list[int]:
         """The tokens of a text of this length that each slot takes: an even share of the room."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from embedjob.text.arrays import Ints
+
 NEED_TEXT = frozenset({"text", "last_text", "from_text", "tail", "pooled"})
 
 

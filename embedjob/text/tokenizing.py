@@ -5,7 +5,6 @@ from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from embedjob.config.heads import anchors_in, sparse_in
@@ -13,13 +12,14 @@ from embedjob.config.interventions import Prepend, Prepending
 from embedjob.config.recipe import Recipe
 from embedjob.config.templates import span_rule
 from embedjob.errors import ConfigError
-from embedjob.text.cutting import Fitted, Fitter, Limits
+from embedjob.text.arrays import Flags, Ints
 from embedjob.text.encoding import PromptEncoder
-from embedjob.text.fitting import fitter, require_positions, uncounted
-from embedjob.text.long_text import MOST_TOKENS, Cutter, cut_into, divided, moved
+from embedjob.text.fitting import check_positions, template_fitter, uncounted_tokens
+from embedjob.text.long_text import MOST_TOKENS, Cutter, divide_span, regroup_units, shift_parts
 from embedjob.text.prompts import Prompt, prepare, tails
 from embedjob.text.separate import special_id
-from embedjob.text.spans import Ints, Layout, spans
+from embedjob.text.spans import Layout, spans
+from embedjob.text.truncation import FittedViews, Limits, TruncatingEncoder
 from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
 
@@ -39,7 +39,7 @@ def slot_position(rows: Sequence[Sequence[int]], slot: int, *, name: str, templa
     return places[0]
 
 
-def standing_in(tokenizer: Tokenizer, prepend: Prepend | None) -> int | None:
+def stand_in_id(tokenizer: Tokenizer, prepend: Prepend | None) -> int | None:
     """The id whose embedding the slot has, None where it is drawn; ConfigError if not a token."""
     if prepend is None or prepend.embedding is None:
         return None
@@ -81,11 +81,11 @@ class WordCutter:
         """Tokens are counted up to `max_tokens`, and the share of words to keep goes by that."""
         encoder = PromptEncoder(tokenizer, (Prompt("", ""),), special_tokens=False)
         limits = Limits(np.array([max_tokens]), suffix=np.array([False]), copies=np.array([1]))
-        self._fitter = Fitter(encoder, limits, needs_text=False)
+        self._fitter = TruncatingEncoder(encoder, limits, needs_text=False)
         self._tokens = tokens
         self._most = _MOST_CHARS_PER_TOKEN * max_tokens
 
-    def __call__(self, texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    def __call__(self, texts: Sequence[str]) -> tuple[list[str], Flags]:
         """The texts, and which of them were cut [R].
 
         Again and again the share of words is kept that a text's tokens are too many by, and one
@@ -110,7 +110,7 @@ class WordCutter:
             todo = np.array(again, np.int64)
         return found, cut
 
-    def _count(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    def _count(self, texts: Sequence[str]) -> Ints:
         ids = self._fitter.fit([0] * len(texts), texts).ids
         return np.fromiter(map(len, ids), np.int64, len(texts))
 
@@ -149,7 +149,7 @@ class ViewTokenizer:
         self._rule, self._offset = span_rule(recipe)
         # Where its tokens are counted alone, a span may begin in what other views only share.
         self._shares = self._causal and not tails(recipe)
-        self._fitter = fitter(tokenizer, recipe)
+        self._fitter = template_fitter(tokenizer, recipe)
         self._templates = recipe.views
         self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
         if recipe.special_tokens.bos == "literal":
@@ -157,14 +157,14 @@ class ViewTokenizer:
         self._eos = self._closing(recipe, eos_id)
         if recipe.long_text == "late_chunk":
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
-        limits = most + uncounted(tokenizer, recipe)
+        limits = most + uncounted_tokens(tokenizer, recipe)
         self._check_room(limits)
         said = recipe.decode.max_tokens - 1 if recipe.decode else 0
-        require_positions(limits + said, positions)
+        check_positions(limits + said, positions)
         limits = limits - self._shorter(len(anchors_in(recipe.heads)))
         self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64))
         self._slots = self._slots_of(recipe, tokenizer)
-        self._standing = standing_in(tokenizer, recipe.prepend)
+        self._standing = stand_in_id(tokenizer, recipe.prepend)
         self.prefixes = self._shared_prefixes()
         beside = auxiliary_recipe(recipe)
         self._beside = ViewTokenizer(tokenizer, beside, eos_id=eos_id) if beside else None
@@ -191,13 +191,13 @@ class ViewTokenizer:
         if views.parts is None:
             return views
         starts = [text.find(clean) for text, clean in zip(texts, cleaned, strict=True)]
-        return replace(views, parts=moved(views.parts, np.array(starts, np.int64)))
+        return replace(views, parts=shift_parts(views.parts, np.array(starts, np.int64)))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The ids as the tokenizer spells them, for people."""
         return self._fitter.tokens(ids)
 
-    def _fit(self, texts: Sequence[str]) -> Fitted:
+    def _fit(self, texts: Sequence[str]) -> FittedViews:
         which = list(range(self._templates)) * len(texts)
         return self._fitter.fit(which, [text for text in texts for _ in range(self._templates)])
 
@@ -209,15 +209,15 @@ class ViewTokenizer:
         cut = self.cutter.cut(texts)
         views = self._assembled(cut.fitted, self.prefixes)
         tokens = np.diff(cut.fitted.text, axis=1)[:, 0]
-        return cut_into(views, cut.offsets, tokens)
+        return regroup_units(views, cut.offsets, tokens)
 
     def _divided(self, texts: Sequence[str]) -> TokenViews:
         """One view per text, with the spans of its parts."""
         fitted = self._fit(texts)
         views = self._assembled(fitted, self.prefixes)
-        return replace(views, parts=divided(fitted, views.span, texts, self._part_tokens))
+        return replace(views, parts=divide_span(fitted, views.span, texts, self._part_tokens))
 
-    def _assembled(self, fitted: Fitted, prefixes: Sequence[Sequence[int]]) -> TokenViews:
+    def _assembled(self, fitted: FittedViews, prefixes: Sequence[Sequence[int]]) -> TokenViews:
         which = list(range(self._templates)) * (len(fitted.ids) // self._templates)
         ids = [[*row, *self._eos[view]] for row, view in zip(fitted.ids, which, strict=True)]
         if self._standing is not None:
@@ -232,7 +232,7 @@ class ViewTokenizer:
             text_first=self._causal and not self._slots,
         )
 
-    def _layout(self, fitted: Fitted, which: Sequence[int]) -> Layout:
+    def _layout(self, fitted: FittedViews, which: Sequence[int]) -> Layout:
         template = np.asarray(which, np.int64)
         eos: Ints = np.array([len(eos) for eos in self._eos], np.int64)[template]
         return Layout(

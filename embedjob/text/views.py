@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedjob.text.runs import Ids, flatten, gather, offsets_of
+from embedjob.text.arrays import Flags, Ids, Ints, flatten, gather, offsets_of
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Words:
     """The ids of texts' words: those of text r are `ids[offsets[r]:offsets[r + 1]]`."""
 
     ids: Ids
-    offsets: npt.NDArray[np.int64]
+    offsets: Ints
 
     def of(self, text: int) -> Ids:
         """The ids of one text."""
@@ -30,27 +30,27 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Cuts:
+class TextUnits:
     """Texts cut into units, which are texts to the model: those of text r are offsets[r] and on.
 
     `tokens` [N] are the text tokens of every view: what a unit weighs among those of its text.
     """
 
-    offsets: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
+    offsets: Ints
+    tokens: Ints
 
 
 @dataclass(frozen=True)
-class Parts:
+class PooledParts:
     """Texts of which several parts are pooled: those of text r are offsets[r] and on.
 
     `span` [P, 2] are positions in the text's only view, which together are the view's span;
     `chars` [P, 2] are the characters of the text as read that each part is of.
     """
 
-    offsets: npt.NDArray[np.int64]
+    offsets: Ints
     span: npt.NDArray[np.int32]
-    chars: npt.NDArray[np.int64]
+    chars: Ints
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class TokenViews:
     prefixes: tuple[Ids, ...]
     prefix: npt.NDArray[np.int32]
     ids: Ids
-    offsets: npt.NDArray[np.int64]
+    offsets: Ints
     common: npt.NDArray[np.int32]
     span: npt.NDArray[np.int32]
-    truncated: npt.NDArray[np.bool_]
+    truncated: Flags
     words: Words | None = None
     stops: Ids | None = None
-    cuts: Cuts | None = None
-    parts: Parts | None = None
+    cuts: TextUnits | None = None
+    parts: PooledParts | None = None
     slots: tuple[int, ...] = ()
     auxiliary: "TokenViews | None" = None
 
@@ -92,28 +92,28 @@ class TokenViews:
         return len(self.text_units) - 1
 
     @property
-    def text_units(self) -> npt.NDArray[np.int64]:
+    def text_units(self) -> Ints:
         """The first unit of each text, and one past the last of all [R + 1]."""
         return np.arange(self.units + 1) if self.cuts is None else self.cuts.offsets
 
     @property
-    def text_views(self) -> npt.NDArray[np.int64]:
+    def text_views(self) -> Ints:
         """The first view of each text, and one past the last of all [R + 1]."""
         return self.text_units * self.views_per_text
 
     @property
-    def prefix_lengths(self) -> npt.NDArray[np.int64]:
+    def prefix_lengths(self) -> Ints:
         """Shared tokens before the ids of each view [N], 0 where none are shared."""
         return np.array([*map(len, self.prefixes), 0], np.int64)[self.prefix]
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Tokens of each full view [N]."""
         left_out = np.repeat(self.common.astype(np.int64), self.views_per_text)
         left_out[:: self.views_per_text] = 0
         return np.diff(self.offsets) + self.prefix_lengths + left_out
 
-    def per_text(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    def per_text(self, values: npt.NDArray[Any]) -> Ints:
         """The sums [R] of values of all views [N], be they numbers or flags."""
         total = offsets_of(values)
         return total[self.text_views[1:]] - total[self.text_views[:-1]]
@@ -156,23 +156,23 @@ class TokenViews:
             truncated=self.truncated[views],
             words=self.words and self.words.take(np.asarray(texts, np.int64)),
             stops=self.stops,
-            cuts=None if self.cuts is None else Cuts(text_units, self.cuts.tokens[views]),
-            parts=None if self.parts is None else _taken(self.parts, chosen),
+            cuts=None if self.cuts is None else TextUnits(text_units, self.cuts.tokens[views]),
+            parts=None if self.parts is None else _take(self.parts, chosen),
             slots=self.slots,
             auxiliary=None if self.auxiliary is None else self.auxiliary.take(texts),
         )
 
 
-def _taken(parts: Parts, texts: npt.NDArray[np.int64]) -> Parts:
+def _take(parts: PooledParts, texts: Ints) -> PooledParts:
     which, offsets = gather(parts.offsets, texts)
-    return Parts(offsets, parts.span[which], parts.chars[which])
+    return PooledParts(offsets, parts.span[which], parts.chars[which])
 
 
 def assemble(
     rows: Sequence[Sequence[int]],
     *,
     span: npt.NDArray[np.int32],
-    truncated: npt.NDArray[np.bool_],
+    truncated: Flags,
     prefixes: Sequence[Sequence[int]],
     text_first: bool = False,
 ) -> TokenViews:
@@ -210,7 +210,7 @@ def assemble(
 
 
 def _shared_beginnings(
-    flat: Ids, starts: npt.NDArray[np.int64], most: npt.NDArray[np.int64], *, per_text: int
+    flat: Ids, starts: Ints, most: Ints, *, per_text: int
 ) -> npt.NDArray[np.int32]:
     """Per text, how many ids its runs of `flat` begin with alike: of each at most `most`."""
     begin = starts.reshape(-1, per_text)
@@ -225,9 +225,7 @@ def _shared_beginnings(
     return shared
 
 
-def _begins_with(
-    flat: Ids, offsets: npt.NDArray[np.int64], prefix: Sequence[int], mine: slice
-) -> npt.NDArray[np.bool_]:
+def _begins_with(flat: Ids, offsets: Ints, prefix: Sequence[int], mine: slice) -> Flags:
     """Which of a template's views are a non-empty prefix followed by at least one id more."""
     starts, sizes = offsets[:-1][mine], np.diff(offsets)[mine]
     fits = (sizes > len(prefix)) & (len(prefix) > 0)

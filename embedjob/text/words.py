@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from embedjob.errors import ConfigError
-from embedjob.text.runs import Ids, flatten
+from embedjob.text.arrays import Ids, flatten
 from embedjob.text.views import Words
 
 # A string of 10 MB must not cost more than a book.

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 Offsets = npt.NDArray[np.int64]
-Indices = npt.NDArray[np.uint32]
+EntryIds = npt.NDArray[np.uint32]
 Weights = npt.NDArray[np.float32]
-Row = tuple[Indices, Weights]
+Row = tuple[EntryIds, Weights]
 NOTHING: Row = (np.empty(0, np.uint32), np.empty(0, np.float32))
 
 
@@ -21,7 +21,7 @@ class Sparse:
     """Rows [R]: row r is `indices[offsets[r]:offsets[r + 1]]`, ascending, and its values there."""
 
     offsets: Offsets
-    indices: Indices
+    indices: EntryIds
     values: Weights
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ def sparse(rows: Sequence[Row]) -> Sparse:
     return Sparse(_offsets(sizes), indices, values)
 
 
-def heaviest(indices: Indices, values: Weights, *, top_k: int | None, scale: float | None) -> Row:
+def heaviest(indices: EntryIds, values: Weights, *, top_k: int | None, scale: float | None) -> Row:
     """The `top_k` largest of ascending entries, rint(scale * value) of each, zeros left out.
 
     Among equals the lower index is kept. A value that is not finite is never left out.

@@ -12,10 +12,10 @@ from embedjob.errors import ConfigError
 from embedjob.input.filtering import (
     OPERATORS,
     alternatives,
-    excluded,
     filter_columns,
+    filter_rows,
     group_bounds,
-    passing,
+    never_passes,
 )
 
 INTEGERS = st.lists(st.none() | st.integers(-5, 5), min_size=1, max_size=6)
@@ -59,7 +59,7 @@ def test_a_row_group_is_only_left_out_when_none_of_its_rows_passes(
     pq.write_table(table, file)
     metadata = pq.read_metadata(io.BytesIO(file.getvalue()))
     bounds = group_bounds(metadata, 0, filter_columns(written))
-    assert not (excluded(written, bounds) and passing(table, written).num_rows)
+    assert not (never_passes(written, bounds) and filter_rows(table, written).num_rows)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_row_group_is_only_left_out_when_none_of_its_rows_passes(
     ],
 )
 def test_bounds_from_3_to_7(written: Any, out: bool) -> None:
-    assert excluded(written, {"n": (3, 7)}) is out
+    assert never_passes(written, {"n": (3, 7)}) is out
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_bounds_from_3_to_7(written: Any, out: bool) -> None:
 def test_rows_that_pass_stay_in_order(written: Any, rows: list[int]) -> None:
     lang = pa.array(["en", None, "de", "en"]).dictionary_encode()
     table = pa.table({"lang": lang, "n": range(4)})
-    assert passing(table, written).column("n").to_pylist() == rows
+    assert filter_rows(table, written).column("n").to_pylist() == rows
 
 
 @pytest.mark.parametrize("shape", [list, tuple])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedjob.errors import ConfigError
-from embedjob.input.joining import joined_text, sound_text, text_columns
+from embedjob.input.joining import joined_text, text_columns, validate_text
 from tests.shards import strings
 
 PARTS = st.lists(st.tuples(*[st.none() | st.text(max_size=5)] * 2), min_size=1, max_size=8)
@@ -74,6 +74,6 @@ def test_what_is_no_template_is_refused(text: str) -> None:
 
 def test_text_that_is_not_utf8_makes_a_bad_row_and_only_that() -> None:
     given = pa.chunked_array([strings(b"ok", b"\xff", None), strings(b"", "é".encode(), b"a\x80")])
-    text, reason = sound_text(given)
+    text, reason = validate_text(given)
     assert text.to_pylist() == ["ok", None, None, "", "é", None]
     assert reason.to_pylist() == [None, "invalid_utf8", "null_text", None, None, "invalid_utf8"]

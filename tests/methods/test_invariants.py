@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedjob.text.fitting import uncounted
+from embedjob.text.fitting import uncounted_tokens
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
@@ -108,7 +108,7 @@ def test_special_tokens_in_a_text_are_plain_text(setting: Setting, text: str) ->
 def test_a_long_text_keeps_the_template_and_its_eos(setting: Setting) -> None:
     """What is after the text, and before it, is the same as for a short one."""
     recipe = setting.recipe()
-    long = recipe.max_tokens + int(uncounted(setting.tokenizer(), recipe).max())
+    long = recipe.max_tokens + int(uncounted_tokens(setting.tokenizer(), recipe).max())
     texts = ["a", "a b " * long]
     whole = tokenizer(setting).views(texts)
     after = setting.views(span={"rule": "text"}, decode=None).views(texts)

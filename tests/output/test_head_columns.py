@@ -13,11 +13,16 @@ from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_chunk
-from embedjob.output.head_columns import INDEX_LIST, VALUE_LIST, broken, with_head_columns
+from embedjob.output.committing import commit
+from embedjob.output.head_columns import (
+    INDEX_LIST,
+    VALUE_LIST,
+    head_column_problems,
+    with_head_columns,
+)
 from embedjob.output.schema import OutputSpec, embedding_type
-from embedjob.output.writing import commit
 from embedjob.storage.objects import list_files, read_bytes
-from tests.shards import finished, form, only, plan_of, write_shard
+from tests.shards import finished, only, output_spec, plan_of, write_shard
 
 INDICES = [[0, 5], [], None, [3], [1, 2, 99]]
 VALUES = [[1.5, 2.0], [], None, [7.0], [1.0, 2.0, 3.0]]
@@ -40,7 +45,7 @@ def case(folder: Path, *, on_bad_row: Any = "quarantine") -> tuple[Chunk, Output
     job_input = Input(path=str(folder / "in.parquet"), text="t", on_bad_row=on_bad_row)
     plan = plan_of(job_input)
     chunk = only(plan.chunks)
-    made = with_head_columns(form(job_input, plan.types), vocabulary=100, routers=2)
+    made = with_head_columns(output_spec(job_input, plan.types), vocabulary=100, routers=2)
     return chunk, made, finished(read_chunk(chunk, job_input))
 
 
@@ -54,7 +59,7 @@ def with_columns(table: pa.Table, made: dict[str, pa.Array]) -> pa.Table:
 def test_what_is_written_is_read_again(tmp_path: Path, on_bad_row: str) -> None:
     chunk, ours, table = case(tmp_path, on_bad_row=on_bad_row)
     out = str(tmp_path / "out")
-    commit(out, chunk, with_columns(table, columns()), rows_in=5, form=ours)
+    commit(out, chunk, with_columns(table, columns()), rows_in=5, spec=ours)
     (file,) = list_files(f"{out}/data")
     parquet = pq.ParquetFile(io.BytesIO(read_bytes(file.url)), page_checksum_verification=True)
     found = parquet.read()
@@ -92,7 +97,7 @@ def test_what_is_not_as_promised_is_refused_with_its_row(
 ) -> None:
     chunk, ours, table = case(tmp_path)
     with pytest.raises(ChunkError, match=said):
-        commit(str(tmp_path), chunk, with_columns(table, columns(**changed)), rows_in=5, form=ours)
+        commit(str(tmp_path), chunk, with_columns(table, columns(**changed)), rows_in=5, spec=ours)
 
 
 def test_a_missing_column_or_another_width_is_refused(tmp_path: Path) -> None:
@@ -100,16 +105,16 @@ def test_a_missing_column_or_another_width_is_refused(tmp_path: Path) -> None:
     lacking = columns()
     del lacking["sparse_values"]
     with pytest.raises(ChunkError, match="it has no sparse_values"):
-        commit(str(tmp_path), chunk, with_columns(table, lacking), rows_in=5, form=ours)
+        commit(str(tmp_path), chunk, with_columns(table, lacking), rows_in=5, spec=ours)
     wide = columns() | {"router": pa.array([[1.0]] * 5, embedding_type(1, "float32"))}
     wide["router"] = pa.array([[1.0], [1.0], None, [1.0], [1.0]], embedding_type(1, "float32"))
     with pytest.raises(ChunkError, match="router scores are 1, not as many"):
-        commit(str(tmp_path), chunk, with_columns(table, wide), rows_in=5, form=ours)
+        commit(str(tmp_path), chunk, with_columns(table, wide), rows_in=5, spec=ours)
 
 
 def test_columns_in_several_chunks_are_looked_at_as_one() -> None:
     made = columns()
     table = pa.table({"embedding": pa.array([[1.0]] * 2 + [None] + [[1.0]] * 2), **made})
     parts = pa.concat_tables([table.slice(0, 2), table.slice(2, 1), table.slice(3)])
-    assert list(broken(parts, vocabulary=100)) == []
-    assert [place for place, _ in broken(parts, vocabulary=99)] == [4]
+    assert list(head_column_problems(parts, vocabulary=100)) == []
+    assert [place for place, _ in head_column_problems(parts, vocabulary=99)] == [4]

@@ -27,16 +27,16 @@ def test_sound_files_stay(written: str) -> None:
 
 def test_damaged_files_and_half_put_chunks_go(written: str) -> None:
     names = _names(written, "data")
-    broken, half = names[0], _names(written, "quarantine")[1]
-    path = Path(written, "data", FOLDER, broken)
+    head_column_problems, half = names[0], _names(written, "quarantine")[1]
+    path = Path(written, "data", FOLDER, head_column_problems)
     path.write_bytes(path.read_bytes()[:-1])
     Path(written, "data", FOLDER, half).unlink()
     stray = f"{names[1][:-8]}-stray.parquet"
     create(f"{written}/data/{FOLDER}/{stray}", b"not Parquet")
     found = damaged(written, FINGERPRINT)
-    assert found == {broken, half, stray}
+    assert found == {head_column_problems, half, stray}
     delete_chunks(written, FINGERPRINT, found)
-    assert _names(written, "data") == sorted({*names} - {broken, half})
+    assert _names(written, "data") == sorted({*names} - {head_column_problems, half})
     assert _names(written, "quarantine") == []
 
 

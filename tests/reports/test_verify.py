@@ -19,18 +19,18 @@ from embedjob.input.reading import read_chunk
 from embedjob.job.planning import Request
 from embedjob.job.publishing import snapshot_of
 from embedjob.output.calibration import Calibration
+from embedjob.output.chunk_file import CALIBRATION as CALIBRATION_KEY
 from embedjob.output.claim import Claim, Probes, put_claim
 from embedjob.output.cleanup import damaged, delete_chunks
-from embedjob.output.names import data_directory
-from embedjob.output.parquet import CALIBRATION as CALIBRATION_KEY
+from embedjob.output.committing import commit
+from embedjob.output.file_names import data_directory
 from embedjob.output.schema import schema_text
 from embedjob.output.snapshot import publish, read_snapshot
-from embedjob.output.writing import commit
 from embedjob.reports.verify import verify
 from embedjob.storage.objects import list_files
 from embedjob.vectors.quantizing import CALIBRATED, quantize
 from tests.outputs import reissue
-from tests.shards import FINGERPRINT, WIDTH, finished, form, plan_of, spread, write_shard
+from tests.shards import FINGERPRINT, WIDTH, finished, output_spec, plan_of, spread, write_shard
 
 CALIBRATION = Calibration.of(np.array([[-1] * WIDTH, [0.9] * WIDTH], np.float32), vectors=9)
 Edit = Callable[[pa.Table], pa.Table]
@@ -54,14 +54,14 @@ def output(tmp_path: Path, encode: Edit = finished, **knobs: Any) -> Path:
         write_shard(tmp_path / "in" / f"{number}.parquet", {"t": texts}, group_rows=5)
     job_input, out = Input(path=str(tmp_path / "in"), text="t"), tmp_path / "out"
     plan = plan_of(job_input)
-    ours = form(job_input, plan.types, **knobs)
+    ours = output_spec(job_input, plan.types, **knobs)
     dtype = knobs.get("vector_dtype", "float32")
     if dtype != "float32":
         by = partial(quantize, dtype=dtype, ranges_2D=CALIBRATION.array)
         ours = replace(ours, quantize=by, calibration=CALIBRATION if dtype in CALIBRATED else None)
     for chunk in plan.left:
         rows = read_chunk(chunk, job_input)
-        commit(str(out), chunk, encode(rows), rows_in=len(rows), form=ours)
+        commit(str(out), chunk, encode(rows), rows_in=len(rows), spec=ours)
     recipe = Recipe(model="m", **knobs).model_dump(mode="json", exclude_none=True)
     claim = Claim(
         chunk_rows=10,

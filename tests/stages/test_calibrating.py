@@ -16,13 +16,13 @@ from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_chunk
 from embedjob.output.calibration import sampled
 from embedjob.output.claim import Claim, Probes, read_claims
-from embedjob.stages.calibrating import Calibrate, quantizing
+from embedjob.stages.calibrating import Calibrate, with_quantization
 from embedjob.stages.claiming import Prove
 from embedjob.stages.engine import RecipeEngine
 from embedjob.vectors.quantizing import ranges_of
 from tests.encoder import tiny
 from tests.running import texts
-from tests.shards import FINGERPRINT, form, plan_of, write_shard
+from tests.shards import FINGERPRINT, output_spec, plan_of, write_shard
 
 Read = Callable[[Chunk], pa.Table]
 
@@ -148,8 +148,8 @@ class TestProving:
         self.prove(out, replace(second, rows_of=overtaken), engine)(encoder, engine)
         assert np.array_equal(read_claims(str(out))[0].calibration.array, winner.array)
         job_input = Input(path=str(tmp_path / "b"), text="t")
-        ours = form(job_input, plan_of(job_input).types, vector_dtype="int8")
-        stands = quantizing(ours, str(out), vector_dtype="int8")
+        ours = output_spec(job_input, plan_of(job_input).types, vector_dtype="int8")
+        stands = with_quantization(ours, str(out), vector_dtype="int8")
         assert np.array_equal(stands.calibration.array, winner.array)
         assert stands.quantize(np.zeros((1, winner.array.shape[1]), np.float32)).dtype == np.int8
 
@@ -157,8 +157,10 @@ class TestProving:
 def test_an_output_that_lost_its_ranges_is_not_written_to(tmp_path: Path) -> None:
     shard(tmp_path / "in" / "a.parquet", ["a"])
     job_input = Input(path=str(tmp_path / "in"), text="t")
-    ours = form(job_input, plan_of(job_input).types, vector_dtype="uint8")
+    ours = output_spec(job_input, plan_of(job_input).types, vector_dtype="uint8")
     with pytest.raises(OutputError, match="no claim of fingerprint ffffffffffff has the ranges"):
-        quantizing(ours, str(tmp_path / "out"), vector_dtype="uint8")
-    assert quantizing(ours, str(tmp_path / "out"), vector_dtype="ubinary").calibration is None
-    assert quantizing(ours, str(tmp_path / "out"), vector_dtype="float32") is ours
+        with_quantization(ours, str(tmp_path / "out"), vector_dtype="uint8")
+    assert (
+        with_quantization(ours, str(tmp_path / "out"), vector_dtype="ubinary").calibration is None
+    )
+    assert with_quantization(ours, str(tmp_path / "out"), vector_dtype="float32") is ours

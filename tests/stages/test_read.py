@@ -8,7 +8,7 @@ from embedjob.errors import InputChangedError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.stages.chunk_state import from_block
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
-from embedjob.stages.read import ChunkSource, read, read_parcel
+from embedjob.stages.read import ChunkSource, read, read_state
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
 
@@ -56,7 +56,7 @@ def test_there_is_one_task_per_chunk_whatever_is_asked(ledger: Any) -> None:
 
 
 def test_a_chunk_is_given_up_after_so_many_attempts(ledger: Any) -> None:
-    tried = [read_parcel(chunk(0), rows_of, ledger) for _ in range(MAX_ATTEMPTS + 1)]
+    tried = [read_state(chunk(0), rows_of, ledger) for _ in range(MAX_ATTEMPTS + 1)]
     assert [state.failure is None for state in tried] == [*([True] * MAX_ATTEMPTS), False]
     assert tried[-1].failure.kind == "fault"
     assert f"died {MAX_ATTEMPTS} times" in tried[-1].failure.detail
@@ -64,5 +64,5 @@ def test_a_chunk_is_given_up_after_so_many_attempts(ledger: Any) -> None:
 
 def test_nothing_is_read_once_the_run_is_stopping(ledger: Any) -> None:
     ray.get(ledger.stop.remote("SIGTERM"))
-    state = read_parcel(chunk(0), pytest.fail, ledger)
+    state = read_state(chunk(0), pytest.fail, ledger)
     assert (state.rows, state.failure.kind) == (None, "abandoned")

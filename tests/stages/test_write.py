@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.output.committed import Committed
+from embedjob.output.chunk_file import Committed
 from embedjob.stages.chunk_state import ChunkState, Failure
-from embedjob.stages.write import assembled, end_of
+from embedjob.stages.write import assemble_rows, outcome_of
 from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.sparse import sparse
 
@@ -40,7 +40,7 @@ def test_every_row_gets_its_texts_vector_or_a_reason(
     unique: list[int | None], lost: set[int]
 ) -> None:
     failed = {text: ("model_error", f"text {text}") for text in lost}
-    table = assembled(state(unique, failed))
+    table = assemble_rows(state(unique, failed))
     assert table.column_names == ["row", "reason", "detail", "excerpt", "embedding"]
     for text, row in zip(unique, table.to_pylist(), strict=True):
         if text is None:
@@ -62,7 +62,7 @@ def test_every_row_gets_its_texts_sparse_entries_and_scores_or_null(
     rows = [(np.arange(n, dtype=np.uint32), np.full(n, n, np.float32)) for n in sizes]
     routers = np.array([[-text, text] for text in range(5)], np.float32)
     encoded = replace(made.encoded, sparse=sparse(rows), routers=routers)
-    table = assembled(replace(made, encoded=encoded))
+    table = assemble_rows(replace(made, encoded=encoded))
     table.validate(full=True)
     for text, row in zip(unique, table.to_pylist(), strict=True):
         gone = text is None or text in lost
@@ -79,7 +79,7 @@ def in_lines(unique: list[int | None], counts: list[int], failed: set[int]) -> p
     lines = Lines(offsets, chars)
     why = {text: ("model_error", f"text {text}") for text in failed}
     plain = state(unique, {})
-    return assembled(replace(plain, encoded=Encoded(embeddings, why, lines=lines)))
+    return assemble_rows(replace(plain, encoded=Encoded(embeddings, why, lines=lines)))
 
 
 @given(UNIQUES, st.lists(st.integers(1, 4), min_size=5, max_size=5), st.sets(st.integers(0, 4)))
@@ -109,19 +109,21 @@ def committed(_: ChunkState) -> Committed:
 
 
 def test_a_parcel_ends_committed_with_its_numbers() -> None:
-    end = end_of(state([0, 1, 2], {}), committed)
+    end = outcome_of(state([0, 1, 2], {}), committed)
     assert (end.key, end.shard, end.start, end.stop) == ("a-name.parquet", "in/a.parquet", 2, 5)
     assert (end.fault, end.committed.rows, end.stats) == (None, 3, {"rows": 3})
 
 
 def test_a_failed_parcel_is_a_fault_and_nothing_is_put() -> None:
     failed = ChunkState(CHUNK, failure=Failure("fault", "no such file"))
-    end = end_of(failed, pytest.fail)
+    end = outcome_of(failed, pytest.fail)
     assert (end.fault, end.committed) == ("no such file", None)
 
 
 def test_an_abandoned_parcel_has_no_end() -> None:
-    assert end_of(ChunkState(CHUNK, failure=Failure("abandoned", "stopping")), pytest.fail) is None
+    assert (
+        outcome_of(ChunkState(CHUNK, failure=Failure("abandoned", "stopping")), pytest.fail) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,5 +137,5 @@ def test_what_cannot_be_put_is_the_fault_of_this_chunk_alone(error: Exception, f
     def commit(_: ChunkState) -> Committed:
         raise error
 
-    end = end_of(state([0], {}), commit)
+    end = outcome_of(state([0], {}), commit)
     assert (end.fault, end.committed) == (fault, None)

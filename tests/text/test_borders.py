@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.text.encoding import PromptEncoder
-from embedjob.text.long_text import borders
+from embedjob.text.long_text import find_borders
 from embedjob.text.prompts import Prompt
 from tests.fakes import FAMILIES, tiny_tokenizer
 
@@ -19,7 +19,7 @@ BARE = {
 @given(family=st.sampled_from(FAMILIES), text=TEXTS)
 def test_borders_ascend_and_lie_where_tokens_begin(family: str, text: str) -> None:
     [encoding] = BARE[family].encode([0], [text], offsets=True)
-    found = borders(np.array(encoding.offsets, np.int64).reshape(-1, 2))
+    found = find_borders(np.array(encoding.offsets, np.int64).reshape(-1, 2))
     assert (np.diff(found.tokens) > 0).all()
     assert (np.diff(found.places) > 0).all()
     for token, place, clean in zip(found.tokens, found.places, found.clean, strict=True):
@@ -35,11 +35,11 @@ CHARS = [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3), (2, 4), (4, 5)]
 
 
 def test_a_character_of_several_tokens_is_not_cut() -> None:
-    found = borders(np.array(CHARS))
+    found = find_borders(np.array(CHARS))
     assert found.tokens.tolist() == [1, 4, 6]
     assert found.places.tolist() == [1, 2, 4]
     assert found.clean.tolist() == [True, True, True]
-    straddling = borders(np.array([(0, 1), (0, 2), (1, 2), (1, 3), (3, 4)]))
+    straddling = find_borders(np.array([(0, 1), (0, 2), (1, 2), (1, 3), (3, 4)]))
     assert straddling.tokens.tolist() == [2, 4]
     assert straddling.clean.tolist() == [False, True]
 
@@ -48,11 +48,11 @@ def test_a_character_of_several_tokens_is_not_cut() -> None:
     ("limit", "first", "border"), [(0, 0, 0), (1, 0, 0), (3, 0, 0), (4, 0, 1), (9, 0, 2), (4, 2, 2)]
 )
 def test_the_last_border_before_a_token(limit: int, first: int, border: int) -> None:
-    assert borders(np.array(CHARS)).before(limit, first) == border
+    assert find_borders(np.array(CHARS)).before(limit, first) == border
 
 
 def test_a_clean_border_is_better_and_another_one_better_than_none() -> None:
-    found = borders(np.array([(0, 1), (0, 2), (1, 2), (2, 3), (2, 4), (3, 4), (3, 5), (5, 6)]))
+    found = find_borders(np.array([(0, 1), (0, 2), (1, 2), (2, 3), (2, 4), (3, 4), (3, 5), (5, 6)]))
     assert list(zip(found.tokens.tolist(), found.clean.tolist(), strict=True)) == [
         *((2, False), (3, True), (5, False), (7, True))
     ]
@@ -64,4 +64,4 @@ def test_a_clean_border_is_better_and_another_one_better_than_none() -> None:
 
 
 def test_no_tokens_have_no_borders() -> None:
-    assert len(borders(np.zeros((0, 2), np.int64)).tokens) == 0
+    assert len(find_borders(np.zeros((0, 2), np.int64)).tokens) == 0

@@ -4,7 +4,7 @@ import pytest
 
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
-from embedjob.text.fitting import uncounted
+from embedjob.text.fitting import uncounted_tokens
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, tiny_tokenizer
 
@@ -20,7 +20,7 @@ def asked(**knobs: Any) -> Recipe:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_demonstrations_that_do_not_count_leave_a_text_its_room(family: str) -> None:
     recipe = asked(demonstrations_count=False)
-    more = uncounted(tiny_tokenizer(family), recipe)
+    more = uncounted_tokens(tiny_tokenizer(family), recipe)
     assert more[0] > 10
     assert more[1] == 0
     text = "the lazy dog " * 60
@@ -31,8 +31,10 @@ def test_demonstrations_that_do_not_count_leave_a_text_its_room(family: str) -> 
 
 def test_demonstrations_count_unless_told_and_where_there_are_none() -> None:
     tokenizer = tiny_tokenizer("llama")
-    assert not uncounted(tokenizer, asked()).any()
-    assert not uncounted(tokenizer, asked(demonstrations=(), demonstrations_count=False)).any()
+    assert not uncounted_tokens(tokenizer, asked()).any()
+    assert not uncounted_tokens(
+        tokenizer, asked(demonstrations=(), demonstrations_count=False)
+    ).any()
 
 
 def test_demonstrations_beyond_the_models_positions_are_refused() -> None:

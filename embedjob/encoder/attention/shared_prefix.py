@@ -31,7 +31,7 @@ from embedjob.encoder.batching.padding import PrefixTreeBatch
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import in_one_line
 from embedjob.models.architecture import length_bound_ropes
-from embedjob.text.runs import Ids
+from embedjob.text.arrays import Ids
 
 NAME = "embedjob_cascade"
 # What models hand to their attention and what does not change it, or is heeded below. With anything

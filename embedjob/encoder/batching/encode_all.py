@@ -16,7 +16,7 @@ from embedjob.encoder.batching.scheduler import (
     ForwardResult,
     run_microbatches,
 )
-from embedjob.text.runs import gather, offsets_of
+from embedjob.text.arrays import gather, offsets_of
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Vectors
 from embedjob.vectors.sparse import Row

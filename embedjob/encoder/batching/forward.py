@@ -31,7 +31,7 @@ from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.decoding import decode
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.encoder.outputs.sparse_lm import finite
-from embedjob.text.runs import Ids
+from embedjob.text.arrays import Ids
 from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row
 

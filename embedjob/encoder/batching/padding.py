@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedjob.text.runs import Ids
+from embedjob.text.arrays import Ids
 from embedjob.text.views import TokenViews
 
 Side = Literal["left", "right"]

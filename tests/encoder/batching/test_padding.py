@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedjob.encoder.batching.padding import Side, assemble, distinct
-from embedjob.text.runs import offsets_of
+from embedjob.text.arrays import offsets_of
 from embedjob.text.views import TokenViews
 
 ROWS = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=12)

@@ -14,7 +14,7 @@ _KEYS = "check the credentials in the environment, the profile or the role of th
 _RIGHTS = "these credentials may not do this: grant list, read and (for an output) write"
 # By the class of a client's error or the code that the server answered. A HEAD has no body, and
 # so bare numbers for codes: an expired token is a 400 there.
-REFUSALS = {
+PROBLEMS = {
     "NoSuchBucket": "the bucket does not exist; create it, or correct the name",
     "ParamValidationError": "got a name that no bucket or key can have; correct it",
     "InvalidBucketName": "got a name that no bucket can have; correct it",
@@ -38,22 +38,22 @@ _LOCAL_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.
 
 
 @contextmanager
-def refusals(url: str) -> Iterator[None]:
+def access_errors(url: str) -> Iterator[None]:
     """Turn what a place says of keys, rights, endpoints and buckets into one AccessError."""
     try:
         yield
     except (BotoCoreError, ResponseParserError, OSError) as error:
-        code = answer_code(error)
-        if not isinstance(error, OSError) or code in REFUSALS:
+        code = error_code(error)
+        if not isinstance(error, OSError) or code in PROBLEMS:
             # The library's own text stays out: nobody promises that it holds no secret.
-            raise AccessError(f"{url}: {REFUSALS.get(code, _KEYS)} ({code})") from error
+            raise AccessError(f"{url}: {PROBLEMS.get(code, _KEYS)} ({code})") from error
         if isinstance(error, PermissionError) or error.errno in _LOCAL_REFUSALS:
             reason = f"{error.strerror or _RIGHTS}; choose another place or grant the right"
             raise AccessError(f"{url}: {reason}") from error
         raise
 
 
-def answer_code(error: Exception) -> str:
+def error_code(error: Exception) -> str:
     """What S3 answered, or the class of an error that is the client's own."""
     response = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", type(error).__name__))

@@ -8,37 +8,44 @@ import pyarrow.parquet as pq
 
 from embedjob.errors import ChunkError, OutputError
 from embedjob.input.chunks import Chunk
-from embedjob.output.committed import Committed, committed, file_metadata
-from embedjob.output.names import data_directory, quarantine_directory
-from embedjob.output.parquet import FINGERPRINT, data_table, file_bytes, quarantine_table
+from embedjob.output.chunk_file import (
+    FINGERPRINT,
+    Committed,
+    committed,
+    data_table,
+    file_bytes,
+    file_metadata,
+    quarantine_table,
+)
+from embedjob.output.file_names import data_directory, quarantine_directory
+from embedjob.output.row_checks import check_head_columns, check_rows, checked_vectors, first_lines
 from embedjob.output.schema import OutputSpec, schema_text
-from embedjob.output.verifying import check_beside, check_rows, checked_vectors, first_lines
 from embedjob.storage.objects import Stored, create, join, read_bytes, stat
 
 
-def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, form: OutputSpec) -> Committed:
+def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, spec: OutputSpec) -> Committed:
     """The chunk's file, verified and put whole, or the one that was there and agrees with it.
 
     `rows_in` is how many rows READ gave. ChunkError when the rows do not add up, when a vector
     is not as promised, or when the file that is there holds something else.
     """
-    check_rows(table, chunk, rows_in=rows_in, form=form)
-    vectors = checked_vectors(table, chunk, form=form)
-    check_beside(table, chunk, form=form)
-    counts = count_rows(table, form=form)
-    _put_quarantine(out, chunk, table, form=form, counts=counts)
-    data = data_table(table, vectors, chunk.shard, form=form)
-    url = join(data_directory(out, form.fingerprint), chunk.name)
-    written = create(url, file_bytes(data, chunk.shard, form=form, counts=counts))
+    check_rows(table, chunk, rows_in=rows_in, spec=spec)
+    vectors = checked_vectors(table, chunk, spec=spec)
+    check_head_columns(table, chunk, spec=spec)
+    counts = count_rows(table, spec=spec)
+    _put_quarantine(out, chunk, table, spec=spec, counts=counts)
+    data = data_table(table, vectors, chunk.shard, spec=spec)
+    url = join(data_directory(out, spec.fingerprint), chunk.name)
+    written = create(url, file_bytes(data, chunk.shard, spec=spec, counts=counts))
     file = stat(url)
     if file is None:
         raise ChunkError(f"{url}: was deleted as soon as it was written; is a prune running?")
     if written:
         return Committed(chunk.name, len(data), file.size, file.etag, counts, written=True)
-    return _agreed(file, len(data), form)
+    return _agreed(file, len(data), spec)
 
 
-def count_rows(table: pa.Table, *, form: OutputSpec) -> dict[str, int]:
+def count_rows(table: pa.Table, *, spec: OutputSpec) -> dict[str, int]:
     """The chunk's rows by what became of them, and the tokens of the good ones.
 
     A row of several lines counts once.
@@ -52,14 +59,14 @@ def count_rows(table: pa.Table, *, form: OutputSpec) -> dict[str, int]:
         "rows": len(table),
         "embedded": embedded,
         "deduplicated": len(kept) - embedded,
-        "quarantined": 0 if form.on_bad_row == "null" else bad,
-        "nulls": bad if form.on_bad_row == "null" else 0,
+        "quarantined": 0 if spec.on_bad_row == "null" else bad,
+        "nulls": bad if spec.on_bad_row == "null" else 0,
         "tokens": pc.sum(kept.column("tokens")).as_py() or 0,
         "truncated": pc.sum(kept.column("truncated")).as_py() or 0,
     }
 
 
-def _agreed(file: Stored, rows: int, form: OutputSpec) -> Committed:
+def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
     """The file that is there, if it has the rows, schema and fingerprint that ours would have."""
     try:
         metadata = file_metadata(file)
@@ -70,8 +77,8 @@ def _agreed(file: Stored, rows: int, form: OutputSpec) -> Committed:
     fingerprint = metadata.metadata[FINGERPRINT].decode()
     for what, there, ours in (
         ("rows", standing.rows, rows),
-        ("fingerprint", fingerprint[:12], form.fingerprint[:12]),
-        ("columns", _described(schema), _described(form.data)),
+        ("fingerprint", fingerprint[:12], spec.fingerprint[:12]),
+        ("columns", _described(schema), _described(spec.data)),
     ):
         if there != ours:
             raise ChunkError(
@@ -82,15 +89,15 @@ def _agreed(file: Stored, rows: int, form: OutputSpec) -> Committed:
 
 
 def _put_quarantine(
-    out: str, chunk: Chunk, table: pa.Table, *, form: OutputSpec, counts: Mapping[str, int]
+    out: str, chunk: Chunk, table: pa.Table, *, spec: OutputSpec, counts: Mapping[str, int]
 ) -> None:
     """Put the bad rows; ChunkError when other bad rows of this chunk are there already."""
-    url = join(quarantine_directory(out, form.fingerprint), chunk.name)
+    url = join(quarantine_directory(out, spec.fingerprint), chunk.name)
     rows: list[int] = []
     if counts["quarantined"]:
         bad = table.filter(table.column("reason").is_valid())
-        file = quarantine_table(bad, chunk.shard, form=form)
-        if create(url, file_bytes(file, chunk.shard, form=form, counts=counts)):
+        file = quarantine_table(bad, chunk.shard, spec=spec)
+        if create(url, file_bytes(file, chunk.shard, spec=spec, counts=counts)):
             return
         rows = bad.column("row").to_pylist()
     elif stat(url) is None:

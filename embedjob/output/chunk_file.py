@@ -1,7 +1,9 @@
-"""What the files of a chunk hold, and their bytes."""
+"""The Parquet file of one chunk: its table, its bytes, and what its footer says."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embedjob.errors import OutputError
 from embedjob.input.chunks import Shard
-from embedjob.output.schema import FORMAT_VERSION, KEPT, OutputSpec
+from embedjob.input.columns import KEPT
+from embedjob.input.listing import FIRST_READ, read_metadata
+from embedjob.output.schema import FORMAT_VERSION, OutputSpec
+from embedjob.storage.objects import Stored
 
 FINGERPRINT = b"embedjob.fingerprint"
 COUNTS = b"embedjob.counts"
@@ -25,53 +31,97 @@ _ONE_BYTE = (pa.int8(), pa.uint8())
 _NO_STATISTICS = frozenset({"embedding", "text_hash"})
 
 
+@dataclass(frozen=True)
+class Committed:
+    """A chunk's file as it is there now; `written` where this call put it.
+
+    `rows` are the file's own, as Parquet counts them; `counts` count rows of the chunk.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    etag: str
+    counts: Mapping[str, int]
+    written: bool
+
+
 def data_table(
-    table: pa.Table, vectors: npt.NDArray[np.generic], shard: Shard, *, form: OutputSpec
+    table: pa.Table, vectors: npt.NDArray[np.generic], shard: Shard, *, spec: OutputSpec
 ) -> pa.Table:
     """The good rows, or all of them where a bad row becomes null; `vectors` are the good ones'."""
     good = table.column("reason").is_null()
-    filled = form.on_bad_row == "null"
+    filled = spec.on_bad_row == "null"
     rows = table.drop_columns(["embedding"])
     rows = rows if filled or len(vectors) == len(rows) else rows.filter(good)
     present = good.to_numpy() if filled else np.ones(len(vectors), np.bool_)
     columns = {
         "shard": _shard_column(shard, len(rows)),
-        "embedding": _embedding(vectors, present, form.data.field("embedding").type),
+        "embedding": _embedding(vectors, present, spec.data.field("embedding").type),
         "tokens": pc.fill_null(rows.column("tokens"), 0),
         "truncated": pc.fill_null(rows.column("truncated"), False),
     }
     kept = {name.removeprefix(KEPT): rows.column(name) for name in _kept(rows)}
     own = {name: rows.column(name) for name in rows.column_names if name not in _kept(rows)}
-    return _in_schema(own | kept | columns, form.data)
+    return _in_schema(own | kept | columns, spec.data)
 
 
-def quarantine_table(bad: pa.Table, shard: Shard, *, form: OutputSpec) -> pa.Table:
+def quarantine_table(bad: pa.Table, shard: Shard, *, spec: OutputSpec) -> pa.Table:
     """The bad rows, with their reasons."""
     columns = {name: bad.column(name) for name in bad.column_names}
-    return _in_schema(columns | {"shard": _shard_column(shard, len(bad))}, form.quarantine)
+    return _in_schema(columns | {"shard": _shard_column(shard, len(bad))}, spec.quarantine)
 
 
 def file_bytes(
-    table: pa.Table, shard: Shard, *, form: OutputSpec, counts: Mapping[str, int]
+    table: pa.Table, shard: Shard, *, spec: OutputSpec, counts: Mapping[str, int]
 ) -> memoryview:
     """The table as a Parquet file with checksums, bounded row groups, and what made it."""
-    stamped = table.replace_schema_metadata(_stamp(shard, form, counts))
+    stamped = table.replace_schema_metadata(_stamp(shard, spec, counts))
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
         stamped.schema,
-        compression=form.compression,
+        compression=spec.compression,
         use_dictionary=_dictionary_columns(table.schema),
         write_statistics=[name for name in table.column_names if name not in _NO_STATISTICS],
         use_byte_stream_split=_split_columns(table.schema),
         write_page_checksum=True,
     ) as writer:
         writer.write_table(stamped, row_group_size=_group_rows(table))
-        if form.calibration is not None:
+        if spec.calibration is not None:
             # Not in the schema, which the footer holds a second time.
-            said = json.dumps(form.calibration.as_dict(), separators=(",", ":"))
+            said = json.dumps(spec.calibration.as_dict(), separators=(",", ":"))
             writer.add_key_value_metadata({CALIBRATION: said.encode()})
     return memoryview(sink.getvalue())
+
+
+def read_committed(file: Stored) -> Committed:
+    """What the footer of an embedding file says; OutputError when it is none of ours."""
+    return committed(file, file_metadata(file))
+
+
+def read_all_committed(files: Sequence[Stored], *, threads: int = 32) -> list[Committed]:
+    """What the footers of many embedding files say, in their order."""
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        return list(pool.map(read_committed, files))
+
+
+def file_metadata(file: Stored) -> pq.FileMetaData:
+    """The footer; OutputError when it is not one that embedjob wrote."""
+    try:
+        metadata, _ = read_metadata(file, length=FIRST_READ)
+    except pa.ArrowException as error:
+        raise OutputError(f"{file.url}: is not a whole Parquet file ({error})") from error
+    if COUNTS not in (metadata.metadata or {}):
+        raise OutputError(f"{file.url}: is a Parquet file that embedjob did not write")
+    return metadata
+
+
+def committed(file: Stored, metadata: pq.FileMetaData) -> Committed:
+    """A file and its footer, as a value."""
+    counts = json.loads(metadata.metadata[COUNTS])
+    name = file.url.rsplit("/", 1)[-1]
+    return Committed(name, metadata.num_rows, file.size, file.etag, counts, written=False)
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
@@ -99,24 +149,24 @@ def _group_rows(table: pa.Table) -> int:
     return max(1, GROUP_BYTES * rows // max(1, size))
 
 
-def _sum_of(form: OutputSpec) -> dict[str, str]:
+def _sum_of(spec: OutputSpec) -> dict[str, str]:
     """How what is beside the embedding counts, where a recipe says it."""
-    found = form.weighted_sum
+    found = spec.weighted_sum
     return {"embedjob.weighted_sum": found.model_dump_json()} if found else {}
 
 
-def _stamp(shard: Shard, form: OutputSpec, counts: Mapping[str, int]) -> dict[bytes, bytes]:
+def _stamp(shard: Shard, spec: OutputSpec, counts: Mapping[str, int]) -> dict[bytes, bytes]:
     said = {
         "embedjob.format_version": str(FORMAT_VERSION),
-        "embedjob.similarity": form.similarity,
-        **_sum_of(form),
+        "embedjob.similarity": spec.similarity,
+        **_sum_of(spec),
         "embedjob.shard": _printable(shard.url),
         "embedjob.etag": shard.etag,
-        **({"embedjob.vocabulary": str(form.vocabulary)} if form.vocabulary else {}),
-        "embedjob.versions": json.dumps(dict(form.versions), sort_keys=True),
+        **({"embedjob.vocabulary": str(spec.vocabulary)} if spec.vocabulary else {}),
+        "embedjob.versions": json.dumps(dict(spec.versions), sort_keys=True),
     }
     stamp = {key.encode(): value.encode() for key, value in said.items()}
-    stamp[FINGERPRINT] = form.fingerprint.encode()
+    stamp[FINGERPRINT] = spec.fingerprint.encode()
     return stamp | {COUNTS: json.dumps(dict(counts), sort_keys=True).encode()}
 
 

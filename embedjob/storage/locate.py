@@ -4,11 +4,11 @@ import os
 import re
 
 from embedjob.errors import AccessError
-from embedjob.storage.entry import Backend
-from embedjob.storage.local import Local
-from embedjob.storage.other import Other
-from embedjob.storage.refusals import refusals
-from embedjob.storage.s3 import S3
+from embedjob.storage.access import access_errors
+from embedjob.storage.backend import Backend
+from embedjob.storage.fsspec_backend import FsspecBackend
+from embedjob.storage.local import LocalBackend
+from embedjob.storage.s3 import S3Backend
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _CREDENTIALS = re.compile(r"[^/@]*:[^/]*@")
@@ -32,9 +32,9 @@ def locate(url: str) -> tuple[Backend, str, str]:
     """Where the URL lives, its path there, and what goes before a path to make a URL."""
     protocol, path = split(url)
     if not protocol:
-        return Local(), path, ""
+        return LocalBackend(), path, ""
     if protocol == "s3":
-        with refusals(url):
-            return S3(), path, "s3://"
-    other = Other(protocol)
+        with access_errors(url):
+            return S3Backend(), path, "s3://"
+    other = FsspecBackend(protocol)
     return other, *other.spelling(f"{protocol}://{path}")

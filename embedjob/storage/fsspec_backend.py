@@ -8,12 +8,12 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from embedjob.errors import AccessError
-from embedjob.storage.entry import Entry
+from embedjob.storage.backend import Entry
 
 _VERSION_KEYS = ("ETag", "etag", "generation", "content_md5", "mtime", "last_modified", "created")
 
 
-class Other:
+class FsspecBackend:
     """The backend of a protocol of fsspec's."""
 
     checks_reads = False

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk
-from embedjob.output.head_columns import INDICES, ROUTER, VALUES, broken
+from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
 from embedjob.output.schema import PART, ROW, OutputSpec
 
 # How far a norm may be from 1, by the precision in which the vectors arrive.
@@ -17,7 +17,7 @@ _NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
     np.dtype(np.float32): 1e-4,
     np.dtype(np.float16): 2e-3,
 }
-_BESIDE = (INDICES, VALUES, ROUTER)
+_HEAD_COLUMNS = (INDICES, VALUES, ROUTER)
 
 
 def first_lines(table: pa.Table) -> pa.Table:
@@ -39,7 +39,7 @@ def lines_in_order(table: pa.Table) -> bool:
     return not np.any(parts[:1]) and bool(np.all(goes_on | begins))
 
 
-def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: OutputSpec) -> None:
+def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec) -> None:
     """ChunkError unless every row that came in is here once, in order, embedded or bad."""
     rows = first_lines(table).column("row").to_numpy()
     if len(rows) != rows_in:
@@ -53,19 +53,19 @@ def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, form: OutputSpec)
     if pc.any(unexplained).as_py():
         row = table.column("row").filter(unexplained)[0]
         raise _refused(chunk, f"row {row} has neither an embedding nor a reason")
-    if form.on_bad_row == "fail" and pc.any(bad).as_py():
+    if spec.on_bad_row == "fail" and pc.any(bad).as_py():
         first = table.filter(bad).slice(0, 1).to_pylist()[0]
         raise _refused(chunk, f"row {first['row']} is bad: {first['reason']} ({first['detail']})")
 
 
-def checked_vectors(table: pa.Table, chunk: Chunk, *, form: OutputSpec) -> npt.NDArray[np.generic]:
+def checked_vectors(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> npt.NDArray[np.generic]:
     """The embeddings of the good rows, one line each; ChunkError when one is not as promised.
 
     They are checked as they arrive, and only then given the type in which they are stored.
     """
     good = table.select(["row", "embedding"]).filter(table.column("reason").is_null())
     column = good.column("embedding")
-    width = form.width
+    width = spec.width
     if column.type.list_size != width:
         raise _refused(chunk, f"its vectors are {column.type.list_size} wide, planned was {width}")
     flat = pa.chunked_array([part.flatten() for part in column.chunks], column.type.value_type)
@@ -74,14 +74,14 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, form: OutputSpec) -> npt.N
     vectors: npt.NDArray[np.floating] = flat.to_numpy().reshape(-1, width)
     rows = good.column("row").to_numpy()
     _require(np.isfinite(vectors).all(axis=1), rows, chunk, "has a vector that is not finite")
-    if form.normalized:
+    if spec.normalized:
         wide = vectors.astype(np.float32, copy=False)
         off = np.abs(np.sqrt(np.einsum("rd,rd->r", wide, wide)) - 1)
         tolerance = _NORM_TOLERANCE[vectors.dtype]
         _require(off <= tolerance, rows, chunk, "has a vector whose norm is not 1")
-    if form.quantize is not None:
-        return form.quantize(vectors)
-    planned = form.data.field("embedding").type.value_type
+    if spec.quantize is not None:
+        return spec.quantize(vectors)
+    planned = spec.data.field("embedding").type.value_type
     assert pa.types.is_floating(planned), f"{planned} is not made by a cast"
     with np.errstate(over="ignore"):  # said below, with its row
         stored = vectors.astype(planned.to_pandas_dtype(), copy=False)
@@ -89,16 +89,16 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, form: OutputSpec) -> npt.N
     return stored
 
 
-def check_beside(table: pa.Table, chunk: Chunk, *, form: OutputSpec) -> None:
+def check_head_columns(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> None:
     """ChunkError when what a good row has beside its embedding is not as promised."""
-    beside = [name for name in form.data.names if name in _BESIDE]
+    beside = [name for name in spec.data.names if name in _HEAD_COLUMNS]
     lacking = sorted(set(beside) - set(table.column_names))
     if lacking:
         raise _refused(chunk, f"it has no {', '.join(lacking)}")
     good = table.select(["row", "embedding", *beside]).filter(table.column("reason").is_null())
-    for place, what in broken(good, vocabulary=form.vocabulary):
+    for place, what in head_column_problems(good, vocabulary=spec.vocabulary):
         raise _refused(chunk, f"row {good.column('row')[place]} {what}")
-    if ROUTER in beside and table.schema.field(ROUTER).type != form.data.field(ROUTER).type:
+    if ROUTER in beside and table.schema.field(ROUTER).type != spec.data.field(ROUTER).type:
         got = table.schema.field(ROUTER).type.list_size
         raise _refused(chunk, f"its router scores are {got}, not as many as planned")
 

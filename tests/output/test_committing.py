@@ -3,7 +3,7 @@ import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace as replace_form
+from dataclasses import replace as replace_spec
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,19 @@ from embedjob.config.recipe import Recipe
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_chunk
-from embedjob.output import parquet, writing
+from embedjob.output import chunk_file, committing
 from embedjob.output.calibration import Calibration
-from embedjob.output.committed import Committed, read_all_committed
+from embedjob.output.chunk_file import Committed, read_all_committed
+from embedjob.output.committing import commit
 from embedjob.output.schema import OutputSpec
-from embedjob.output.writing import commit
 from embedjob.storage.objects import create, list_files, read_bytes, replace
 from embedjob.vectors.quantizing import CALIBRATED, quantize
 from tests.shards import (
     FINGERPRINT,
     WIDTH,
     finished,
-    form,
     only,
+    output_spec,
     plan_of,
     spread,
     write_shard,
@@ -60,12 +60,12 @@ class Case:
         )
         plan = plan_of(self.input)
         self.chunk: Chunk = only(plan.chunks)
-        self.form: OutputSpec = form(self.input, plan.types, **recipe)
+        self.spec: OutputSpec = output_spec(self.input, plan.types, **recipe)
         self.rows = read_chunk(self.chunk, self.input)
 
     def commit(self, out: str, table: pa.Table | None = None, rows_in: int = 10) -> Committed:
         table = finished(self.rows) if table is None else table
-        return commit(out, self.chunk, table, rows_in=rows_in, form=self.form)
+        return commit(out, self.chunk, table, rows_in=rows_in, spec=self.spec)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_good_rows_and_bad_rows_lie_in_their_files(case: Case, any_out: str) -> 
     assert data.column_names == [
         *("row", "shard", "id", "reason", "t", "embedding", "text_hash", "tokens", "truncated")
     ]
-    assert data.schema.remove_metadata() == case.form.data
+    assert data.schema.remove_metadata() == case.spec.data
     assert data.column("row").to_pylist() == [0, 1, 2, 3, 5, 7, 8, 9]
     assert data.column("id").to_pylist()[:2] == ["d0", "d1"]
     assert data.column("t").to_pylist() == ["a", "b", "c", "d", "f", "h", "b", "b"]
@@ -270,7 +270,7 @@ def test_a_lost_answer_to_the_put_is_no_loss(
         create(url, data)
         return create(url, data)
 
-    monkeypatch.setattr(writing, "create", put_and_hear_nothing)
+    monkeypatch.setattr(committing, "create", put_and_hear_nothing)
     done = case.commit(any_out)
     assert (done.rows, done.written) == (9, False)
     assert _table(any_out, "data", done.name).num_rows == 9
@@ -283,7 +283,7 @@ def _killed_before_the_data_file(case: Case, out: str, table: pa.Table) -> None:
         return create(url, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "create", full)
+        patch.setattr(committing, "create", full)
         with pytest.raises(OSError, match="No space left"):
             case.commit(out, table)
     assert _names(out) == ["quarantine"]
@@ -309,7 +309,7 @@ def test_bad_rows_of_an_attempt_that_now_finds_none(tmp_path: Path, out: str) ->
     some = case.rows.slice(5)
     chunk_rows = finished(some, bad={6: "model_error"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "data_table", lambda *_, **__: 1 / 0)
+        patch.setattr(committing, "data_table", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             case.commit(out, chunk_rows, rows_in=5)
     with pytest.raises(ChunkError, match="run --repair"):
@@ -353,7 +353,7 @@ def test_a_name_taken_by_something_else(case: Case, tmp_path: Path, content: byt
 def test_row_groups_are_bounded_in_bytes(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "GROUP_BYTES", 300)
+    monkeypatch.setattr(chunk_file, "GROUP_BYTES", 300)
     out = str(tmp_path / "out")
     done = case.commit(out)
     metadata = pq.read_metadata(f"{out}/data/{FINGERPRINT[:12]}/{done.name}")
@@ -387,8 +387,8 @@ def _quantised(folder: Path, dtype: str, **knobs: Any) -> Case:
     """A case whose form quantises: unit vectors in ranges that end at 0.9."""
     case = Case(folder, vector_dtype=dtype, **knobs)
     ranges_2D = np.array([[-1] * WIDTH, [0.9] * WIDTH], np.float32)
-    case.form = replace_form(
-        case.form,
+    case.spec = replace_spec(
+        case.spec,
         quantize=partial(quantize, dtype=dtype, ranges_2D=ranges_2D),
         calibration=Calibration.of(ranges_2D, vectors=9) if dtype in CALIBRATED else None,
     )
@@ -410,7 +410,7 @@ def test_vectors_can_be_stored_in_bytes_and_bits(tmp_path: Path, out: str, dtype
     done = case.commit(out)
     data, (kind, code) = _table(out, "data", done.name), STORED[dtype]
     assert data.schema.field("embedding").type == pa.list_(pa.field("element", kind), len(code))
-    assert data.schema.remove_metadata() == case.form.data
+    assert data.schema.remove_metadata() == case.spec.data
     assert data.column("embedding").to_pylist()[3] == code
     assert data.column("embedding").to_pylist()[4] is None
 
@@ -422,8 +422,8 @@ def test_the_footer_has_the_ranges_once_and_only_where_there_are_any(
     case = _quantised(tmp_path, dtype)
     done = case.commit(out)
     content = read_bytes(f"{out}/data/{FINGERPRINT[:12]}/{done.name}")
-    said = pq.read_metadata(io.BytesIO(content)).metadata.get(parquet.CALIBRATION)
-    assert content.count(parquet.CALIBRATION) == (dtype in CALIBRATED)
+    said = pq.read_metadata(io.BytesIO(content)).metadata.get(chunk_file.CALIBRATION)
+    assert content.count(chunk_file.CALIBRATION) == (dtype in CALIBRATED)
     if dtype in CALIBRATED:
         assert json.loads(said) == {"ranges": [[-1.0] * WIDTH, [0.9] * WIDTH], "vectors": 9}
 
@@ -455,5 +455,5 @@ def test_a_number_of_one_byte_takes_one_byte(tmp_path: Path) -> None:
     codes = random.integers(-128, 128, (2000, 64), np.int8)
     kind = pa.list_(pa.field("element", pa.int8()), 64)
     table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(codes.ravel(), type=kind)})
-    size = len(parquet.file_bytes(table, case.chunk.shard, form=case.form, counts={}))
+    size = len(chunk_file.file_bytes(table, case.chunk.shard, spec=case.spec, counts={}))
     assert size < 1.05 * codes.nbytes

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedjob.errors import OutputError
-from embedjob.output.names import chunk_name, parse, shard_name
+from embedjob.output.file_names import chunk_name, parse, shard_name
 
 # Any path that a file system or a bucket can hold, bytes that are no UTF-8 included.
 URLS = st.text(st.characters(exclude_characters="\0"), max_size=300) | st.lists(

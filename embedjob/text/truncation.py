@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding
 
+from embedjob.text.arrays import Flags, Ints
 from embedjob.text.encoding import PromptEncoder
 
 # A text is first read as far as its tokens could possibly reach, then further where blanks or
@@ -18,11 +18,9 @@ _CHARS_PER_TOKEN, _GROWTH, _MOST_CHARS_PER_TOKEN = 6, 4, 512
 # over 100 characters into one unknown token, so more than 100 are not trusted.
 _DOUBTFUL = 128
 
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedViews:
     """Ids of N views without EOS, where [N, 2] text and marked segments are, and which were cut.
 
     `characters` of each text gave its ids; -1 where some of those ids were cut off. `chars` are the
@@ -32,12 +30,12 @@ class Fitted:
     ids: list[list[int]]
     text: Ints
     marked: Ints
-    truncated: npt.NDArray[np.bool_]
+    truncated: Flags
     characters: Ints
     chars: dict[int, Ints] = field(default_factory=dict)
 
 
-class Fits(Protocol):
+class TemplateFitter(Protocol):
     """Puts texts into templates; `closing` counts the tokenizer's own tokens at the end."""
 
     closing: int
@@ -62,7 +60,7 @@ class Fits(Protocol):
         """The ids as the tokenizer spells them."""
         ...
 
-    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
         """Each text under a template."""
         ...
 
@@ -72,7 +70,7 @@ class Limits:
     """Per template: the most tokens before EOS, what is after the text, how often it stands."""
 
     tokens: Ints
-    suffix: npt.NDArray[np.bool_]
+    suffix: Flags
     copies: Ints
 
 
@@ -83,11 +81,11 @@ class _Job:
     which: Sequence[int]
     texts: Sequence[str]
     limit: Ints
-    suffix: npt.NDArray[np.bool_]
+    suffix: Flags
     size: Ints
     most: Ints
     reach: Ints
-    shrunk: npt.NDArray[np.bool_]
+    shrunk: Flags
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class _Round:
     has_offsets: bool
 
 
-class Fitter:
+class TruncatingEncoder:
     """Encodes texts under templates within their limits."""
 
     def __init__(
@@ -125,7 +123,7 @@ class Fitter:
         self._chars_over = chars_over
         self._needs_text = needs_text or chars_over is not None
 
-    def fit(self, which: Sequence[int], texts: Sequence[str]) -> Fitted:
+    def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
         """Each text under template number `which`, cut where it must be.
 
         In rounds, a batch each: every row is encoded up to its `reach` in characters, which grows
@@ -135,7 +133,7 @@ class Fitter:
         count = len(texts)
         nowhere = np.zeros((count, 2), np.int64)
         uncut = np.zeros(count, np.bool_)
-        done = Fitted([[]] * count, nowhere, nowhere.copy(), uncut, np.zeros(count, np.int64))
+        done = FittedViews([[]] * count, nowhere, nowhere.copy(), uncut, np.zeros(count, np.int64))
         todo = np.arange(count)
         # Offsets say where to cut a text that has a suffix; first only where that is likely.
         likely = bool((job.suffix & (job.size > job.limit)).any())
@@ -178,7 +176,7 @@ class Fitter:
             has_offsets=offsets,
         )
 
-    def _reconsider(self, job: _Job, batch: _Round, done: Fitted) -> npt.NDArray[np.bool_]:
+    def _reconsider(self, job: _Job, batch: _Round, done: FittedViews) -> Flags:
         """Which rows of the round need another one, their reach set for it."""
         rows = batch.rows
         reach, most, limit = job.reach[rows], job.most[rows], job.limit[rows]
@@ -207,7 +205,7 @@ class Fitter:
         # Always shorter than it was: a character that is several tokens ends where it ended.
         return int(min(max(end, 0), len(piece) - 1))
 
-    def _settle(self, job: _Job, batch: _Round, done: Fitted, ready: npt.NDArray[np.bool_]) -> None:
+    def _settle(self, job: _Job, batch: _Round, done: FittedViews, ready: Flags) -> None:
         """Put the finished rows in their places, their last text tokens cut off if too long."""
         closing = self._encoder.frame.after
         limit = job.limit[batch.rows]
@@ -228,7 +226,7 @@ class Fitter:
             for place in np.flatnonzero(ready & asked):
                 done.chars[int(batch.rows[place])] = self._characters(batch, int(place), done)
 
-    def _characters(self, batch: _Round, place: int, done: Fitted) -> Ints:
+    def _characters(self, batch: _Round, place: int, done: FittedViews) -> Ints:
         first, stop = done.text[batch.rows[place]]
         ranges = np.array(batch.encodings[place].offsets, np.int64).reshape(-1, 2)[first:stop]
         return ranges - self._encoder.text_start(batch.which[place], batch.pieces[place])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
-from embedjob.text import cutting
+from embedjob.text import truncation
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import FAMILIES, LITERALS, SENTENCES, tiny_tokenizer
 
@@ -45,8 +45,8 @@ def test_reading_only_the_beginning_of_100_kb_changes_nothing(
     made = _tokenizer(family, template, max_tokens)
     cut = made.views([text, text[:3000], "short"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutting, "_CHARS_PER_TOKEN", 10**9)
-        patch.setattr(cutting, "_MOST_CHARS_PER_TOKEN", 10**9)
+        patch.setattr(truncation, "_CHARS_PER_TOKEN", 10**9)
+        patch.setattr(truncation, "_MOST_CHARS_PER_TOKEN", 10**9)
         whole = made.views([text, text[:3000], "short"])
     assert len(text) > 60_000
     assert cut.ids.tolist() == whole.ids.tolist()
@@ -60,8 +60,8 @@ def test_a_long_word_is_never_read_in_part() -> None:
     texts = ["river " * words + "x" * 150 + " bank" * 400 for words in range(20, 200)]
     cut = made.views(texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutting, "_CHARS_PER_TOKEN", 10**9)
-        patch.setattr(cutting, "_MOST_CHARS_PER_TOKEN", 10**9)
+        patch.setattr(truncation, "_CHARS_PER_TOKEN", 10**9)
+        patch.setattr(truncation, "_MOST_CHARS_PER_TOKEN", 10**9)
         whole = made.views(texts)
     assert cut.ids.tolist() == whole.ids.tolist()
 
@@ -75,7 +75,7 @@ def test_reading_goes_on_over_blanks_until_there_are_tokens_enough(
     text = "the fox" + " " * 5000 + "jumps " * 100
     cut = made.views([text])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutting, "_CHARS_PER_TOKEN", 10**9)
+        patch.setattr(truncation, "_CHARS_PER_TOKEN", 10**9)
         whole = made.views([text])
     assert cut.ids.tolist() == whole.ids.tolist()
     assert cut.truncated.tolist() == whole.truncated.tolist()
