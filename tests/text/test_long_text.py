@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedjob.config.job_file import recipe_from
 from embedjob.text import long_text
-from embedjob.text.long_text import Cut
+from embedjob.text.long_text import CutTexts
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from tests.fakes import EOS, FAMILIES, LITERALS, SENTENCES, tiny_tokenizer
@@ -47,7 +47,7 @@ def made(family: str, template: str, long_text: str, max_tokens: int, **more: An
     return ViewTokenizer(tokenizer, recipe_from(values, {}), eos_id=eos, positions=512)
 
 
-def cut_of(views: ViewTokenizer, texts: list[str]) -> Cut:
+def cut_of(views: ViewTokenizer, texts: list[str]) -> CutTexts:
     return views.cutter.cut(texts)
 
 

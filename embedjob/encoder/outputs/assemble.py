@@ -14,7 +14,7 @@ from embedjob.config.heads import router_in, sparse_in
 from embedjob.config.recipe import Recipe, WeightedTemplate
 from embedjob.encoder.batching.encode_all import EncodeResult, Failures
 from embedjob.encoder.batching.padding import Indices
-from embedjob.text.views import Cuts, TokenViews
+from embedjob.text.views import TextUnits, TokenViews
 from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.finishing import finish, width
@@ -53,7 +53,7 @@ def encoded(
 
 
 def embeddings(
-    vectors_VD: Vectors, which_RV: Indices, recipe: Recipe, cuts: Cuts | None = None
+    vectors_VD: Vectors, which_RV: Indices, recipe: Recipe, cuts: TextUnits | None = None
 ) -> tuple[Vectors, Failures]:
     """The embeddings [R, D] of texts whose views have these vectors, and those that are none.
 
@@ -81,7 +81,7 @@ def lines_of(views: TokenViews, recipe: Recipe) -> Lines | None:
     return None
 
 
-def _rows(vectors_VD: Vectors, which_RV: Indices, texts: slice, cuts: Cuts | None) -> Tensor:
+def _rows(vectors_VD: Vectors, which_RV: Indices, texts: slice, cuts: TextUnits | None) -> Tensor:
     """The vectors of these texts [R, V, D], those of their parts joined."""
     if cuts is None:
         return torch.from_numpy(vectors_VD[which_RV[texts]])

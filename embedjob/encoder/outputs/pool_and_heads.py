@@ -22,7 +22,7 @@ from embedjob.encoder.tensors import module_tensors
 from embedjob.errors import ModelError
 from embedjob.models.sentence_transformers import dense_shape, layer_norm_shape, vector_width
 from embedjob.models.source import materialize, source_of
-from embedjob.text.runs import Ids
+from embedjob.text.arrays import Ids
 from embedjob.vectors.finishing import normalize
 from embedjob.vectors.poolers import Pool, mean, pooler
 from embedjob.vectors.sparse import Row

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embedjob.config.heads import SparseLm
 from embedjob.encoder.outputs.language_model import LanguageHead
-from embedjob.text.runs import Ids
+from embedjob.text.arrays import Ids
 from embedjob.vectors.sparse import Row, heaviest
 
 # Of a text without words of its own, as the authors of PromptReps do.
