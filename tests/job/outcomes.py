@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from embedjob.output.committed import Committed
+from embedjob.output.chunk_file import Committed
 from embedjob.stages.ledger import Outcome
 
 

@@ -6,11 +6,11 @@ from embedjob.config.job import Input
 from embedjob.input.reading import read_chunk
 from embedjob.job.planning import Plan, Request
 from embedjob.job.publishing import snapshot_of
-from embedjob.output.names import data_directory
+from embedjob.output.committing import commit
+from embedjob.output.file_names import data_directory
 from embedjob.output.snapshot import Snapshot
-from embedjob.output.writing import commit
 from embedjob.storage.objects import list_files
-from tests.shards import FINGERPRINT, finished, form, plan_of, write_shard
+from tests.shards import FINGERPRINT, finished, output_spec, plan_of, write_shard
 
 
 def small_corpus(folder: Path, *, shards: int = 2, rows: int = 25) -> Input:
@@ -28,12 +28,12 @@ def commit_left(
     """Commit what is left, but for the shard named `skip`, and give what could be published."""
     directory = data_directory(out, FINGERPRINT)
     plan = plan_of(job_input, listed=[file.url for file in list_files(directory)])
-    ours = form(job_input, plan.types)
+    ours = output_spec(job_input, plan.types)
     ends = []
     for chunk in plan.left:
         if skip not in chunk.shard.url:
             rows = read_chunk(chunk, job_input)
-            ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), form=ours))
+            ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), spec=ours))
     snapshot = snapshot_of(
         plan,
         request=Request(job_input, FINGERPRINT, 10),
