@@ -325,9 +325,9 @@ def test_a_claim_that_is_not_json_is_told(place: str) -> None:
 
 FULL_DISK = """
 import os, resource, sys
-from embedjob import storage
+from embedjob.storage import objects
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-for put in (storage.create, storage.replace):
+for put in (objects.create, objects.replace):
     try:
         put(sys.argv[1], bytes(1_000_000))
     except OSError as error:
