@@ -247,7 +247,9 @@ def start_up(starts: int) -> dict[str, float]:
 def start_once(folder: str, born: float) -> dict[str, float]:
     """One quickstart of two chunks, and when each part of its start-up ended."""
     from embedjob import pipeline
-    from embedjob.config.job_file import read_draft
+    from embedjob.config.job_file import read_job
+    from embedjob.job.options import Console, Options
+    from embedjob.stages import session
 
     marks = {"interpreter and imports": time.time()}
     shows: list[tuple[float, int]] = []
@@ -270,13 +272,12 @@ def start_once(folder: str, born: float) -> dict[str, float]:
     def shown(_: Any) -> Iterator[Any]:
         yield lambda tally: shows.append((time.time(), tally.actors))
 
-    connect = pipeline.connected
-    pipeline.connected = connected
-    for name in ("survey", "preflight"):
-        setattr(pipeline, name, marked(name, getattr(pipeline, name)))
+    connect = session.connected
+    session.connected = connected
+    pipeline.plan_job = marked("plan", pipeline.plan_job)
+    session.preflight = marked("preflight", session.preflight)
     sets = [f"output.path={folder}/out", "run.limit=200"]
-    draft = read_draft(QUICKSTART, sets)
-    pipeline.embed(draft, pipeline.Options(), pipeline.Console(print, shown))
+    pipeline.embed(read_job(QUICKSTART, sets), Options(), Console(print, shown))
     # The driver looks every half second: this one mark is that coarse.
     marks["actors and model"] = next(at for at, actors in shows if actors)
     files = Path(folder, "out", "data").glob("*/*.parquet")

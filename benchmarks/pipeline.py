@@ -164,7 +164,8 @@ def make_model(folder: Path) -> None:
 def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str) -> Measured:
     """One job over `work/name`, measured."""
     from embedjob.config.job_file import JobSource, Layer
-    from embedjob.pipeline import Console, Options, embed
+    from embedjob.job.options import Console, Options
+    from embedjob.pipeline import embed
 
     job = {
         "input": {"path": str(work / name), "text": "body"},
@@ -186,8 +187,8 @@ def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str
             JobSource((Layer("benchmark", job),)),
             Options(address=address),
             Console(print, shown),
-            engine_of=lambda found, threads: NullEngine(
-                found.resolved.job.encoder.model_dump_json(), tokenizes
+            engine_of=lambda config, threads: NullEngine(
+                config.encoder.model_dump_json(), tokenizes
             ),
         )
     assert not result.faults, result.verdict
@@ -229,8 +230,7 @@ def bytes_fetched(work: Path, name: str) -> float:
     """Bytes that READ asks storage for, over the bytes of the column chunks that it needs."""
     from embedjob.config.job import Input
     from embedjob.input import reading
-    from embedjob.input.listing import find_shards, read_footers
-    from embedjob.job.planning import Request, plan
+    from embedjob.job.planning import cut_input, list_input
     from embedjob.storage import objects
 
     fetched = 0
@@ -252,11 +252,10 @@ def bytes_fetched(work: Path, name: str) -> float:
             yield source
 
     job_input = Input(path=str(work / name), text="body")
-    shards = find_shards(job_input.path)
-    footers = read_footers([shard.stored for shard in shards], text=("body",))
-    chunks = plan(shards, footers, listed=(), request=Request(job_input, "0" * 64, 16384)).chunks
+    listing = list_input(job_input)
+    chunks = cut_input(job_input, listing, chunk_rows=16384, fingerprint="0" * 64).chunks
     needed = 0
-    for shard in shards:
+    for shard in listing.shards:
         metadata = pq.read_metadata(shard.url)
         groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
         needed += sum(group.column(0).total_compressed_size for group in groups)

@@ -22,14 +22,11 @@ import transformers
 import yaml
 from scipy.stats import spearmanr
 
-from embedjob.config.job_file import JobSource, Layer
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
+from embedjob.job.resolve import resolve_encoder
 from embedjob.methods.catalogue import names, read_method
-from embedjob.methods.resolution import resolve
-from embedjob.models.sentence_transformers import folder_layer
-from embedjob.models.source import ModelSource, materialize
 from embedjob.output.fingerprint import fingerprint
 from embedjob.reports.method_pages import page
 
@@ -105,7 +102,7 @@ def recipes(only: list[str]) -> Iterator[tuple[str, Recipe]]:
     """Every method whose own model is the small language model, plain mean pooling, all-MiniLM."""
     yield from ((one, of_method(one)) for one in as_it_is() if not only or one in only)
     if not only or "all-MiniLM-L6-v2" in only:
-        yield "all-MiniLM-L6-v2", _resolved({"model": MINILM})
+        yield "all-MiniLM-L6-v2", _symmetric({"model": MINILM})
 
 
 def as_it_is() -> list[str]:
@@ -117,7 +114,11 @@ def as_it_is() -> list[str]:
 
 def of_method(name: str) -> Recipe:
     """The recipe of a method for texts that are compared with each other, on the small model."""
-    return _resolved({"method": name, "model": SMOLLM})
+    return _symmetric({"method": name, "model": SMOLLM})
+
+
+def _symmetric(section: dict[str, Any]) -> Recipe:
+    return resolve_encoder(section, on_gpu=False).recipes["symmetric"]
 
 
 def spearman(encoder: Encoder, pairs: list[dict[str, Any]]) -> float:
@@ -156,17 +157,6 @@ def keep(figures: Mapping[str, Mapping[str, Any]]) -> None:
     lines = yaml.safe_dump(dict(sorted(figures.items())), default_flow_style=None, width=200)
     KEPT.write_text(HEADER + lines, "utf-8")
     SHOWN.write_text(page(KEPT), "utf-8")
-
-
-def _resolved(encoder: dict[str, Any]) -> Recipe:
-    job = {
-        "input": {"path": "-", "text": "-"},
-        "encoder": encoder,
-        "pool": {"gpus_per_actor": 0},
-        "output": {"path": "-"},
-    }
-    folder = folder_layer(materialize(ModelSource(encoder["model"])))
-    return resolve(JobSource((Layer("benchmark", job),)), folder).recipes["symmetric"]
 
 
 if __name__ == "__main__":

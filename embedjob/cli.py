@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from embedjob.config.job_file import JobSource, read_draft, validate_partial
+from embedjob.config.job_file import JobSource, read_job, validate_partial
 from embedjob.errors import EmbedjobError, InterruptedRunError
 
 app = typer.Typer(
@@ -58,9 +58,10 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
     retry_quarantined: RetryQuarantined = False,
 ) -> None:
     """Embed what is left of a job, and publish it."""
-    draft = _draft(job, sets)
-    from embedjob.pipeline import Console as RunConsole
-    from embedjob.pipeline import Options, embed
+    source = _source(job, sets)
+    from embedjob.job.options import Console as RunConsole
+    from embedjob.job.options import Options
+    from embedjob.pipeline import embed
     from embedjob.reports.progress import shown
     from embedjob.reports.summary import show_summary
 
@@ -72,7 +73,7 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
         repair=repair,
         retry_quarantined=retry_quarantined,
     )
-    result = embed(draft, options, RunConsole(_say, shown))
+    result = embed(source, options, RunConsole(_say, shown))
     show_summary(result, Console(stderr=as_json))
     if as_json:
         _print_json(result.summary.as_dict())
@@ -89,11 +90,11 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Show the views, spans and micro-batches of a few rows; loads no weights."""
-    draft = _draft(job, sets)
+    source = _source(job, sets)
     from embedjob.reports.preview import preview as described
     from embedjob.reports.preview import show
 
-    views = described(draft, rows)
+    views = described(source, rows)
     if not as_json:
         show(views, Console())
         return
@@ -132,7 +133,7 @@ def methods(
 
     if resolved is not None:
         named = [f"encoder.method={name}"] if name else []
-        for line in resolved_lines(_draft(resolved, [*named, *(sets or [])])):
+        for line in resolved_lines(_source(resolved, [*named, *(sets or [])])):
             typer.echo(line)
     elif name is None:
         show_methods(Console())
@@ -181,11 +182,11 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _draft(job: str, sets: Sequence[str] | None) -> JobSource:
-    draft = read_draft(job, sets or ())
+def _source(job: str, sets: Sequence[str] | None) -> JobSource:
+    source = read_job(job, sets or ())
     # Before the imports that cost seconds: most mistakes are found here.
-    validate_partial(draft)
-    return draft
+    validate_partial(source)
+    return source
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> None:

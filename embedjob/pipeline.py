@@ -1,93 +1,55 @@
-"""The job in one sentence: read, tokenize, encode, write.
+"""The pipeline in one sentence: resolve -> plan -> claim -> flow -> publish.
 
-It claims the output before and publishes a snapshot after; between them, finished chunks are put
-one by one, and what was put is never done again.
+The flow is read -> tokenize -> encode -> write, chunk by chunk. What was put is never done again: a
+plain re-run resumes.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from embedjob.config.job_file import JobSource
-from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.reading import read_chunk
-from embedjob.job.output import (
-    calibrate_of,
-    calibration_notes,
-    claim_of,
-    form,
-    is_published,
-    require_own,
-)
-from embedjob.job.planning import largest_first
-from embedjob.job.publishing import conclude, nothing_to_do
+from embedjob.job.options import Console, Options
+from embedjob.job.output import check_output, chunks_to_redo, is_published, output_spec
+from embedjob.job.planning import JobPlan, largest_first, plan_job, relisted
+from embedjob.job.publishing import nothing_to_do, publish_run
+from embedjob.job.resolve import resolve
 from embedjob.job.result import Result
-from embedjob.job.survey import Survey, relisted, survey
-from embedjob.output import snapshot
-from embedjob.output.cleanup import damaged, delete_chunks, quarantined
-from embedjob.output.lease import Lease, claim, held, superseded
-from embedjob.stages.claiming import Prove
-from embedjob.stages.cluster import connected, preflight, size_pool, threads_per_actor
+from embedjob.output.lease import claim, held
+from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.encode import PoolSize, encode
-from embedjob.stages.engine import Engine, RecipeEngine
-from embedjob.stages.execution import Watch, supervise
-from embedjob.stages.ledger import Outcome, Tally, new_ledger, outcomes_of
+from embedjob.stages.engine import Engine, recipe_engine
 from embedjob.stages.read import read
+from embedjob.stages.session import EngineOf, run_stages
 from embedjob.stages.tokenize import tokenize
 from embedjob.stages.write import Committer, write
-
-Say = Callable[[str], None]
-Shown = Callable[[Survey], AbstractContextManager[Callable[[Tally], None]]]
+from embedjob.storage.create_only import require_create_only
 
 
-@dataclass(frozen=True)
-class Options:
-    """How this run is to be started, beside what the job says."""
-
-    address: str | None = None
-    takeover: bool = False
-    new_fingerprint: bool = False
-    publish_partial: bool = False
-    repair: bool = False
-    retry_quarantined: bool = False
-
-
-@dataclass(frozen=True)
-class Console:
-    """How a run speaks: a line now and then, and the progress while it embeds."""
-
-    say: Say
-    shown: Shown
-
-
-def flow(found: Survey, engine: Engine, *, pool: PoolSize, prove: Prove, ledger: Any) -> None:
-    """Every chunk that is left, the largest first: read, tokenized, encoded, written."""
-    job = found.resolved.job
-    left = largest_first(found.plan.left)
-    rows = read(left, partial(read_chunk, job_input=job.input), ledger=ledger)
+def flow(
+    plan: JobPlan, engine: Engine, *, pool: PoolSize, claim: ClaimAndCheck, ledger: Any
+) -> None:
+    """Read, tokenize, encode and write every chunk that is left, the largest first."""
+    config = plan.job.config
+    left = largest_first(plan.left)
+    rows = read(left, partial(read_chunk, job_input=config.input), ledger=ledger)
     views = tokenize(rows, engine)
-    embeddings = encode(views, engine, pool=pool, prove=prove, ledger=ledger)
-    committer = Committer(found.out, form(found), job.encoder.vector_dtype)
+    embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
+    committer = Committer(plan.job.out, output_spec(plan), config.encoder.vector_dtype)
     write(embeddings, committer, ledger=ledger)
 
 
 def embed(
-    draft: JobSource,
-    options: Options,
-    console: Console,
-    *,
-    engine_of: Callable[[Survey, int], Engine] | None = None,
+    source: JobSource, options: Options, console: Console, *, engine_of: EngineOf = recipe_engine
 ) -> Result:
-    """The end of a run that did whatever was left of the job.
+    """Embed what is left of a job, publish it, and return the run's result.
 
     Args:
-        draft: the job file and its overrides.
+        source: the job file and its overrides.
         options: how to start.
         console: where to speak.
-        engine_of: gives the engine for a survey and a number of threads; the recipe's own if None.
+        engine_of: gives the engine for a config and a number of torch threads.
 
     Raises:
         RefusedError: nothing was embedded, because the job does not fit its world.
@@ -95,108 +57,26 @@ def embed(
         FaultError: the pipeline itself broke, stalled, or was taken over.
     """
     started = time.monotonic()
-    found = survey(draft)
-    newest = snapshot.newest(found.out)
-    require_own(found, newest, new_fingerprint=options.new_fingerprint)
-    mends = options.repair or options.retry_quarantined
-    if not mends and newest is not None and is_published(found, newest):
-        return nothing_to_do(found, newest, seconds=time.monotonic() - started)
-    name = f"{found.resolved.job.input.path} -> {found.out}"
-    with held(claim(found.out, job=name, takeover=options.takeover)) as lease:
-        again = _to_be_made_again(found, options, console.say)
+    plan = plan_job(resolve(source))
+    out = plan.job.out
+    require_create_only(out)
+    newest = check_output(plan, options)
+    if newest is not None and not options.redoes and is_published(plan, newest):
+        return nothing_to_do(plan, newest, started=started)
+    name = f"{plan.job.config.input.path} -> {out}"
+    with held(claim(out, job=name, takeover=options.takeover)) as lease:
+        redo = chunks_to_redo(plan.job, options, console.say)
         # Another run, or a prune, may have ended while this one waited for the lease.
-        found = relisted(found, without=again)
-        require_own(found, snapshot.newest(found.out), new_fingerprint=options.new_fingerprint)
-        clear = partial(delete_chunks, found.out, found.fingerprint, again)
-        outcomes = _run(found, options, console, lease, engine_of or recipe_engine, clear)
-        with _faults_alone():
-            return conclude(
-                found,
-                outcomes,
-                lease=lease,
-                publish_partial=options.publish_partial,
-                seconds=time.monotonic() - started,
-            )
-
-
-def recipe_engine(found: Survey, threads: int) -> Engine:
-    """The engine of the job's own recipe."""
-    job = found.resolved.job
-    budget, gpus = job.pool.tokens_per_microbatch, max(1, int(job.pool.gpus_per_actor))
-    return RecipeEngine(job.encoder.model_dump_json(), budget, threads, gpus)
-
-
-def _run(
-    found: Survey,
-    options: Options,
-    console: Console,
-    lease: Lease,
-    engine_of: Callable[[Survey, int], Engine],
-    clear: Callable[[], None],
-) -> list[Outcome]:
-    """How each chunk that was left ended; no Ray is started where none was.
-
-    `clear` deletes what is to be made again, once the means to make it are there.
-    """
-    if not found.plan.left:
-        clear()
-        return []
-    job = found.resolved.job
-    with connected(options.address):
-        preflight(engine_of(found, 1), shard=found.plan.left[0].shard.url, out=found.out)
-        pool = size_pool(
-            job.pool,
-            chunks=len(found.plan.left),
-            wait=job.run.resource_wait_seconds,
-            say=console.say,
+        plan = relisted(plan, redo=redo)
+        check_output(plan, options)
+        end = run_stages(
+            plan,
+            flow,
+            options=options,
+            console=console,
+            lease=lease,
+            engine_of=engine_of,
         )
-        engine = engine_of(found, threads_per_actor(pool))
-        prove = Prove(
-            found.out,
-            claim_of(found),
-            job.encoder.dtype,
-            options.new_fingerprint,
-            calibrate=calibrate_of(found),
+        return publish_run(
+            plan, end, options=options, console=console, lease=lease, started=started
         )
-        clear()
-        ledger = new_ledger()
-        work = partial(flow, found, engine, pool=pool, prove=prove, ledger=ledger)
-        with console.shown(found) as show:
-            watch = Watch(show, lambda: _taken(lease), job.run.stall_seconds)
-            supervise(work, ledger, watch)
-        outcomes = outcomes_of(ledger)
-    with _faults_alone():
-        for note in calibration_notes(found):
-            console.say(note)
-    return outcomes
-
-
-@contextmanager
-def _faults_alone() -> Iterator[None]:
-    """Turns refusals into faults: after chunks were committed nothing is refused any more."""
-    try:
-        yield
-    except RefusedError as error:
-        raise FaultError(f"{error}; finished chunks are committed, run again") from error
-
-
-def _to_be_made_again(found: Survey, options: Options, say: Say) -> frozenset[str]:
-    """Names of the committed chunks that the options send back."""
-    sent_back: frozenset[str] = frozenset()
-    for option, asked, find in (
-        ("repair", options.repair, damaged),
-        ("retry-quarantined", options.retry_quarantined, quarantined),
-    ):
-        if asked:
-            names = find(found.out, found.fingerprint)
-            say(f"{option}: {len(names)} chunks are to be made again")
-            sent_back |= names
-    return sent_back
-
-
-def _taken(lease: Lease) -> str | None:
-    try:
-        lost = superseded(lease)
-    except (OSError, AccessError):
-        return None  # The next look may succeed; create-only puts keep the output right meanwhile.
-    return f"another run took {lease.out} over; nothing is published by this one" if lost else None

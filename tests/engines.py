@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from embedjob.job.survey import Survey
-from embedjob.pipeline import recipe_engine
-from embedjob.stages.engine import Engine, RecipeEngine
+from embedjob.config.job import Job
+from embedjob.stages.engine import Engine, RecipeEngine, recipe_engine
 from embedjob.text.tokenizing import ViewTokenizer
 
 # A byte that only begins characters of four bytes: no text but those with an emoji has it.
@@ -93,34 +92,32 @@ class LateEngine:
         return self.inner.load_encoder()
 
 
-def late(log: Path, out: Path) -> Callable[[Survey, int], Engine]:
+def late(log: Path, out: Path) -> Callable[[Job, int], Engine]:
     """What `embed` takes as `engine_of`."""
 
-    def engine_of(found: Survey, threads: int) -> Engine:
-        inner = recipe_engine(found, threads)
+    def engine_of(config: Job, threads: int) -> Engine:
+        inner = recipe_engine(config, threads)
         assert isinstance(inner, RecipeEngine)
         return LateEngine(inner, str(log), str(out))
 
     return engine_of
 
 
-def losing(file: Path) -> Callable[[Survey, int], Engine]:
+def losing(file: Path) -> Callable[[Job, int], Engine]:
     """An `engine_of` before which a committed file is deleted by somebody else."""
 
-    def engine_of(found: Survey, threads: int) -> Engine:
+    def engine_of(config: Job, threads: int) -> Engine:
         file.unlink(missing_ok=True)
-        return recipe_engine(found, threads)
+        return recipe_engine(config, threads)
 
     return engine_of
 
 
-def failing(
-    how: Literal["raise", "exit"], token: int, log: Path
-) -> Callable[[Survey, int], Engine]:
+def failing(how: Literal["raise", "exit"], token: int, log: Path) -> Callable[[Job, int], Engine]:
     """What `embed` takes as `engine_of`."""
 
-    def engine_of(found: Survey, threads: int) -> Engine:
-        inner = recipe_engine(found, threads)
+    def engine_of(config: Job, threads: int) -> Engine:
+        inner = recipe_engine(config, threads)
         assert isinstance(inner, RecipeEngine)
         return FailingEngine(inner, token, how, str(log))
 

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedjob.cli import main
 from embedjob.config.job_file import JobSource, Layer
+from embedjob.job.options import Console, Options
 from embedjob.job.result import Result
-from embedjob.job.survey import Survey
-from embedjob.pipeline import Console, Options, embed
+from embedjob.pipeline import embed
 from embedjob.reports.progress import shown
-from embedjob.stages.engine import Engine
+from embedjob.stages.engine import recipe_engine
 from embedjob.stages.execution import is_unfinished
+from embedjob.stages.session import EngineOf
 from tests.fakes import SENTENCES, tiny_tokenizer
 
 SECONDS_TO_END = 60.0
@@ -100,7 +101,7 @@ def run(document: Job, folder: Path, *options: str) -> Ran:
 def run_with(
     document: Job,
     options: Options,
-    engine_of: Callable[[Survey, int], Engine] | None = None,
+    engine_of: EngineOf = recipe_engine,
 ) -> Result:
     """A run with an engine of the test's own."""
     _end_what_was_cut_off()

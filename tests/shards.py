@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedjob.config.job import Input
+from embedjob.config.job import Input, Job, Output, Run
 from embedjob.config.recipe import Recipe
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.joining import text_columns
 from embedjob.input.listing import Footer, find_shards, read_footers
-from embedjob.job.planning import Plan, Request, plan
+from embedjob.job.planning import InputListing, JobPlan, plan
+from embedjob.job.resolve import IdentifiedJob
+from embedjob.models.architecture import HeadWidths, ModelInfo
 from embedjob.output.schema import OutputSpec, output_spec_of
 
 FINGERPRINT = "f" * 64
@@ -33,12 +35,33 @@ def footers_of(shards: Sequence[Shard], job_input: Input) -> dict[str, Footer | 
     return read_footers([shard.stored for shard in shards], text=text_columns(job_input.text))
 
 
+def job_of(job_input: Input, *, chunk_rows: int = 10, limit: int | None = None) -> IdentifiedJob:
+    """A job of this input, whose model is never opened."""
+    config = Job(
+        input=job_input,
+        encoder=Recipe(model="m"),
+        output=Output(path="out", chunk_rows=chunk_rows),
+        run=Run(limit=limit),
+    )
+    return IdentifiedJob(
+        config=config,
+        recipes={"document": config.encoder},
+        origins={},
+        folder=Path("m"),
+        model=ModelInfo(WIDTH, 1, causal=True, max_positions=None, parameters=None),
+        width=WIDTH,
+        heads=HeadWidths(),
+        digests={},
+        fingerprint=FINGERPRINT,
+    )
+
+
 def plan_of(
     job_input: Input, *, chunk_rows: int = 10, limit: int | None = None, listed: Sequence[str] = ()
-) -> Plan:
-    shards = find_shards(job_input.path)
-    request = Request(job_input, FINGERPRINT, chunk_rows, limit)
-    return plan(shards, footers_of(shards, job_input), listed=listed, request=request)
+) -> JobPlan:
+    shards = tuple(find_shards(job_input.path))
+    listing = InputListing(shards, footers_of(shards, job_input))
+    return plan(job_of(job_input, chunk_rows=chunk_rows, limit=limit), listing, listed=listed)
 
 
 def output_spec(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> OutputSpec:

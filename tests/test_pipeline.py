@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from embedjob.encoder.encoder import Encoder
+from embedjob.job.options import Options
 from embedjob.output.claim import read_claims
 from embedjob.output.snapshot import newest, open_snapshot, read_snapshot
-from embedjob.pipeline import Options
 from tests import running
 from tests.cluster import Cluster
 from tests.engines import MARKER, MARKER_TOKEN, failing, late, losing

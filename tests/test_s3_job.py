@@ -17,12 +17,14 @@ import pytest
 import ray
 from ray._private.state import state
 
+from embedjob.config.job import Job as JobConfig
 from embedjob.encoder.encoder import Encoder
-from embedjob.job.survey import Survey, survey
+from embedjob.job.options import Options
+from embedjob.job.planning import plan_job
+from embedjob.job.resolve import resolve
 from embedjob.output import lease
 from embedjob.output.snapshot import newest, open_snapshot
-from embedjob.pipeline import Options, recipe_engine
-from embedjob.stages.engine import Engine
+from embedjob.stages.engine import Engine, recipe_engine
 from embedjob.storage import objects
 from tests import running
 from tests.cluster import ROOT, Cluster
@@ -143,10 +145,10 @@ def test_a_replaced_object_is_a_fault_and_the_next_run_takes_it(
     document = running.job(f"{bucket}/in", f"{bucket}/out", model)
     victim = f"{bucket}/in/1.parquet"
 
-    def engine_of(found: Survey, threads: int) -> Engine:
+    def engine_of(config: JobConfig, threads: int) -> Engine:
         # The plan is made by now, and nothing is read yet.
         objects.replace(victim, parquet(texts(7, seed=8)))
-        return recipe_engine(found, threads)
+        return recipe_engine(config, threads)
 
     result = running.run_with(document, Options(address=cluster.address), engine_of)
     assert (len(result.faults), result.summary.chunks_written) == (1, 2)
@@ -171,9 +173,9 @@ def test_all_of_two_thousand_objects_are_seen(
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(put, range(MANY)))
     document = running.job(f"{bucket}/many/*/*.parquet", f"{bucket}/out", model)
-    found = survey(JobSource((Layer("job.yaml", document),)))
-    assert (len(found.shards), len(found.plan.chunks), found.plan.rows) == (MANY, MANY, 3 * MANY)
-    assert found.plan.faults == ()
+    plan = plan_job(resolve(JobSource((Layer("job.yaml", document),))))
+    assert (len(plan.shards), len(plan.chunks), plan.rows) == (MANY, MANY, 3 * MANY)
+    assert plan.faults == ()
     document["run"]["limit"] = 20
     ran = running.run(document, tmp_path, "--address", cluster.address)
     assert ran.code == 0, ran.err

@@ -70,7 +70,8 @@ def peer(place: Place, setting: Setting) -> None:
 def ours(place: Place) -> dict[str, Any]:
     """The same job by embedjob; the summary of its run."""
     from embedjob.config.job_file import JobSource, Layer
-    from embedjob.pipeline import Console, Options, embed
+    from embedjob.job.options import Console, Options
+    from embedjob.pipeline import embed
 
     job = {
         "input": {"path": place.rows, "text": "text", "id": "id"},

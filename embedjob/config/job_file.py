@@ -49,13 +49,22 @@ class JobSource:
         return found
 
 
-def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> JobSource:
-    """The draft of a job file under `key.path=value` overrides; ConfigError if it cannot be one."""
-    document = read_yaml(path)
+def read_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSource:
+    """Read a job file under `key.path=value` overrides; ConfigError if it cannot be a job."""
+    return job_source(read_yaml(path), overrides, origin=str(path))
+
+
+def job_source(
+    document: Mapping[str, Any], overrides: Sequence[str] = (), *, origin: str = "job"
+) -> JobSource:
+    """Return the sections of a job under `key.path=value` overrides; ConfigError if one is unknown.
+
+    `origin` is what messages call the document.
+    """
     unknown = [key for key in document if key not in _SECTIONS]
     if unknown:
-        raise ConfigError(f"{path}: {_unknown(unknown[0], _SECTIONS)}")
-    written = Layer(str(path), _expanded(document))
+        raise ConfigError(f"{origin}: {_unknown(unknown[0], _SECTIONS)}")
+    written = Layer(origin, _expanded(dict(document)))
     sets = tuple(_override(text) for text in overrides)
     return JobSource((written, *sets))
 
@@ -118,13 +127,21 @@ def validate(
         raise ConfigError(_explain(error, document, at, origins or {})) from error
 
 
-def validate_partial(draft: JobSource) -> None:
-    """ConfigError if any key of the draft could not stand in a job, whatever the method says."""
-    document, origins = merge(draft.layers)
+def validate_partial(source: JobSource) -> None:
+    """Check the keys that a job sets, before its method adds some; ConfigError if one is wrong."""
+    document, origins = merge(source.layers)
     encoder = document.get("encoder")
     if isinstance(encoder, dict) and "model" not in encoder and "method" in encoder:
         document["encoder"] = {**encoder, "model": "-"}
     validate(Job, document, origins=origins, partial=True)
+
+
+def validate_encoder(source: JobSource) -> None:
+    """Check every key of an `encoder` section that stands alone; ConfigError if one is wrong."""
+    document, origins = merge(source.layers)
+    encoder = document["encoder"]
+    named = {"model": "-"} if "method" in encoder else {}
+    validate(Recipe, {**named, **encoder}, at="encoder", origins=origins, partial=True)
 
 
 def recipe_from(values: Mapping[str, Any], origins: Mapping[str, str]) -> Recipe:

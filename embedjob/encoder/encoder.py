@@ -6,7 +6,7 @@ Legend: R texts, V views, T tokens, D width.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
+from embedjob.job.resolve import resolve_encoder
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
@@ -84,9 +85,48 @@ class Encoder:
         Without a device, the first GPU is taken if there is one; with several `gpus` the model is
         spread over so many.
         """
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        backbone = load_backbone(recipe, device=place, gpus=gpus)
+        backbone = load_backbone(recipe, device=torch.device(device or _first_device()), gpus=gpus)
         return cls(backbone, recipe, recipes=recipes, tokens_per_microbatch=tokens_per_microbatch)
+
+    @classmethod
+    def from_method(
+        cls,
+        name: str,
+        *,
+        model: str | None = None,
+        device: str | None = None,
+        gpus: int = 1,
+        **keys: Any,
+    ) -> "Encoder":
+        """Load the encoder of a method of the literature, or of a method file; no job is needed.
+
+        Args:
+            name: the method, as in `encoder.method`.
+            model: the model; the method's own if None.
+            device: as for `from_recipe`.
+            gpus: as for `from_recipe`.
+            keys: further keys of the `encoder` section, which win over the method's.
+
+        Raises:
+            ConfigError: there is no such method, or a key does not fit it.
+            ModelError: there is no such model.
+        """
+        named = {} if model is None else {"model": model}
+        config = {"method": name, **named, **keys}
+        return cls.from_config(config, device=device, gpus=gpus)
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], *, device: str | None = None, gpus: int = 1
+    ) -> "Encoder":
+        """Load the encoder of an `encoder` section of a job file, under every role of its method.
+
+        Keys that it leaves out come from the method, then from the model's folder. Neither Ray,
+        nor an input or an output, is needed.
+        """
+        place = device or _first_device()
+        found = resolve_encoder(config, on_gpu=torch.device(place).type != "cpu")
+        return cls.from_recipe(found.recipe, recipes=found.recipes, device=place, gpus=gpus)
 
     @classmethod
     def from_output(
@@ -228,6 +268,10 @@ class Encoder:
                 " give Encoder.from_recipe the recipes of all roles"
             )
         return self._recipes[role]
+
+
+def _first_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _require_one_model(one: Recipe, other: Recipe) -> None:

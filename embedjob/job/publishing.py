@@ -1,49 +1,52 @@
-"""How a run ends: its faults gathered, its snapshot published or not, and its numbers."""
+"""Publishing: the faults of a run, its snapshot, and its summary, which is kept for every run."""
 
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.chunks import Chunk
-from embedjob.job.planning import Plan, Request
-from embedjob.job.result import Result, RunFacts, summarize
-from embedjob.job.survey import Survey
+from embedjob.job.options import Console, Options
+from embedjob.job.output import calibration_notes
+from embedjob.job.planning import JobPlan
+from embedjob.job.result import Outcome, Result, RunFacts, StagesEnd, Summary, summarize
 from embedjob.output.chunk_file import Committed, read_all_committed
-from embedjob.output.file_names import data_directory
 from embedjob.output.lease import Lease
 from embedjob.output.snapshot import Snapshot, SnapshotFile, newest, publish
-from embedjob.stages.ledger import Outcome
-from embedjob.storage.objects import Stored, join, list_files
+from embedjob.storage.objects import Stored, create, join, list_files
 
 Known = Mapping[tuple[str, str], tuple[int, Mapping[str, int]]]  # rows and counts, by name, etag
 
 
 def snapshot_of(
-    plan: Plan,
+    plan: JobPlan,
     *,
-    request: Request,
     epoch: int,
     listed: Sequence[Stored],
     committed: Sequence[Committed] = (),
     previous: Snapshot | None = None,
 ) -> Snapshot:
-    """The planned files that are there, and of incomplete shards the files published before.
+    """Return the planned files that are there, and of incomplete shards the files published before.
 
     `committed` spares reading the footers of what this run wrote; the faults are the plan's.
     """
+    fingerprint = plan.job.fingerprint
     here = {file.name: file for file in listed}
     unfinished = {chunk.shard.url for chunk in plan.chunks if chunk.name not in here}
     unfinished |= {url for url, _ in plan.faults}
-    alike = previous is not None and previous.fingerprint == request.fingerprint
+    alike = previous is not None and previous.fingerprint == fingerprint
     before = previous.files if previous is not None and alike else ()
     held_back = tuple(file for file in before if file.shard in unfinished)
     replaced = {file.shard for file in held_back}
     chunks = [
         chunk for chunk in plan.chunks if chunk.name in here and chunk.shard.url not in replaced
     ]
-    files = _files(chunks, here, request.fingerprint, _known(committed, before))
+    files = _files(chunks, here, fingerprint, _known(committed, before))
     return Snapshot(
         epoch=epoch,
-        fingerprint=request.fingerprint,
+        fingerprint=fingerprint,
         files=(*files, *held_back),
         shards=_shards(plan, unfinished),
         faults=tuple({"shard": url, "reason": reason} for url, reason in plan.faults),
@@ -52,7 +55,7 @@ def snapshot_of(
             for file in (*files, *held_back)
             if file.counts["quarantined"]
         ),
-        limit=request.limit,
+        limit=plan.job.config.run.limit,
     )
 
 
@@ -89,7 +92,7 @@ def _file(
     )
 
 
-def _shards(plan: Plan, unfinished: set[str]) -> tuple[dict[str, str | int | bool], ...]:
+def _shards(plan: JobPlan, unfinished: set[str]) -> tuple[dict[str, str | int | bool], ...]:
     """Every shard once, the empty ones with no rows, the unfinished ones named so."""
     rows = {shard.url: 0 for shard in plan.empty}
     etags = {shard.url: shard.etag for shard in plan.empty}
@@ -105,56 +108,75 @@ def _shards(plan: Plan, unfinished: set[str]) -> tuple[dict[str, str | int | boo
 FAULTS_SHOWN = 20
 
 
-def conclude(
-    found: Survey,
-    outcomes: Sequence[Outcome],
+def publish_run(
+    plan: JobPlan,
+    end: StagesEnd,
     *,
+    options: Options,
+    console: Console,
     lease: Lease,
-    publish_partial: bool,
-    seconds: float,
+    started: float,
 ) -> Result:
-    """The result; its snapshot is published where there are no faults, or where that was asked."""
-    job = found.resolved.job
-    request = Request(job.input, found.fingerprint, job.output.chunk_rows, job.run.limit)
-    committed: list[Committed] = [end.committed for end in outcomes if end.committed is not None]
-    listed = list_files(data_directory(found.out, found.fingerprint))
-    snapshot = snapshot_of(
-        found.plan,
-        request=request,
-        epoch=lease.epoch,
-        listed=listed,
-        committed=committed,
-        previous=newest(found.out),
-    )
-    missing = (*_named(found, outcomes), *_gone(found, outcomes, listed))
-    faults = [f"{fault['shard']}: {fault['reason']}" for fault in missing]
-    faults += _quarantine(found, snapshot)
-    url = None
-    if not faults or publish_partial:
-        publish(found.out, replace(snapshot, faults=missing))
-        url = _snapshot_url(found, snapshot)
-    return Result(
-        summary=summarize(outcomes, _facts(found, seconds, url)),
-        out=found.out,
-        faults=tuple(faults),
-        verdict=_verdict(faults, url),
-    )
+    """Publish what a run made, keep its summary, and return its result.
+
+    The snapshot is published where there are no faults, or with `publish_partial`; the summary is
+    kept as runs/<epoch>.json in any case.
+
+    Raises:
+        EmbedjobError: what stopped the stages early.
+        FaultError: the output refused the snapshot or the summary.
+    """
+    if end.error is not None or end.outcomes is None:
+        if end.outcomes is not None:
+            # A full disk may be what stopped it: that is then the message, not this put.
+            with suppress(AccessError, OSError):
+                _keep_summary(plan, _summary(plan, end.outcomes, None, started), lease)
+        raise end.error or FaultError("the stages ended without outcomes; run again to resume")
+    with _refusals_as_faults():
+        for note in calibration_notes(plan.job) if end.outcomes else ():
+            console.say(note)
+        listed = list_files(data_directory(plan.job.out, plan.job.fingerprint))
+        snapshot = snapshot_of(
+            plan,
+            epoch=lease.epoch,
+            listed=listed,
+            committed=[one.committed for one in end.outcomes if one.committed is not None],
+            previous=newest(plan.job.out),
+        )
+        missing = (*_failed(plan, end.outcomes), *_gone(plan, end.outcomes, listed))
+        faults = [f"{fault['shard']}: {fault['reason']}" for fault in missing]
+        faults += _quarantine(plan, snapshot)
+        url = None
+        if not faults or options.publish_partial:
+            publish(plan.job.out, replace(snapshot, faults=missing))
+            url = _snapshot_url(plan, snapshot)
+        summary = _summary(plan, end.outcomes, url, started)
+        _keep_summary(plan, summary, lease)
+    return Result(summary, plan.job.out, tuple(faults), _verdict(faults, url))
 
 
-def nothing_to_do(found: Survey, standing: Snapshot, *, seconds: float) -> Result:
-    """The result of a run that found everything done and published."""
-    url = _snapshot_url(found, standing)
+def nothing_to_do(plan: JobPlan, standing: Snapshot, *, started: float) -> Result:
+    """Return the result of a run whose chunks are all done and published; it keeps no summary."""
     return Result(
-        summary=summarize((), _facts(found, seconds, url)),
-        out=found.out,
+        summary=_summary(plan, (), _snapshot_url(plan, standing), started),
+        out=plan.job.out,
         faults=(),
         verdict="every chunk of this input has its file, and the newest snapshot lists them all",
     )
 
 
-def _named(found: Survey, outcomes: Sequence[Outcome]) -> tuple[dict[str, str], ...]:
-    """What readers of a partial snapshot are told is missing, by shard."""
-    planned = [{"shard": url, "reason": reason} for url, reason in found.plan.faults]
+@contextmanager
+def _refusals_as_faults() -> Iterator[None]:
+    """Turn refusals into faults: after chunks were committed nothing is refused any more."""
+    try:
+        yield
+    except RefusedError as error:
+        raise FaultError(f"{error}; finished chunks are committed, run again") from error
+
+
+def _failed(plan: JobPlan, outcomes: Sequence[Outcome]) -> tuple[dict[str, str], ...]:
+    """The shards and rows that failed, as readers of a partial snapshot see them."""
+    planned = [{"shard": url, "reason": reason} for url, reason in plan.faults]
     ended = [
         {"shard": end.shard, "reason": f"rows {end.start} to {end.stop}: {end.fault}"}
         for end in outcomes
@@ -164,25 +186,25 @@ def _named(found: Survey, outcomes: Sequence[Outcome]) -> tuple[dict[str, str], 
 
 
 def _gone(
-    found: Survey, outcomes: Sequence[Outcome], listed: Sequence[Stored]
+    plan: JobPlan, outcomes: Sequence[Outcome], listed: Sequence[Stored]
 ) -> Iterator[dict[str, str]]:
     """Chunks that are neither there nor known to have failed: somebody deleted their files."""
     here = {file.name for file in listed}
     failed = {end.key for end in outcomes if end.fault is not None}
-    for chunk in found.plan.chunks:
+    for chunk in plan.chunks:
         if chunk.name not in here and chunk.key not in failed:
             reason = f"rows {chunk.start} to {chunk.stop}: the file {chunk.name} is gone; run again"
             yield {"shard": chunk.shard.url, "reason": reason}
 
 
-def _quarantine(found: Survey, snapshot: Snapshot) -> list[str]:
-    counts, most = snapshot.counts, found.resolved.job.run.max_quarantined
+def _quarantine(plan: JobPlan, snapshot: Snapshot) -> list[str]:
+    counts, most = snapshot.counts, plan.job.config.run.max_quarantined
     if snapshot.quarantined_share <= most:
         return []
     return [
         f"run.max_quarantined: {counts['quarantined']} of {counts['rows']} rows are quarantined,"
         f" allowed is {most:.2%}; the rows and their reasons are in"
-        f" {join(found.out, 'quarantine', found.fingerprint[:12])}"
+        f" {join(plan.job.out, 'quarantine', plan.job.fingerprint[:12])}"
     ]
 
 
@@ -196,16 +218,24 @@ def _verdict(faults: Sequence[str], url: str | None) -> str:
     return "\n".join([*lines, f"{len(faults)} faults; everything else is committed; {end}"])
 
 
-def _facts(found: Survey, seconds: float, url: str | None) -> RunFacts:
-    plan = found.plan
-    return RunFacts(
+def _summary(
+    plan: JobPlan, outcomes: Sequence[Outcome], url: str | None, started: float
+) -> Summary:
+    facts = RunFacts(
         chunks_planned=len(plan.chunks),
         chunks_done_before=len(plan.chunks) - len(plan.left),
-        seconds=seconds,
-        fingerprint=found.fingerprint,
+        seconds=time.monotonic() - started,
+        fingerprint=plan.job.fingerprint,
         snapshot=url,
     )
+    return summarize(outcomes, facts)
 
 
-def _snapshot_url(found: Survey, snapshot: Snapshot) -> str:
-    return join(found.out, "snapshots", f"{snapshot.epoch:08d}.json")
+def _keep_summary(plan: JobPlan, summary: Summary, lease: Lease) -> None:
+    """Put the summary beside the snapshots; the epoch is this run's alone, so the name is free."""
+    url = join(plan.job.out, "runs", f"{lease.epoch:08d}.json")
+    create(url, json.dumps(summary.as_dict(), indent=1).encode())
+
+
+def _snapshot_url(plan: JobPlan, snapshot: Snapshot) -> str:
+    return join(plan.job.out, "snapshots", f"{snapshot.epoch:08d}.json")

@@ -1,11 +1,11 @@
-"""One run in numbers, from the outcomes of its chunks."""
+"""The result of a run: the outcome of each chunk, the tally meanwhile, the summary at the end."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from embedjob.stages.ledger import Outcome
+from embedjob.output.chunk_file import Committed
 
 _TIMES = {
     "wait": "wait_seconds",
@@ -13,6 +13,46 @@ _TIMES = {
     "compute": "compute_seconds",
     "copy": "copy_seconds",
 }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one chunk: committed with its counts, or a fault."""
+
+    key: str
+    shard: str
+    start: int
+    stop: int
+    committed: Committed | None = None
+    fault: str | None = None
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks."""
+
+    chunks: int
+    faults: int
+    rows: int
+    tokens: int
+    chunk_tokens: int
+    text_bytes: int
+    actors: int
+    in_hand: int
+    refusal: str | None
+    idle_seconds: float
+
+
+@dataclass(frozen=True)
+class StagesEnd:
+    """How the stages of a run ended; `outcomes` is None where Ray was lost before it was asked.
+
+    `error` is what stopped them early, None where every chunk has an outcome.
+    """
+
+    outcomes: tuple[Outcome, ...] | None = ()
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +87,7 @@ class Summary:
     snapshot: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The summary as plain JSON values."""
+        """Return the summary as plain JSON values."""
         return asdict(self)
 
 
@@ -63,13 +103,13 @@ class RunFacts:
 
 
 def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
-    """The summary of a run; its rows and tokens are those of the chunks that it committed."""
+    """Sum up a run; its rows and tokens are those of the chunks that it committed."""
     ended = list(outcomes)
-    kept = [outcome for outcome in ended if outcome.fault is None]
+    kept = [outcome for outcome in ended if outcome.committed is not None]
     counts: Counter[str] = Counter()
     stats: Counter[str] = Counter()
     for outcome in kept:
-        counts.update(outcome.committed.counts)
+        counts.update(outcome.committed.counts if outcome.committed else {})
         stats.update(outcome.stats)
     shares = {name: stats[key] for name, key in _TIMES.items()}
     known = sum(shares.values())

@@ -69,6 +69,15 @@ def superseded(lease: Lease) -> bool:
     return max(_epochs(lease.out), default=0) > lease.epoch
 
 
+def takeover_of(lease: Lease) -> str | None:
+    """Return the message that another run took this one's output over; None while none did."""
+    try:
+        lost = superseded(lease)
+    except (OSError, AccessError):
+        return None  # The next look may succeed; create-only puts keep the output right meanwhile.
+    return f"another run took {lease.out} over; nothing is published by this one" if lost else None
+
+
 def beat(lease: Lease) -> Lease:
     """The lease with its heartbeat moved on, in storage too."""
     return _rewritten(replace(lease, heartbeat=lease.heartbeat + 1))

@@ -5,13 +5,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from, validate_partial
+from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from
 from embedjob.config.recipe import Recipe
-from embedjob.job.survey import source_in
+from embedjob.job.resolve import resolve
 from embedjob.methods.catalogue import MethodFile, names, read_method
-from embedjob.methods.resolution import default_model, resolve
-from embedjob.models.sentence_transformers import folder_layer
-from embedjob.models.source import materialize
 
 _HEADER = """\
 # Methods
@@ -156,13 +153,11 @@ def page(quality: str | Path) -> str:
     return header + rows + "".join(_paragraph(n, m) for n, m in methods.items()) + _WRITING
 
 
-def resolved_lines(draft: JobSource) -> list[str]:
-    """Every key of the resolved job, its value, and who set it."""
-    validate_partial(draft)
-    draft = default_model(draft)
-    resolved = resolve(draft, folder_layer(materialize(source_in(draft), tokenizer_only=True)))
+def resolved_lines(source: JobSource) -> list[str]:
+    """Return every key of the resolved job with its value and who set it, one to a line."""
+    resolved = resolve(source)
     lines = []
-    for section, values in resolved.job.model_dump(mode="json").items():
+    for section, values in resolved.config.model_dump(mode="json").items():
         if not isinstance(values, dict):
             lines.append(f"{section}: {values}  # {resolved.origins.get(section, DEFAULT)}")
             continue

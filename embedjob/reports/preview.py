@@ -7,14 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from embedjob.config.job_file import JobSource, validate_partial
+from embedjob.config.job_file import JobSource
 from embedjob.errors import InputError
 from embedjob.input.reading import read_chunk
-from embedjob.job.planning import Request, plan
-from embedjob.job.survey import listed_input, source_in
-from embedjob.methods.resolution import default_model, resolve
-from embedjob.models.sentence_transformers import folder_layer
-from embedjob.models.source import materialize
+from embedjob.job.planning import cut_input, limited, list_input
+from embedjob.job.resolve import resolve
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.microbatches import microbatches
 from embedjob.text.tokenizing import ViewTokenizer
@@ -23,23 +20,23 @@ from embedjob.text.views import TokenViews
 PREVIEW_BUDGET = 2048
 
 
-def preview(draft: JobSource, rows: int) -> list[dict[str, Any]]:
-    """One object per row and view: ids, tokens, span, and what else decides its vector.
+def preview(source: JobSource, rows: int) -> list[dict[str, Any]]:
+    """Return an object per row and view: ids, tokens, span, and what else decides its vector.
 
     Neither the weights nor the output are touched.
     """
-    validate_partial(draft)
-    draft = default_model(draft)
-    shards, footers = listed_input(draft)
-    folder = materialize(source_in(draft), tokenizer_only=True)
-    resolved = resolve(draft, folder_layer(folder))
-    request = Request(resolved.job.input, "0" * 64, resolved.job.output.chunk_rows, rows)
-    chunks = plan(shards, footers, listed=(), request=request).chunks
-    if not chunks:
+    config = resolve(source).config
+    listing = list_input(config.input)
+    # The names of its chunks are not used, so that no fingerprint is needed.
+    cut = cut_input(
+        config.input, listing, chunk_rows=config.output.chunk_rows, fingerprint="0" * 64
+    )
+    if not cut.chunks:
         raise InputError("input.path: every shard is empty; there is nothing to preview")
-    found = [row for chunk in chunks for row in read_chunk(chunk, resolved.job.input).to_pylist()]
-    tokenizer = load_tokenizer(resolved.job.encoder)
-    good = [row for row in found if row["text"] is not None]
+    chunks = limited(cut.chunks, rows)
+    read = [row for chunk in chunks for row in read_chunk(chunk, config.input).to_pylist()]
+    tokenizer = load_tokenizer(config.encoder)
+    good = [row for row in read if row["text"] is not None]
     return list(_described(good, tokenizer))
 
 
@@ -94,7 +91,7 @@ def show(described: Sequence[dict[str, Any]], console: Console) -> None:
             f" span {start}:{stop}, {view['shared_prefix']} shared,"
             f" micro-batch {view['microbatch']}"
             + (", cut" if view["truncated"] else "")
-            + _told(view),
+            + _parts_note(view),
             highlight=False,
         )
         line = Text()
@@ -105,7 +102,7 @@ def show(described: Sequence[dict[str, Any]], console: Console) -> None:
         console.print(line)
 
 
-def _told(view: Mapping[str, Any]) -> str:
+def _parts_note(view: Mapping[str, Any]) -> str:
     if "part" in view:
         return f", part {view['part']}"
     edges = [str(part["span"][1]) for part in view.get("parts", ())[:-1]]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from embedjob.job.survey import Survey
-from embedjob.stages.ledger import Tally
+from embedjob.job.planning import JobPlan
+from embedjob.job.result import Tally
 
 LINE_SECONDS = 10.0
 
@@ -66,9 +66,9 @@ def line(now: Tally, total: Total, elapsed: float) -> str:
 
 
 @contextmanager
-def shown(found: Survey) -> Iterator[Callable[[Tally], None]]:
+def shown(plan: JobPlan) -> Iterator[Callable[[Tally], None]]:
     """A function that shows a tally: a bar where stderr is a terminal, else lines."""
-    left = found.plan.left
+    left = plan.left
     total = Total(
         chunks=len(left),
         rows=sum(chunk.rows for chunk in left),
@@ -79,6 +79,12 @@ def shown(found: Survey) -> Iterator[Callable[[Tally], None]]:
             yield show
     else:
         yield _Lines(total)
+
+
+@contextmanager
+def hidden(_: JobPlan) -> Iterator[Callable[[Tally], None]]:
+    """Yield a function that shows nothing of a tally."""
+    yield lambda tally: None
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""Before its first commit, every run must reproduce the vectors that this output began with."""
+"""The claim: before its first commit, a run reproduces the vectors that the output began with."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,8 +27,12 @@ PROBE_TEXTS = (
 
 
 @dataclass(frozen=True)
-class Prove:
-    """Claims the output with a freshly loaded encoder's probes, or holds them to the claim."""
+class ClaimAndCheck:
+    """Claims an output with a freshly loaded encoder's probes, or holds the encoder to the claim.
+
+    `claim` is this run's, without probes and ranges; `dtype` is what the model computes in, and
+    says how alike vectors must be. `calibrate` finds the ranges of int8 and uint8.
+    """
 
     out: str
     claim: Claim
@@ -37,23 +41,18 @@ class Prove:
     calibrate: Calibrate | None = None
 
     def __call__(self, encoder: EncodesViews, engine: Engine) -> None:
-        """OutputError where ids or vectors are not those of the claim that stands."""
+        """Claim or check; OutputError where ids or vectors are not those of the standing claim."""
         views = engine.load_tokenizer().views(PROBE_TEXTS)
         encoded = encoder.encode_views(views, stop=lambda: False, on_progress=lambda *_: None)
         if encoded.failed:
             text, (reason, detail) = next(iter(encoded.failed.items()))
             raise OutputError(f"the model cannot embed {PROBE_TEXTS[text]!r}: {reason}, {detail}")
-        found = Probes(
-            texts=PROBE_TEXTS,
-            ids=_ids(views),
-            vectors=_vectors(encoded),
-        )
-        calibration = self._calibration(encoder, engine)
-        claim = replace(self.claim, probes=found, calibration=calibration)
+        probes = Probes(texts=PROBE_TEXTS, ids=_ids(views), vectors=_vectors(encoded))
+        claim = replace(self.claim, probes=probes, calibration=self._ranges(encoder, engine))
         stands = put_claim(self.out, claim, new_fingerprint=self.new_fingerprint)
-        check_probes(stands, ids=found.ids, vectors=found.vectors, dtype=self.dtype)
+        check_probes(stands, ids=probes.ids, vectors=probes.vectors, dtype=self.dtype)
 
-    def _calibration(self, encoder: EncodesViews, engine: Engine) -> Calibration | None:
+    def _ranges(self, encoder: EncodesViews, engine: Engine) -> Calibration | None:
         """The ranges to claim with; None where nothing needs them, or a claim has them already."""
         stands = any(one.fingerprint == self.claim.fingerprint for one in read_claims(self.out))
         return None if stands or self.calibrate is None else self.calibrate(encoder, engine)

@@ -14,11 +14,11 @@ from ray.data import ActorPoolStrategy
 
 from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
+from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import EncodesViews, Engine
 from embedjob.stages.read import begin_attempt
 
 REPORT_SECONDS = 2.0
-Prove = Callable[[EncodesViews, Engine], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PoolSize:
 
 
 def encode(
-    views: ray.data.Dataset, engine: Engine, *, pool: PoolSize, prove: Prove, ledger: Any
+    views: ray.data.Dataset, engine: Engine, *, pool: PoolSize, claim: ClaimAndCheck, ledger: Any
 ) -> ray.data.Dataset:
     """A dataset of parcels that carry embeddings.
 
@@ -40,12 +40,12 @@ def encode(
         views: parcels of token views.
         engine: loads the encoder, once per actor.
         pool: the actors' number and resources.
-        prove: raises EmbedjobError if a freshly loaded encoder must not write to this output.
+        claim: raises EmbedjobError if a freshly loaded encoder must not write to this output.
         ledger: the run's ledger.
     """
     return views.map_batches(
         EncodeActor,
-        fn_constructor_args=(engine, prove, ledger),
+        fn_constructor_args=(engine, claim, ledger),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
@@ -62,11 +62,11 @@ def encode(
 class EncodeActor:
     """Hosts one encoder for the length of a run."""
 
-    def __init__(self, engine: Engine, prove: Prove, ledger: Any) -> None:
+    def __init__(self, engine: Engine, claim: ClaimAndCheck, ledger: Any) -> None:
         """Loads the encoder and holds it to the output's claim."""
         self._ledger = ledger
         self._stopping = threading.Event()
-        self._encoder = self._load(engine, prove)
+        self._encoder = self._load(engine, claim)
         self._free_since = time.monotonic()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -74,12 +74,12 @@ class EncodeActor:
         """The block's parcels with embeddings in place of views."""
         return pa.concat_tables([to_block(self._encode(state)) for state in from_block(block)])
 
-    def _load(self, engine: Engine, prove: Prove) -> EncodesViews | None:
+    def _load(self, engine: Engine, claim: ClaimAndCheck) -> EncodesViews | None:
         # A constructor that raises would end the run with a traceback: a model that does not load
-        # is told to the driver, and the run stops by itself.
+        # is reported to the driver, and the run stops by itself.
         try:
             encoder = engine.load_encoder()
-            prove(encoder, engine)
+            claim(encoder, engine)
         except RefusedError as error:
             ray.get(self._ledger.refuse.remote(_unloaded(error)))
             return None

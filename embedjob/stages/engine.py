@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from embedjob.config.job import Job
 from embedjob.config.recipe import Recipe
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
@@ -84,3 +85,10 @@ class RecipeEngine:
         return Encoder.from_recipe(
             self.recipe, tokens_per_microbatch=self.tokens_per_microbatch, gpus=self.gpus
         )
+
+
+def recipe_engine(config: Job, threads: int) -> Engine:
+    """Return the engine of a job's own recipe, with so many torch threads to an actor."""
+    pool = config.pool
+    gpus = max(1, int(pool.gpus_per_actor))
+    return RecipeEngine(config.encoder.model_dump_json(), pool.tokens_per_microbatch, threads, gpus)

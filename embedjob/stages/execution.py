@@ -12,8 +12,8 @@ import ray
 from ray.exceptions import RayError
 
 from embedjob.errors import FaultError, InterruptedRunError, RefusedError
+from embedjob.job.result import Tally
 from embedjob.stages.chunk_state import describe
-from embedjob.stages.ledger import Tally
 
 POLL_SECONDS = 0.5
 LEASE_SECONDS = 10.0
@@ -42,10 +42,15 @@ def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
     try:
         _supervise(work, ledger, watch)
     except RayError as error:
-        raise FaultError(
-            f"the Ray cluster no longer answers ({type(error).__name__}); finished chunks are"
-            " committed, run again to resume"
-        ) from error
+        raise cluster_lost(error) from error
+
+
+def cluster_lost(error: RayError) -> FaultError:
+    """Return the fault of a run whose Ray cluster went away."""
+    return FaultError(
+        f"the Ray cluster no longer answers ({type(error).__name__}); finished chunks are"
+        " committed, run again to resume"
+    )
 
 
 def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:

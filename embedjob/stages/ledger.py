@@ -2,43 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Set
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from embedjob.job.result import Outcome, Tally
+
 MAX_ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of one chunk: committed with its counts, or a fault."""
-
-    key: str
-    shard: str
-    start: int
-    stop: int
-    committed: Any = None
-    fault: str | None = None
-    stats: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Tally:
-    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks."""
-
-    chunks: int
-    faults: int
-    rows: int
-    tokens: int
-    chunk_tokens: int
-    text_bytes: int
-    actors: int
-    in_hand: int
-    refusal: str | None
-    idle_seconds: float
 
 
 class LedgerState:
@@ -77,7 +49,7 @@ class LedgerState:
         return len(tried)
 
     def ready(self, actor: str) -> None:
-        """Notes that an actor has its encoder loaded, be it after a restart."""
+        """Notes that an actor has its encoder loaded, also after a restart."""
         self._actors.add(actor)
         self._failed_loads = 0
         self._moved = time.monotonic()
@@ -166,7 +138,7 @@ def new_ledger() -> Any:
     return actor.options(scheduling_strategy=here).remote()
 
 
-def outcomes_of(ledger: Any) -> list[Outcome]:
-    """Every chunk that ended, in the order in which they did."""
-    ended: list[Outcome] = ray.get(ledger.outcomes.remote())
+def outcomes_of(ledger: Any, *, timeout: float | None = None) -> list[Outcome]:
+    """Return every chunk that ended, in the order in which they did; RayError if Ray is lost."""
+    ended: list[Outcome] = ray.get(ledger.outcomes.remote(), timeout=timeout)
     return ended

@@ -11,13 +11,12 @@ import pyarrow.compute as pc
 import ray
 from ray.data.datasource import Datasink
 
+from embedjob.job.result import Outcome
 from embedjob.output.chunk_file import Committed
-from embedjob.output.committing import commit
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
 from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.chunk_state import ChunkState, describe, from_block
-from embedjob.stages.ledger import Outcome
 from embedjob.vectors.encoded import Encoded, Failures, Lines
 
 Commit = Callable[[ChunkState], Committed]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from embedjob.config.job_file import JobSource, Layer, validate_partial
 from embedjob.config.recipe import Decode, Recipe, WeightedSum
 from embedjob.errors import ConfigError
-from embedjob.methods.resolution import resolve
+from embedjob.job.resolve import layer_recipes
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_goes_with_a_method_only_is_not_refused_before_it_is_read(
     }
     draft = JobSource((Layer("job.yaml", document),))
     validate_partial(draft)
-    assert getattr(resolve(draft, {}).job.encoder, key) == expected
+    assert getattr(layer_recipes(draft, {}).recipe, key) == expected
 
 
 def test_a_sum_with_a_head_that_the_job_takes_away_is_refused() -> None:
@@ -60,4 +60,4 @@ def test_a_sum_with_a_head_that_the_job_takes_away_is_refused() -> None:
     draft = JobSource((Layer("job.yaml", document),))
     validate_partial(draft)
     with pytest.raises(ConfigError, match="no head writes that column"):
-        resolve(draft, {})
+        layer_recipes(draft, {})

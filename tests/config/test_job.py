@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedjob.config.job import ActorRange, Job
-from embedjob.config.job_file import read_draft
-from embedjob.methods.resolution import resolve
+from embedjob.config.job_file import read_job
+from embedjob.job.resolve import config_around, layer_recipes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "jobs" / "configs"
@@ -17,7 +17,8 @@ DEMO = ROOT / "jobs" / "demo"
 
 
 def _job(name: str) -> Job:
-    return resolve(read_draft(CONFIGS / name), {}).job
+    source = read_job(CONFIGS / name)
+    return config_around(layer_recipes(source, {}), source)
 
 
 def test_quickstart_embeds_the_shipped_abstracts_with_shipped_weights() -> None:

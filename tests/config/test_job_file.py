@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from embedjob.config.job import Input, Job
-from embedjob.config.job_file import Layer, merge, read_draft, validate, validate_partial
+from embedjob.config.job_file import Layer, merge, read_job, validate, validate_partial
 from embedjob.errors import ConfigError
 
 JOB: dict[str, Any] = {
@@ -24,12 +24,12 @@ def write(tmp_path: Path, document: Any) -> Path:
 
 def refused(path: Path, *sets: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        validate_partial(read_draft(path, sets))
+        validate_partial(read_job(path, sets))
     return str(caught.value)
 
 
 def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
-    validate_partial(read_draft(write(tmp_path, JOB)))
+    validate_partial(read_job(write(tmp_path, JOB)))
 
 
 @pytest.mark.parametrize(
@@ -74,25 +74,25 @@ def test_a_file_that_is_no_job_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"job\.yaml"):
-        read_draft(path)
+        read_job(path)
 
 
 def test_a_missing_file_and_an_unknown_section_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_draft(tmp_path / "none.yaml")
+        read_job(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=r"unknown key pol; allowed are .*did you mean pool"):
-        read_draft(write(tmp_path, {**JOB, "pol": {}}))
+        read_job(write(tmp_path, {**JOB, "pol": {}}))
 
 
 @pytest.mark.parametrize("text", ["pooling=mean", "encoder.pooling", "nothing.x=1", "encoder.x=[a"])
 def test_an_override_must_be_a_path_and_a_value(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
-        read_draft(write(tmp_path, JOB), [text])
+        read_job(write(tmp_path, JOB), [text])
 
 
 def test_the_last_override_wins_and_nested_ones_merge(tmp_path: Path) -> None:
     sets = ["pool.actors.max=4", "pool.actors.min=2", "run.limit=5", "run.limit=7"]
-    merged, origins = merge(read_draft(write(tmp_path, JOB), sets).layers)
+    merged, origins = merge(read_job(write(tmp_path, JOB), sets).layers)
     assert merged["pool"]["actors"] == {"max": 4, "min": 2}
     assert merged["run"]["limit"] == 7
     assert origins["run.limit"] == "--set run.limit"
@@ -107,7 +107,7 @@ def test_environment_variables_are_expanded_in_paths_only(
         "encoder": {"model": "s3://${BUCKET}/m", "templates": ["${BUCKET} {text}"]},
         "output": {"path": "s3://${BUCKET}/out"},
     }
-    draft = read_draft(write(tmp_path, document), ["output.path=${BUCKET}/x"])
+    draft = read_job(write(tmp_path, document), ["output.path=${BUCKET}/x"])
     assert draft.get("input.path") == ["s3://corpus/a", "b"]
     assert draft.get("input.text") == "${BUCKET}"
     assert draft.get("encoder.model") == "s3://corpus/m"
@@ -115,7 +115,7 @@ def test_environment_variables_are_expanded_in_paths_only(
     assert draft.get("output.path") == "corpus/x"
     monkeypatch.delenv("BUCKET")
     with pytest.raises(ConfigError, match="BUCKET is not set"):
-        read_draft(write(tmp_path, document))
+        read_job(write(tmp_path, document))
 
 
 def test_lists_replace_lists_and_special_tokens_merge() -> None:
@@ -162,6 +162,6 @@ def test_what_late_chunk_cannot_share_out_is_refused(
     tmp_path: Path, override: str, said: str
 ) -> None:
     path = write(tmp_path, JOB)
-    validate_partial(read_draft(path, [LATE]))
-    validate_partial(read_draft(path, [override]))
+    validate_partial(read_job(path, [LATE]))
+    validate_partial(read_job(path, [override]))
     assert re.search(said, refused(path, LATE, override))

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from embedjob.job.result import Outcome
 from embedjob.output.chunk_file import Committed
-from embedjob.stages.ledger import Outcome
 
 
 def outcome(

@@ -9,7 +9,8 @@ from embedjob.config.job import Input
 from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.listing import Footer
-from embedjob.job.planning import Plan, Request, largest_first, plan
+from embedjob.job.planning import InputListing, JobPlan, largest_first, plan
+from tests.shards import job_of
 
 INPUT = Input(path="/in", text="t", keep=("k",))
 SCHEMA = pa.schema({"t": pa.string(), "k": pa.int64()})
@@ -31,14 +32,11 @@ def _plan(
     listed: Sequence[str] = (),
     limit: int | None = None,
     chunk_rows: int = 10,
-) -> Plan:
-    shards = [_shard(number) for number in range(len(footers))]
-    return plan(
-        shards,
-        {shard.url: footer for shard, footer in zip(shards, footers, strict=True)},
-        listed=listed,
-        request=Request(job_input, "f" * 64, chunk_rows, limit),
-    )
+) -> JobPlan:
+    shards = tuple(_shard(number) for number in range(len(footers)))
+    by_url = {shard.url: footer for shard, footer in zip(shards, footers, strict=True)}
+    job = job_of(job_input, chunk_rows=chunk_rows, limit=limit)
+    return plan(job, InputListing(shards, by_url), listed=listed)
 
 
 def _rows(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
@@ -93,11 +91,11 @@ def test_estimates_and_redecoded_rows_of_a_split_group() -> None:
 
 def test_a_changed_shard_is_new_work_and_the_others_are_not() -> None:
     footers = {_shard(i).url: _footer() for i in range(3)}
-    request = Request(INPUT, "f" * 64, 10)
-    before = plan([_shard(i) for i in range(3)], footers, listed=(), request=request)
+    shards = tuple(_shard(i) for i in range(3))
+    before = plan(job_of(INPUT), InputListing(shards, footers), listed=())
     listed = [chunk.name for chunk in before.chunks]
-    changed = [_shard(0), _shard(1, etag="new"), _shard(2)]
-    after = plan(changed, footers, listed=listed, request=request)
+    changed = (_shard(0), _shard(1, etag="new"), _shard(2))
+    after = plan(job_of(INPUT), InputListing(changed, footers), listed=listed)
     assert [chunk.shard.url for chunk in after.left] == [_shard(1).url]
 
 
@@ -157,6 +155,6 @@ def test_encodings_of_one_type_agree() -> None:
 def test_partitions_stand_in_for_columns() -> None:
     shard = Shard("/in/k=7/a.parquet", 1, "e", (("k", "7"),))
     footer = _footer(schema=pa.schema({"t": pa.string()}))
-    found = plan([shard], {shard.url: footer}, listed=(), request=Request(INPUT, "f" * 64, 10))
+    found = plan(job_of(INPUT), InputListing((shard,), {shard.url: footer}), listed=())
     assert found.types == {"k": pa.large_string()}
     assert len(found.chunks) == 1

@@ -41,7 +41,7 @@ from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.outputs.language_model import LanguageHead
-from embedjob.methods.resolution import resolve
+from embedjob.job.resolve import layer_recipes
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.vectors.encoded import Encoded
 from tests.fakes import tiny_tokenizer
@@ -127,13 +127,8 @@ class Setting:
         """What they make in every role."""
         place = folder(self.model) if self.model in _FOLDERS else "-"
         encoder = {"method": self.method, "model": place, **self.knobs, **more}
-        job = {
-            "input": {"path": "in", "text": "body"},
-            "encoder": encoder,
-            "pool": {"gpus_per_actor": 0},
-            "output": {"path": "out"},
-        }
-        return resolve(JobSource((Layer("job", job),)), {}).recipes
+        job = {"encoder": encoder, "pool": {"gpus_per_actor": 0}}
+        return layer_recipes(JobSource((Layer("job", job),)), {}).recipes
 
     def with_knobs(self, **more: Any) -> "Setting":
         """The same method with these knobs over its own."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from embedjob.config.job import Input
 from embedjob.input.reading import read_chunk
-from embedjob.job.planning import Plan, Request
+from embedjob.job.planning import JobPlan
 from embedjob.job.publishing import snapshot_of
 from embedjob.output.committing import commit
 from embedjob.output.file_names import data_directory
@@ -24,7 +24,7 @@ def small_corpus(folder: Path, *, shards: int = 2, rows: int = 25) -> Input:
 
 def commit_left(
     job_input: Input, out: str, *, epoch: int, skip: str = "none", previous: Snapshot | None = None
-) -> tuple[Plan, Snapshot]:
+) -> tuple[JobPlan, Snapshot]:
     """Commit what is left, but for the shard named `skip`, and give what could be published."""
     directory = data_directory(out, FINGERPRINT)
     plan = plan_of(job_input, listed=[file.url for file in list_files(directory)])
@@ -36,7 +36,6 @@ def commit_left(
             ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), spec=ours))
     snapshot = snapshot_of(
         plan,
-        request=Request(job_input, FINGERPRINT, 10),
         epoch=epoch,
         listed=list_files(directory),
         committed=ends,

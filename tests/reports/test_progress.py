@@ -1,13 +1,14 @@
 import io
 import sys
-from types import SimpleNamespace
 
 import pytest
 
+from embedjob.config.job import Input
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.job.planning import Plan
+from embedjob.job.planning import JobPlan
+from embedjob.job.result import Tally
 from embedjob.reports.progress import Estimate, Total, estimate, line, shown
-from embedjob.stages.ledger import Tally
+from tests.shards import job_of
 
 TOTAL = Total(chunks=4, rows=400, text_bytes=8000)
 
@@ -66,8 +67,17 @@ def test_off_a_terminal_lines_come_at_once_and_at_the_end(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stderr", told)
     shard = Shard("in/a.parquet", 10, "etag")
     chunk = Chunk(shard, 0, 10, (0, 1), 0, "a-name.parquet", 30, 100)
-    plan = Plan(chunks=(chunk,), left=(chunk,), faults=(), empty=(), types={})
-    with shown(SimpleNamespace(plan=plan)) as show:
+    plan = JobPlan(
+        job=job_of(Input(path="in", text="t")),
+        shards=(shard,),
+        chunks=(chunk,),
+        left=(chunk,),
+        faults=(),
+        empty=(),
+        types={},
+        corpus=(chunk,),
+    )
+    with shown(plan) as show:
         for _ in range(5):
             show(tally(actors=1, rows=4, tokens=8))
         for _ in range(5):

@@ -16,7 +16,6 @@ from embedjob.config.job import Input
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError
 from embedjob.input.reading import read_chunk
-from embedjob.job.planning import Request
 from embedjob.job.publishing import snapshot_of
 from embedjob.output.calibration import Calibration
 from embedjob.output.chunk_file import CALIBRATION as CALIBRATION_KEY
@@ -75,8 +74,7 @@ def output(tmp_path: Path, encode: Edit = finished, **knobs: Any) -> Path:
     )
     put_claim(str(out), claim)
     listed = list_files(data_directory(str(out), FINGERPRINT))
-    request = Request(job_input, FINGERPRINT, 10)
-    publish(str(out), snapshot_of(plan, request=request, epoch=1, listed=listed))
+    publish(str(out), snapshot_of(plan, epoch=1, listed=listed))
     return out
 
 

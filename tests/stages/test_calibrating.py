@@ -17,7 +17,7 @@ from embedjob.input.reading import read_chunk
 from embedjob.output.calibration import sampled
 from embedjob.output.claim import Claim, Probes, read_claims
 from embedjob.stages.calibrating import Calibrate, with_quantization
-from embedjob.stages.claiming import Prove
+from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import RecipeEngine
 from embedjob.vectors.quantizing import ranges_of
 from tests.encoder import tiny
@@ -105,8 +105,8 @@ def test_ranges_need_two_vectors(
         calibrate(tmp_path)(encoder, engine)
 
 
-class TestProving:
-    def prove(self, out: Path, found: Calibrate, engine: RecipeEngine) -> Prove:
+class TestClaiming:
+    def claiming(self, out: Path, found: Calibrate, engine: RecipeEngine) -> ClaimAndCheck:
         claim = Claim(
             chunk_rows=10,
             fingerprint=FINGERPRINT,
@@ -116,18 +116,18 @@ class TestProving:
             probes=Probes((), (), ()),
             versions={},
         )
-        return Prove(str(out), claim, "float32", calibrate=found)
+        return ClaimAndCheck(str(out), claim, "float32", calibrate=found)
 
     def test_the_first_claim_keeps_the_ranges_and_nobody_samples_again(
         self, engine: RecipeEngine, encoder: Encoder, tmp_path: Path
     ) -> None:
         shard(tmp_path / "in" / "a.parquet", [*texts(30)])
         found, out = calibrate(tmp_path / "in"), tmp_path / "out"
-        self.prove(out, found, engine)(encoder, engine)
+        self.claiming(out, found, engine)(encoder, engine)
         (claim,) = read_claims(str(out))
         assert np.array_equal(claim.calibration.array, found(encoder, engine).array)
         unread = replace(found, rows_of=lambda chunk: pytest.fail(f"{chunk} was read again"))
-        self.prove(out, unread, engine)(encoder, engine)
+        self.claiming(out, unread, engine)(encoder, engine)
         assert read_claims(str(out)) == (claim,)
 
     def test_who_comes_second_writes_by_the_ranges_that_stand(
@@ -142,10 +142,10 @@ class TestProving:
 
         def overtaken(chunk: Chunk) -> pa.Table:
             if not read_claims(str(out)):
-                self.prove(out, first, engine)(encoder, engine)
+                self.claiming(out, first, engine)(encoder, engine)
             return second.rows_of(chunk)
 
-        self.prove(out, replace(second, rows_of=overtaken), engine)(encoder, engine)
+        self.claiming(out, replace(second, rows_of=overtaken), engine)(encoder, engine)
         assert np.array_equal(read_claims(str(out))[0].calibration.array, winner.array)
         job_input = Input(path=str(tmp_path / "b"), text="t")
         ours = output_spec(job_input, plan_of(job_input).types, vector_dtype="int8")

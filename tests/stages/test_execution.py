@@ -9,9 +9,10 @@ import pytest
 import ray
 
 from embedjob.errors import FaultError, InterruptedRunError, RefusedError
+from embedjob.job.result import Tally
 from embedjob.stages import execution
 from embedjob.stages.execution import Watch, supervise
-from embedjob.stages.ledger import Tally, new_ledger
+from embedjob.stages.ledger import new_ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
 

@@ -1,4 +1,5 @@
-from embedjob.stages.ledger import MAX_ATTEMPTS, LedgerState, Outcome
+from embedjob.job.result import Outcome
+from embedjob.stages.ledger import MAX_ATTEMPTS, LedgerState
 
 
 def ledger(*dead: str) -> LedgerState:

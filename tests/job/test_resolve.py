@@ -1,4 +1,4 @@
-"""What a survey knows of a job before any weights are loaded."""
+"""What is known of a job before any weights are loaded."""
 
 import json
 from pathlib import Path
@@ -9,19 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from embedjob.config.job_file import JobSource, Layer, read_draft
+from embedjob.config.job_file import JobSource, Layer, read_job
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError
-from embedjob.job.survey import Survey, survey
+from embedjob.job.resolve import IdentifiedJob, identify, resolve
 from embedjob.models import architecture
-from embedjob.pipeline import recipe_engine
-from embedjob.stages.engine import RecipeEngine
+from embedjob.stages.engine import RecipeEngine, recipe_engine
 from tests.encoder import tiny
 from tests.encoder.adapting import save_adapter
 from tests.running import Job, job
 
 
-def draft(tmp_path: Path, dense: dict[str, Any], **encoder: Any) -> JobSource:
+def source_of(tmp_path: Path, dense: dict[str, Any], **encoder: Any) -> JobSource:
     folder = tiny.save("bert", tmp_path / "bert")
     (folder / "2_Dense").mkdir()
     (folder / "2_Dense" / "config.json").write_text(json.dumps(dense))
@@ -39,11 +38,11 @@ def draft(tmp_path: Path, dense: dict[str, Any], **encoder: Any) -> JobSource:
 def test_weights_that_cannot_be_quantised_here_are_told_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = draft(tmp_path, {"in_features": 32, "out_features": 12}, quantize="int8")
-    survey(found)
+    source = source_of(tmp_path, {"in_features": 32, "out_features": 12}, quantize="int8")
+    identify(resolve(source))
     monkeypatch.setattr(architecture, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="got int8, which needs torchao"):
-        survey(found)
+        identify(resolve(source))
 
 
 @pytest.mark.parametrize(
@@ -59,23 +58,23 @@ def test_heads_and_poolings_change_the_width_before_a_model_is_loaded(
     encoder: dict[str, Any], wide_in: int, width: int, tmp_path: Path
 ) -> None:
     dense = {"in_features": wide_in, "out_features": 12}
-    found = survey(draft(tmp_path, dense, **encoder))
+    found = identify(resolve(source_of(tmp_path, dense, **encoder)))
     assert found.width == width
     assert {"2_Dense/config.json", "2_Dense/model.safetensors"} <= found.digests.keys()
 
 
 def test_anchors_make_one_number_each(document: Job) -> None:
     heads = [{"anchors": [" a", " b", " c"]}]
-    found = surveyed(document, heads=heads, aggregation="concat", finish=[])
+    found = identified(document, heads=heads, aggregation="concat", finish=[])
     assert found.width == 3
     with pytest.raises(ConfigError, match=r"encoder: heads: anchors are scored .* got aggregation"):
-        surveyed(document, heads=heads)
+        identified(document, heads=heads)
 
 
 def test_a_head_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     dense = {"in_features": 64, "out_features": 12}
     with pytest.raises(ModelError, match="takes vectors 64 wide, but they are 32 wide there"):
-        survey(draft(tmp_path, dense))
+        identify(resolve(source_of(tmp_path, dense)))
 
 
 @pytest.fixture
@@ -93,23 +92,21 @@ def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     return job(tmp_path / "in", tmp_path / "out", model, encoder=encoder)
 
 
-def surveyed(document: Job, **encoder: Any) -> Survey:
+def identified(document: Job, **encoder: Any) -> IdentifiedJob:
     changed = {**document, "encoder": {**document["encoder"], **encoder}}
-    return survey(JobSource((Layer("job", changed),)))
+    return identify(resolve(JobSource((Layer("job", changed),))))
 
 
-def test_what_a_survey_names_is_what_the_actors_load(document: Job, tmp_path: Path) -> None:
-    found = surveyed(document)
-    recipe = found.resolved.job.encoder
+def test_what_a_job_names_is_what_the_actors_load(document: Job, tmp_path: Path) -> None:
+    found = identified(document)
+    recipe = found.config.encoder
     assert recipe.base == str(tmp_path / "base")
     assert found.model.parameters == tiny.model("llama").num_parameters()
-    assert {recipe.adapters for recipe in found.resolved.recipes.values()} == {
-        (str(tmp_path / "second"),)
-    }
+    assert {recipe.adapters for recipe in found.recipes.values()} == {(str(tmp_path / "second"),)}
     sent = type(recipe).model_validate_json(recipe.model_dump_json())
-    encoder = Encoder.from_recipe(sent, recipes=found.resolved.recipes, device="cpu")
+    encoder = Encoder.from_recipe(sent, recipes=found.recipes, device="cpu")
     assert encoder.encode(["a fox"]).shape == (1, found.width)
-    assert surveyed(document, adapters=[]).fingerprint != found.fingerprint
+    assert identified(document, adapters=[]).fingerprint != found.fingerprint
 
 
 def test_adapters_may_be_named_by_environment_and_commit(
@@ -119,9 +116,9 @@ def test_adapters_may_be_named_by_environment_and_commit(
     document["encoder"]["adapters"] = ["${ADAPTERS}/second", {"id": "us/x", "revision": "abc"}]
     document["encoder"]["base"] = "${ADAPTERS}/base"
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(document))
-    draft = read_draft(tmp_path / "job.yaml")
-    assert draft.get("encoder.adapters")[0] == str(tmp_path / "second")
-    assert draft.get("encoder.base") == str(tmp_path / "base")
+    source = read_job(tmp_path / "job.yaml")
+    assert source.get("encoder.adapters")[0] == str(tmp_path / "second")
+    assert source.get("encoder.base") == str(tmp_path / "base")
 
 
 @pytest.mark.parametrize("gone", ["second/adapter_model.safetensors", "base/model.safetensors"])
@@ -130,7 +127,7 @@ def test_what_is_missing_is_told_before_a_model_is_loaded(
 ) -> None:
     (tmp_path / gone).unlink()
     with pytest.raises(ModelError, match=r"encoder\.(adapters|base): .* has no weights"):
-        surveyed(document)
+        identified(document)
 
 
 @pytest.mark.parametrize(("asked", "spread"), [(0, 1), (0.5, 1), (1, 1), (2, 2), (4.0, 4)])
@@ -138,20 +135,20 @@ def test_the_engine_spreads_a_model_over_the_gpus_of_its_actor(
     document: Job, asked: float, spread: int
 ) -> None:
     document["pool"]["gpus_per_actor"] = asked
-    engine = recipe_engine(surveyed(document, dtype="float32"), threads=1)
+    engine = recipe_engine(identified(document, dtype="float32").config, threads=1)
     assert isinstance(engine, RecipeEngine)
     assert engine.gpus == spread
 
 
 def test_where_a_model_is_spread_is_no_part_of_its_fingerprint(document: Job) -> None:
-    one = surveyed(document, dtype="float32")
+    one = identified(document, dtype="float32")
     document["pool"]["gpus_per_actor"] = 2
-    assert surveyed(document, dtype="float32").fingerprint == one.fingerprint
+    assert identified(document, dtype="float32").fingerprint == one.fingerprint
 
 
 def test_the_adapters_of_a_method_are_of_its_own_model(document: Job) -> None:
     """A model of the same shape would take them, and be spoilt."""
     del document["encoder"]["adapters"]
     with pytest.raises(ConfigError, match=r"encoder\.adapters: is required .*repllama-v1-7b"):
-        surveyed(document, method="repllama")
-    assert surveyed(document, method="repllama", adapters=[], max_tokens=40).fingerprint
+        identified(document, method="repllama")
+    assert identified(document, method="repllama", adapters=[], max_tokens=40).fingerprint

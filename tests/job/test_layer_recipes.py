@@ -6,8 +6,8 @@ import yaml
 
 from embedjob.config.job_file import DEFAULT, JobSource, Layer
 from embedjob.errors import ConfigError
+from embedjob.job.resolve import layer_recipes, with_default_model
 from embedjob.methods.catalogue import names, read_method
-from embedjob.methods.resolution import default_model, resolve
 
 METHOD: dict[str, Any] = {
     "summary": "a test",
@@ -41,8 +41,8 @@ def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
         tmp_path, encoder={"model": "m", "max_tokens": 128, "span": "all"}, method=method
     )
     last = Layer("--set encoder.max_tokens", {"encoder": {"max_tokens": 256}})
-    found = resolve(JobSource((*written.layers, last)), folder)
-    recipe = found.job.encoder
+    found = layer_recipes(JobSource((*written.layers, last)), folder)
+    recipe = found.recipe
     assert (recipe.max_tokens, recipe.span, recipe.pooling, recipe.layer) == (256, "all", "mean", 3)
     assert recipe.aggregation == "mean"
     assert found.origins["encoder.max_tokens"] == "--set encoder.max_tokens"
@@ -53,22 +53,22 @@ def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
 
 
 def test_each_role_has_its_own_recipe(tmp_path: Path) -> None:
-    found = resolve(draft(tmp_path, encoder={"model": "m"}), {})
+    found = layer_recipes(draft(tmp_path, encoder={"model": "m"}), {})
     assert found.recipes["query"].templates == ("query: {text}",)
     assert found.recipes["document"].templates == ("{text}",)
-    assert found.recipes["document"] == found.job.encoder
+    assert found.recipes["document"] == found.recipe
     assert {role: recipe.role for role, recipe in found.recipes.items()} == {
         role: role for role in ("query", "document", "symmetric")
     }
 
 
 def test_a_job_in_the_query_role_takes_the_query_template(tmp_path: Path) -> None:
-    found = resolve(draft(tmp_path, encoder={"model": "m", "role": "query"}), {})
-    assert found.job.encoder.templates == ("query: {text}",)
+    found = layer_recipes(draft(tmp_path, encoder={"model": "m", "role": "query"}), {})
+    assert found.recipe.templates == ("query: {text}",)
 
 
 def test_a_template_of_the_job_serves_every_role(tmp_path: Path) -> None:
-    found = resolve(draft(tmp_path, encoder={"model": "m", "templates": ["mine {text}"]}), {})
+    found = layer_recipes(draft(tmp_path, encoder={"model": "m", "templates": ["mine {text}"]}), {})
     assert {recipe.templates for recipe in found.recipes.values()} == {("mine {text}",)}
 
 
@@ -76,16 +76,16 @@ def test_a_template_of_the_job_serves_every_role(tmp_path: Path) -> None:
 def test_dtype_auto_is_settled_by_the_pool(tmp_path: Path, gpus: float, dtype: str) -> None:
     written = draft(tmp_path, encoder={"model": "m"})
     pool = Layer("--set", {"pool": {"gpus_per_actor": gpus}})
-    found = resolve(JobSource((*written.layers, pool)), {})
+    found = layer_recipes(JobSource((*written.layers, pool)), {})
     assert {recipe.dtype for recipe in found.recipes.values()} == {dtype}
 
 
 def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> None:
-    found = default_model(draft(tmp_path, encoder={}))
+    found = with_default_model(draft(tmp_path, encoder={}))
     assert found.get("encoder.model") == "the-model"
-    assert default_model(draft(tmp_path, encoder={"model": "m"})).get("encoder.model") == "m"
+    assert with_default_model(draft(tmp_path, encoder={"model": "m"})).get("encoder.model") == "m"
     with pytest.raises(ConfigError, match=r"encoder\.model: is required"):
-        default_model(JobSource((Layer("job", {"encoder": {}}),)))
+        with_default_model(JobSource((Layer("job", {"encoder": {}}),)))
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> No
 )
 def test_a_malformed_method_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        resolve(draft(tmp_path, encoder={"model": "m"}, method={**METHOD, **change}), {})
+        layer_recipes(draft(tmp_path, encoder={"model": "m"}, method={**METHOD, **change}), {})
 
 
 def test_a_method_may_leave_its_instruction_to_the_job(tmp_path: Path) -> None:
     method = {**METHOD, "encoder": {"templates": ["{instruction} {text}"]}, "roles": None}
     encoder = {"model": "m", "instruction": "Find"}
-    found = resolve(draft(tmp_path, encoder=encoder, method=method), {})
+    found = layer_recipes(draft(tmp_path, encoder=encoder, method=method), {})
     assert found.recipes["query"].instruction == "Find"
 
 
@@ -164,7 +164,7 @@ def test_special_tokens_of_a_role_are_laid_over_the_methods_own_key_by_key(tmp_p
         "encoder": {"special_tokens": {"add": ["<x>"]}},
         "roles": {"query": {"special_tokens": {"add": ["<y>"]}}},
     }
-    found = resolve(draft(tmp_path, encoder={"model": "m"}, method=method), folder).recipes
+    found = layer_recipes(draft(tmp_path, encoder={"model": "m"}, method=method), folder).recipes
     assert found["query"].special_tokens.model_dump() == {
         **specials,
         "bos": "none",
@@ -200,7 +200,7 @@ def test_what_no_template_reads_is_refused(
     tmp_path: Path, encoder: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"^encoder\.{key}: is set, but no template"):
-        resolve(draft(tmp_path, encoder={"model": "m", **encoder}), {})
+        layer_recipes(draft(tmp_path, encoder={"model": "m", **encoder}), {})
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_no_template_reads_is_refused(
     ],
 )
 def test_what_a_template_reads_is_taken(tmp_path: Path, encoder: dict[str, Any]) -> None:
-    found = resolve(draft(tmp_path, encoder={"model": "m", **encoder}), {}).job.encoder
+    found = layer_recipes(draft(tmp_path, encoder={"model": "m", **encoder}), {}).recipe
     assert all(getattr(found, key) for key in encoder)
 
 
@@ -232,21 +232,21 @@ def test_what_a_template_of_another_role_reads_is_taken(tmp_path: Path) -> None:
     roles = {"query": {"templates": ["{instruction} {text}"], "instruction": "theirs"}}
     encoder = {"model": "m", "instruction": "Find"}
     written = draft(tmp_path, encoder=encoder, method={**METHOD, "roles": roles})
-    assert resolve(written, {}).recipes["query"].instruction == "Find"
+    assert layer_recipes(written, {}).recipes["query"].instruction == "Find"
 
 
 def test_a_weight_that_the_aggregation_does_not_read_is_refused(tmp_path: Path) -> None:
     templates = [{"template": "{text}", "weight": 2.0}, "x {text}"]
     weighted = {"model": "m", "templates": templates, "aggregation": "weighted"}
-    assert resolve(draft(tmp_path, encoder=weighted), {}).job.encoder.templates[1] == "x {text}"
+    assert layer_recipes(draft(tmp_path, encoder=weighted), {}).recipe.templates[1] == "x {text}"
     with pytest.raises(ConfigError, match=r"encoder\.aggregation: got max, but .* weight: 2\.0"):
-        resolve(draft(tmp_path, encoder={**weighted, "aggregation": "max"}), {})
+        layer_recipes(draft(tmp_path, encoder={**weighted, "aggregation": "max"}), {})
 
 
 def test_a_method_without_published_weights_asks_for_a_model() -> None:
     layer = Layer("job", {"encoder": {"method": "autoregembed"}})
     with pytest.raises(ConfigError, match=r"encoder\.model: .* no weights were published"):
-        default_model(JobSource((layer,)))
+        with_default_model(JobSource((layer,)))
     assert read_method("autoregembed").model is None
 
 

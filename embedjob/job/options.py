@@ -1,0 +1,36 @@
+"""How one run is started, and where it speaks: what the job file does not say."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from embedjob.job.planning import JobPlan
+from embedjob.job.result import Tally
+
+Say = Callable[[str], None]
+Shown = Callable[[JobPlan], AbstractContextManager[Callable[[Tally], None]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `run`: `address` is a Ray cluster, None where a local Ray is started."""
+
+    address: str | None = None
+    takeover: bool = False
+    new_fingerprint: bool = False
+    publish_partial: bool = False
+    repair: bool = False
+    retry_quarantined: bool = False
+
+    @property
+    def redoes(self) -> bool:
+        """Whether committed chunks may be done again."""
+        return self.repair or self.retry_quarantined
+
+
+@dataclass(frozen=True)
+class Console:
+    """How a run speaks: a line now and then, and the progress while it embeds."""
+
+    say: Say
+    shown: Shown

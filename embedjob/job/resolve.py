@@ -1,0 +1,265 @@
+"""Resolution: from a job as written to its recipes, the digests of its model and the fingerprint.
+
+The one door for `run`, `plan`, `preview`, `methods --resolved` and `Encoder`. `resolve` reads the
+config and the small files of the model's folder; `identify` looks at the weights. Neither needs
+torch or Ray, and neither writes to the output.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from embedjob.config.job import Job
+from embedjob.config.job_file import (
+    JobSource,
+    Layer,
+    job_source,
+    merge,
+    read_job,
+    recipe_from,
+    validate,
+    validate_encoder,
+    validate_partial,
+)
+from embedjob.config.recipe import HubModel, Recipe, Role
+from embedjob.errors import ConfigError
+from embedjob.methods.catalogue import MethodFile, over_each_other, read_method
+from embedjob.methods.unused import require_slots_for, require_weights_read
+from embedjob.models.architecture import (
+    HeadWidths,
+    ModelInfo,
+    check_model,
+    check_quantizer,
+    config_of,
+    head_widths,
+    model_info,
+)
+from embedjob.models.checkpoint import BASE
+from embedjob.models.components import components_of
+from embedjob.models.digests import model_digests
+from embedjob.models.sentence_transformers import folder_layer, vector_width
+from embedjob.models.source import ModelSource, materialize, source_of
+from embedjob.models.tokenizer import load_tokenizer
+from embedjob.output.fingerprint import fingerprint
+from embedjob.storage import objects
+from embedjob.vectors.finishing import width
+
+ROLES: tuple[Role, ...] = get_args(Role)
+AnyJob = str | Path | Mapping[str, Any] | JobSource
+
+
+@dataclass(frozen=True)
+class ResolvedRecipes:
+    """The recipe under every role, the job's own role, and who set each key."""
+
+    role: Role
+    recipes: Mapping[Role, Recipe]
+    origins: Mapping[str, str]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the job's own role."""
+        return self.recipes[self.role]
+
+
+@dataclass(frozen=True)
+class ResolvedJob:
+    """A job with every key set, its recipe under every role, and who set each key.
+
+    `folder` is the local copy of the model's config and tokenizer.
+    """
+
+    config: Job
+    recipes: Mapping[Role, Recipe]
+    origins: Mapping[str, str]
+    folder: Path
+
+    @property
+    def out(self) -> str:
+        """The output's URL, the same from every directory."""
+        return objects.absolute(self.config.output.path)
+
+
+@dataclass(frozen=True)
+class IdentifiedJob(ResolvedJob):
+    """A resolved job whose model is known by its content.
+
+    `width` is the width of a finished embedding, `heads` the sizes of the columns beside it, and
+    `digests` the sha256 of every file that affects a vector.
+    """
+
+    model: ModelInfo
+    width: int
+    heads: HeadWidths
+    digests: Mapping[str, str]
+    fingerprint: str
+
+
+def as_source(job: AnyJob, sets: Sequence[str] = ()) -> JobSource:
+    """Return the job source of a job file's path, of a mapping, or of a source as it is.
+
+    `sets` are overrides as `--set` takes them: `key.path=value`.
+    """
+    if isinstance(job, JobSource):
+        return replace(job, layers=(*job.layers, *job_source({}, sets).layers[1:]))
+    return job_source(job, sets) if isinstance(job, Mapping) else read_job(job, sets)
+
+
+def resolve(source: JobSource) -> ResolvedJob:
+    """Resolve a job; precedence: library default < model folder < method < job file < `--set`.
+
+    Raises:
+        ConfigError: a key cannot stand in a job, or fits no other.
+        ModelError: there is no such model.
+    """
+    validate_partial(source)
+    source = with_default_model(source)
+    folder = materialize(_model_source(source), tokenizer_only=True)
+    found = layer_recipes(source, folder_layer(folder))
+    return ResolvedJob(config_around(found, source), found.recipes, found.origins, folder)
+
+
+def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedRecipes:
+    """Resolve an `encoder` section alone: it needs neither an input nor an output.
+
+    Args:
+        section: the keys of `encoder` in a job file.
+        on_gpu: whether `dtype: auto` is bfloat16 (else float32).
+    """
+    source = job_source({"encoder": dict(section), "pool": {"gpus_per_actor": int(on_gpu)}})
+    validate_encoder(source)
+    source = with_default_model(source)
+    folder = materialize(_model_source(source), tokenizer_only=True)
+    return layer_recipes(source, folder_layer(folder))
+
+
+def identify(job: ResolvedJob) -> IdentifiedJob:
+    """Add the model's size, the digests of its files and the fingerprint; check that they fit.
+
+    Raises:
+        ConfigError: a key needs what is not installed, or a width that the vectors do not have.
+        ModelError: the model has no weights, or cannot do what the recipe asks.
+    """
+    recipe = job.config.encoder
+    info = model_info(source_of(recipe))
+    parts = components_of(recipe).pinned()
+    job = _located(job, parts.keys())
+    recipe = job.config.encoder
+    check_model(recipe, info)
+    check_quantizer(recipe)
+    wide = vector_width(recipe, info.hidden_size, job.folder)
+    heads = head_widths(recipe, config_of(job.folder))
+    # Refuses templates without a slot, or without room for a token of text.
+    load_tokenizer(recipe)
+    digests = model_digests(parts)
+    return IdentifiedJob(
+        **vars(job),
+        model=info,
+        width=width(wide + heads.joined, views=recipe.views, recipe=recipe),
+        heads=heads,
+        digests=digests,
+        fingerprint=fingerprint(recipe, digests),
+    )
+
+
+def layer_recipes(source: JobSource, folder: Mapping[str, Any]) -> ResolvedRecipes:
+    """Lay the keys of a job over those of its method and of the model's folder, for every role.
+
+    Args:
+        source: the job file and its overrides.
+        folder: {"encoder": keys, "roles": {role: keys}} as the model's own folder gives them.
+    """
+    name = source.get("encoder.method")
+    method = read_method(name) if name else None
+    if method:
+        _require_own_adapters(method, source)
+    below = [_by_role("model folder", folder.get("encoder", {}), folder.get("roles", {}))]
+    if method:
+        below.append(_by_role(f"method {name}", method.encoder, method.roles or {}))
+    role: Role = source.get("encoder.role") or "document"
+    document, origins = merge([*(layers[role] for layers in below), *source.layers])
+    recipes = {role: recipe_from(_with_dtype(document), origins)}
+    for other in (r for r in ROLES if r != role):
+        merged, _ = merge([*(layers[other] for layers in below), *source.layers])
+        recipes[other] = recipe_from({**_with_dtype(merged), "role": other}, origins)
+    require_slots_for(source, recipes.values())
+    for recipe in recipes.values():
+        require_weights_read(recipe)
+    return ResolvedRecipes(role, recipes, origins)
+
+
+def config_around(found: ResolvedRecipes, source: JobSource) -> Job:
+    """Return the whole config of a job, with its recipe as the `encoder` section."""
+    written, _ = merge(source.layers)
+    document = {**written, "encoder": found.recipe.model_dump(mode="json")}
+    config = validate(Job, document, origins=found.origins)
+    return config.model_copy(update={"encoder": found.recipe})
+
+
+def with_default_model(source: JobSource) -> JobSource:
+    """Return the source, with its method's model if it names none; ConfigError if neither does."""
+    if source.get("encoder.model"):
+        return source
+    name = source.get("encoder.method")
+    if not name:
+        raise ConfigError("encoder.model: is required and was not given; a method would name one")
+    model = read_method(name).model
+    if model is None:
+        raise ConfigError(
+            f"encoder.model: is required, because no weights were published for {name}; give the"
+            " path of a model that was trained for it"
+        )
+    layer = Layer(f"method {name}", {"encoder": {"model": model}})
+    return JobSource((layer, *source.layers))
+
+
+def _model_source(source: JobSource) -> ModelSource:
+    """Where the job's model comes from, before its other keys are resolved."""
+    model = ModelSource(
+        model=source.get("encoder.model"),
+        revision=source.get("encoder.revision"),
+        trust_remote_code=bool(source.get("encoder.trust_remote_code")),
+        allow_pickle=bool(source.get("encoder.allow_pickle")),
+    )
+    base = source.get("encoder.base")
+    named = HubModel(**base) if isinstance(base, dict) else base
+    return replace(model, base=model.derive(named, BASE)) if named else model
+
+
+def _located(job: ResolvedJob, place: Mapping[str, Any]) -> ResolvedJob:
+    """The same job with its model named so that every node and every day finds the same."""
+    recipes = {role: recipe.model_copy(update=place) for role, recipe in job.recipes.items()}
+    config = job.config.model_copy(update={"encoder": recipes[job.config.encoder.role]})
+    return replace(job, config=config, recipes=recipes)
+
+
+def _require_own_adapters(method: MethodFile, source: JobSource) -> None:
+    """Models of one size look alike: an adapter of another would be merged, and spoil it."""
+    adapters = method.encoder.get("adapters")
+    if not adapters or source.get("encoder.adapters") is not None:
+        return
+    if (model := source.get("encoder.model")) not in (None, method.model):
+        raise ConfigError(
+            f"encoder.adapters: is required with encoder.model: {model}, because the method's own"
+            f" ({', '.join(map(str, adapters))}) belong to {method.model}; give those of your"
+            " model, or [] if they are merged already"
+        )
+
+
+def _with_dtype(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The `encoder` keys with `dtype: auto` settled: it decides vectors, so it is hashed."""
+    encoder, pool = dict(document["encoder"]), document.get("pool") or {}
+    if encoder.get("dtype", "auto") == "auto":
+        on_gpu = pool.get("gpus_per_actor", 1) if isinstance(pool, Mapping) else 1
+        encoder["dtype"] = "bfloat16" if on_gpu else "float32"
+    return encoder
+
+
+def _by_role(
+    origin: str, encoder: Mapping[str, Any], roles: Mapping[Any, Mapping[str, Any]]
+) -> dict[Role, Layer]:
+    return {
+        role: Layer(origin, over_each_other(encoder, roles.get(role, {}), origin=origin))
+        for role in ROLES
+    }

@@ -1,0 +1,113 @@
+"""A run's session on Ray: connected, checked, sized, and supervised until its stages end."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from ray.exceptions import RayError
+
+from embedjob.config.job import Job
+from embedjob.errors import EmbedjobError
+from embedjob.input.reading import read_chunk
+from embedjob.job.options import Console, Options
+from embedjob.job.output import calibration_sample, claim_of
+from embedjob.job.planning import JobPlan
+from embedjob.job.result import StagesEnd
+from embedjob.output.cleanup import delete_chunks
+from embedjob.output.lease import Lease, takeover_of
+from embedjob.stages.calibrating import Calibrate
+from embedjob.stages.claiming import ClaimAndCheck
+from embedjob.stages.cluster import connected, preflight, size_pool, threads_per_actor
+from embedjob.stages.encode import PoolSize
+from embedjob.stages.engine import Engine, recipe_engine
+from embedjob.stages.execution import Watch, cluster_lost, supervise
+from embedjob.stages.ledger import new_ledger, outcomes_of
+
+ANSWER_SECONDS = 60.0
+EngineOf = Callable[[Job, int], Engine]
+
+
+class Flow(Protocol):
+    """The stages of a run, from READ to WRITE."""
+
+    def __call__(
+        self, plan: JobPlan, engine: Engine, *, pool: PoolSize, claim: ClaimAndCheck, ledger: Any
+    ) -> None:
+        """Read, tokenize, encode and write every chunk that is left."""
+        ...
+
+
+def run_stages(
+    plan: JobPlan,
+    flow: Flow,
+    *,
+    options: Options,
+    console: Console,
+    lease: Lease,
+    engine_of: EngineOf = recipe_engine,
+) -> StagesEnd:
+    """Run the stages over every chunk that is left; no Ray is started where none is.
+
+    Args:
+        plan: the chunks; those to be made again are deleted once all means for it are there.
+        flow: the stages.
+        options: where Ray is, and whether a further recipe may be claimed.
+        console: where to speak.
+        lease: ends the run once another run takes it over.
+        engine_of: gives the engine for a config and a number of torch threads.
+
+    Returns:
+        The outcome of each chunk, and the error that stopped the stages early, if one did.
+    """
+    clear = partial(delete_chunks, plan.job.out, plan.job.fingerprint, plan.redo)
+    if not plan.left:
+        clear()
+        return StagesEnd()
+    config = plan.job.config
+    try:
+        with connected(options.address):
+            shard = plan.left[0].shard.url
+            preflight(engine_of(config, 1), shard=shard, out=plan.job.out)
+            pool = size_pool(
+                config.pool,
+                chunks=len(plan.left),
+                wait=config.run.resource_wait_seconds,
+                say=console.say,
+            )
+            engine = engine_of(config, threads_per_actor(pool))
+            claim = _claim(plan, options)
+            clear()
+            ledger = new_ledger()
+            work = partial(flow, plan, engine, pool=pool, claim=claim, ledger=ledger)
+            return _supervised(plan, work, ledger, console, lease)
+    except EmbedjobError as error:
+        return StagesEnd(error=error)
+
+
+def _claim(plan: JobPlan, options: Options) -> ClaimAndCheck:
+    """What each encoder does before its first chunk, as a value that travels to the actors."""
+    config, sample = plan.job.config, calibration_sample(plan)
+    rows_of = partial(read_chunk, job_input=config.input)
+    return ClaimAndCheck(
+        out=plan.job.out,
+        claim=claim_of(plan),
+        dtype=config.encoder.dtype,
+        new_fingerprint=options.new_fingerprint,
+        calibrate=None if sample is None else Calibrate(sample, rows_of),
+    )
+
+
+def _supervised(
+    plan: JobPlan, work: Callable[[], None], ledger: Any, console: Console, lease: Lease
+) -> StagesEnd:
+    error: EmbedjobError | None = None
+    try:
+        with console.shown(plan) as show:
+            watch = Watch(show, lambda: takeover_of(lease), plan.job.config.run.stall_seconds)
+            supervise(work, ledger, watch)
+    except EmbedjobError as stopped:
+        error = stopped
+    try:
+        return StagesEnd(tuple(outcomes_of(ledger, timeout=ANSWER_SECONDS)), error)
+    except RayError as lost:
+        return StagesEnd(None, error or cluster_lost(lost))
