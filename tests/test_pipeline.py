@@ -15,7 +15,9 @@ import ray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+import embedjob
 from embedjob.encoder.encoder import Encoder
+from embedjob.errors import OutputError
 from embedjob.job.options import Options
 from embedjob.output.claim import read_claims
 from embedjob.output.snapshot import newest, open_snapshot, read_snapshot
@@ -122,6 +124,10 @@ class TestOneRun:
         assert summary["deduplicated"] == 1
         assert summary["snapshot"] == str(corpus.out / "snapshots" / "00000001.json")
         assert sum(summary["time_share"].values()) == pytest.approx(1, abs=0.01)
+
+    def test_its_summary_is_kept_beside_its_snapshot(self, corpus: Corpus) -> None:
+        kept = json.loads((corpus.out / "runs" / "00000001.json").read_text())
+        assert kept == corpus.ran.summary
 
     def test_every_row_is_there_once_in_order_with_what_it_carries(self, corpus: Corpus) -> None:
         rows = published(corpus.out).drop_columns(["embedding", "truncated"]).to_pylist()
@@ -322,11 +328,33 @@ class TestOtherRecipes:
         assert document["probes"]["texts"][1] in ran.err
         assert "Traceback" not in ran.err
         assert written(out) == before
+        # It held the lease, so that its summary says that nothing was written.
+        kept = json.loads((out / "runs" / "00000002.json").read_text())
+        assert (kept["chunks_written"], kept["snapshot"]) == (0, None)
         assert newest(str(out)).epoch == 1
 
 
 def _one_shard(corpus: Corpus) -> str:
     return str(corpus.folder / "in" / "c.parquet")
+
+
+class TestAsALibrary:
+    def test_a_job_is_a_mapping_planned_and_run(
+        self, corpus: Corpus, cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        document = corpus.to(tmp_path / "out", input={"path": _one_shard(corpus)})
+        planned = embedjob.plan(document, sets=["run.limit=20"])
+        assert (len(planned.left), planned.rows) == (1, 20)
+        capfd.readouterr()
+        result = embedjob.run(document, sets=["run.limit=20"], address=cluster.address)
+        assert capfd.readouterr().err == ""
+        assert result.faults == ()
+        assert result.summary.rows == embedjob.open_snapshot(result.out).count_rows() == 20
+        assert result.summary.fingerprint == planned.job.fingerprint
+        again = embedjob.plan(running.job_file(document, tmp_path), sets=["run.limit=20"])
+        assert (again.left, again.done) == ((), tuple(chunk.name for chunk in again.chunks))
+        with pytest.raises(OutputError, match=r"begun with 10, got 5"):
+            embedjob.run(document, sets=["run.limit=20", "output.chunk_rows=5"])
 
 
 @pytest.mark.slow
@@ -386,6 +414,7 @@ class TestBadRows:
         assert "2 of 50 rows are quarantined, allowed is 3.00%" in ran.err
         assert "nothing was published" in ran.err
         assert (ran.summary["chunks_written"], ran.summary["snapshot"]) == (5, None)
+        assert json.loads((out / "runs" / "00000001.json").read_text()) == ran.summary
         assert newest(str(out)) is None
         problems = running.command("verify", str(out), "--json").summary["problems"]
         assert any("no snapshot is published" in problem for problem in problems)

@@ -127,7 +127,8 @@ def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedReci
         section: the keys of `encoder` in a job file.
         on_gpu: whether `dtype: auto` is bfloat16 (else float32).
     """
-    source = job_source({"encoder": dict(section), "pool": {"gpus_per_actor": int(on_gpu)}})
+    pool = {"gpus_per_actor": int(on_gpu)}
+    source = job_source({"encoder": dict(section), "pool": pool}, origin="the given keys")
     validate_encoder(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
