@@ -13,6 +13,7 @@ from embedjob.job.output import calibration_notes
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import Outcome, Result, RunFacts, StagesEnd, Summary, summarize
 from embedjob.output.chunk_file import Committed, read_all_committed
+from embedjob.output.file_names import data_directory
 from embedjob.output.lease import Lease
 from embedjob.output.snapshot import Snapshot, SnapshotFile, newest, publish
 from embedjob.storage.objects import Stored, create, join, list_files

@@ -13,6 +13,7 @@ from ray.data.datasource import Datasink
 
 from embedjob.job.result import Outcome
 from embedjob.output.chunk_file import Committed
+from embedjob.output.committing import commit
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
 from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.stages.calibrating import with_quantization
