@@ -16,9 +16,10 @@ from embedjob.config.interventions import Contrast, Prepend
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.batching.padding import Indices, MicroBatch, Side, assemble
+from embedjob.encoder.batching.padding import MicroBatch, Side, assemble
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import ModelError
+from embedjob.text.arrays import Ints
 from embedjob.text.views import TokenViews
 
 # Where in a block the heads of its attention are brought together, by architecture.
@@ -52,7 +53,7 @@ class InterventionHooks:
 
     @contextmanager
     def over(
-        self, views: TokenViews, chosen: Indices, batch: MicroBatch, *, skip: int = 0
+        self, views: TokenViews, chosen: Ints, batch: MicroBatch, *, skip: int = 0
     ) -> Iterator[None]:
         """Within it the chosen views' micro-batch, without its first `skip` tokens, is steered.
 
@@ -69,7 +70,7 @@ class InterventionHooks:
                 self._put_slots(hooks, batch, slots, self._prepend)
             yield
 
-    def _put_slots(self, hooks: ExitStack, batch: MicroBatch, slots: Indices, how: Prepend) -> None:
+    def _put_slots(self, hooks: ExitStack, batch: MicroBatch, slots: Ints, how: Prepend) -> None:
         """Gives the slots their embedding, and before each block the state of the last token."""
         each_V, last_V = _last(batch.mask_VT)
         slot_V = last_V + 1 - batch.mask_VT.sum(dim=1) + torch.from_numpy(slots)
@@ -103,7 +104,7 @@ class InterventionHooks:
 
         hooks.callback(self._projection.register_forward_pre_hook(contrast).remove)
 
-    def _contrasted(self, views: TokenViews, texts: Indices, *, share: bool) -> Tensor:
+    def _contrasted(self, views: TokenViews, texts: Ints, *, share: bool) -> Tensor:
         """What the last token's heads bring together under the auxiliary template [V, D].
 
         Whole where the views themselves are: what is shared was not computed in float32.
@@ -111,7 +112,7 @@ class InterventionHooks:
         shared = views.prefixes[0]
         longest = int(views.lengths[texts].max())
         share = share and bool((views.prefix[texts] == 0).all())
-        share = share and self._prefixes.serve(len(shared), longest)
+        share = share and self._prefixes.serves(len(shared), longest)
         batch = assemble(views, texts, side=self._side, whole=not share)
         lasts_on = at(_last(batch.mask_VT))
         found: list[Tensor] = []

@@ -158,7 +158,7 @@ def test_positions_that_depend_on_the_length_are_not_shared(kind: str) -> None:
     rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
     rope |= {"short_factor": half, "long_factor": half} if kind == "longrope" else {}
     model = LlamaModel(LlamaConfig(**tiny.GROUPED, rope_parameters=rope)).eval()
-    assert not Prefixes(Backbone(model, attention="causal")).serve(9, 20)
+    assert not Prefixes(Backbone(model, attention="causal")).serves(9, 20)
 
 
 def test_a_view_that_is_not_finite_with_others_is_rescued_whole() -> None:

@@ -1,4 +1,4 @@
-"""Attention over one block of queries and keys, with the log-sum-exps by which blocks are joined.
+"""Attention kernels that also give log-sum-exps, by which blocks of keys are merged exactly.
 
 Legend: V views, H heads, Q queries, T keys, E head width.
 """
@@ -12,28 +12,16 @@ FLASH_TYPES = (torch.float16, torch.bfloat16)
 
 
 class Scores(NamedTuple):
-    """How scores are made of queries and keys."""
+    """How attention scores are made of queries and keys."""
 
     scale: float
     softcap: float | None
 
 
-def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What attention over two blocks of keys gives, from what it gives over each: exactly that.
-
-    Of both the outputs [..., E] and the log-sum-exps of their scores [...].
-    """
-    (out, weight), (there, its_weight) = one, other
-    weight, its_weight = weight.float(), its_weight.float()
-    share = torch.sigmoid(its_weight - weight).unsqueeze(-1)
-    both = torch.lerp(out.float(), there.float(), share).to(out.dtype)
-    return both, torch.logaddexp(weight, its_weight)
-
-
 def attend(
     query: Tensor, key: Tensor, value: Tensor, scores: Scores, *, causal: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The attention's output [V, H, Q, E], and the log-sum-exp of its scores [V, H, Q]."""
+    """Return the attention's output [V, H, Q, E] and the log-sum-exp of its scores [V, H, Q]."""
     scale, softcap = scores
     plain = softcap is None and key.shape[-1] == value.shape[-1]
     if plain and query.device.type == "cpu":
@@ -46,12 +34,28 @@ def attend(
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         out, weight = flash(query, key, value, 0.0, causal, False, scale=scale)[:2]
         return out, weight
-    made = (query @ key.transpose(-1, -2)).float() * scale
+    scored = (query @ key.transpose(-1, -2)).float() * scale
     if softcap is not None:
-        made = torch.tanh(made / softcap) * softcap
+        scored = torch.tanh(scored / softcap) * softcap
     if bias is not None:
-        made = made + bias
+        scored = scored + bias
     if causal:
-        ahead = torch.ones(made.shape[-2:], dtype=torch.bool, device=made.device).triu(1)
-        made = made.masked_fill(ahead, -torch.inf)
-    return torch.softmax(made, dim=-1).to(value.dtype) @ value, torch.logsumexp(made, dim=-1)
+        ahead = torch.ones(scored.shape[-2:], dtype=torch.bool, device=scored.device).triu(1)
+        scored = scored.masked_fill(ahead, -torch.inf)
+    out = torch.softmax(scored, dim=-1).to(value.dtype) @ value
+    return out, torch.logsumexp(scored, dim=-1)
+
+
+def merge_attention(
+    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Merge attention over two blocks of keys into attention over both; the result is exact.
+
+    Each argument is an output [..., E] with the log-sum-exps of its scores [...], and so is the
+    result (the merge step of FlashAttention and of cascade attention).
+    """
+    (first_out, first_weight), (second_out, second_weight) = first, second
+    first_weight, second_weight = first_weight.float(), second_weight.float()
+    share = torch.sigmoid(second_weight - first_weight).unsqueeze(-1)
+    out = torch.lerp(first_out.float(), second_out.float(), share).to(first_out.dtype)
+    return out, torch.logaddexp(first_weight, second_weight)

@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedjob.encoder.batching.forward import Loaded, TreeForward, ViewForward, worthwhile
-from embedjob.encoder.batching.padding import Indices, distinct
+from embedjob.encoder.batching.padding import distinct
 from embedjob.encoder.batching.scheduler import (
     Callbacks,
     Forward,
     ForwardResult,
     run_microbatches,
 )
-from embedjob.text.arrays import gather, offsets_of
+from embedjob.text.arrays import Ints, gather, offsets_of
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Vectors
 from embedjob.vectors.sparse import Row
 
 
-def vector_offsets(views: TokenViews, firsts: Indices) -> Indices:
+def vector_offsets(views: TokenViews, firsts: Ints) -> Ints:
     """Where the vectors of each of these views begin among those of all, and the end [F + 1].
 
     A view has one, or one of each of its parts.
@@ -32,7 +32,7 @@ def vector_offsets(views: TokenViews, firsts: Indices) -> Indices:
     return offsets_of(np.diff(views.parts.offsets)[firsts])
 
 
-def vectors_of(views: TokenViews, which: Indices, offsets: Indices) -> Indices:
+def vectors_of(views: TokenViews, which: Ints, offsets: Ints) -> Ints:
     """The vectors of every unit [U, V], of which view i is different view number which[i].
 
     Of views in parts, the vector of every part [P, 1].
@@ -42,7 +42,7 @@ def vectors_of(views: TokenViews, which: Indices, offsets: Indices) -> Indices:
     return gather(offsets, which)[0][:, None]
 
 
-def alike(offsets: Indices, chosen: Indices) -> list[Indices]:
+def alike(offsets: Ints, chosen: Ints) -> list[Ints]:
     """The chosen ones of different views in runs of as many vectors each, most first."""
     counts = np.diff(offsets)[chosen]
     return [chosen[counts == count] for count in np.unique(counts)[::-1]]
@@ -70,13 +70,13 @@ class EncodeResult:
     """
 
     vectors_VD: Vectors
-    which_RV: Indices
+    which_RV: Ints
     budget: int
     failed: Failures = field(default_factory=dict)
     stats: dict[str, float] = field(default_factory=dict)
     rows: dict[int, Row] = field(default_factory=dict)
 
-    def take(self, passage: ForwardResult, units: Indices) -> None:
+    def take(self, passage: ForwardResult, units: Ints) -> None:
         """Adds what came of units [N, V], each some of the vectors."""
         self.vectors_VD[units] = passage.vectors_VD.reshape(*units.shape, -1)
         for unit, reason in passage.failed.items():
@@ -107,7 +107,7 @@ def encode_distinct(
     lengths = views.lengths[firsts]
     progress = _Progress(np.bincount(which, minlength=len(firsts)), lengths, views.texts)
     singles = [(ViewForward(views, firsts[some], loaded), some) for some in alike(offsets, alone)]
-    ways: list[tuple[Forward, Indices]] = [
+    ways: list[tuple[Forward, Ints]] = [
         (TreeForward(views, texts, loaded), which_RV[texts]),
         *((single, some[:, None]) for single, some in singles),
     ]
@@ -127,7 +127,7 @@ def encode_distinct(
     return passed
 
 
-def _unlike(which_RV: Indices, texts: Indices) -> Indices:
+def _unlike(which_RV: Ints, texts: Ints) -> Ints:
     """Of these texts, one of each kind."""
     return texts[np.unique(which_RV[texts], axis=0, return_index=True)[1]]
 
@@ -136,18 +136,16 @@ def _unlike(which_RV: Indices, texts: Indices) -> Indices:
 class _Progress:
     """Texts and tokens done so far; a view that stands for several equal ones counts so."""
 
-    counts: Indices
-    lengths: Indices
+    counts: Ints
+    lengths: Ints
     texts: int
     views: int = 0
     tokens: int = 0
 
-    def of(
-        self, units: Indices, on_progress: Callable[[int, int], None]
-    ) -> Callable[[Indices], None]:
+    def of(self, units: Ints, on_progress: Callable[[int, int], None]) -> Callable[[Ints], None]:
         """What tells the progress when units of views have passed."""
 
-        def on_units(passed: Indices) -> None:
+        def on_units(passed: Ints) -> None:
             views = units[passed]
             self.views += int(self.counts[views].sum())
             self.tokens += int((self.counts * self.lengths)[views].sum())

@@ -18,20 +18,19 @@ from torch import Tensor
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.packing import Packing
 from embedjob.encoder.attention.shared_prefix import FEWEST_TOKENS, Prefixes
+from embedjob.encoder.attention.tree import build_tree_batch
 from embedjob.encoder.batching.padding import (
-    Indices,
     MicroBatch,
     Side,
     assemble,
     bearable_padding,
-    build_tree_batch,
 )
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.decoding import decode
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.encoder.outputs.sparse_lm import finite
-from embedjob.text.arrays import Ids
+from embedjob.text.arrays import Ids, Ints
 from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row
 
@@ -54,7 +53,7 @@ class ViewForward:
     whose entries are not finite is given no finite vector, so that it is tried again likewise.
     """
 
-    def __init__(self, views: TokenViews, chosen: Indices, loaded: Loaded) -> None:
+    def __init__(self, views: TokenViews, chosen: Ints, loaded: Loaded) -> None:
         """Runs nothing yet; the chosen views are in as many parts each."""
         self._views = views
         self._chosen = chosen
@@ -69,7 +68,7 @@ class ViewForward:
         return self._readout.width * len(self._views.spans(int(self._chosen[0])))
 
     @cached_property
-    def groups(self) -> Indices:
+    def groups(self) -> Ints:
         """Per view, the prefix that it shares with others of its group, or -1 if it goes whole."""
         ids = [prefix.tobytes() for prefix in self._views.prefixes]
         # Templates may begin alike: then their views are of one group.
@@ -79,30 +78,30 @@ class ViewForward:
         lengths = self._views.lengths[self._chosen]
         for which in np.unique(prefix[prefix >= 0]):
             longest = int(lengths[prefix == which].max())
-            if self._side == "left" or not self._prefixes.serve(
+            if self._side == "left" or not self._prefixes.serves(
                 len(self._views.prefixes[which]), longest
             ):
                 prefix[prefix == which] = -1
         return prefix
 
     @cached_property
-    def saved(self) -> Indices:
+    def saved(self) -> Ints:
         """Tokens of each view that it needs not run, because its group did."""
         return np.where(self.groups >= 0, self._views.prefix_lengths[self._chosen], 0)
 
     @cached_property
-    def lengths(self) -> Indices:
+    def lengths(self) -> Ints:
         """Tokens that each view runs itself."""
         return self._views.lengths[self._chosen] - self.saved
 
     @cached_property
-    def pairs(self) -> Indices:
+    def pairs(self) -> Ints:
         """How often one token of each view looks at another one."""
         full, saved = self.lengths + self.saved, self.saved
-        causal: Indices = (full * (full + 1) - saved * (saved + 1)) // 2
+        causal: Ints = (full * (full + 1) - saved * (saved + 1)) // 2
         return full**2 if self._recipe.attention == "bidirectional" else causal
 
-    def padded(self, which: Indices) -> int:
+    def padded(self, which: Ints) -> int:
         """Tokens that these views run together, padding among them."""
         lengths = self.lengths[which]
         return int(lengths.sum() if self._packed(which) else lengths.max() * len(which))
@@ -114,7 +113,7 @@ class ViewForward:
         packed = len(everything) > 0 and self._packed(everything)
         return None if packed else bearable_padding(self._backbone.device)
 
-    def __call__(self, which: Indices) -> Tensor:
+    def __call__(self, which: Ints) -> Tensor:
         """The vectors [V, D] of these views, all of one group, or [V, P x D] of their P parts."""
         group = int(self.groups[which[0]])
         if group < 0 and not self._packed(which):
@@ -124,7 +123,7 @@ class ViewForward:
         hidden_VTD = self._states(which, batch, prefix)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
 
-    def _states(self, which: Indices, batch: MicroBatch, prefix: Ids | None) -> Tensor:
+    def _states(self, which: Ints, batch: MicroBatch, prefix: Ids | None) -> Tensor:
         """The hidden states of what comes after a prefix, in one row or padded."""
         layer = self._recipe.layer
         if self._packed(which):
@@ -141,7 +140,7 @@ class ViewForward:
         with self._backbone.float32():
             return self._whole(np.array([view]))
 
-    def _packed(self, which: Indices) -> bool:
+    def _packed(self, which: Ints) -> bool:
         """Whether these views go through the model in one row."""
         # What is said goes on from padded rows, and routers and interventions look into them.
         if self._recipe.decode or self._readout.router_width or self._recipe.interventions:
@@ -149,7 +148,7 @@ class ViewForward:
         longest = int((self.lengths[which] + self.saved[which]).max())
         return self._packing.serves(longest, shared=bool(self.groups[which[0]] >= 0))
 
-    def _whole(self, which: Indices) -> Tensor:
+    def _whole(self, which: Ints) -> Tensor:
         batch = assemble(self._views, self._chosen[which], side=self._side)
         if self._recipe.decode is not None:
             return self._decoded(which, batch)
@@ -158,7 +157,7 @@ class ViewForward:
             hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
 
-    def _decoded(self, which: Indices, batch: MicroBatch) -> Tensor:
+    def _decoded(self, which: Ints, batch: MicroBatch) -> Tensor:
         """The vectors of these views, read off what is said after them."""
         asked, head, stops = self._recipe.decode, self._backbone.head, self._views.stops
         assert asked is not None
@@ -166,7 +165,7 @@ class ViewForward:
         assert stops is not None
         # Padding stands between a prompt and its words: harmless where attention asks for positions
         # alone and reaches back for ever, else each view goes by itself.
-        if len(which) > 1 and not self._prefixes.serve(
+        if len(which) > 1 and not self._prefixes.serves(
             FEWEST_TOKENS, batch.ids_VT.shape[1] + asked.max_tokens
         ):
             return torch.cat([self._whole(which[[row]]) for row in range(len(which))])
@@ -180,7 +179,7 @@ class ViewForward:
         return self._read(which, said.states_VSD, (said.counts_VS,), batch.ids_VT)
 
     def _read(
-        self, which: Indices, hidden_VTD: Tensor, spans: Sequence[Tensor], ids_VT: Tensor
+        self, which: Ints, hidden_VTD: Tensor, spans: Sequence[Tensor], ids_VT: Tensor
     ) -> Tensor:
         """The vectors of one part of the views after the other, and the entries beside them."""
         vectors_VD = torch.cat(
@@ -206,7 +205,7 @@ _WORTH = 0.9
 class TreeForward:
     """The way of whole texts to the vectors of their views: one after the other, V x D wide."""
 
-    def __init__(self, views: TokenViews, texts: Indices, loaded: Loaded) -> None:
+    def __init__(self, views: TokenViews, texts: Ints, loaded: Loaded) -> None:
         """Runs nothing yet."""
         self._views = views
         self._texts = texts
@@ -220,14 +219,14 @@ class TreeForward:
         return self._views.views_per_text * self._whole.width
 
     @cached_property
-    def groups(self) -> Indices:
+    def groups(self) -> Ints:
         """Per text, the prefix that is run once for its group, or -1 if the text runs it itself."""
         prefix = self._views.prefix[self._texts * self._views.views_per_text].astype(np.int64)
         long = np.array([*(len(p) >= FEWEST_TOKENS for p in self._views.prefixes), False])
         return np.where(long[prefix], prefix, -1)
 
     @cached_property
-    def lengths(self) -> Indices:
+    def lengths(self) -> Ints:
         """Tokens that each text runs itself, with all its tails."""
         return tree_lengths(self._views)[self._texts] - np.where(
             self.groups >= 0,
@@ -236,17 +235,17 @@ class TreeForward:
         )
 
     @cached_property
-    def pairs(self) -> Indices:
+    def pairs(self) -> Ints:
         """How often one token of each text looks at another one."""
         views, per_text = self._views, self._views.views_per_text
         full = views.lengths.reshape(-1, per_text)[self._texts]
         prefix = views.prefix_lengths[::per_text][self._texts]
         trunk, saved = prefix + views.common[self._texts], np.where(self.groups >= 0, prefix, 0)
         tails = (full * (full + 1)).sum(axis=1) - per_text * trunk * (trunk + 1)
-        once: Indices = (tails + trunk * (trunk + 1) - saved * (saved + 1)) // 2
+        once: Ints = (tails + trunk * (trunk + 1) - saved * (saved + 1)) // 2
         return once
 
-    def padded(self, which: Indices) -> int:
+    def padded(self, which: Ints) -> int:
         """Tokens that these texts run together, padding among them."""
         lengths = self.lengths[which]
         return int(lengths.sum() if self._packed(which) else lengths.max() * len(which))
@@ -257,7 +256,7 @@ class TreeForward:
         packed = len(self._texts) > 0 and self._packed(np.arange(len(self._texts)))
         return None if packed else bearable_padding(self._prefixes.backbone.device)
 
-    def __call__(self, which: Indices) -> Tensor:
+    def __call__(self, which: Ints) -> Tensor:
         """The vectors [R, V x D] of these texts, all of one group."""
         group = int(self.groups[which[0]])
         tree_batch, span_RVT = build_tree_batch(self._views, self._texts[which], whole=group < 0)
@@ -272,7 +271,7 @@ class TreeForward:
         read = [self._readout(hidden_RTD, span_RT, tree_batch.ids_RT) for span_RT in spans]
         return torch.cat(read, dim=1)
 
-    def _packed(self, which: Indices) -> bool:
+    def _packed(self, which: Ints) -> bool:
         """Whether these texts go through the model in one row."""
         if self._readout.router_width:
             return False
@@ -287,10 +286,10 @@ class TreeForward:
         return torch.cat([self._whole.in_float32(one) for one in each], dim=1)
 
 
-def tree_lengths(views: TokenViews) -> Indices:
+def tree_lengths(views: TokenViews) -> Ints:
     """Tokens of each text [R] when what its views share is there once."""
     own = np.diff(views.offsets).reshape(-1, views.views_per_text).sum(axis=1)
-    total: Indices = own + views.prefix_lengths[:: views.views_per_text]
+    total: Ints = own + views.prefix_lengths[:: views.views_per_text]
     return total
 
 
@@ -301,7 +300,7 @@ def worthwhile(views: TokenViews, loaded: Loaded) -> npt.NDArray[np.bool_]:
     # Interventions know one last token per row, and a tree has one per tail.
     if loaded.side == "left" or loaded.recipe.interventions or not views.common.any():
         return np.zeros(len(lengths_RV), np.bool_)
-    if not loaded.prefixes.serve(FEWEST_TOKENS, int(lengths_RV.max())):
+    if not loaded.prefixes.serves(FEWEST_TOKENS, int(lengths_RV.max())):
         return np.zeros(len(lengths_RV), np.bool_)
     saved = np.where(prefix >= FEWEST_TOKENS, prefix, 0)
     view_by_view = (lengths_RV - saved[:, None]).sum(axis=1)

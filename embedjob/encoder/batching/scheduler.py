@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedjob.encoder.batching.padding import Indices
 from embedjob.encoder.batching.transfers import PendingCopy, copy_to_host
 from embedjob.errors import DeviceLostError, EmbedjobError, InterruptedRunError, in_one_line
+from embedjob.text.arrays import Ints
 from embedjob.text.microbatches import microbatches
 from embedjob.vectors.encoded import Vectors
 
@@ -60,21 +60,21 @@ class Forward(Protocol):
         ...
 
     @property
-    def lengths(self) -> Indices:
+    def lengths(self) -> Ints:
         """Tokens that each view runs."""
         ...
 
     @property
-    def groups(self) -> Indices:
+    def groups(self) -> Ints:
         """Per view a number: only views of one number go through the model together."""
         ...
 
     @property
-    def pairs(self) -> Indices:
+    def pairs(self) -> Ints:
         """How often one token of each view looks at another one."""
         ...
 
-    def padded(self, which: Indices) -> int:
+    def padded(self, which: Ints) -> int:
         """Tokens that these views run together, padding among them."""
         ...
 
@@ -83,7 +83,7 @@ class Forward(Protocol):
         """Tokens of padding that cost less than one more micro-batch; None where none is."""
         ...
 
-    def __call__(self, which: Indices) -> Tensor:
+    def __call__(self, which: Ints) -> Tensor:
         """The vectors [V, D] of these views, which go through the model together."""
         ...
 
@@ -105,7 +105,7 @@ class Callbacks:
     """What the caller wants asked and told between micro-batches."""
 
     stop: Callable[[], bool]
-    on_views: Callable[[Indices], None]
+    on_views: Callable[[Ints], None]
 
 
 @dataclass
@@ -150,8 +150,8 @@ class _InFlight:
     forward: Forward
     passage: ForwardResult
     callbacks: Callbacks
-    left: deque[Indices] = field(default_factory=deque)
-    pending: deque[tuple[Indices, PendingCopy]] = field(default_factory=deque)
+    left: deque[Ints] = field(default_factory=deque)
+    pending: deque[tuple[Ints, PendingCopy]] = field(default_factory=deque)
 
     def submit(self) -> None:
         """Gives the model the next micro-batch; on a CPU, takes its vectors as well."""
@@ -177,7 +177,7 @@ class _InFlight:
             self.passage.copy_seconds += waited
             self._take(which, landing.host.numpy())
 
-    def _halve(self, which: Indices, trouble: ForwardFailure) -> None:
+    def _halve(self, which: Ints, trouble: ForwardFailure) -> None:
         """Puts smaller micro-batches in the place of one that failed, or rescues a single view."""
         if len(which) > 1:
             left = [which, *self.left]
@@ -185,7 +185,7 @@ class _InFlight:
         else:
             self._take(which, _rescued(self.forward, int(which[0]), self.passage, trouble))
 
-    def _take(self, which: Indices, vectors_VD: Vectors) -> None:
+    def _take(self, which: Ints, vectors_VD: Vectors) -> None:
         passage = self.passage
         passage.vectors_VD[which] = vectors_VD
         for row in np.flatnonzero(~np.isfinite(vectors_VD).all(axis=1)):
@@ -212,8 +212,8 @@ def _attempt(what: Callable[[], _Done]) -> _Done | ForwardFailure:
 
 
 def _smaller(
-    trouble: ForwardFailure, left: list[Indices], *, forward: Forward, passage: ForwardResult
-) -> deque[Indices]:
+    trouble: ForwardFailure, left: list[Ints], *, forward: Forward, passage: ForwardResult
+) -> deque[Ints]:
     """What is left, in smaller micro-batches: all of it after out of memory, else the first."""
     first = left[0]
     if not trouble.out_of_memory:
@@ -226,7 +226,7 @@ def _smaller(
     return deque(_batches(forward, np.concatenate(left), budget=passage.budget))
 
 
-def _batches(forward: Forward, views: Indices, *, budget: int) -> list[Indices]:
+def _batches(forward: Forward, views: Ints, *, budget: int) -> list[Ints]:
     """Which of the views go through the model together."""
     batches = microbatches(
         forward.lengths[views],

@@ -13,7 +13,7 @@ from torch import Tensor
 from embedjob.config.heads import router_in, sparse_in
 from embedjob.config.recipe import Recipe, WeightedTemplate
 from embedjob.encoder.batching.encode_all import EncodeResult, Failures
-from embedjob.encoder.batching.padding import Indices
+from embedjob.text.arrays import Ints
 from embedjob.text.views import TextUnits, TokenViews
 from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
@@ -53,7 +53,7 @@ def encoded(
 
 
 def embeddings(
-    vectors_VD: Vectors, which_RV: Indices, recipe: Recipe, cuts: TextUnits | None = None
+    vectors_VD: Vectors, which_RV: Ints, recipe: Recipe, cuts: TextUnits | None = None
 ) -> tuple[Vectors, Failures]:
     """The embeddings [R, D] of texts whose views have these vectors, and those that are none.
 
@@ -81,7 +81,7 @@ def lines_of(views: TokenViews, recipe: Recipe) -> Lines | None:
     return None
 
 
-def _rows(vectors_VD: Vectors, which_RV: Indices, texts: slice, cuts: TextUnits | None) -> Tensor:
+def _rows(vectors_VD: Vectors, which_RV: Ints, texts: slice, cuts: TextUnits | None) -> Tensor:
     """The vectors of these texts [R, V, D], those of their parts joined."""
     if cuts is None:
         return torch.from_numpy(vectors_VD[which_RV[texts]])
@@ -106,13 +106,13 @@ def split(
     return readings_VD[:, :at], readings_VD[:, at:]
 
 
-def joined_rows(rows: Mapping[int, Row], which_RV: Indices, failed: Failures) -> Sparse:
+def joined_rows(rows: Mapping[int, Row], which_RV: Ints, failed: Failures) -> Sparse:
     """The sparse rows [R] of texts of one view each; empty where one has failed."""
     views = enumerate(which_RV[:, 0])
     return sparse([NOTHING if text in failed else rows[int(view)] for text, view in views])
 
 
-def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Indices) -> Failures:
+def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Ints) -> Failures:
     """The reason of each text that has a troubled view: that of its first one."""
     if not troubles:
         return {}
@@ -121,7 +121,7 @@ def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Indices) -> Fail
     return {int(r): troubles[int(which_RV[r, troubled_RV[r].argmax()])] for r in texts}
 
 
-def _of_owners(troubles: Failures, offsets: Indices) -> Failures:
+def _of_owners(troubles: Failures, offsets: Ints) -> Failures:
     """The reason of each text that has a troubled part; text r's parts are offsets[r] and on."""
     owners = np.searchsorted(offsets, np.array(sorted(troubles), np.int64), side="right") - 1
     return {

@@ -21,7 +21,12 @@ from transformers import (
 from embedjob.encoder.attention import shared_prefix
 from embedjob.encoder.attention.packing import Packing
 from embedjob.encoder.attention.shared_prefix import Prefixes
-from embedjob.encoder.attention.varlen import Look, States, Trees, attend_each
+from embedjob.encoder.attention.varlen import (
+    AttentionInputs,
+    AttentionOptions,
+    PackedTrees,
+    attend_sequences,
+)
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews
@@ -90,7 +95,7 @@ def test_no_padding_is_run_and_a_prefix_once(name: str) -> None:
 
 @pytest.mark.parametrize("prefix", [0, 8])
 @pytest.mark.parametrize("name", CAUSAL)
-def test_texts_with_tails_lie_in_a_row_too(name: str, prefix: int) -> None:
+def test_prefix_trees_lie_in_a_row_too(name: str, prefix: int) -> None:
     views = text_first_views(prefix=prefix)
     model = inner(name) if name not in ("mistral", "gemma2") else wide()
     right, none = (
@@ -105,10 +110,10 @@ def test_texts_with_tails_lie_in_a_row_too(name: str, prefix: int) -> None:
 def test_trees_that_a_row_would_change_are_padded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the small example is for: attention that forgets the trunks."""
+    """What the small example is for: attention that forgets the shared tokens."""
 
-    def mixed(states: States, trees: Trees, look: Look) -> Any:
-        return attend_each(states, trees.each, look)
+    def mixed(states: AttentionInputs, trees: PackedTrees, options: AttentionOptions) -> Any:
+        return attend_sequences(states, trees.parts, options)
 
     monkeypatch.setattr(shared_prefix, "attend_trees", mixed)
     packing = packing_of(fresh("llama"))
@@ -116,7 +121,7 @@ def test_trees_that_a_row_would_change_are_padded(
         assert not packing.serves_trees(9, shared=False)
         assert not packing.serves_trees(9, shared=False)
     assert packing.serves(9, shared=False)
-    told = [record.message for record in caplog.records if "tails are padded" in record.message]
+    told = [record.message for record in caplog.records if "trees are padded" in record.message]
     assert len(told) == 1
 
 

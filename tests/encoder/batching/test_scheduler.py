@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.encoder.batching import scheduler
-from embedjob.encoder.batching.padding import Indices
 from embedjob.encoder.batching.scheduler import Callbacks, ForwardResult, run_microbatches
 from embedjob.encoder.batching.transfers import PendingCopy
 from embedjob.errors import DeviceLostError, InterruptedRunError
+from embedjob.text.arrays import Ints
 
 WATCH = Callbacks(stop=lambda: False, on_views=lambda views: None)
 
 
-def nothing(which: Indices) -> None:
+def nothing(which: Ints) -> None:
     """Raises nothing."""
 
 
@@ -28,8 +28,8 @@ class Views:
     """The vector of view i is (i, i); trouble raises on what goes through, or on one alone."""
 
     lengths: npt.NDArray[np.int64]
-    trouble: Callable[[Indices], None] = nothing
-    trouble_alone: Callable[[Indices], None] = nothing
+    trouble: Callable[[Ints], None] = nothing
+    trouble_alone: Callable[[Ints], None] = nothing
     not_finite: frozenset[int] = frozenset()
     still_not_finite: frozenset[int] = frozenset()
     kinds: int = 1
@@ -38,17 +38,17 @@ class Views:
     width: int = 2
 
     @property
-    def groups(self) -> Indices:
+    def groups(self) -> Ints:
         return np.arange(len(self.lengths)) % self.kinds
 
     @property
-    def pairs(self) -> Indices:
+    def pairs(self) -> Ints:
         return self.lengths**2
 
-    def padded(self, which: Indices) -> int:
+    def padded(self, which: Ints) -> int:
         return len(which) * int(self.lengths[which].max())
 
-    def __call__(self, which: Indices) -> torch.Tensor:
+    def __call__(self, which: Ints) -> torch.Tensor:
         assert len(set(self.groups[which].tolist())) == 1
         self.batches.append(which.tolist())
         self.trouble(which)
@@ -58,7 +58,7 @@ class Views:
         self.trouble_alone(np.array([view]))
         return self._vectors(np.array([view]), self.still_not_finite)
 
-    def _vectors(self, which: Indices, holes: frozenset[int]) -> torch.Tensor:
+    def _vectors(self, which: Ints, holes: frozenset[int]) -> torch.Tensor:
         vectors = np.repeat(which[:, None], 2, axis=1).astype(np.float32)
         vectors[[view in holes for view in which]] = np.inf
         return torch.from_numpy(vectors)
@@ -67,16 +67,16 @@ class Views:
         return run_microbatches(self, budget=budget, callbacks=callbacks)
 
 
-def poison(*views: int) -> Callable[[Indices], None]:
-    def trouble(which: Indices) -> None:
+def poison(*views: int) -> Callable[[Ints], None]:
+    def trouble(which: Ints) -> None:
         if set(views) & set(which.tolist()):
             raise IndexError(f"index {views[0]} is out of range")
 
     return trouble
 
 
-def starved(tokens: int, lengths: npt.NDArray[np.int64]) -> Callable[[Indices], None]:
-    def trouble(which: Indices) -> None:
+def starved(tokens: int, lengths: npt.NDArray[np.int64]) -> Callable[[Ints], None]:
+    def trouble(which: Ints) -> None:
         if len(which) * int(lengths[which].max()) > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
@@ -158,7 +158,7 @@ def test_on_a_device_that_answers_late_the_same_views_have_no_vector(
 ) -> None:
     sizes = np.array(lengths, np.int64)
 
-    def trouble(which: Indices) -> None:
+    def trouble(which: Ints) -> None:
         poison(*poisoned)(which)
         starved(memory, sizes)(which)
 
@@ -248,7 +248,7 @@ def test_a_view_too_large_for_the_memory_alone_is_left_out() -> None:
     ],
 )
 def test_out_of_memory_is_known_by_its_many_names(error: Exception) -> None:
-    def trouble(which: Indices) -> None:
+    def trouble(which: Ints) -> None:
         if len(which) > 2:
             raise error
 
@@ -266,7 +266,7 @@ def test_a_lost_device_ends_the_process_and_blames_no_row(
         if gpu == gpus - 1:
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    def trouble(which: Indices) -> None:
+    def trouble(which: Ints) -> None:
         raise kind("device-side assert")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -278,7 +278,7 @@ def test_a_lost_device_ends_the_process_and_blames_no_row(
 
 
 def test_a_launch_that_fails_on_a_sound_device_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trouble(which: Indices) -> None:
+    def trouble(which: Ints) -> None:
         if len(which) > 2:
             raise torch.AcceleratorError("CUDA error: invalid configuration argument")
         poison(5)(which)
