@@ -1,6 +1,6 @@
-"""How many tokens go through a model together, found by trying.
+"""Token budget of a micro-batch: the tokens that go through a model together, by measurement.
 
-A budget decides how fast vectors come, and never what they are.
+A budget changes the speed, never the vectors.
 """
 
 import logging
@@ -17,17 +17,17 @@ from embedjob.encoder.batching.transfers import copy_to_host
 from embedjob.text.views import TokenViews, assemble
 
 _LOG = logging.getLogger(__name__)
-# Fewer tokens are through before a better budget would have paid for its search.
+# For fewer tokens, the search takes longer than a better budget saves.
 WORTH_MEASURING = 100_000
-# The share of the free memory that a micro-batch may take: texts to come may be longer.
+# The share of the free memory that a micro-batch may take: later texts may be longer.
 _MEMORY = 0.85
-# A larger budget is to bring so much, or it only takes memory.
+# A larger budget must be faster by this factor, otherwise it only takes memory.
 _GAIN = 1.03
 
 
 @dataclass(frozen=True)
 class BudgetSearch:
-    """The budgets that are tried on a kind of device, for so long, and the one for want of that."""
+    """Token budgets to try on a device, the time limit, and the default."""
 
     budgets: tuple[int, ...]
     seconds: float
@@ -42,7 +42,7 @@ SEARCHES = {
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What one micro-batch took, and the share of the memory that was free."""
+    """The tokens and seconds of a micro-batch, and the share of free memory that it took."""
 
     tokens: int
     seconds: float
@@ -50,16 +50,16 @@ class ProbeResult:
 
 
 def search_for(device: torch.device) -> BudgetSearch:
-    """What is tried on this device."""
+    """Return the budgets to try on this device."""
     return SEARCHES.get(device.type, SEARCHES["cuda"])
 
 
 def measured_budget(views: TokenViews, loaded: Loaded) -> int:
-    """The budget for such views: of those that fit into the memory, the one that is fastest."""
+    """Return the fastest budget for views like these that fits into the memory."""
     device = loaded.packing.backbone.device
     on_gpu = device.type == "cuda"
-    # A GPU's memory must bear the longest views there may be; a CPU's caches like some lengths.
-    sample, number = longest(views, loaded) if on_gpu else (views, _median(views))
+    # A GPU's memory must hold the longest possible views; on a CPU the usual length decides.
+    sample, number = longest_view(views, loaded) if on_gpu else (views, _median(views))
     search = search_for(device)
     budget = fastest_budget(lambda tokens: _probe(sample, number, tokens, loaded), search)
     _LOG.info("%d tokens go through the model together", budget)
@@ -67,24 +67,24 @@ def measured_budget(views: TokenViews, loaded: Loaded) -> int:
 
 
 def fastest_budget(probe: Callable[[int], ProbeResult], search: BudgetSearch) -> int:
-    """The usual budget if no other beats it by much, else the smallest of which that is true.
+    """Return the default budget unless others are clearly faster, else the smallest of those.
 
-    It is one of those that the memory bears, and the usual one where time runs out before two were
-    tried, or where what is tried raises.
+    Only budgets that fit into the memory count. The default is returned if the time is over
+    before two budgets were tried, or if a probe raises.
     """
     until = time.monotonic() + search.seconds
     tried: list[tuple[int, float]] = []
     for budget in search.budgets:
         try:
-            one = probe(budget)
+            result = probe(budget)
         except Exception as error:
-            # Views that break the model are found by those who can name them.
+            # Views that break the model are reported by the run itself, which can name them.
             if is_out_of_memory(error):
                 return _best(tried, search) if tried else max(1, budget // 2)
             return search.default
-        if one.memory <= _MEMORY or not tried:
-            tried.append((budget, one.tokens / one.seconds))
-        if 2 * one.memory > _MEMORY or _is_flat(tried):
+        if result.memory <= _MEMORY or not tried:
+            tried.append((budget, result.tokens / result.seconds))
+        if 2 * result.memory > _MEMORY or _is_flat(tried):
             return _best(tried, search)
         if time.monotonic() > until:
             return _best(tried, search) if len(tried) > 1 else search.default
@@ -98,13 +98,13 @@ def _best(tried: Sequence[tuple[int, float]], search: BudgetSearch) -> int:
 
 
 def _is_flat(tried: Sequence[tuple[int, float]]) -> bool:
-    """Whether the last two budgets brought nothing over the best one before them."""
+    """Tell whether the last two budgets were no faster than the best before them."""
     speeds = [speed for _, speed in tried]
     return len(speeds) > 3 and max(speeds[-2:]) < max(speeds[:-2]) * _GAIN
 
 
 def _probe(views: TokenViews, number: int, budget: int, loaded: Loaded) -> ProbeResult:
-    """What a micro-batch of a view that stands in it many times takes, when it is not the first."""
+    """Measure a micro-batch that repeats one view, after a first one that is not timed."""
     alone = ViewForward(views, np.array([number]), loaded)
     count = max(1, budget // int(alone.lengths[0]))
     forward = ViewForward(views, np.full(count, number), loaded)
@@ -119,7 +119,7 @@ def _probe(views: TokenViews, number: int, budget: int, loaded: Loaded) -> Probe
 
 
 def _room(device: torch.device) -> float:
-    """The bytes that are free for a micro-batch, where a device tells; from here on they count."""
+    """Return the bytes free for a micro-batch, and reset the peak that `_taken` reads."""
     if device.type != "cuda":
         return np.inf
     torch.cuda.reset_peak_memory_stats(device)
@@ -129,7 +129,7 @@ def _room(device: torch.device) -> float:
 
 
 def _taken(device: torch.device) -> float:
-    """The bytes that a micro-batch has taken at its height."""
+    """Return the bytes that a micro-batch took at its peak."""
     if device.type != "cuda":
         return 0.0
     return float(torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device))
@@ -140,9 +140,9 @@ def _median(views: TokenViews) -> int:
     return int(full[np.argsort(views.lengths[full])[len(full) // 2]])
 
 
-def longest(views: TokenViews, loaded: Loaded) -> tuple[TokenViews, int]:
-    """A view of as many tokens as any may have, and its number."""
-    # A text that is cut late goes whole through the model, however long it is.
+def longest_view(views: TokenViews, loaded: Loaded) -> tuple[TokenViews, int]:
+    """Return views with one of the greatest possible length, and its number."""
+    # With late chunking a text goes whole through the model, however long it is.
     length = max(loaded.recipe.max_tokens, int(views.lengths.max()))
     ids = np.resize(views.full_ids(int(views.lengths.argmax())), length)
     span = np.array([[0, length]], np.int32)

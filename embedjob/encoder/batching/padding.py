@@ -1,4 +1,4 @@
-"""From token views to the padded tensors of one micro-batch.
+"""Padding: token views as the tensors of one micro-batch; and which views are equal.
 
 Legend: R texts, V views, T tokens.
 """
@@ -14,16 +14,17 @@ from embedjob.text.arrays import Ints
 from embedjob.text.views import TokenViews
 
 Side = Literal["left", "right"]
-# Tokens that a device computes in the time that one more micro-batch costs it.
+# Tokens that a device computes in the time that a further micro-batch costs.
 _BEARABLE_PADDING = {"cpu": 64}
 _ON_OTHER_DEVICES = 4096
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Views padded to one length: ids, which of them are real, and which count for pooling.
+    """Views padded to one length: ids, which tokens are real, and which are pooled.
 
-    Of views in parts, `parts` says it of one part after the other, [V, T] each.
+    For views pooled in parts, `parts` holds the tokens of the first parts, of the second, and so
+    on, [V, T] each.
     """
 
     ids_VT: Tensor
@@ -33,14 +34,14 @@ class MicroBatch:
 
 
 def bearable_padding(device: torch.device) -> int:
-    """The tokens of padding that cost a device less than one more micro-batch."""
+    """Return the padding tokens that cost a device less than a further micro-batch."""
     return _BEARABLE_PADDING.get(device.type, _ON_OTHER_DEVICES)
 
 
 def assemble(
     views: TokenViews, which: Ints, *, side: Side = "right", whole: bool = True
 ) -> MicroBatch:
-    """The chosen views, or what comes after their prefixes, padded to the longest of them."""
+    """Return the chosen views padded to the longest, without their prefixes unless `whole`."""
     skip = np.zeros(len(which), np.int64) if whole else views.prefix_lengths[which]
     lengths = views.lengths[which] - skip
     longest = int(lengths.max())
@@ -64,24 +65,22 @@ def _inside(position_VT: Ints, span: Ints) -> Tensor:
 
 
 def distinct(views: TokenViews) -> tuple[Ints, Ints]:
-    """One view of each kind, and for every view which of those it equals: ids, spans and words.
+    """Return one view of each kind, and for every view the number of its kind.
 
-    Where texts have an auxiliary view, equal ones have equal ones of that too.
+    Views of one kind have equal ids, spans, words and, if texts have them, auxiliary views.
     """
-    beside = np.zeros(views.units, np.int64)
+    auxiliary = np.zeros(views.units, np.int64)
     if views.auxiliary is not None:
-        beside = distinct(views.auxiliary)[1]
+        auxiliary = distinct(views.auxiliary)[1]
     seen: dict[tuple[int, bytes, bytes, bytes, int], int] = {}
     firsts: list[int] = []
     which = np.empty(len(views.prefix), np.int64)
     for view in range(len(views.prefix)):
         ids = views.own_ids(view)
-        other = int(beside[view // views.views_per_text])
-        words = (
-            b"" if views.words is None else views.words.of(view // views.views_per_text).tobytes()
-        )
+        text = view // views.views_per_text
+        words = b"" if views.words is None else views.words.of(text).tobytes()
         spans = views.spans(view).tobytes()
-        key = (int(views.prefix[view]), ids.tobytes(), spans, words, other)
+        key = (int(views.prefix[view]), ids.tobytes(), spans, words, int(auxiliary[text]))
         which[view] = seen.setdefault(key, len(firsts))
         if which[view] == len(firsts):
             firsts.append(view)

@@ -1,4 +1,4 @@
-"""Tensors between the host and a device, without either waiting for the other."""
+"""Asynchronous copies between the host and a device: neither waits for the other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,38 +8,38 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; a copy to a GPU is queued there, and nothing waits for it."""
+    """Return the tensor on the device; a copy to a GPU is queued there without waiting."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    # From memory that may be paged out, the copy would first wait for all that the GPU has to do.
+    # A copy from memory that may be paged out would first wait for all work queued on the GPU.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class PendingCopy:
-    """A tensor on its way to the host, and what waits for it; None if the tensor is there."""
+    """A tensor on its way to the host; `arrival` waits for it, and is None once it is there."""
 
     host: Tensor
     arrival: Callable[[], float] | None = None
 
     def wait(self) -> float:
-        """The seconds that the copy took, once the tensor is there; raises what the device did."""
+        """Wait for the tensor and return the seconds of the copy; raise errors of the device."""
         return self.arrival() if self.arrival else 0.0
 
 
 def copy_to_host(tensor: Tensor) -> PendingCopy:
-    """The tensor, on its way to the host; a copy from a GPU is queued behind what makes it."""
+    """Start copying a tensor to the host; a GPU does so after the work that computes it."""
     if tensor.device.type != "cuda":
         return PendingCopy(tensor.cpu())
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     stream = torch.cuda.current_stream(tensor.device)
-    begun, there = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begun.record(stream)
     host.copy_(tensor, non_blocking=True)
-    there.record(stream)
+    ended.record(stream)
 
     def arrival() -> float:
-        there.synchronize()
-        return float(begun.elapsed_time(there)) / 1000
+        ended.synchronize()
+        return float(begun.elapsed_time(ended)) / 1000
 
     return PendingCopy(host, arrival)

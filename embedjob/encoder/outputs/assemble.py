@@ -12,11 +12,11 @@ from torch import Tensor
 
 from embedjob.config.heads import router_in, sparse_in
 from embedjob.config.recipe import Recipe, WeightedTemplate
-from embedjob.encoder.batching.encode_all import EncodeResult, Failures
+from embedjob.encoder.batching.encode_all import EncodeResult
 from embedjob.text.arrays import Ints
 from embedjob.text.views import TextUnits, TokenViews
 from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
-from embedjob.vectors.encoded import Encoded, Lines, Vectors
+from embedjob.vectors.encoded import Encoded, Failures, Lines, Vectors
 from embedjob.vectors.finishing import finish, width
 from embedjob.vectors.sparse import NOTHING, Row, Sparse, sparse
 

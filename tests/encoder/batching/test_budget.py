@@ -15,7 +15,7 @@ from embedjob.encoder.batching.budget import (
     BudgetSearch,
     ProbeResult,
     fastest_budget,
-    longest,
+    longest_view,
 )
 from embedjob.encoder.encoder import Encoder
 from embedjob.text.views import TokenViews
@@ -152,7 +152,7 @@ def test_the_longest_view_that_is_tried_may_be_longer_than_a_part(views: TokenVi
     loaded = encoder._loaded(encoder.recipe)
     for length in (30, 100):
         rows = [[5] * length, [7] * 3]
-        sample, number = longest(views_of(rows, [[]], [0, 0]), loaded)
+        sample, number = longest_view(views_of(rows, [[]], [0, 0]), loaded)
         assert sample.lengths[number] == max(length, encoder.recipe.max_tokens)
 
 
