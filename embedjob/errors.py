@@ -1,14 +1,14 @@
-"""What can end a run, by exit code: refused (2), faults (1), interrupted (3)."""
+"""Error classes by exit code: refused (2), faults (1), interrupted (3)."""
 
 
 class EmbedjobError(Exception):
-    """A message for the person who runs the job: what was got, what was allowed, what to do."""
+    """A message for the person who runs the job: what was got, what is allowed, what to do."""
 
     exit_code = 1
 
 
 def in_one_line(error: BaseException, *, most: int = 200) -> str:
-    """The type of an error and so many characters of what it says."""
+    """Return an error's type and at most `most` characters of its message, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
 
 
@@ -31,7 +31,7 @@ class ModelError(RefusedError):
 
 
 class AccessError(RefusedError):
-    """Storage answered that these credentials, or this place, will not do."""
+    """Storage refused these credentials, or this place cannot be used."""
 
 
 class ResourceError(RefusedError):
@@ -51,7 +51,7 @@ class LeaseHeldError(FaultError):
 
 
 class InputChangedError(FaultError):
-    """A shard is no longer the object that was planned."""
+    """A shard is no longer the file that was planned."""
 
 
 class ChunkError(FaultError):
@@ -59,10 +59,10 @@ class ChunkError(FaultError):
 
 
 class DeviceLostError(FaultError):
-    """The device answers nothing more in this process; another process may use it again."""
+    """The device no longer answers in this process; another process may use it again."""
 
 
 class InterruptedRunError(EmbedjobError):
-    """Stopped by a signal; finished chunks are committed and a plain re-run resumes."""
+    """A signal stopped the run; finished chunks are committed and another run resumes."""
 
     exit_code = 3

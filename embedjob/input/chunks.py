@@ -1,4 +1,4 @@
-"""Shards and chunks: which rows of which file are one unit of work."""
+"""Shards and chunks: which rows of which file form one unit of work."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Shard:
 
     @property
     def stored(self) -> Stored:
-        """The object that storage reads, bound to the planned etag."""
+        """Return the stored object to read, bound to the planned etag."""
         return Stored(url=self.url, size=self.size, etag=self.etag)
 
 
@@ -37,7 +37,7 @@ class RowRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows [start, stop) of a shard, and where its embeddings go: `name` is the memory."""
+    """Rows [start, stop) of a shard; `name` is the file name of their embeddings."""
 
     shard: Shard
     start: int
@@ -50,37 +50,37 @@ class Chunk:
 
     @property
     def key(self) -> str:
-        """What tells this chunk from every other one, of any version of any shard."""
+        """Return a key that differs from that of every other chunk, of any version of any shard."""
         return self.name
 
     @property
     def rows(self) -> int:
-        """How many rows are read."""
+        """Return the number of rows to read."""
         return self.stop - self.start
 
     @property
     def decoded_rows(self) -> int:
-        """How many rows are decoded; more than `rows` where a large row group is split."""
+        """Return the number of rows to decode: more than `rows` if a large group is split."""
         return self.stop - self.first_row
 
 
 def ranges(group_rows: Sequence[int], *, chunk_rows: int) -> list[RowRange]:
-    """Chunks that cover every row once, in order; none for an empty shard."""
-    found: list[RowRange] = []
+    """Divide row groups into chunks that cover every row once, in order; none without rows."""
+    chunks: list[RowRange] = []
     row = 0
     joined: RowRange | None = None
     for group, rows in enumerate(group_rows):
         if rows > WHOLE_GROUP_FACTOR * chunk_rows:
-            found += [joined] if joined else []
-            found += _pieces(group, row, rows, chunk_rows)
+            chunks += [joined] if joined else []
+            chunks += _pieces(group, row, rows, chunk_rows)
             joined = None
         elif joined and row + rows - joined.start <= chunk_rows:
             joined = joined._replace(stop=row + rows, stop_group=group + 1)
         elif rows:
-            found += [joined] if joined else []
+            chunks += [joined] if joined else []
             joined = RowRange(row, row + rows, group, group + 1, row)
         row += rows
-    return found + ([joined] if joined else [])
+    return chunks + ([joined] if joined else [])
 
 
 def _pieces(group: int, first_row: int, rows: int, chunk_rows: int) -> Iterator[RowRange]:

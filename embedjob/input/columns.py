@@ -1,4 +1,4 @@
-"""Which columns the job asks for, and which shards can give them."""
+"""Columns: which of them a job reads, and which shards can give them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ KEPT = "keep."
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that a job reads, by what it reads them for."""
+    """The columns that a job reads, by purpose."""
 
     text: tuple[str, ...]
     id: str | None
@@ -30,25 +30,25 @@ class Columns:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Columns whose values reach the output; their types must agree."""
+        """Return the columns whose values reach the output; their types must agree."""
         return tuple(dict.fromkeys([*([self.id] if self.id else []), *self.keep]))
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Every column that is read, once."""
+        """Return every column to read, once."""
         return tuple(dict.fromkeys([*self.text, *self.carried, *self.filter]))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The types of the carried columns, and the shards that do not fit, by url."""
+    """The types of the carried columns, and by url the shards that do not fit."""
 
     types: Mapping[str, pa.DataType]
     faults: Mapping[str, str]
 
 
 def columns_of(job_input: Input) -> Columns:
-    """The columns that `input` names."""
+    """Return the columns that `input` names."""
     return Columns(
         text=text_columns(job_input.text),
         id=job_input.id,
@@ -58,7 +58,7 @@ def columns_of(job_input: Input) -> Columns:
 
 
 def plain_type(given: pa.DataType) -> pa.DataType:
-    """The type without its encoding: strings and bytes have several that mean the same."""
+    """Return the type without its encoding: strings and bytes have several that mean the same."""
     if isinstance(given, pa.BaseExtensionType):
         return plain_type(given.storage_type)
     if pa.types.is_dictionary(given):
@@ -71,13 +71,13 @@ def plain_type(given: pa.DataType) -> pa.DataType:
 
 
 def is_text(given: pa.DataType) -> bool:
-    """Whether the type is one of the strings, dictionary-encoded or not."""
+    """Return whether the type is a kind of string, dictionary-encoded or not."""
     value = given.value_type if pa.types.is_dictionary(given) else given
     return value in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def agree(shards: Sequence[Shard], footers: Mapping[str, Footer], job_input: Input) -> Agreement:
-    """The types that most shards have and the odd shards; InputError when no shard would do."""
+    """Return the types that most shards have, and the odd shards; InputError when no shard fits."""
     columns = columns_of(job_input)
     seen: dict[tuple[pa.Schema, tuple[str, ...]], str | None] = {}
     faults: dict[str, str] = {}
@@ -92,14 +92,14 @@ def agree(shards: Sequence[Shard], footers: Mapping[str, Footer], job_input: Inp
         raise InputError(f"input: {faults[shards[0].url]} ({shards[0].url})")
     types: dict[str, pa.DataType] = {}
     for name in columns.carried:
-        found = {
+        by_shard = {
             shard.url: column_type(name, footers[shard.url].schema, shard.partitions)
             for shard in sound
         }
-        types[name] = Counter(found.values()).most_common(1)[0][0]
+        types[name] = Counter(by_shard.values()).most_common(1)[0][0]
         faults |= {
             url: f"column {name!r} is {kind}, and {types[name]} in most shards"
-            for url, kind in found.items()
+            for url, kind in by_shard.items()
             if kind != types[name]
         }
     return Agreement(types, faults)
@@ -108,7 +108,7 @@ def agree(shards: Sequence[Shard], footers: Mapping[str, Footer], job_input: Inp
 def column_type(
     name: str, schema: pa.Schema, partitions: Sequence[tuple[str, str | None]]
 ) -> pa.DataType | None:
-    """The plain type of a column, from the file, else from its directories; None if missing."""
+    """Return the plain type of a column, from file or directories; None if it is missing."""
     places = schema.get_all_field_indices(name)
     if len(places) == 1:
         return plain_type(schema.field(places[0]).type)

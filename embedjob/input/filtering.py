@@ -1,4 +1,4 @@
-"""`input.filter`: which rows are kept, and which row groups need not be read."""
+"""Row filters: which rows pass `input.filter`, and which row groups need not be read."""
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ def _outside(low: Any, high: Any, value: Any) -> bool:
     return bool(value < low or value > high)
 
 
-# Whether no value within the bounds can pass; an operator that is not here excludes nothing.
+# Whether no value within the bounds can pass; operators not listed here exclude nothing.
 _EXCLUDES: Mapping[str, Callable[[Any, Any, Any], bool]] = {
     "=": _outside,
     "==": _outside,
@@ -36,7 +36,7 @@ OPERATORS = (*_EXCLUDES, "!=", "not in")
 
 
 def alternatives(written: Sequence[Any]) -> list[list[Term]]:
-    """The filter as a list of conjunctions, any of which lets a row pass."""
+    """Return the filter as conjunctions, any of which lets a row pass; ConfigError if malformed."""
     groups = [written] if written and _is_term(written[0]) else written
     if not groups or not all(_is_list(group) and all(map(_is_term, group)) for group in groups):
         raise ConfigError(
@@ -47,12 +47,12 @@ def alternatives(written: Sequence[Any]) -> list[list[Term]]:
 
 
 def filter_columns(written: Sequence[Any]) -> tuple[str, ...]:
-    """The columns that the filter looks at."""
+    """Return the columns that the filter reads."""
     return tuple(dict.fromkeys(term[0] for group in alternatives(written) for term in group))
 
 
 def filter_rows(table: pa.Table, written: Sequence[Any]) -> pa.Table:
-    """The rows that pass, in order; an Arrow error where a value does not fit its column.
+    """Return the rows that pass, in order; an Arrow error where a value does not fit its column.
 
     A null passes `not in` and nothing else.
     """
@@ -66,23 +66,23 @@ def filter_rows(table: pa.Table, written: Sequence[Any]) -> pa.Table:
 
 
 def never_passes(written: Sequence[Any], bounds: Bounds) -> bool:
-    """Whether rows within these bounds, lowest and highest by column, can never pass."""
+    """Return whether no row within these bounds, lowest and highest by column, can pass."""
     return all(
         any(_term_excludes(term, bounds) for term in group) for group in alternatives(written)
     )
 
 
 def group_bounds(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> Bounds:
-    """What the footer says of the lowest and highest value of `columns` in a row group."""
-    found: dict[str, tuple[Any, Any]] = {}
+    """Return the lowest and highest value of `columns` in a row group that the footer has."""
+    bounds: dict[str, tuple[Any, Any]] = {}
     paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
     for column in columns:
         if paths.count(column) != 1:
             continue
         part = metadata.row_group(group).column(paths.index(column))
         if part.is_stats_set and part.statistics.has_min_max:
-            found |= {column: _decoded(part.statistics)}
-    return found
+            bounds |= {column: _decoded(part.statistics)}
+    return bounds
 
 
 def _decoded(statistics: pq.Statistics) -> tuple[Any, Any]:
@@ -99,7 +99,7 @@ def _term_excludes(term: Term, bounds: Bounds) -> bool:
         return False
     try:
         return _EXCLUDES[operator](low, high, value)
-    except TypeError:  # the value is of another type; whether that is allowed, Arrow says
+    except TypeError:  # a value of another type: Arrow decides whether that is allowed
         return False
 
 

@@ -1,4 +1,4 @@
-"""The text of a row: one column, several columns, or a template over columns."""
+"""Row texts: one column, several columns joined, or a template over columns."""
 
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -15,7 +15,7 @@ INVALID_UTF8 = "invalid_utf8"
 
 
 def text_columns(text: str | Sequence[str]) -> tuple[str, ...]:
-    """The columns that `input.text` reads, each once, in the order of their first use."""
+    """Return the columns that `input.text` reads, each once, in the order of their first use."""
     if not isinstance(text, str):
         return tuple(dict.fromkeys(text))
     if "{" not in text:
@@ -24,7 +24,7 @@ def text_columns(text: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def joined_text(table: pa.Table, text: str | Sequence[str], *, separator: str) -> pa.ChunkedArray:
-    """One large_string per row; null where every part is null."""
+    """Return one large_string per row; null where every part is null."""
     columns = {name: table.column(name).cast(TEXT) for name in text_columns(text)}
     if not isinstance(text, str):
         glue = pa.scalar(separator, TEXT)
@@ -36,7 +36,7 @@ def joined_text(table: pa.Table, text: str | Sequence[str], *, separator: str) -
 
 
 def validate_text(text: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """The text, null where it is not UTF-8, and the reason of each row that has none."""
+    """Return the text, null where it is not UTF-8, and the reason of each row without text."""
     reason = pc.if_else(text.is_null(), pa.scalar(NULL_TEXT), pa.scalar(None, pa.string()))
     try:
         text.validate(full=True)
@@ -63,7 +63,7 @@ def _filled(columns: dict[str, pa.ChunkedArray], template: str) -> pa.ChunkedArr
 
 
 def _pieces(template: str) -> list[tuple[str, str | None]]:
-    """Literals, each with the column that follows it; braces are doubled to be literal."""
+    """Return literals, each with the column that follows it; braces are doubled to be literal."""
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:

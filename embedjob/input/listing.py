@@ -1,4 +1,4 @@
-"""What the ends of the shards say: row groups, bytes of text, and columns."""
+"""Shard listing: find the Parquet files of an input, and read their footers."""
 
 import functools
 from collections.abc import Sequence
@@ -16,10 +16,13 @@ from embedjob.storage.objects import Stored, find, read_tail
 
 PARQUET_NAMES = (".parquet", ".pq", ".parq")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+FIRST_READ = 64 * 1024
+_MAGIC = b"PAR1"
+_ENDING = 8  # the footer's length, then the magic
 
 
 def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
-    """The shards that one or several patterns name, each once, by url; InputError when none."""
+    """Return the shards that the patterns name, each once, by url; InputError without any."""
     patterns = (path,) if isinstance(path, str) else tuple(path)
     listed = {pattern: find(pattern) for pattern in patterns}
     for pattern, files in listed.items():
@@ -33,11 +36,11 @@ def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
 
 
 def shards_of(listed: dict[str, list[Stored]]) -> tuple[Shard, ...]:
-    """The shards among the files that were listed for each pattern."""
+    """Return the shards among the files that were listed for each pattern."""
     files = {
         file.url: file
-        for pattern, found in listed.items()
-        for file in parquet_files(pattern, found)
+        for pattern, candidates in listed.items()
+        for file in parquet_files(pattern, candidates)
     }
     return tuple(
         Shard(file.url, file.size, file.etag, partitions(file.url))
@@ -46,7 +49,7 @@ def shards_of(listed: dict[str, list[Stored]]) -> tuple[Shard, ...]:
 
 
 def parquet_files(pattern: str, files: list[Stored]) -> list[Stored]:
-    """The files that are input: those the pattern names itself, and *.parquet of directories."""
+    """Return the input files: those the pattern names, and the Parquet files of directories."""
     base = pattern.rstrip("/").rsplit("/", 1)[-1]
     return [
         file
@@ -56,28 +59,23 @@ def parquet_files(pattern: str, files: list[Stored]) -> list[Stored]:
 
 
 def _is_named(base: str, name: str) -> bool:
-    """Whether the end of a pattern means this file, and not merely whatever lies there."""
+    """Return whether the end of a pattern names this file, and is not a bare wildcard."""
     return base == name or (bool(base.strip("*")) and fnmatchcase(name, base))
 
 
 def partitions(url: str) -> tuple[tuple[str, str | None], ...]:
-    """The `key=value` directories above a file, decoded; the last of two equal keys wins."""
-    found: dict[str, str | None] = {}
+    """Return the `key=value` directories above a file, decoded; the last of two equal keys wins."""
+    values: dict[str, str | None] = {}
     for directory in url.split("/")[:-1]:
         key, sign, value = directory.partition("=")
         if sign and key:
-            found[unquote(key)] = None if value == _HIVE_NULL else unquote(value)
-    return tuple(found.items())
-
-
-FIRST_READ = 64 * 1024
-_MAGIC = b"PAR1"
-_ENDING = 8  # the footer's length, then the magic
+            values[unquote(key)] = None if value == _HIVE_NULL else unquote(value)
+    return tuple(values.items())
 
 
 @dataclass(frozen=True)
 class Footer:
-    """Rows and bytes of text (decompressed) by row group, columns, and its own length."""
+    """Rows and decompressed bytes of text by row group, columns, and the footer's length."""
 
     group_rows: tuple[int, ...]
     group_text_bytes: tuple[int, ...]
@@ -86,21 +84,24 @@ class Footer:
 
     @property
     def rows(self) -> int:
-        """All rows of the shard."""
+        """Return the number of rows in the shard."""
         return sum(self.group_rows)
 
 
 def read_footers(
     files: Sequence[Stored], *, text: Sequence[str], threads: int = 32
 ) -> dict[str, Footer | str]:
-    """By url, the footer, or why there is none; `text` are the columns whose bytes are summed."""
+    """Read the footers of many files; return by url the footer, or why it cannot be used.
+
+    `text` names the columns whose bytes are summed.
+    """
     read = functools.partial(read_footer, text=text)
     with ThreadPoolExecutor(max_workers=threads) as pool:
         return dict(zip((file.url for file in files), pool.map(read, files), strict=True))
 
 
 def read_footer(file: Stored, *, text: Sequence[str]) -> Footer | str:
-    """The footer of a shard, or what is wrong with the shard."""
+    """Return the footer of a shard, or what is wrong with the shard."""
     try:
         metadata, length = read_metadata(file, length=FIRST_READ)
         schema = metadata.schema.to_arrow_schema().remove_metadata()
@@ -118,7 +119,10 @@ def read_footer(file: Stored, *, text: Sequence[str]) -> Footer | str:
 
 
 def read_metadata(file: Stored, *, length: int) -> tuple[pq.FileMetaData, int]:
-    """The footer and its length, from the last `length` bytes or as many more as it has."""
+    """Return the footer and its length in bytes, reading `length` bytes first and more if needed.
+
+    pa.ArrowInvalid where the file does not end in a whole footer.
+    """
     tail = read_tail(file, min(length, file.size))
     if len(tail) < _ENDING + len(_MAGIC) or not tail.endswith(_MAGIC):
         raise pa.ArrowInvalid(f"its {file.size} bytes do not end in PAR1; cut short?")

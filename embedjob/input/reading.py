@@ -1,4 +1,4 @@
-"""One chunk's rows: only the columns, the row groups and, of a split group, the part it needs."""
+"""Chunk reading: only the needed columns and row groups, and the needed part of a split group."""
 
 import functools
 from typing import BinaryIO
@@ -17,16 +17,16 @@ from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
 from embedjob.storage.objects import Stored, open_unchanged
 
-# A piece of a large row group is streamed up to its end, so that memory stays that of the piece.
+# Part of a large row group is streamed up to its end, to hold no more than that part in memory.
 _STREAM_BYTES = 4 * 2**20
 _STREAM_ROWS = 8192
-_ROW = "embedjob:row"  # no column of a shard is confused with it
+_ROW = "embedjob:row"  # no shard has a column of this name
 
 
 def read_chunk(chunk: Chunk, job_input: Input) -> pa.Table:
-    """row, text (null in a bad row), reason (null in a good one), id?, `keep.`-prefixed columns.
+    """Return row, text (null in a bad row), reason (null in a good row), id?, `keep.` columns.
 
-    ChunkError where the shard itself is at fault, InputChangedError where it is another by now.
+    ChunkError where the shard itself is at fault, InputChangedError where it was replaced.
     """
     columns = columns_of(job_input)
     try:
@@ -47,7 +47,7 @@ def read_chunk(chunk: Chunk, job_input: Input) -> pa.Table:
 
 
 def _wanted_rows(chunk: Chunk, columns: Columns, job_input: Input) -> pa.Table:
-    """The needed columns, in their plain types, of the chunk's rows, and the rows' numbers."""
+    """Return the needed columns, in plain types, of the chunk's rows, and the row numbers."""
     metadata = _metadata(chunk.shard.stored, chunk.footer_bytes)
     groups = _groups(metadata, chunk, job_input)
     numbers = _row_numbers(metadata, groups)
@@ -58,19 +58,19 @@ def _wanted_rows(chunk: Chunk, columns: Columns, job_input: Input) -> pa.Table:
             table = _whole(source, metadata, groups, own)
         else:
             table = _part(source, metadata, groups, own, (first, last))
-    found = {name: _plain(table.column(name)) for name in own}
-    found |= _partitions(chunk.shard, columns.needed, own, last - first)
-    return pa.table(found | {_ROW: pa.array(numbers[first:last], pa.uint32())})
+    wanted = {name: _plain(table.column(name)) for name in own}
+    wanted |= _partitions(chunk.shard, columns.needed, own, last - first)
+    return pa.table(wanted | {_ROW: pa.array(numbers[first:last], pa.uint32())})
 
 
 @functools.lru_cache(maxsize=4)
 def _metadata(file: Stored, length: int) -> pq.FileMetaData:
-    """The footer, kept because chunks of one shard follow each other in one process."""
+    """Return the footer, cached because chunks of one shard follow each other in one process."""
     return read_metadata(file, length=length)[0]
 
 
 def _groups(metadata: pq.FileMetaData, chunk: Chunk, job_input: Input) -> list[int]:
-    """The chunk's row groups, less those whose bounds say that no row passes the filter."""
+    """Return the chunk's row groups, without those in which the filter passes no row."""
     groups = list(range(*chunk.groups))
     if job_input.filter is None:
         return groups
@@ -92,7 +92,7 @@ def _row_numbers(metadata: pq.FileMetaData, groups: list[int]) -> npt.NDArray[np
 def _whole(
     source: BinaryIO, metadata: pq.FileMetaData, groups: list[int], names: list[str]
 ) -> pa.Table:
-    """All rows of the groups, fetched in few large reads."""
+    """Read all rows of the groups, in few large reads."""
     with pq.ParquetFile(source, metadata=metadata, pre_buffer=True) as file:
         return file.read_row_groups(groups, columns=names, use_threads=False)
 
@@ -104,7 +104,7 @@ def _part(
     names: list[str],
     wanted: tuple[int, int],
 ) -> pa.Table:
-    """Rows [first, last) of the groups' rows; nothing behind them is fetched or decoded."""
+    """Read rows [first, last) of the groups' rows; nothing behind them is fetched or decoded."""
     first, last = wanted
     place = 0
     parts: list[pa.RecordBatch] = []
@@ -131,7 +131,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _partitions(
     shard: Shard, needed: tuple[str, ...], own: list[str], rows: int
 ) -> dict[str, pa.Array]:
-    """One constant column for each needed `key=value` directory; the file's columns come first."""
+    """Return a constant column for each needed `key=value` directory not held by the file."""
     return {
         key: pa.repeat(pa.scalar(value, pa.large_string()), rows)
         for key, value in shard.partitions

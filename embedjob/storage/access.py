@@ -1,4 +1,4 @@
-"""What a place says of keys, rights, endpoints and buckets, in one readable sentence."""
+"""Access errors: storage's answers about keys, rights, endpoints and buckets, as one sentence."""
 
 import errno
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from embedjob.errors import AccessError
 _ENDPOINT = "check AWS_ENDPOINT_URL and the network of this node"
 _KEYS = "check the credentials in the environment, the profile or the role of this node"
 _RIGHTS = "these credentials may not do this: grant list, read and (for an output) write"
-# By the class of a client's error or the code that the server answered. A HEAD has no body, and
-# so bare numbers for codes: an expired token is a 400 there.
+# By the class of a client's error or the code that the server answered. A HEAD answers without a
+# body, so its codes are bare numbers: an expired token is a 400 there.
 PROBLEMS = {
     "NoSuchBucket": "the bucket does not exist; create it, or correct the name",
     "ParamValidationError": "got a name that no bucket or key can have; correct it",
@@ -39,13 +39,13 @@ _LOCAL_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.
 
 @contextmanager
 def access_errors(url: str) -> Iterator[None]:
-    """Turn what a place says of keys, rights, endpoints and buckets into one AccessError."""
+    """Raise AccessError in place of an error about keys, rights, endpoints or buckets at `url`."""
     try:
         yield
     except (BotoCoreError, ResponseParserError, OSError) as error:
         code = error_code(error)
         if not isinstance(error, OSError) or code in PROBLEMS:
-            # The library's own text stays out: nobody promises that it holds no secret.
+            # The library's own text stays out: it might hold a secret.
             raise AccessError(f"{url}: {PROBLEMS.get(code, _KEYS)} ({code})") from error
         if isinstance(error, PermissionError) or error.errno in _LOCAL_REFUSALS:
             reason = f"{error.strerror or _RIGHTS}; choose another place or grant the right"
@@ -54,6 +54,6 @@ def access_errors(url: str) -> Iterator[None]:
 
 
 def error_code(error: Exception) -> str:
-    """What S3 answered, or the class of an error that is the client's own."""
+    """Return the code that S3 answered, or the class name of an error that the client raised."""
     response = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", type(error).__name__))

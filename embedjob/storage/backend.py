@@ -1,11 +1,11 @@
-"""What storage asks of a place where files live."""
+"""The interface of a storage backend: list, read, create once, replace, delete."""
 
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
-    """A file: its path in its backend, its size, and what tells one version from the next."""
+    """A file: path in its backend, size in bytes, and an etag that changes with the content."""
 
     path: str
     size: int
@@ -13,27 +13,27 @@ class Entry(NamedTuple):
 
 
 class Backend(Protocol):
-    """What storage asks of a place; a missing file is FileNotFoundError."""
+    """A place where files live; a missing file raises FileNotFoundError."""
 
-    checks_reads: bool  # each read fails once the file is not the opened one
+    checks_reads: bool  # each read fails once the opened file was replaced
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
-        """Files below a folder, at least those that match the pattern; none if it is missing."""
+        """Yield files below a folder, at least those that match `pattern`; none if missing."""
 
     def entry(self, path: str) -> Entry | None:
-        """One file; None for a folder."""
+        """Return the file at a path; None for a folder."""
 
     def read(self, path: str) -> bytes:
-        """The whole file."""
+        """Return the whole file."""
 
     def open(self, path: str) -> tuple[BinaryIO, str]:
-        """A seekable handle that reads no more than asked, and the etag of what it reads."""
+        """Return a seekable handle without read-ahead, and the etag of what it reads."""
 
     def create(self, path: str, data: bytes) -> bool:
-        """Whether this call made the file; False where the name was taken."""
+        """Create the file and return True; return False where the name was taken."""
 
     def replace(self, path: str, data: bytes) -> None:
-        """Put the file, whatever was there."""
+        """Put the file, even where the name is taken."""
 
     def delete(self, path: str) -> None:
         """Remove the file."""

@@ -1,4 +1,4 @@
-"""The test that a place must pass before anything is committed there."""
+"""Create-only test: check that storage lets exactly one of several writers create a file."""
 
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,10 @@ _RACERS = 4
 
 
 def require_create_only(directory: str) -> None:
-    """Return if files can be listed and made here, and a file only once by however many try."""
+    """Check that files can be listed and created here, each by exactly one of several writers.
+
+    OutputError where they cannot, AccessError where storage refuses.
+    """
     backend, path, prefix = locate(directory)
     if prefix == "memory://":
         raise OutputError(f"{directory}: got the memory of one process; other processes see none")
@@ -22,7 +25,7 @@ def require_create_only(directory: str) -> None:
         with access_errors(directory):
             backend.make_scratch(path)
     try:
-        # A bucket that is missing must be told here: some servers make it at the first put.
+        # Report a missing bucket here: some servers make it at the first put.
         holds(directory)
         made = _race(join(directory, f".embedjob-probe-{secrets.token_hex(8)}"))
     except (OSError, NotImplementedError, TypeError, ValueError) as error:
@@ -35,7 +38,7 @@ def require_create_only(directory: str) -> None:
 
 
 def _race(url: str) -> list[bool]:
-    """Which of several writers, and one latecomer, made a file that is gone afterwards."""
+    """Let several writers and one latecomer create a file; return who did, and delete the file."""
     marks = [secrets.token_bytes(16) for _ in range(_RACERS)]
     try:
         with ThreadPoolExecutor(_RACERS) as pool:
@@ -45,6 +48,6 @@ def _race(url: str) -> list[bool]:
             made[marks.index(read_bytes(url))] = True
         return [*made, create(url, b"late")]
     finally:
-        # Without the right to delete the probe stays; a run does not need that right.
+        # Without the right to delete, the probe stays; a run does not need that right.
         with suppress(AccessError, OSError, NotImplementedError):
             delete(url)

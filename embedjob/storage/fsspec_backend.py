@@ -1,4 +1,4 @@
-"""Any other place that fsspec knows, as far as it keeps what it promises."""
+"""fsspec backend: any protocol that fsspec knows, within the guarantees that it keeps."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,31 +14,31 @@ _VERSION_KEYS = ("ETag", "etag", "generation", "content_md5", "mtime", "last_mod
 
 
 class FsspecBackend:
-    """The backend of a protocol of fsspec's."""
+    """The backend of one fsspec protocol."""
 
     checks_reads = False
 
     def __init__(self, protocol: str) -> None:
-        """AccessError where fsspec, or a package that it needs, lacks the protocol."""
+        """Open the filesystem; AccessError where the protocol or a package for it is missing."""
         try:
             self.fs: Any = fsspec.filesystem(protocol, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise AccessError(f"no filesystem for {protocol}:// here: {error}") from error
 
     def spelling(self, url: str) -> tuple[str, str]:
-        """The path as listings spell it, and what goes before it in a URL."""
+        """Return the path as listings spell it, and the prefix that makes it a URL."""
         path = self.fs._strip_protocol(url)
         return path, self.fs.unstrip_protocol(path).removesuffix(path)
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
-        """Files below a folder; none where it is missing."""
+        """Yield the files below a folder; none where it is missing."""
         # Without `raise`, fsspec leaves out a folder that it could not list.
         with suppress(FileNotFoundError):
             found = self.fs.find(path, detail=True, on_error="raise")
             yield from (self._entry(info) for info in found.values())
 
     def entry(self, path: str) -> Entry | None:
-        """The file; None for a folder."""
+        """Return the file; None for a folder."""
         info = self.fs.info(path)
         return None if info["type"] == "directory" else self._entry(info)
 
@@ -50,16 +50,16 @@ class FsspecBackend:
         return Entry(info["name"], info["size"], f"{info['size']}-{version}")
 
     def read(self, path: str) -> bytes:
-        """The whole file."""
+        """Return the whole file."""
         return cast(bytes, self.fs.cat_file(path))
 
     def open(self, path: str) -> tuple[BinaryIO, str]:
-        """A handle and the etag of what it reads."""
+        """Return a handle and the etag of what it reads."""
         handle = self.fs.open(path, "rb", cache_type="none")
         return handle, self._entry(self.fs.info(path)).etag
 
     def create(self, path: str, data: bytes) -> bool:
-        """Whether this call made the file."""
+        """Create the file; return whether this call did."""
         try:
             self.fs.pipe_file(path, data, mode="create")
         except FileExistsError:

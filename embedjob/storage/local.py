@@ -1,4 +1,4 @@
-"""Files of the operating system: whole or not at all, even when two writers meet."""
+"""Local filesystem backend: a file appears whole or not at all, even with two writers."""
 
 import io
 import os
@@ -12,8 +12,8 @@ from typing import BinaryIO
 from embedjob.storage.backend import Entry
 from embedjob.storage.patterns import may_lead
 
-# A local file is written in such a folder and then linked to its name. The nearest one above the
-# file is taken; the probe of an output makes one at its top, so that none lies inside OUT/data.
+# A local file is written in a folder of this name and then linked to its own. The nearest one above
+# the file is used; an output's probe makes one at its top, so that none lies inside OUT/data.
 SCRATCH = ".embedjob-tmp"
 
 
@@ -23,7 +23,7 @@ class LocalBackend:
     checks_reads = False
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
-        """Files below a folder, links followed; none where it is missing."""
+        """Yield the files below a folder, following links; none where it is missing."""
         seen: set[tuple[int, int]] = set()
         _first_visit(path, seen)
         for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise_unless_gone):
@@ -31,28 +31,28 @@ class LocalBackend:
             inner = [name for name in sorted(folders) if may_lead((*above, name), pattern)]
             folders[:] = [x for x in inner if _first_visit(os.path.join(folder, x), seen)]
             for name in names:
-                # A name can be gone before it is looked at: other writers' temporary files.
+                # Other writers' temporary files may be gone before their status is read.
                 with suppress(FileNotFoundError):
                     entry = self.entry(os.path.join(folder, name))
                     if entry:
                         yield entry
 
     def entry(self, path: str) -> Entry | None:
-        """The file; None for a folder."""
+        """Return the file; None for a folder."""
         status = os.stat(path)
         return Entry(path, status.st_size, _etag(status)) if stat.S_ISREG(status.st_mode) else None
 
     def read(self, path: str) -> bytes:
-        """The whole file."""
+        """Return the whole file."""
         return Path(path).read_bytes()
 
     def open(self, path: str) -> tuple[BinaryIO, str]:
-        """A handle and the etag of what it reads."""
+        """Return a handle and the etag of what it reads."""
         handle = io.BufferedReader(io.FileIO(path))
         return handle, _etag(os.fstat(handle.fileno()))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Whether this call made the file."""
+        """Create the file; return whether this call did."""
         try:
             _put(path, data, place=os.link)
         except FileExistsError:
@@ -68,7 +68,7 @@ class LocalBackend:
         os.unlink(path)
 
     def make_scratch(self, folder: str) -> None:
-        """Have every file below this folder written in the folder's own scratch first."""
+        """Make a scratch folder here, in which files below this folder are written first."""
         os.makedirs(os.path.join(folder, SCRATCH), exist_ok=True)
 
 
@@ -77,7 +77,7 @@ def _etag(status: os.stat_result) -> str:
 
 
 def _put(path: str, data: bytes, *, place: Callable[[str, str], None]) -> None:
-    """Write aside, to the disk, then give the name: nobody ever sees half a file."""
+    """Write to a scratch file, sync it to disk, then name it: no reader ever sees half a file."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     scratch = _scratch(folder)
@@ -100,7 +100,7 @@ def _put(path: str, data: bytes, *, place: Callable[[str, str], None]) -> None:
 
 
 def _scratch(folder: str) -> str:
-    """The nearest scratch folder, at or above, that can be linked from; else one in the folder."""
+    """Return the nearest scratch folder, at or above, on this device; else one in the folder."""
     device = os.stat(folder).st_dev
     for parent in (Path(folder), *Path(folder).parents):
         scratch = parent / SCRATCH
@@ -110,13 +110,13 @@ def _scratch(folder: str) -> str:
 
 
 def _raise_unless_gone(error: OSError) -> None:
-    """A folder that vanished, or that never was, holds nothing; any other trouble is told."""
+    """Ignore a folder that is missing or has vanished; raise any other error."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 
 def _first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:
-    """Whether no link led to this folder before: a loop of links must end."""
+    """Note a folder and return whether it is new: a loop of links must end."""
     try:
         status = os.stat(folder)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which place a URL means; a plain path, a `~` path and `file://` are all local."""
+"""URLs to storage backends; a plain path, a `~` path and `file://` are all local."""
 
 import os
 import re
@@ -15,7 +15,10 @@ _CREDENTIALS = re.compile(r"[^/@]*:[^/]*@")
 
 
 def split(url: str) -> tuple[str, str]:
-    """The protocol ("" for a local path, which is made absolute) and the path."""
+    """Split a URL into its protocol ("" for a local path, which is made absolute) and its path.
+
+    AccessError where the URL holds credentials.
+    """
     match = _URL.fullmatch(url)
     if match is None or match[1] == "file":
         return "", os.path.abspath(os.path.expanduser(match[2] if match else url))
@@ -29,12 +32,12 @@ def split(url: str) -> tuple[str, str]:
 
 
 def locate(url: str) -> tuple[Backend, str, str]:
-    """Where the URL lives, its path there, and what goes before a path to make a URL."""
+    """Return the backend of a URL, the path there, and the prefix that makes a path a URL again."""
     protocol, path = split(url)
     if not protocol:
         return LocalBackend(), path, ""
     if protocol == "s3":
         with access_errors(url):
             return S3Backend(), path, "s3://"
-    other = FsspecBackend(protocol)
-    return other, *other.spelling(f"{protocol}://{path}")
+    backend = FsspecBackend(protocol)
+    return backend, *backend.spelling(f"{protocol}://{path}")

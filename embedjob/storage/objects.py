@@ -1,4 +1,4 @@
-"""The one door to files: local paths, S3, and any other place that fsspec knows.
+"""Object storage: read, list, create and delete files on local disks, S3 and fsspec's other places.
 
 Names are URLs; a plain path, a `~` path and `file://` are all local. Nothing is cached.
 """
@@ -25,7 +25,7 @@ _COPIERS = 8
 
 @dataclass(frozen=True)
 class Stored:
-    """One file as it was listed; another etag under the same URL is another file."""
+    """One file as it was listed; another etag under the same URL means another file."""
 
     url: str
     size: int
@@ -33,30 +33,30 @@ class Stored:
 
     @property
     def name(self) -> str:
-        """The last part of its URL."""
+        """Return the last part of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
 def absolute(url: str) -> str:
-    """The URL as every process reads it; a local one becomes an absolute plain path."""
+    """Return the URL as every process reads it; a local one becomes an absolute plain path."""
     protocol, path = split(url)
     return f"{protocol}://{path}" if protocol else path
 
 
 def join(url: str, *parts: str) -> str:
-    """The URL of something below."""
+    """Return the URL of a path below `url`."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def find(pattern: str) -> list[Stored]:
-    """The files that a file, a folder or a glob names, sorted; hidden and `_` names left out.
+    """Return the files that a file, folder or glob names, sorted; hidden and `_` names left out.
 
-    What exists under the literal name is meant, even where the name holds `*`, `?` or `[`.
+    A file that exists under the literal name wins, even where the name holds `*`, `?` or `[`.
     `**` is any number of folders, and everything below a folder that matches belongs to it.
     """
-    found = _below(pattern, ()) or [file for file in [stat(pattern)] if file]
-    if found or not is_magic(split(pattern)[1]):
-        return found
+    literal = _below(pattern, ()) or [file for file in [stat(pattern)] if file]
+    if literal or not is_magic(split(pattern)[1]):
+        return literal
     parts = absolute(pattern).split("/")
     starts = ["/".join(parts[:i]) or "/" for i in range(len(parts) + 1)]
     wild = (i for i, part in enumerate(parts) if is_magic(part) and not holds(starts[i + 1]))
@@ -65,15 +65,15 @@ def find(pattern: str) -> list[Stored]:
 
 
 def list_files(directory: str) -> list[Stored]:
-    """Everything below a folder, hidden files too, sorted; empty where there is none."""
+    """Return every file below a folder, hidden files too, sorted; none without a folder."""
     backend, path, prefix = locate(directory)
     with access_errors(directory):
-        found = [_stored(prefix, entry) for entry in backend.entries(path, ())]
-    return sorted(found, key=lambda file: file.url)
+        files = [_stored(prefix, entry) for entry in backend.entries(path, ())]
+    return sorted(files, key=lambda file: file.url)
 
 
 def stat(url: str) -> Stored | None:
-    """The file as it is now; None where there is none."""
+    """Return the file as it is now; None where there is none."""
     backend, path, prefix = locate(url)
     with access_errors(url), suppress(FileNotFoundError):
         entry = backend.entry(path)
@@ -82,14 +82,14 @@ def stat(url: str) -> Stored | None:
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole file; FileNotFoundError where there is none."""
+    """Return the whole file; FileNotFoundError where there is none."""
     backend, path, _ = locate(url)
     with access_errors(url):
         return backend.read(path)
 
 
 def read_tail(file: Stored, length: int) -> bytes:
-    """The last bytes of a file that is still the listed one."""
+    """Return the last `length` bytes of a listed file; InputChangedError if it has changed."""
     with open_unchanged(file) as handle:
         handle.seek(max(0, file.size - length))
         return handle.read()
@@ -97,10 +97,10 @@ def read_tail(file: Stored, length: int) -> bytes:
 
 @contextmanager
 def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
-    """The listed file, seekable, reading no more than asked; InputChangedError once it is another.
+    """Open a listed file, seekable and without read-ahead; InputChangedError if it changed.
 
-    S3 compares the etag at every read. Elsewhere it is compared at both ends, so what was read
-    counts only once the `with` is left.
+    S3 compares the etag at every read. Elsewhere it is compared at both ends, so that what was read
+    counts only after the `with` block has ended.
     """
     backend, path, _ = locate(file.url)
     try:
@@ -115,24 +115,24 @@ def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
     except (AccessError, InputChangedError):
         raise
     except Exception as error:
-        # Whatever went wrong, a file that is no longer the planned one is the reason to give.
+        # If the file was replaced, report that: it explains any other error.
         if not _is_still(file):
             raise _changed(file) from error
         raise
 
 
 def create(url: str, data: bytes | bytearray | memoryview) -> bool:
-    """Whether this call made the file, whole; False where the name was taken."""
+    """Create the whole file and return True; return False where the name was taken."""
     backend, path, _ = locate(url)
     with access_errors(url):
         return backend.create(path, bytes(data))
 
 
 def create_json(url: str, document: dict[str, Any]) -> dict[str, Any]:
-    """The document that is there now: this one, or that of whoever came first.
+    """Create a JSON file; return the document that is there now, ours or an earlier one.
 
-    A random `token` is added unless the document has one. Whoever gave the token that comes back
-    has won, even where the answer to a put was lost and the retry found the name taken.
+    A random `token` is added unless the document has one. The writer whose token comes back has
+    won, even where the answer to a put was lost and the retry found the name taken.
     """
     mine = {"token": secrets.token_hex(16), **document}
     if create(url, json.dumps(mine, indent=1).encode()):
@@ -144,14 +144,14 @@ def create_json(url: str, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def replace(url: str, data: bytes) -> None:
-    """Put a whole file under a name, whatever had it."""
+    """Put a whole file under a name, even where the name is taken."""
     backend, path, _ = locate(url)
     with access_errors(url):
         backend.replace(path, data)
 
 
 def delete(url: str) -> None:
-    """Remove a file; one that is not there is gone already."""
+    """Remove a file; a file that is not there counts as removed."""
     backend, path, _ = locate(url)
     with access_errors(url), suppress(FileNotFoundError):
         backend.delete(path)
@@ -172,23 +172,23 @@ def download(url: str, to: str) -> None:
 
 
 def holds(folder: str) -> bool:
-    """Whether anything lies below a folder of exactly this name."""
+    """Return whether any file lies below a folder of exactly this name."""
     backend, path, _ = locate(folder)
     with access_errors(folder):
         return next(backend.entries(path, ()), None) is not None
 
 
 def _below(folder: str, pattern: tuple[str, ...]) -> list[Stored]:
-    """The files below a folder that match, sorted by URL."""
+    """Return the files below a folder that match, sorted by URL."""
     backend, path, prefix = locate(folder)
     base = len(path.rstrip("/").split("/"))
     with access_errors(folder):
-        found = [
+        files = [
             _stored(prefix, entry)
             for entry in backend.entries(path, pattern)
             if matches(entry.path.split("/")[base:], pattern)
         ]
-    return sorted(found, key=lambda file: file.url)
+    return sorted(files, key=lambda file: file.url)
 
 
 def _stored(prefix: str, entry: Entry) -> Stored:
@@ -208,7 +208,7 @@ def _changed(file: Stored) -> InputChangedError:
 
 
 def _inside(folder: str, name: str) -> Path:
-    """The local path of a name, which may not lead out of the folder."""
+    """Return the local path of a name; AccessError where it leads out of the folder."""
     if ".." in name.split("/"):
         raise AccessError(f"{name}: a name with '..' would leave {folder}; rename it")
     return Path(folder, name)

@@ -1,4 +1,4 @@
-"""Which paths a glob means, part by part; hidden and `_` names only where it asks for them."""
+"""Glob patterns, matched part by part; hidden and `_` names only where the pattern asks for it."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -7,17 +7,20 @@ ANY_DEPTH = "**"
 
 
 def is_magic(text: str) -> bool:
-    """Whether the text holds a wildcard."""
+    """Return whether the text holds a wildcard."""
     return any(character in text for character in "*?[")
 
 
 def stem(part: str) -> str:
-    """The characters that every name matching this part begins with."""
+    """Return the characters that every name matching this part begins with."""
     return next((part[:i] for i, character in enumerate(part) if character in "*?["), part)
 
 
 def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the path, or a folder above it, matches; an empty pattern takes all but hidden."""
+    """Return whether the path, or a folder above it, matches `pattern`, a glob's parts.
+
+    An empty pattern takes all but hidden names.
+    """
     if not pattern:
         return not any(map(is_hidden, parts))
     if not parts:
@@ -29,14 +32,14 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def may_lead(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a match can be this folder or lie below it."""
+    """Return whether a match can be this folder or lie below it."""
     if not parts or not pattern or pattern[0] == ANY_DEPTH:
         return True
     return _fits(parts[0], pattern[0]) and may_lead(parts[1:], pattern[1:])
 
 
 def is_hidden(part: str) -> bool:
-    """Whether tools leave their own files under such a name."""
+    """Return whether tools keep their own files under such a name."""
     return part.startswith((".", "_"))
 
 

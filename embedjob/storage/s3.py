@@ -1,4 +1,4 @@
-"""S3 and what speaks like it: listed by pages, read under If-Match, put under If-None-Match."""
+"""S3 backend: list by pages, read under If-Match, create under If-None-Match."""
 
 import errno
 import functools
@@ -34,7 +34,7 @@ class S3Backend:
         self.fs: Any = _client(os.getpid(), _environment())
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
-        """Files below a folder, a page at a time; none where it is missing."""
+        """Yield the files below a folder, a page at a time; none where it is missing."""
         bucket, _, key = path.partition("/")
         prefix = f"{key}/" if key else ""
         page = {"Bucket": bucket, "Prefix": prefix + stem(pattern[0] if pattern else "")}
@@ -42,7 +42,7 @@ class S3Backend:
             try:
                 answer = self.fs.call_s3("list_objects_v2", **page)
             except OSError as error:
-                # Where S3 refuses a listing it gives a word; a bare number is another server's.
+                # S3 refuses a listing with a word; a bare number comes from another kind of server.
                 code = error_code(error)
                 if not code.isdigit():
                     raise
@@ -56,7 +56,7 @@ class S3Backend:
             page["ContinuationToken"] = answer["NextContinuationToken"]
 
     def entry(self, path: str) -> Entry | None:
-        """The file; None for a folder."""
+        """Return the file; None for a folder."""
         bucket, _, key = path.partition("/")
         if not key:
             return None
@@ -64,18 +64,18 @@ class S3Backend:
         return _entry(path, head["ContentLength"], head["ETag"])
 
     def read(self, path: str) -> bytes:
-        """The whole file."""
+        """Return the whole file."""
         # One request: where more are allowed, s3fs asks for the size first.
         return cast(bytes, self.fs.cat_file(path, max_concurrency=1))
 
     def open(self, path: str) -> tuple[BinaryIO, str]:
-        """A handle and the etag of what it reads."""
+        """Return a handle and the etag of what it reads."""
         # s3fs sends the etag it found here as If-Match with every read.
         handle = self.fs.open(path, "rb", cache_type="none")
         return handle, handle.details["ETag"].strip('"')
 
     def create(self, path: str, data: bytes) -> bool:
-        """Whether this call made the file."""
+        """Create the file; return whether this call did."""
         for pause in _CONFLICT_SECONDS:
             try:
                 self.fs.pipe_file(path, data, mode="create")
@@ -83,14 +83,14 @@ class S3Backend:
                 code = error_code(error)
                 if code == "PreconditionFailed" or isinstance(error, FileExistsError):
                     return False
-                # The answer to the end of a multipart put was lost; a retry finds it ended.
+                # The answer to the end of a multipart put was lost, and a retry finds it ended.
                 if code == "NoSuchUpload" and self.entry(path):
                     return False
                 if code != "ConditionalRequestConflict":
                     raise
             else:
                 return True
-            # S3 asks one of several puts at the same moment to come again.
+            # Of several puts at the same moment, S3 asks some to try again.
             time.sleep(pause)
         raise OSError(errno.EBUSY, "others kept putting the same key", path)
 
@@ -108,13 +108,13 @@ def _entry(path: str, size: int, etag: str) -> Entry:
 
 
 def _environment() -> int:
-    """A number that changes with the credentials, without being them."""
+    """Return a number that changes with the credentials and does not reveal them."""
     return hash(frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
 
 
 @functools.lru_cache(maxsize=4)
 def _client(process: int, environment: int) -> S3FileSystem:
-    """One client for all threads: s3fs alone would make one for each."""
+    """Connect one client for all threads: s3fs alone would make one for each."""
     fs = S3FileSystem(
         skip_instance_cache=True, use_listings_cache=False, config_kwargs=dict(_S3_CONFIG)
     )

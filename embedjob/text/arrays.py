@@ -1,4 +1,4 @@
-"""Rows of different lengths, one after the other in one array, and where each begins."""
+"""Ragged arrays: rows of different lengths in one flat array, with the offset of each row."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -12,21 +12,22 @@ Flags = npt.NDArray[np.bool_]
 
 
 def offsets_of(sizes: npt.NDArray[np.integer]) -> Ints:
-    """Where each of N runs begins, and where the last ends [N + 1]."""
+    """Return where each of N rows begins, and where the last one ends [N + 1]."""
     offsets = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
     return offsets
 
 
 def gather(offsets: Ints, runs: Ints) -> tuple[Ints, Ints]:
-    """The places of these runs, one run after the other, and the runs' offsets among them."""
+    """Return the positions of these rows' entries, row after row, and the rows' new offsets."""
     sizes = np.diff(offsets)[runs]
-    found = offsets_of(sizes)
-    return np.repeat(offsets[runs] - found[:-1], sizes) + np.arange(found[-1]), found
+    new_offsets = offsets_of(sizes)
+    starts = np.repeat(offsets[runs] - new_offsets[:-1], sizes)
+    return starts + np.arange(new_offsets[-1]), new_offsets
 
 
 def flatten(rows: Sequence[Sequence[int]]) -> tuple[Ids, Ints]:
-    """All ids in one array, and the offsets of the rows in it."""
+    """Return all ids in one array, and the offsets of the rows in it."""
     sizes = np.fromiter(map(len, rows), np.int64, len(rows))
     offsets = offsets_of(sizes)
     return np.fromiter(chain.from_iterable(rows), np.uint32, int(offsets[-1])), offsets

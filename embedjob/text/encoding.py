@@ -1,4 +1,4 @@
-"""Rendered prompts to tokens; special tokens are parsed in templates and never in texts."""
+"""Prompt encoding: special tokens are parsed in templates and never in texts."""
 
 import json
 import re
@@ -14,17 +14,18 @@ from tokenizers import Encoding, Tokenizer, processors
 from embedjob.text.arrays import Flags, Ints, flatten, offsets_of
 from embedjob.text.prompts import Prompt
 
-# Shorter ones are ordinary characters that someone marked as special, such as CLIP's "!".
+# Shorter tokens are ordinary characters marked as special, such as CLIP's "!".
 _SHORTEST = 3
 _PRIVATE_PLANE, _PRIVATE_CHARACTERS = 0xF0000, 0xFFFE
 
 
 def secret_twin(tokenizer: Tokenizer) -> tuple[Tokenizer, dict[str, str]]:
-    """An equal tokenizer whose special tokens have secret names, and the name of each.
+    """Return an equal tokenizer whose special tokens have secret names, and the name of each.
 
-    A template written with the secret names gives the ids it always gave, and no text can hold
-    one: what looks like a special token in a text is cut like any other characters. Names are as
-    long as what they replace, so character offsets do not move; they never show in any id.
+    A template written with the secret names keeps its ids, and no text can hold such a name: a
+    special token's old name in a text is tokenized like any other characters. Secret names are as
+    long as the names that they replace, so character offsets do not move; they never show in any
+    id.
     """
     document: dict[str, Any] = json.loads(tokenizer.to_str())
     specials = [token for token in document["added_tokens"] if token["special"]]
@@ -49,7 +50,7 @@ def _secret(length: int) -> str:
 
 
 def _merged(model: dict[str, Any]) -> set[str]:
-    """Every token that a BPE model builds from others, or builds others from."""
+    """Return every token that a BPE model merges, or merges tokens into."""
     pairs = (m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or ())
     return {word for left, right in pairs for word in (left, right, left + right)}
 
@@ -64,7 +65,7 @@ def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
 
 
-# Rare enough to be unknown wherever a tokenizer has an unknown token at all.
+# Rare characters, unknown to every tokenizer that has an unknown token.
 _UNKNOWN = "\U00012000\U00013000\U0001f701"
 
 
@@ -77,12 +78,12 @@ class Frame:
 
 
 class PromptEncoder:
-    """Encodes texts under templates; takes the tokenizer over and switches cutting off in it."""
+    """Encodes texts under templates; owns its tokenizer, whose truncation it switches off."""
 
     def __init__(
         self, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, special_tokens: bool
     ) -> None:
-        """`special_tokens` says whether the tokenizer may add its own, such as BOS."""
+        """Take the tokenizer; `special_tokens` says whether it may add its own, such as BOS."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
@@ -99,50 +100,52 @@ class PromptEncoder:
     def encode(
         self, which: Sequence[int], texts: Sequence[str], *, offsets: bool
     ) -> list[Encoding]:
-        """Each text under template number `which`; without `offsets` they are not to be read."""
-        found = self._run(self._tokenizer, self._prompts, which, texts, offsets=offsets)
-        for row in self._with_literals(found, which, texts):
+        """Encode each text under template number `which`; offsets are valid only if requested."""
+        encodings = self._run(self._tokenizer, self._prompts, which, texts, offsets=offsets)
+        for row in self._with_literals(encodings, which, texts):
             renamed, prompts = self._twin
-            found[row] = self._run(renamed, prompts, [which[row]], [texts[row]], offsets=True)[0]
-        return found
+            encodings[row] = self._run(renamed, prompts, [which[row]], [texts[row]], offsets=True)[
+                0
+            ]
+        return encodings
 
-    def alone(self, before: str) -> int:
-        """How many tokens a prompt's beginning has by itself, but for the tokenizer's last ones."""
+    def count_alone(self, before: str) -> int:
+        """Count the tokens of a prompt's beginning alone, without the closing special tokens."""
         return len(self._tokenizer.encode(before, add_special_tokens=self._adds)) - self.frame.after
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The ids as the tokenizer spells them; one that it does not know as `<id>`."""
+        """Return the ids as the tokenizer spells them; an id that it does not know as `<id>`."""
         return [self._tokenizer.id_to_token(token) or f"<{token}>" for token in ids]
 
     def text_tokens(
         self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
     ) -> Ints:
-        """Positions [N, 2] of the tokens that overlap each text; start == stop if there are none.
+        """Return the positions [N, 2] of each text's tokens; start == stop if it has none.
 
-        With nothing of the template before the text it starts right after the tokenizer's own
-        special tokens, and likewise after it: some tokenizers give a leading blank no characters.
+        A text with no template before it starts right after the tokenizer's own special tokens, and
+        likewise at its end: some tokenizers give a leading blank no characters.
         """
-        found = self.framed(np.fromiter(map(len, encodings), np.int64, len(encodings)))
+        positions = self.framed(np.fromiter(map(len, encodings), np.int64, len(encodings)))
         for row, (encoding, template, text) in enumerate(zip(encodings, which, texts, strict=True)):
-            found[row] = self._overlap(encoding, self._prompts[template], text)
-        return found
+            positions[row] = self._overlap(encoding, self._prompts[template], text)
+        return positions
 
     def marked_tokens(
         self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
     ) -> Ints:
-        """Positions [N, 2] of the tokens that overlap each template's marked segments."""
-        found = np.zeros((len(encodings), 2), np.int64)
+        """Return the positions [N, 2] of the tokens that overlap marked segments."""
+        positions = np.zeros((len(encodings), 2), np.int64)
         if not any(prompt.marked for prompt in self._prompts):
-            return found
+            return positions
         for row, (encoding, template, text) in enumerate(zip(encodings, which, texts, strict=True)):
             prompt = self._prompts[template]
             if prompt.marked is not None:
                 start, stop = (prompt.at(place, text) for place in prompt.marked)
                 whole = prompt.render(text)
-                found[row] = self._tokens(
+                positions[row] = self._tokens(
                     encoding, max(start, 0), stop, opens=start <= 0, closes=stop >= len(whole)
                 )
-        return found
+        return positions
 
     def _overlap(self, encoding: Encoding, prompt: Prompt, text: str) -> tuple[int, int]:
         start = prompt.text_start(text)
@@ -154,14 +157,14 @@ class PromptEncoder:
     def _tokens(
         self, encoding: Encoding, start: int, stop: int, *, opens: bool, closes: bool
     ) -> tuple[int, int]:
-        """The tokens over these characters, which open the prompt, close it, both, or neither."""
+        """Return the tokens over these characters, which may open or close the prompt."""
         first: int | None = self.frame.before
         last: int | None = len(encoding) - self.frame.after
         if not opens:
             first = encoding.char_to_token(start)
         if not closes:
             last = encoding.char_to_token(stop)
-        # No token holds that character, or one holds it and some of the text: count them.
+        # No token holds that character, or a token holds it and some of the text: count tokens.
         if first is None:
             first = self._count_before(encoding, start)
         if last is None or (not closes and _first_character(encoding, last) < stop):
@@ -169,22 +172,22 @@ class PromptEncoder:
         return first, max(first, last) if start < stop else first
 
     def framed(self, lengths: Ints) -> Ints:
-        """Positions [N, 2] of all tokens but the tokenizer's own special ones."""
+        """Return the positions [N, 2] of all tokens but the tokenizer's own special tokens."""
         return np.stack(
             [np.full_like(lengths, self.frame.before), lengths - self.frame.after], axis=1
         )
 
     def text_start(self, which: int, text: str) -> int:
-        """Where in the rendered prompt the text begins, in characters."""
+        """Return where in the rendered prompt the text begins, in characters."""
         return self._prompts[which].text_start(text)
 
     def _count_before(self, encoding: Encoding, start: int) -> int:
-        """The first token that ends after this character begins."""
+        """Return the first token that ends after this character begins."""
         ranges = encoding.offsets[self.frame.before : len(encoding) - self.frame.after]
         return self.frame.before + sum(end <= start for _, end in ranges)
 
     def _count_until(self, encoding: Encoding, stop: int) -> int:
-        """One past the last token that begins before this character."""
+        """Return one past the last token that begins before this character."""
         ranges = encoding.offsets[self.frame.before : len(encoding) - self.frame.after]
         return len(encoding) - self.frame.after - sum(begin >= stop for begin, _ in ranges)
 
@@ -211,15 +214,16 @@ class PromptEncoder:
     def _with_literals(
         self, encodings: Sequence[Encoding], which: Sequence[int], texts: Sequence[str]
     ) -> list[int]:
-        """Rows with more special tokens than their template has: the text spelt one out.
+        """Return the rows with more special tokens than their template: the text spells some.
 
-        Counting ids sees also what a normalizer, or the seam to the template, made into one.
+        Counting ids also catches special tokens that a normalizer, or the seam to the template,
+        made.
         """
         if not self._special.any():
             return []
         flat, offsets = flatten([encoding.ids for encoding in encodings])
         more = _count(self._special[flat], offsets) != self._expected[np.asarray(which, np.int64)]
-        # An unknown word has that id too, so that of these tokens the names are looked for.
+        # An unknown word has that id too, so look for the names of these tokens in the text.
         for token, name in self._unknown.items():
             for row in np.flatnonzero(_count(flat == token, offsets)).tolist():
                 more[row] |= name in texts[row] or name in self._normalized(texts[row])
@@ -231,13 +235,13 @@ class PromptEncoder:
 
     @cached_property
     def _twin(self) -> tuple[Tokenizer, tuple[Prompt, ...]]:
-        """The tokenizer that reads the templates written with secret names, made when needed."""
+        """Return the tokenizer and the templates with secret names, made when first needed."""
         renamed, names = secret_twin(self._tokenizer)
         longest_first = sorted(names, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
         def rewrite(piece: str) -> str:
-            return pattern.sub(lambda found: names[found.group()], piece)
+            return pattern.sub(lambda match: names[match.group()], piece)
 
         return renamed, tuple(
             replace(
@@ -251,17 +255,17 @@ class PromptEncoder:
 
 
 def _keep_blanks_in_offsets(tokenizer: Tokenizer) -> None:
-    """Make byte-level tokens own their leading blank, or a blank text would own no token."""
+    """Let byte-level tokens own their leading blank, or a blank text would own no token."""
     whole: Any = tokenizer.post_processor
     # Not by a direct isinstance in the loop: the stubs do not say that a Sequence is iterable.
-    several = isinstance(whole, processors.Sequence)
-    for part in whole if several else [whole]:
+    is_sequence = isinstance(whole, processors.Sequence)
+    for part in whole if is_sequence else [whole]:
         if isinstance(part, processors.ByteLevel | processors.RobertaProcessing):
             part.trim_offsets = False
 
 
 def _special_ids(tokenizer: Tokenizer) -> tuple[Flags, dict[int, str]]:
-    """Which ids are special [vocabulary], and the names of those that unknown words become."""
+    """Return which ids are special [vocabulary], and the names of those that unknown words get."""
     added = tokenizer.get_added_tokens_decoder()
     names = {token: entry.content for token, entry in added.items() if entry.special}
     unknown = names.keys() & set(tokenizer.encode(_UNKNOWN, add_special_tokens=False).ids)
@@ -272,11 +276,11 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[Flags, dict[int, str]]:
 
 
 def _first_character(encoding: Encoding, token: int) -> int:
-    found = encoding.token_to_chars(token)
-    return -1 if found is None else int(found[0])
+    characters = encoding.token_to_chars(token)
+    return -1 if characters is None else int(characters[0])
 
 
 def _count(flags: Flags, rows: Ints) -> Ints:
-    """How many flags are set in each run [N]."""
+    """Return how many flags are set in each row [N]."""
     total = offsets_of(flags.astype(np.int8))
     return total[rows[1:]] - total[rows[:-1]]

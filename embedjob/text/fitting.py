@@ -1,4 +1,4 @@
-"""What puts texts into a recipe's templates, and how long views may be."""
+"""Template fitting: put texts into a recipe's templates, and limit the length of views."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from embedjob.text.truncation import FittedViews, Limits, TemplateFitter, Trunca
 
 
 class WholePromptFitter:
-    """Encodes texts under joint templates, within limits once they are set."""
+    """Encodes each prompt as one string, within limits once they are set."""
 
     def __init__(
         self,
@@ -31,10 +31,10 @@ class WholePromptFitter:
         tails: Sequence[Prompt] = (),
         chars_over: int | None = None,
     ) -> None:
-        """`needs_text` says whether the span depends on where in its prompt the text lies.
+        """Take the templates; `needs_text` says whether the span depends on the text's position.
 
-        Where there are `tails`, the marked tokens are as many last ones as these have alone. The
-        characters of text tokens are found of views with more than `chars_over` of them.
+        With `tails`, the marked tokens are as many last tokens as the tails have when tokenized
+        alone. The characters of text tokens are kept for views with more than `chars_over` of them.
         """
         self._prompts = tuple(prompts)
         self._encoder = PromptEncoder(tokenizer, self._prompts, special_tokens=special_tokens)
@@ -43,63 +43,65 @@ class WholePromptFitter:
         self._chars_over = chars_over
         self.closing = self._encoder.frame.after
         self._fitter: TruncatingEncoder | None = None
-        self._alone = PromptEncoder(tokenizer, tails, special_tokens=False) if tails else None
+        self._tails_encoder = (
+            PromptEncoder(tokenizer, tails, special_tokens=False) if tails else None
+        )
 
     def limit(self, tokens: Ints) -> None:
         """Cut texts from now on so that no view has more tokens than its template may."""
         limits = Limits(
             tokens=tokens,
-            suffix=np.array([bool(one.after or one.between) for one in self._prompts]),
-            copies=np.array([one.copies for one in self._prompts], np.int64),
+            suffix=np.array([bool(prompt.after or prompt.between) for prompt in self._prompts]),
+            copies=np.array([prompt.copies for prompt in self._prompts], np.int64),
         )
         self._fitter = TruncatingEncoder(
             self._encoder, limits, needs_text=self._needs_text, chars_over=self._chars_over
         )
 
     def whole(self, template: int, text: str) -> list[int]:
-        """All ids of a text under a template."""
+        """Return all ids of a text under a template."""
         return list(self._encoder.encode([template], [text], offsets=False)[0].ids)
 
     def prompt(self, template: int) -> int:
-        """Tokens of what stands before the text, alone, with the tokenizer's opening ones."""
-        return self._encoder.alone(self._prompts[template].before)
+        """Count the tokens before the text, tokenized alone, with the tokenizer's opening ones."""
+        return self._encoder.count_alone(self._prompts[template].before)
 
     def shown(self, template: int) -> str:
-        """The template for people."""
+        """Return the template for people."""
         return self._prompts[template].shown
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The ids as the tokenizer spells them."""
+        """Return the ids as the tokenizer spells them."""
         return self._encoder.tokens(ids)
 
     def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
-        """Each text under template number `which`, cut where it must be."""
+        """Put each text into template number `which`, cut where necessary."""
         assert self._fitter is not None, "limits are not set"
         fitted = self._fitter.fit(which, texts)
-        return fitted if self._alone is None else self._counted(fitted, which, texts)
+        return fitted if self._tails_encoder is None else self._counted(fitted, which, texts)
 
     def _counted(
         self, fitted: FittedViews, which: Sequence[int], texts: Sequence[str]
     ) -> FittedViews:
-        """The same views; where ids of the text were cut off, their characters decide as ever."""
-        assert self._alone is not None, "there are no tails"
+        """Mark as many last tokens as the tail has alone; views with cut ids keep their marks."""
+        assert self._tails_encoder is not None, "there are no tails"
         rows: list[int] = np.flatnonzero(fitted.characters >= 0).tolist()
         shown = [texts[row][: fitted.characters[row]] for row in rows]
-        found = self._alone.encode([which[row] for row in rows], shown, offsets=False)
-        count = np.fromiter(map(len, found), np.int64, len(found))
+        tails = self._tails_encoder.encode([which[row] for row in rows], shown, offsets=False)
+        count = np.fromiter(map(len, tails), np.int64, len(tails))
         marked = fitted.marked.copy()
         marked[rows, 0] = np.maximum(marked[rows, 1] - count, 0)
         return replace(fitted, marked=marked)
 
 
 def template_fitter(tokenizer: Tokenizer, recipe: Recipe) -> TemplateFitter:
-    """What puts texts into the recipe's templates: as one string, or piece by piece."""
+    """Return the fitter of the recipe's templates: as one string, or segment by segment."""
     adds = recipe.special_tokens.bos == "auto"
-    found = templates(recipe)
-    for piece in (piece for one in found for piece in one.pieces if piece.special):
+    rendered = templates(recipe)
+    for piece in (piece for template in rendered for piece in template.pieces if piece.special):
         special_id(tokenizer, str(piece.content))
-    if not found[0].joint:
-        return SegmentFitter(tokenizer, found, special_tokens=adds)
+    if not rendered[0].joint:
+        return SegmentFitter(tokenizer, rendered, special_tokens=adds)
     return WholePromptFitter(
         tokenizer,
         prompts(recipe),
@@ -113,7 +115,7 @@ def template_fitter(tokenizer: Tokenizer, recipe: Recipe) -> TemplateFitter:
 
 
 def uncounted_tokens(tokenizer: Tokenizer, recipe: Recipe) -> Ints:
-    """Per template, the tokens that `max_tokens` does not count: those of demonstrations."""
+    """Return per template the tokens that `max_tokens` does not count: those of demonstrations."""
     each = range(recipe.views)
     if recipe.demonstrations_count or not recipe.demonstrations:
         return np.zeros(len(each), np.int64)
@@ -123,7 +125,7 @@ def uncounted_tokens(tokenizer: Tokenizer, recipe: Recipe) -> Ints:
 
 
 def check_positions(limits: Ints, positions: int | None) -> None:
-    """ConfigError if views are longer than the model can be: by demonstrations, if at all."""
+    """Raise ConfigError if views can be longer than the model, which demonstrations may cause."""
     if positions is not None and limits.max() > positions:
         raise ConfigError(
             "encoder.demonstrations: with max_tokens and demonstrations_count: false views have up"

@@ -1,11 +1,11 @@
-"""Which views go through the model together."""
+"""Micro-batches: which views go through the model together."""
 
 import numpy as np
 import numpy.typing as npt
 
 from embedjob.text.arrays import Ints
 
-# A CUDA kernel over more than 65,535 of them does not start.
+# A CUDA kernel over more than 65,535 views does not start.
 _MOST_VIEWS = 1 << 15
 
 
@@ -16,12 +16,12 @@ def microbatches(
     bearable_padding: int | None = None,
     groups: npt.NDArray[np.integer] | int = 0,
 ) -> list[Ints]:
-    """View indices, longest first, so that padded each batch holds at most `budget` tokens.
+    """Return batches of view indices, longest first, each at most `budget` tokens when padded.
 
     A view longer than the budget goes alone, never more than 32,768 go together, and never views of
-    different groups. A batch also ends before its padding is more than `bearable_padding` tokens,
-    if that is given. The longest of a group come first: what does not fit into memory fails early
-    and not after hours.
+    different groups. With `bearable_padding`, a batch also ends before it has more tokens of
+    padding. The longest views of a group come first, so that a lack of memory shows early and not
+    after hours.
     """
     grouped = np.broadcast_to(groups, lengths.shape)
     order = np.lexsort((-lengths.astype(np.int64), grouped))

@@ -1,4 +1,4 @@
-"""Joint templates as the string around a text, and the named cleanings of a text."""
+"""Prompts: templates as the strings around a text, and the text cleanings of the literature."""
 
 import string
 from collections.abc import Callable, Sequence
@@ -18,9 +18,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One template, its other slots filled: what stands before the text and after it.
+    """One template with its other slots filled: the strings before and after the text.
 
-    With several text slots, `between` stands between them, and "the text" is the last of them.
+    With several text slots, `between` holds the strings between them, and "the text" is in the
+    last slot.
     """
 
     before: str
@@ -32,45 +33,45 @@ class Prompt:
 
     @property
     def copies(self) -> int:
-        """How many text slots there are."""
+        """Return the number of text slots."""
         return len(self.between) + 1
 
     @property
     def shown(self) -> str:
-        """The template for people, shortened."""
+        """Return the template for people, shortened."""
         whole = "{text}".join([self.before, *self.between, self.after])
         return repr(whole if len(whole) <= 200 else f"{whole[:100]} ... {whole[-100:]}")
 
     def render(self, text: str) -> str:
-        """The whole prompt with the text in its slots."""
+        """Return the whole prompt with the text in its slots."""
         whole = self._whole(text)
         return whole.strip() if self.strip else whole
 
     def text_start(self, text: str) -> int:
-        """Where in `render(text)` the text begins; negative if stripping ate into it."""
+        """Return where in `render(text)` the text begins; negative if stripping cut into it."""
         return self.at(Place(len(self.between), len(self.before + "".join(self.between))), text)
 
     def at(self, place: Place, text: str) -> int:
-        """Where in `render(text)` the place is; negative if stripping ate into it."""
-        found = place.texts * len(text) + place.characters
+        """Return where in `render(text)` the place is; negative if stripping cut into it."""
+        position = place.texts * len(text) + place.characters
         if not self.strip:
-            return found
+            return position
         whole = self._whole(text)
-        return found - (len(whole) - len(whole.lstrip()))
+        return position - (len(whole) - len(whole.lstrip()))
 
     def _whole(self, text: str) -> str:
         return text.join([self.before, *self.between, self.after])
 
 
 def prompts(recipe: Recipe) -> tuple[Prompt, ...]:
-    """The recipe's joint templates in order, one view each."""
+    """Return the recipe's templates that are tokenized as one string, in order, one view each."""
     strip = recipe.prepare in STRIPPING
-    return tuple(_prompt(one.pieces, one.weight, strip) for one in templates(recipe))
+    return tuple(_prompt(template.pieces, template.weight, strip) for template in templates(recipe))
 
 
 def tails(recipe: Recipe) -> tuple[Prompt, ...]:
-    """What of each joint template is tokenized by itself too, to count its tokens."""
-    return tuple(_prompt(one.pieces, one.weight, False) for one in alone(recipe))
+    """Return the part of each template that is also tokenized alone, to count its tokens."""
+    return tuple(_prompt(template.pieces, template.weight, False) for template in alone(recipe))
 
 
 def _prompt(pieces: Sequence[Piece], weight: float, strip: bool) -> Prompt:
@@ -90,17 +91,17 @@ def _prompt(pieces: Sequence[Piece], weight: float, strip: bool) -> Prompt:
 
 
 def prepare(name: str) -> Callable[[str], str]:
-    """The text cleaning of that name."""
+    """Return the text cleaning of that name."""
     return _PREPARATIONS[name]
 
 
 def _as_read(text: str) -> str:
-    """The text itself."""
+    """Return the text itself."""
     return text
 
 
 def _eol(text: str) -> str:
-    """The cleaning shared by PromptEOL and its followers; an empty text stays empty."""
+    """Clean a text as PromptEOL and its followers do; an empty text stays empty."""
     if text and text[-1] not in ".?\"'":
         text += "."
     text = text.replace('"', "'")
@@ -108,14 +109,14 @@ def _eol(text: str) -> str:
 
 
 def _moee(text: str) -> str:
-    """MoEE's variant: an exclamation or question mark ends a text, and underscores are blanks."""
+    """Clean a text as MoEE does: `!` and `?` end a text too, and underscores become blanks."""
     if text and text[-1] not in ".?!\"'":
         text += "."
     return text.replace('"', "'").replace("_", " ")
 
 
 def _fullstop(text: str) -> str:
-    """A full stop after a text that ends in no punctuation; an empty text stays empty."""
+    """End a text with a full stop unless it ends in punctuation; an empty text stays empty."""
     return text + "." if text and text[-1] not in string.punctuation else text
 
 

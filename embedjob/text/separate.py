@@ -1,4 +1,4 @@
-"""Templates tokenized piece by piece: the ids of the pieces are joined, never their strings."""
+"""Segments tokenized separately: their ids are joined, never their strings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ _NO_BUDGET = 2**31
 
 
 @dataclass(frozen=True)
-class _Pieces:
-    """A template's ids in order, None where the text goes, and how much of it each slot takes."""
+class _SeparateTemplate:
+    """A template's ids in order, None where the text goes, and how many tokens each slot takes."""
 
     ids: tuple[tuple[int, ...] | None, ...]
     budgets: tuple[int, ...]
@@ -38,7 +38,7 @@ class SegmentFitter:
     def __init__(
         self, tokenizer: Tokenizer, templates: Sequence[Template], *, special_tokens: bool
     ) -> None:
-        """`special_tokens` says whether the tokenizer puts its own around the joined pieces."""
+        """Tokenize the templates; `special_tokens` puts the tokenizer's own around the ids."""
         self._encoder = PromptEncoder(tokenizer, (_BARE,), special_tokens=False)
         framed = PromptEncoder(tokenizer, (_BARE,), special_tokens=special_tokens)
         whole = framed.encode([0], ["a"], offsets=False)[0].ids
@@ -53,40 +53,40 @@ class SegmentFitter:
         self._limits = tokens
 
     def whole(self, template: int, text: str) -> list[int]:
-        """All ids of a text under a template."""
+        """Return all ids of a text under a template."""
         ids = self._encoder.encode([0], [text], offsets=False)[0].ids
         pieces = self._templates[template]
         return self._joined(pieces, ids, [len(ids)] * len(pieces.budgets))[0]
 
     def prompt(self, template: int) -> int:
-        """Tokens of what stands before the text, with the tokenizer's opening ones."""
+        """Count the tokens before the text, with the tokenizer's opening ones."""
         pieces = self._templates[template].ids
         first = takewhile(lambda ids: ids is not None, pieces)
         return len(self._before) + sum(len(ids) for ids in first if ids)
 
     def shown(self, template: int) -> str:
-        """The template for people."""
+        """Return the template for people."""
         return self._templates[template].shown
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The ids as the tokenizer spells them."""
+        """Return the ids as the tokenizer spells them."""
         return self._encoder.tokens(ids)
 
     def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
-        """Each text under template number `which`, every copy of it cut alike where it must be."""
+        """Put each text into template number `which`; every copy of a text is cut alike."""
         distinct = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(distinct)}
-        alone = self._texts(distinct)
+        encoded = self._texts(distinct)
         positions: Ints = np.zeros((len(texts), 4), np.int64)
         truncated = np.zeros(len(texts), np.bool_)
         rows = []
         for row, (number, text) in enumerate(zip(which, texts, strict=True)):
-            pieces, ids = self._templates[number], alone.ids[place[text]]
+            pieces, ids = self._templates[number], encoded.ids[place[text]]
             takes = self._takes(pieces, len(ids), int(self._limits[number]))
             joined, positions[row] = self._joined(pieces, ids, takes)
             rows.append(joined)
-            truncated[row] = alone.truncated[place[text]] or min(takes) < len(ids)
-        characters = alone.characters[[place[text] for text in texts]]
+            truncated[row] = encoded.truncated[place[text]] or min(takes) < len(ids)
+        characters = encoded.characters[[place[text] for text in texts]]
         return FittedViews(rows, positions[:, :2], positions[:, 2:], truncated, characters)
 
     def _texts(self, texts: Sequence[str]) -> FittedViews:
@@ -99,8 +99,8 @@ class SegmentFitter:
             [0] * len(texts), texts
         )
 
-    def _takes(self, pieces: _Pieces, length: int, limit: int) -> list[int]:
-        """The tokens of a text of this length that each slot takes: an even share of the room."""
+    def _takes(self, pieces: _SeparateTemplate, length: int, limit: int) -> list[int]:
+        """Return how many tokens of a text each slot takes: an even share of the room."""
         room = limit - pieces.fixed - len(self._before) - len(self._after)
         wanted = [min(length, budget) for budget in pieces.budgets]
         level = length
@@ -111,25 +111,25 @@ class SegmentFitter:
         return [min(want, level) for want in wanted]
 
     def _joined(
-        self, pieces: _Pieces, ids: Sequence[int], takes: Sequence[int]
+        self, pieces: _SeparateTemplate, ids: Sequence[int], takes: Sequence[int]
     ) -> tuple[list[int], tuple[int, int, int, int]]:
-        """The view's ids; where its last text starts and stops, and its marked pieces."""
-        found = list(self._before)
-        edges, text = [len(found)], (0, 0)
+        """Return the view's ids, and the positions of its last text and of its marked segments."""
+        joined = list(self._before)
+        edges, text = [len(joined)], (0, 0)
         slots = iter(takes)
         for piece in pieces.ids:
-            found += ids[: next(slots)] if piece is None else piece
-            edges.append(len(found))
+            joined += ids[: next(slots)] if piece is None else piece
+            edges.append(len(joined))
             text = (edges[-2], edges[-1]) if piece is None else text
         first, stop = pieces.marked
-        return [*found, *self._after], (*text, edges[first], edges[stop])
+        return [*joined, *self._after], (*text, edges[first], edges[stop])
 
 
-def _read(tokenizer: Tokenizer, template: Template) -> _Pieces:
+def _read(tokenizer: Tokenizer, template: Template) -> _SeparateTemplate:
     marked = [number for number, piece in enumerate(template.pieces) if piece.marked]
     texts = [piece for piece in template.pieces if piece.content is None]
     whole = "|".join("{text}" if p.content is None else p.content for p in template.pieces)
-    return _Pieces(
+    return _SeparateTemplate(
         ids=tuple(_ids(tokenizer, piece) for piece in template.pieces),
         budgets=tuple(piece.max_tokens or _NO_BUDGET for piece in texts),
         marked=(marked[0], marked[-1] + 1) if marked else (0, 0),
@@ -146,12 +146,12 @@ def _ids(tokenizer: Tokenizer, piece: Piece) -> tuple[int, ...] | None:
 
 
 def special_id(tokenizer: Tokenizer, name: str) -> int:
-    """The id of a special token; ConfigError if the tokenizer has none of that name."""
+    """Return the id of a special token; ConfigError if the tokenizer has no token of that name."""
     added = tokenizer.get_added_tokens_decoder()
-    found = next((token for token, entry in added.items() if entry.content == name), None)
-    if found is None:
+    token_id = next((token for token, entry in added.items() if entry.content == name), None)
+    if token_id is None:
         raise ConfigError(
             f"encoder.templates: got special: {name!r}, which this tokenizer does not have; use"
             " the model that was trained with it, or name it in encoder.special_tokens.add"
         )
-    return found
+    return token_id

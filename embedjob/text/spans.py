@@ -1,4 +1,4 @@
-"""Which tokens of a view count for pooling: a table of rules over token positions."""
+"""Spans: which tokens of a view count for pooling, a table of rules over token positions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ NEED_TEXT = frozenset({"text", "last_text", "from_text", "tail", "pooled"})
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie in N views, in token positions without padding.
+    """Positions in N views, in tokens without padding.
 
-    `text_start` and `text_stop` bound the tokens that overlap the text, the last one where it
-    stands several times, `marked_start` and `marked_stop` those of the marked segments; `closing`
-    counts the special tokens at the very end that the tokenizer or the EOS policy put there, and
-    `prompt` the tokens that what stands before the text has alone, opening special ones included.
+    `text_start` and `text_stop` bound the tokens that overlap the text (its last copy if there are
+    several), `marked_start` and `marked_stop` the tokens of the marked segments. `closing` counts
+    the special tokens at the very end that the tokenizer or the EOS policy put there. `prompt`
+    counts the tokens that the string before the text has when tokenized alone, opening special
+    tokens included.
     """
 
     length: Ints
@@ -31,63 +32,63 @@ class Layout:
 
 
 def spans(layout: Layout, *, rule: str, offset: int = 0) -> npt.NDArray[np.int32]:
-    """Start and stop [N, 2] of every view's span; start == stop where it is empty.
+    """Return start and stop [N, 2] of every view's span; start == stop where it is empty.
 
     The offset moves the start, at most to the ends of the view and of the span.
     """
-    start, stop = {**SPANS, **_OF_HEADS}[rule](layout)
+    start, stop = {**SPANS, **_HEAD_SPANS}[rule](layout)
     start = np.minimum(np.maximum(start + offset, 0), stop)
     return np.stack([start, stop], axis=1).astype(np.int32)
 
 
 def _all(layout: Layout) -> tuple[Ints, Ints]:
-    """Every token, special tokens included."""
+    """Select every token, special tokens included."""
     return np.zeros_like(layout.length), layout.length
 
 
 def _text(layout: Layout) -> tuple[Ints, Ints]:
-    """The tokens that overlap the text's characters."""
+    """Select the tokens that overlap the text's characters."""
     return layout.text_start, layout.text_stop
 
 
 def _last_text(layout: Layout) -> tuple[Ints, Ints]:
-    """The last token that overlaps the text's characters."""
+    """Select the last token that overlaps the text's characters."""
     return np.maximum(layout.text_start, layout.text_stop - 1), layout.text_stop
 
 
 def _from_text(layout: Layout) -> tuple[Ints, Ints]:
-    """From the text's first token to the very end, closing special tokens included."""
+    """Select from the text's first token to the very end, closing special tokens included."""
     return layout.text_start, layout.length
 
 
 def _after_prompt(layout: Layout) -> tuple[Ints, Ints]:
-    """All but as many tokens as the prompt has alone: where it meets the text they may merge."""
+    """Skip as many tokens as the prompt has alone: where it meets the text, tokens may merge."""
     return np.minimum(layout.prompt, layout.length), layout.length
 
 
 def _pooled(layout: Layout) -> tuple[Ints, Ints]:
-    """The tokens that overlap the segments with `pool: true`, or with the span's tag."""
+    """Select the tokens that overlap the segments with `pool: true`, or with the span's tag."""
     return layout.marked_start, layout.marked_stop
 
 
 def _anchor(layout: Layout) -> tuple[Ints, Ints]:
-    """An anchor's tokens after the one that they follow; nothing where they follow none."""
+    """Select a continuation and the token before it; nothing where no token comes before."""
     start = np.maximum(layout.marked_start - 1, 0)
     return start, np.where(layout.marked_start > 0, layout.marked_stop, start)
 
 
 def _last_token(layout: Layout) -> tuple[Ints, Ints]:
-    """The last token, EOS included."""
+    """Select the last token, EOS included."""
     return np.maximum(layout.length - 1, 0), layout.length
 
 
 def _first_token(layout: Layout) -> tuple[Ints, Ints]:
-    """The first token, BOS included."""
+    """Select the first token, BOS included."""
     return np.zeros_like(layout.length), np.minimum(layout.length, 1)
 
 
 def _tail(layout: Layout) -> tuple[Ints, Ints]:
-    """The template's tokens after the text; the closing specials where there are no others."""
+    """Select the template's tokens after the text, or the closing special tokens if it has none."""
     open_end = layout.length - layout.closing
     stop = np.where(open_end > layout.text_stop, open_end, layout.length)
     return layout.text_stop, stop
@@ -104,5 +105,5 @@ SPANS: dict[str, Callable[[Layout], tuple[Ints, Ints]]] = {
     "tail": _tail,
     "pooled": _pooled,
 }
-# Those of heads, which no recipe names as its span.
-_OF_HEADS = {"anchor": _anchor}
+# Rules for heads, which no recipe names as its span.
+_HEAD_SPANS = {"anchor": _anchor}

@@ -1,4 +1,4 @@
-"""Texts to token views: what every encoder of this house is fed."""
+"""Tokenization: from texts to token views, the input of every encoder."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,7 +70,7 @@ def auxiliary_recipe(recipe: Recipe) -> Recipe | None:
     return recipe.model_copy(update=ours)
 
 
-# Of a longer text the rest is filling: a string of 10 MB must not cost more than a page.
+# Words beyond are never counted: a string of 10 MB must not cost more than a page.
 _MOST_CHARS_PER_TOKEN = 512
 
 
@@ -78,7 +78,7 @@ class WordCutter:
     """Drops the last words of texts that have more than `tokens` tokens by themselves."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: int, *, max_tokens: int) -> None:
-        """Tokens are counted up to `max_tokens`, and the share of words to keep goes by that."""
+        """Take the tokenizer; a text's tokens are counted up to `max_tokens`."""
         encoder = PromptEncoder(tokenizer, (Prompt("", ""),), special_tokens=False)
         limits = Limits(np.array([max_tokens]), suffix=np.array([False]), copies=np.array([1]))
         self._fitter = TruncatingEncoder(encoder, limits, needs_text=False)
@@ -86,44 +86,44 @@ class WordCutter:
         self._most = _MOST_CHARS_PER_TOKEN * max_tokens
 
     def __call__(self, texts: Sequence[str]) -> tuple[list[str], Flags]:
-        """The texts, and which of them were cut [R].
+        """Return the texts, and which of them were cut [R].
 
-        Again and again the share of words is kept that a text's tokens are too many by, and one
-        blank between words. A text of whose words none would be left keeps those it has: the
-        authors keep nothing then, and all such texts have one vector.
+        Repeatedly keeps the share tokens / count of a text's words, joined by single blanks. A text
+        of which no word would be left keeps its words: the authors keep nothing then, and all such
+        texts have one vector.
         """
-        found, cut = list(texts), np.zeros(len(texts), np.bool_)
+        shortened, cut = list(texts), np.zeros(len(texts), np.bool_)
         words: dict[int, list[str]] = {}
         todo = np.arange(len(texts))
         while todo.size:
-            counts = self._count([found[row] for row in todo])
+            counts = self._count([shortened[row] for row in todo])
             over = counts > self._tokens
             again = []
             for row, count in zip(todo[over].tolist(), counts[over].tolist(), strict=True):
                 cut[row] = True
-                own = words.get(row) or found[row][: self._most].split()
+                own = words.get(row) or shortened[row][: self._most].split()
                 kept = int(len(own) * (self._tokens / count))
                 if kept:
                     words[row] = own[:kept]
-                    found[row] = " ".join(words[row])
+                    shortened[row] = " ".join(words[row])
                     again.append(row)
             todo = np.array(again, np.int64)
-        return found, cut
+        return shortened, cut
 
     def _count(self, texts: Sequence[str]) -> Ints:
         ids = self._fitter.fit([0] * len(texts), texts).ids
         return np.fromiter(map(len, ids), np.int64, len(texts))
 
 
-# Texts that have no token in common, so that what their views share is the template's.
+# Texts that have no token in common: ids that all their views share belong to the template.
 _PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
 
 
 class ViewTokenizer:
     """Renders texts under a recipe's templates and tokenizes them; one per process.
 
-    It takes the tokenizer over. `eos_id` is what `special_tokens.eos: append` appends where the
-    recipe itself names no id; `positions` are the model's own, and None is no limit.
+    It owns the tokenizer from then on. `eos_id` is the id that `special_tokens.eos: append` appends
+    where the recipe names none; `positions` is the model's limit, None for no limit.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class ViewTokenizer:
         eos_id: int | None = None,
         positions: int | None = None,
     ) -> None:
-        """Refuses a recipe whose templates leave the text no room, or its span no token."""
+        """Prepare the templates; ConfigError if they leave text no room or the span no token."""
         added = [*recipe.special_tokens.add, *([recipe.prepend.slot] if recipe.prepend else [])]
         tokenizer.add_special_tokens(added)
         self._prepare = prepare(recipe.prepare)
@@ -144,10 +144,10 @@ class ViewTokenizer:
             if recipe.word_cut is None
             else WordCutter(tokenizer, recipe.word_cut, max_tokens=most)
         )
-        # Else what comes later changes the states of what comes first.
+        # Only then do states not depend on later tokens, so that prefixes can be shared.
         self._causal = recipe.attention == "causal"
         self._rule, self._offset = span_rule(recipe)
-        # Where its tokens are counted alone, a span may begin in what other views only share.
+        # Where tokens are counted alone, a span may begin within a prefix that other views share.
         self._shares = self._causal and not tails(recipe)
         self._fitter = template_fitter(tokenizer, recipe)
         self._templates = recipe.views
@@ -159,26 +159,26 @@ class ViewTokenizer:
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
         limits = most + uncounted_tokens(tokenizer, recipe)
         self._check_room(limits)
-        said = recipe.decode.max_tokens - 1 if recipe.decode else 0
-        check_positions(limits + said, positions)
+        decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
+        check_positions(limits + decoded, positions)
         limits = limits - self._shorter(len(anchors_in(recipe.heads)))
         self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64))
         self._slots = self._slots_of(recipe, tokenizer)
         self._standing = stand_in_id(tokenizer, recipe.prepend)
         self.prefixes = self._shared_prefixes()
-        beside = auxiliary_recipe(recipe)
-        self._beside = ViewTokenizer(tokenizer, beside, eos_id=eos_id) if beside else None
+        auxiliary = auxiliary_recipe(recipe)
+        self._auxiliary = ViewTokenizer(tokenizer, auxiliary, eos_id=eos_id) if auxiliary else None
         self._part_tokens = recipe.max_tokens
         self._views_of = {"chunk_mean": self._cut, "late_chunk": self._divided}.get(
             recipe.long_text, self._views
         )
         self.cutter = Cutter(tokenizer, self._fit, per_text=self._templates)
-        asked = sparse_in(recipe.heads)
-        self._words = WordIds(tokenizer) if asked and asked.words == "text" else None
+        sparse = sparse_in(recipe.heads)
+        self._words = WordIds(tokenizer) if sparse and sparse.words == "text" else None
         self._stops = stops(tokenizer, recipe.decode.until) if recipe.decode else None
 
     def views(self, texts: Sequence[str]) -> TokenViews:
-        """One view per text and template, text-major; with parts, or words, if it is asked for."""
+        """Return one view per text and template, text-major, with parts or words if requested."""
         kept, shortened = (texts, None) if self._cut_words is None else self._cut_words(texts)
         cleaned = [self._prepare(text) for text in kept]
         views = self._views_of(cleaned)
@@ -186,15 +186,17 @@ class ViewTokenizer:
             cut = views.truncated | np.repeat(shortened, self._templates)
             views = replace(views, truncated=cut)
         words = None if self._words is None else self._words(cleaned)
-        beside = None if self._beside is None else self._beside.views(texts)
-        views = replace(views, words=words, stops=self._stops, slots=self._slots, auxiliary=beside)
+        auxiliary = None if self._auxiliary is None else self._auxiliary.views(texts)
+        views = replace(
+            views, words=words, stops=self._stops, slots=self._slots, auxiliary=auxiliary
+        )
         if views.parts is None:
             return views
         starts = [text.find(clean) for text, clean in zip(texts, cleaned, strict=True)]
         return replace(views, parts=shift_parts(views.parts, np.array(starts, np.int64)))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The ids as the tokenizer spells them, for people."""
+        """Return the ids as the tokenizer spells them, for people."""
         return self._fitter.tokens(ids)
 
     def _fit(self, texts: Sequence[str]) -> FittedViews:
@@ -205,14 +207,14 @@ class ViewTokenizer:
         return self._assembled(self._fit(texts), self.prefixes)
 
     def _cut(self, texts: Sequence[str]) -> TokenViews:
-        """The views of all parts of the texts; a part without tokens that count is left out."""
+        """Return the views of all parts of the texts, without parts that have no counted token."""
         cut = self.cutter.cut(texts)
         views = self._assembled(cut.fitted, self.prefixes)
         tokens = np.diff(cut.fitted.text, axis=1)[:, 0]
         return regroup_units(views, cut.offsets, tokens)
 
     def _divided(self, texts: Sequence[str]) -> TokenViews:
-        """One view per text, with the spans of its parts."""
+        """Return one view per text, with the spans of its parts."""
         fitted = self._fit(texts)
         views = self._assembled(fitted, self.prefixes)
         return replace(views, parts=divide_span(fitted, views.span, texts, self._part_tokens))
@@ -246,7 +248,7 @@ class ViewTokenizer:
         )
 
     def _slots_of(self, recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Per template, where its slot is; none where nothing is prepended."""
+        """Return the slot's position per template; empty where nothing is prepended."""
         if recipe.prepend is None:
             return ()
         slot = special_id(tokenizer, recipe.prepend.slot)
@@ -261,7 +263,8 @@ class ViewTokenizer:
         )
 
     def _require_literal_bos(self, tokenizer: Tokenizer) -> None:
-        specials = {i for i, one in tokenizer.get_added_tokens_decoder().items() if one.special}
+        added = tokenizer.get_added_tokens_decoder()
+        specials = {token for token, entry in added.items() if entry.special}
         for number in range(self._templates):
             if not specials.intersection(self._fitter.whole(number, _PROBES[0])[:1]):
                 raise ConfigError(
@@ -271,7 +274,7 @@ class ViewTokenizer:
                 )
 
     def _closing(self, recipe: Recipe, eos_id: int | None) -> tuple[tuple[int, ...], ...]:
-        """Per template, the EOS that is appended: none where one is last already."""
+        """Return per template the EOS to append: none where the template already ends in it."""
         specials = recipe.special_tokens
         if specials.eos == "none":
             return ((),) * self._templates
@@ -287,14 +290,14 @@ class ViewTokenizer:
         )
 
     def _shorter(self, anchors: int) -> Ints:
-        """Per view, the tokens by which it is shorter than with the longest of the anchors.
+        """Return per view by how many tokens it is shorter than with the longest continuation.
 
         So much room is left, or a long text would be cut elsewhere before each of them.
         """
         if not anchors:
             return np.zeros(self._templates, np.int64)
         each = range(self._templates)
-        sizes = np.array([len(self._fitter.whole(one, _PROBES[0])) for one in each], np.int64)
+        sizes = np.array([len(self._fitter.whole(number, _PROBES[0])) for number in each], np.int64)
         by_template = sizes.reshape(-1, anchors)
         shorter: Ints = (by_template.max(axis=1, keepdims=True) - by_template).reshape(-1)
         return shorter
@@ -313,13 +316,13 @@ class ViewTokenizer:
                 )
 
     def _shared_prefixes(self) -> tuple[tuple[int, ...], ...]:
-        """Per template, the ids that all its views begin with and no span can hold."""
+        """Return per template the ids that all its views begin with and no span can hold."""
         nothing: tuple[tuple[int, ...], ...] = ((),) * self._templates
-        probes = self._assembled(self._fit([self._prepare(one) for one in _PROBES]), nothing)
+        probes = self._assembled(self._fit([self._prepare(probe) for probe in _PROBES]), nothing)
         self._check_span(probes)
         if not self._shares:
             return nothing
-        found = []
+        prefixes = []
         for number in range(self._templates):
             mine = range(number, len(probes.prefix), self._templates)
             rows = [probes.full_ids(view).tolist() for view in mine]
@@ -327,11 +330,11 @@ class ViewTokenizer:
             most = min([most, *self._slots[number : number + 1]])
             columns = zip(*(row[:most] for row in rows), strict=True)
             same = takewhile(lambda column: len(set(column)) == 1, columns)
-            found.append(tuple(column[0] for column in same))
-        return tuple(found)
+            prefixes.append(tuple(column[0] for column in same))
+        return tuple(prefixes)
 
     def _check_span(self, probes: TokenViews) -> None:
-        """An offset past the start must leave something of the shortest texts as well."""
+        """Raise ConfigError if an offset past the start leaves nothing of the shortest texts."""
         empty = (probes.span[:, 0] == probes.span[:, 1]).reshape(-1, self._templates)
         hollow = empty.any(axis=0) if self._offset > 0 else empty.all(axis=0)
         for number in np.flatnonzero(hollow):

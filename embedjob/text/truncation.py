@@ -1,4 +1,4 @@
-"""Texts that are too long: cut so that the whole view fits, the template and EOS untouched."""
+"""Truncation: texts are cut so that the whole view fits; the template and EOS stay whole."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,20 +11,20 @@ from embedjob.text.arrays import Flags, Ints
 from embedjob.text.encoding import PromptEncoder
 
 # A text is first read as far as its tokens could possibly reach, then further where blanks or
-# long words left it short, and never further than this many characters per token: beyond that a
-# text is filling, and a string of 10 MB must not cost more than a page.
+# long words left it short, and never further than this many characters per token: what is beyond
+# cannot matter, and a string of 10 MB must not cost more than a page.
 _CHARS_PER_TOKEN, _GROWTH, _MOST_CHARS_PER_TOKEN = 6, 4, 512
-# Tokens before a cut may differ from those of the uncut text: WordPiece turns a whole word of
+# Tokens before a cut may differ from the tokens of the uncut text: WordPiece turns a whole word of
 # over 100 characters into one unknown token, so more than 100 are not trusted.
 _DOUBTFUL = 128
 
 
 @dataclass(frozen=True)
 class FittedViews:
-    """Ids of N views without EOS, where [N, 2] text and marked segments are, and which were cut.
+    """Ids of N views without EOS, positions [N, 2] of text and marked segments, and what was cut.
 
     `characters` of each text gave its ids; -1 where some of those ids were cut off. `chars` are the
-    characters [T, 2] of every text token, of the views that were asked for them.
+    characters [T, 2] of every text token, for the views where they were requested.
     """
 
     ids: list[list[int]]
@@ -41,33 +41,33 @@ class TemplateFitter(Protocol):
     closing: int
 
     def limit(self, tokens: Ints) -> None:
-        """Cut texts from now on."""
+        """Cut texts from now on so that no view has more tokens than its template may."""
         ...
 
     def whole(self, template: int, text: str) -> list[int]:
-        """All ids of a text under a template."""
+        """Return all ids of a text under a template."""
         ...
 
     def prompt(self, template: int) -> int:
-        """Tokens of what stands before the text, alone, with the tokenizer's opening ones."""
+        """Count the tokens before the text, tokenized alone, with the tokenizer's opening ones."""
         ...
 
     def shown(self, template: int) -> str:
-        """The template for people."""
+        """Return the template for people."""
         ...
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The ids as the tokenizer spells them."""
+        """Return the ids as the tokenizer spells them."""
         ...
 
     def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
-        """Each text under a template."""
+        """Put each text into template number `which`, cut where necessary."""
         ...
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Per template: the most tokens before EOS, what is after the text, how often it stands."""
+    """Per template: the most tokens before EOS, whether more follows the text, and its copies."""
 
     tokens: Ints
     suffix: Flags
@@ -76,7 +76,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Job:
-    """What one call of `fit` knows of its N rows; `reach` and `shrunk` change by the round."""
+    """The N rows of one call of `fit`; `reach` and `shrunk` change with each round."""
 
     which: Sequence[int]
     texts: Sequence[str]
@@ -90,7 +90,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Round:
-    """The rows encoded together, up to their reach."""
+    """The rows encoded together, up to their reach in characters."""
 
     rows: Ints
     which: list[int]
@@ -113,10 +113,10 @@ class TruncatingEncoder:
         needs_text: bool,
         chars_over: int | None = None,
     ) -> None:
-        """`needs_text` says whether anyone will ask where in its template the text lies.
+        """Take an encoder; `needs_text` says whether callers use the text's positions.
 
-        The characters of text tokens are kept of views with more than `chars_over` of them, and of
-        those that were cut.
+        The characters of text tokens are kept for views with more than `chars_over` of them, and
+        for views that were cut.
         """
         self._encoder = encoder
         self._limits = limits
@@ -124,7 +124,7 @@ class TruncatingEncoder:
         self._needs_text = needs_text or chars_over is not None
 
     def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
-        """Each text under template number `which`, cut where it must be.
+        """Put each text into template number `which`, cut where necessary.
 
         In rounds, a batch each: every row is encoded up to its `reach` in characters, which grows
         until there are tokens enough, and then shrinks until text and suffix fit together.
@@ -135,7 +135,8 @@ class TruncatingEncoder:
         uncut = np.zeros(count, np.bool_)
         done = FittedViews([[]] * count, nowhere, nowhere.copy(), uncut, np.zeros(count, np.int64))
         todo = np.arange(count)
-        # Offsets say where to cut a text that has a suffix; first only where that is likely.
+        # Offsets say where to cut a text with a suffix; the first round needs them only if a cut is
+        # likely.
         likely = bool((job.suffix & (job.size > job.limit)).any())
         while todo.size:
             batch = self._encode(job, todo, offsets=self._needs_text or likely)
@@ -177,7 +178,7 @@ class TruncatingEncoder:
         )
 
     def _reconsider(self, job: _Job, batch: _Round, done: FittedViews) -> Flags:
-        """Which rows of the round need another one, their reach set for it."""
+        """Return which rows of the round need another round, and set their reach for it."""
         rows = batch.rows
         reach, most, limit = job.reach[rows], job.most[rows], job.limit[rows]
         over = batch.length > limit
@@ -192,11 +193,11 @@ class TruncatingEncoder:
         return grow | shrink
 
     def _shorter(self, batch: _Round, place: int, limit: int) -> int:
-        """The characters of a text up to the end of its last token that fits."""
+        """Return the characters of a text up to the end of its last token that fits."""
         piece = batch.pieces[place]
         ranges = batch.encodings[place].offsets
         first, stop = batch.text[place]
-        # What is cut off is cut off each copy of the text.
+        # Every copy of the text is cut by as much.
         copies = int(self._limits.copies[batch.which[place]])
         kept = int(stop) - -(-(len(ranges) - limit) // copies)
         if kept <= first:
@@ -206,7 +207,7 @@ class TruncatingEncoder:
         return int(min(max(end, 0), len(piece) - 1))
 
     def _settle(self, job: _Job, batch: _Round, done: FittedViews, ready: Flags) -> None:
-        """Put the finished rows in their places, their last text tokens cut off if too long."""
+        """Store the finished rows, the last text tokens cut off where a row is too long."""
         closing = self._encoder.frame.after
         limit = job.limit[batch.rows]
         over = batch.length > limit
@@ -222,8 +223,8 @@ class TruncatingEncoder:
         done.marked[batch.rows[ready]] = kept[ready]
         if self._chars_over is not None:
             sizes = np.diff(done.text[batch.rows], axis=1)[:, 0]
-            asked = done.truncated[batch.rows] | (sizes > self._chars_over)
-            for place in np.flatnonzero(ready & asked):
+            wanted = done.truncated[batch.rows] | (sizes > self._chars_over)
+            for place in np.flatnonzero(ready & wanted):
                 done.chars[int(batch.rows[place])] = self._characters(batch, int(place), done)
 
     def _characters(self, batch: _Round, place: int, done: FittedViews) -> Ints:

@@ -1,4 +1,4 @@
-"""Token views: what TOKENIZE hands to ENCODE, as flat arrays of integers."""
+"""Token views: the model's input, from TOKENIZE to ENCODE, as flat arrays of integers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from embedjob.text.arrays import Flags, Ids, Ints, flatten, gather, offsets_of
 
 @dataclass(frozen=True)
 class Words:
-    """The ids of texts' words: those of text r are `ids[offsets[r]:offsets[r + 1]]`."""
+    """The ids of texts' words: text r has `ids[offsets[r]:offsets[r + 1]]`."""
 
     ids: Ids
     offsets: Ints
 
     def of(self, text: int) -> Ids:
-        """The ids of one text."""
+        """Return the ids of one text."""
         return self.ids[self.offsets[text] : self.offsets[text + 1]]
 
     def take(self, texts: npt.NDArray[np.integer]) -> "Words":
-        """The words of these texts, in this order."""
+        """Return the words of these texts, in this order."""
         sizes = np.diff(self.offsets)[texts]
         offsets = offsets_of(sizes)
         source = np.repeat(self.offsets[texts] - offsets[:-1], sizes)
@@ -31,9 +31,9 @@ class Words:
 
 @dataclass(frozen=True)
 class TextUnits:
-    """Texts cut into units, which are texts to the model: those of text r are offsets[r] and on.
+    """Texts split into units, which the model reads as texts; text r starts at unit offsets[r].
 
-    `tokens` [N] are the text tokens of every view: what a unit weighs among those of its text.
+    `tokens` [N] are the text tokens of every view: the weight of a unit among those of its text.
     """
 
     offsets: Ints
@@ -42,10 +42,10 @@ class TextUnits:
 
 @dataclass(frozen=True)
 class PooledParts:
-    """Texts of which several parts are pooled: those of text r are offsets[r] and on.
+    """Texts of which several parts are pooled; text r starts at part offsets[r].
 
-    `span` [P, 2] are positions in the text's only view, which together are the view's span;
-    `chars` [P, 2] are the characters of the text as read that each part is of.
+    `span` [P, 2] are positions in the text's only view, together the view's span; `chars` [P, 2]
+    are the characters of each part in the text as read.
     """
 
     offsets: Ints
@@ -60,10 +60,10 @@ class TokenViews:
     A unit is a text, or with `cuts` a part of one. `prefix[i]` is an index into `prefixes`, or -1
     where view i shares none. After their prefixes all views of unit u begin with the same
     `common[u]` ids, which only its first view keeps in `ids[offsets[i]:offsets[i + 1]]`. Spans are
-    positions in the full view, and lie after both. Where interventions need them, `slots[v]` is the
-    position of template v's slot, after its prefix, and `auxiliary` one more view of each text,
-    which has no vector of its own. Only where a recipe asks: `words` of each text, and `stops`, the
-    ids that end a decoding.
+    positions in the full view, and lie after both. For interventions, `slots[v]` is the position of
+    template v's slot, after its prefix, and `auxiliary` holds one more view of each text, which has
+    no vector of its own. Where a recipe needs them: `words` of each text, and `stops`, the ids that
+    end a decoding.
     """
 
     views_per_text: int
@@ -83,49 +83,49 @@ class TokenViews:
 
     @property
     def units(self) -> int:
-        """How many units these are the views of."""
+        """Return the number of units."""
         return len(self.prefix) // self.views_per_text
 
     @property
     def texts(self) -> int:
-        """How many texts these are the views of."""
+        """Return the number of texts."""
         return len(self.text_units) - 1
 
     @property
     def text_units(self) -> Ints:
-        """The first unit of each text, and one past the last of all [R + 1]."""
+        """Return the first unit of each text, and one past the last of all [R + 1]."""
         return np.arange(self.units + 1) if self.cuts is None else self.cuts.offsets
 
     @property
     def text_views(self) -> Ints:
-        """The first view of each text, and one past the last of all [R + 1]."""
+        """Return the first view of each text, and one past the last of all [R + 1]."""
         return self.text_units * self.views_per_text
 
     @property
     def prefix_lengths(self) -> Ints:
-        """Shared tokens before the ids of each view [N], 0 where none are shared."""
+        """Return the shared tokens before the ids of each view [N], 0 where none are shared."""
         return np.array([*map(len, self.prefixes), 0], np.int64)[self.prefix]
 
     @property
     def lengths(self) -> Ints:
-        """Tokens of each full view [N]."""
+        """Return the tokens of each full view [N]."""
         left_out = np.repeat(self.common.astype(np.int64), self.views_per_text)
         left_out[:: self.views_per_text] = 0
         return np.diff(self.offsets) + self.prefix_lengths + left_out
 
     def per_text(self, values: npt.NDArray[Any]) -> Ints:
-        """The sums [R] of values of all views [N], be they numbers or flags."""
+        """Sum values of all views [N], numbers or flags, by text [R]."""
         total = offsets_of(values)
         return total[self.text_views[1:]] - total[self.text_views[:-1]]
 
     def spans(self, view: int) -> npt.NDArray[np.int32]:
-        """The spans of one view that are pooled, each apart [P, 2]."""
+        """Return the spans of one view that are pooled separately [P, 2]."""
         if self.parts is None:
             return self.span[view : view + 1]
         return self.parts.span[self.parts.offsets[view] : self.parts.offsets[view + 1]]
 
     def own_ids(self, view: int) -> Ids:
-        """The ids of one view after its prefix."""
+        """Return the ids of one view after its prefix."""
         ids = self.ids[self.offsets[view] : self.offsets[view + 1]]
         text, number = divmod(view, self.views_per_text)
         if not number or not self.common[text]:
@@ -134,13 +134,13 @@ class TokenViews:
         return np.concatenate([self.ids[start : start + self.common[text]], ids])
 
     def full_ids(self, view: int) -> Ids:
-        """All ids of one view, prefix included."""
+        """Return all ids of one view, prefix included."""
         ids = self.own_ids(view)
         which = int(self.prefix[view])
         return ids if which < 0 else np.concatenate([self.prefixes[which], ids])
 
     def take(self, texts: Sequence[int] | npt.NDArray[np.integer]) -> "TokenViews":
-        """The views of these texts, in this order; a text may be asked for twice."""
+        """Return the views of these texts, in this order; a text may be repeated."""
         chosen = np.asarray(texts, np.int64)
         units, text_units = gather(self.text_units, chosen)
         views = (units[:, None] * self.views_per_text + np.arange(self.views_per_text)).reshape(-1)
@@ -176,9 +176,9 @@ def assemble(
     prefixes: Sequence[Sequence[int]],
     text_first: bool = False,
 ) -> TokenViews:
-    """The rows' views, one template per prefix, each prefix taken off wherever it can be shared.
+    """Build the rows' views, one template per prefix; a prefix is taken off where it can be shared.
 
-    With `text_first`, what comes after the prefixes is shared by the views of a text as well.
+    With `text_first`, the views of a text also share what comes after the prefixes.
     """
     flat, offsets = flatten(rows)
     per_text = len(prefixes)
@@ -212,13 +212,13 @@ def assemble(
 def _shared_beginnings(
     flat: Ids, starts: Ints, most: Ints, *, per_text: int
 ) -> npt.NDArray[np.int32]:
-    """Per text, how many ids its runs of `flat` begin with alike: of each at most `most`."""
+    """Count, per text, the ids with which its rows of `flat` begin alike, each at most `most`."""
     begin = starts.reshape(-1, per_text)
     alike = np.maximum(most.reshape(-1, per_text).min(axis=1), 0)
     for view in range(1, per_text):
         step = np.arange(int(alike.sum())) - np.repeat(offsets_of(alike)[:-1], alike)
-        first, other = (np.repeat(begin[:, column], alike) + step for column in (0, view))
-        differ = np.flatnonzero(flat[first] != flat[other])
+        first, second = (np.repeat(begin[:, column], alike) + step for column in (0, view))
+        differ = np.flatnonzero(flat[first] != flat[second])
         text = np.repeat(np.arange(len(alike)), alike)[differ]
         np.minimum.at(alike, text, step[differ])
     shared: npt.NDArray[np.int32] = alike.astype(np.int32)
@@ -226,10 +226,10 @@ def _shared_beginnings(
 
 
 def _begins_with(flat: Ids, offsets: Ints, prefix: Sequence[int], mine: slice) -> Flags:
-    """Which of a template's views are a non-empty prefix followed by at least one id more."""
+    """Return which of a template's views hold its prefix, if not empty, and more ids after it."""
     starts, sizes = offsets[:-1][mine], np.diff(offsets)[mine]
     fits = (sizes > len(prefix)) & (len(prefix) > 0)
     for position, token in enumerate(prefix if fits.any() else ()):
-        # Rows that are out already, some of them too short, look at any token at all.
+        # Rows that no longer fit, perhaps too short, compare an arbitrary token.
         fits &= flat[np.where(fits, starts + position, 0)] == token
     return fits

@@ -1,6 +1,6 @@
-"""The words of a text, and the ids a tokenizer has for them: what PromptReps weighs.
+"""Words of a text and their token ids, which PromptReps weighs.
 
-Words are those of the Penn Treebank's tokenizer as NLTK refines it, of a text in small letters,
+Words are those of the Penn Treebank's tokenizer as NLTK refines it, of a lower-cased text,
 without English stopwords and punctuation marks. NLTK itself would bring scipy and pandas into
 every worker, and data that it downloads; a test compares the two. Sentences end as in Punkt
 (Kiss and Strunk 2006), with a short list of abbreviations in place of its trained ones.
@@ -22,24 +22,32 @@ from embedjob.text.views import Words
 _MOST_CHARACTERS = 1 << 20
 _LONGEST_WORD = 64
 _KEPT_WORDS = 1 << 16
-_STOPWORDS_WORDS = """
-i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves
-he him his himself she she's her hers herself it it's its itself they them their theirs themselves
-what which who whom this that that'll these those am is are was were be been being have has had
-having do does did doing a an the and but if or because as until while of at by for with about
-against between into through during before after above below to from up down in out on off over
-under again further then once here there when where why how all any both each few more most other
-some such no nor not only own same so than too very s t can will just don don't should should've
-now d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't hadn hadn't hasn
-hasn't haven haven't isn isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn
-shouldn't wasn wasn't weren weren't won won't wouldn wouldn't
-"""
-STOPWORDS = frozenset([*_STOPWORDS_WORDS.split(), *string.punctuation])
-_ABBREVIATIONS_WORDS = """
-mr mrs ms dr prof st jr sr inc corp co ltd u.s u.k u.n a.m p.m d.c ph.d vs etc e.g i.e jan feb mar
-apr aug sept oct nov dec gen sen rep gov lt col sgt capt
-"""
-_ABBREVIATIONS = frozenset(_ABBREVIATIONS_WORDS.split())
+# fmt: off
+STOPWORDS = frozenset({
+    "i", "me", "my", "myself", "we", "our", "ours", "ourselves", "you", "you're", "you've",
+    "you'll", "you'd", "your", "yours", "yourself", "yourselves", "he", "him", "his", "himself",
+    "she", "she's", "her", "hers", "herself", "it", "it's", "its", "itself", "they", "them",
+    "their", "theirs", "themselves", "what", "which", "who", "whom", "this", "that", "that'll",
+    "these", "those", "am", "is", "are", "was", "were", "be", "been", "being", "have", "has", "had",
+    "having", "do", "does", "did", "doing", "a", "an", "the", "and", "but", "if", "or", "because",
+    "as", "until", "while", "of", "at", "by", "for", "with", "about", "against", "between", "into",
+    "through", "during", "before", "after", "above", "below", "to", "from", "up", "down", "in",
+    "out", "on", "off", "over", "under", "again", "further", "then", "once", "here", "there",
+    "when", "where", "why", "how", "all", "any", "both", "each", "few", "more", "most", "other",
+    "some", "such", "no", "nor", "not", "only", "own", "same", "so", "than", "too", "very", "s",
+    "t", "can", "will", "just", "don", "don't", "should", "should've", "now", "d", "ll", "m", "o",
+    "re", "ve", "y", "ain", "aren", "aren't", "couldn", "couldn't", "didn", "didn't", "doesn",
+    "doesn't", "hadn", "hadn't", "hasn", "hasn't", "haven", "haven't", "isn", "isn't", "ma",
+    "mightn", "mightn't", "mustn", "mustn't", "needn", "needn't", "shan", "shan't", "shouldn",
+    "shouldn't", "wasn", "wasn't", "weren", "weren't", "won", "won't", "wouldn", "wouldn't",
+    *string.punctuation,
+})
+_ABBREVIATIONS = frozenset({
+    "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "inc", "corp", "co", "ltd", "u.s", "u.k",
+    "u.n", "a.m", "p.m", "d.c", "ph.d", "vs", "etc", "e.g", "i.e", "jan", "feb", "mar", "apr",
+    "aug", "sept", "oct", "nov", "dec", "gen", "sen", "rep", "gov", "lt", "col", "sgt", "capt",
+})
+# fmt: on
 
 # A mark that may end a sentence, and what may then stand before the next one begins.
 _END = re.compile(r"[.?!](?=[)\";}\]*:@'({\[\u2018\u2019\u201c\u201d\u00ab\u00bb?!]|\s+\S)")
@@ -95,21 +103,24 @@ class WordIds:
     """The ids of texts' words, under one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Encodes nothing yet."""
+        """Take the tokenizer."""
         self._tokenizer = tokenizer
         self._ids = lru_cache(_KEPT_WORDS)(self._encoded)
 
     def __call__(self, texts: Sequence[str]) -> Words:
-        """Per text the distinct ids, ascending, of each word alone in its first 2^20 characters."""
+        """Return per text the distinct ids, ascending, of each word in its first 2^20 characters.
+
+        A word is tokenized alone.
+        """
         rows = [self._of(text) for text in texts]
         return Words(*flatten(rows))
 
     def _of(self, text: str) -> list[int]:
-        told = set(words(text[:_MOST_CHARACTERS].lower())) - STOPWORDS
-        return sorted({token for word in told for token in self._ids(word)})
+        kept = set(words(text[:_MOST_CHARACTERS].lower())) - STOPWORDS
+        return sorted({token for word in kept for token in self._ids(word)})
 
     def _encoded(self, word: str) -> tuple[int, ...]:
-        # A special token that somebody typed is a word like any other.
+        # A special token typed in a text is a word like any other.
         before = self._tokenizer.encode_special_tokens
         self._tokenizer.encode_special_tokens = True
         try:
@@ -119,38 +130,38 @@ class WordIds:
 
 
 def stops(tokenizer: Tokenizer, until: str) -> Ids:
-    """The ids whose text contains `until`, which end a decoding; ConfigError if there are none."""
+    """Return the ids whose text contains `until`, which end a decoding; ConfigError without any."""
     size = tokenizer.get_vocab_size(with_added_tokens=True)
-    said = tokenizer.decode_batch([[token] for token in range(size)], skip_special_tokens=False)
-    found = [token for token, text in enumerate(said) if until in text]
-    if not found:
+    texts = tokenizer.decode_batch([[token] for token in range(size)], skip_special_tokens=False)
+    matching = [token for token, text in enumerate(texts) if until in text]
+    if not matching:
         raise ConfigError(
             f"encoder.decode.until: got {until!r}, which no token of this tokenizer contains;"
             " choose shorter text"
         )
-    return np.array(found, np.uint32)
+    return np.array(matching, np.uint32)
 
 
 def words(text: str) -> Iterable[str]:
-    """The words and marks of a text in small letters."""
+    """Yield the words and marks of a lower-cased text."""
     return (word for sentence in sentences(text) for word in _split(sentence))
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text in small letters, each with its closing quotes."""
+    """Yield the sentences of a lower-cased text, each with its closing quotes."""
     start = 0
-    for found in _END.finditer(text):
-        if found.start() < start or (found[0] == "." and _goes_on(text, start, found.end())):
+    for mark in _END.finditer(text):
+        if mark.start() < start or (mark[0] == "." and _goes_on(text, start, mark.end())):
             continue
-        closing = _CLOSING.match(text, found.end())
-        stop = closing.end() if closing else found.end()
+        closing = _CLOSING.match(text, mark.end())
+        stop = closing.end() if closing else mark.end()
         yield text[start:stop].rstrip()
         start = _BLANKS.match(text, stop).end()  # type: ignore[union-attr]
     yield text[start:].rstrip()
 
 
 def _goes_on(text: str, start: int, stop: int) -> bool:
-    """Whether the full stop before `stop` ends an abbreviation, a number or an ellipsis."""
+    """Return whether the full stop before `stop` ends an abbreviation, a number or an ellipsis."""
     before = text[max(start, stop - _LONGEST_WORD) : stop - 1]
     word = _OPENERS.split(before.split()[-1])[-1] if before[-1:].strip() else ""
     if word.endswith(".") or {word, word.rpartition("-")[2]} & _ABBREVIATIONS:

@@ -1,4 +1,4 @@
-"""What ENCODE hands to WRITE: the finished embeddings of texts, and why some have none."""
+"""Encoded texts, from ENCODE to WRITE: finished embeddings, and why some texts have none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ Failures = Mapping[int, tuple[str, str]]
 
 @dataclass(frozen=True)
 class Lines:
-    """Texts of several embeddings each: of L, those of text r are offsets[r] and on [R + 1].
+    """Several embeddings per text: of L, text r has those from offsets[r] to offsets[r + 1].
 
-    `chars` [L, 2] are the characters of the text as read that each is of, if it is of a part.
+    `chars` [L, 2] is the character range in the text as read, where an embedding covers a part.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ class Lines:
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """The embeddings of each text [R]."""
+        """Return the number of embeddings of each text [R]."""
         return np.diff(self.offsets)
 
 
@@ -32,8 +32,8 @@ class Lines:
 class Encoded:
     """Embeddings [R, D] in float32, NaN where `failed` gives a text's reason and detail.
 
-    With `lines` there are several for each text [L, D], all of them or none. Beside them, where the
-    recipe asks: sparse rows [R], empty where a text failed, and the routers' scores [R, E].
+    With `lines` there are several for each text [L, D]: all embeddings of a text or none. Where the
+    recipe asks for them: sparse rows [R], empty where a text failed, and router scores [R, E].
     """
 
     embeddings: Vectors
@@ -45,5 +45,5 @@ class Encoded:
 
     @property
     def line_offsets(self) -> npt.NDArray[np.int64]:
-        """The first embedding of each text, and one past the last of all [R + 1]."""
+        """Return the first embedding of each text, and one past the last of all [R + 1]."""
         return np.arange(len(self.embeddings) + 1) if self.lines is None else self.lines.offsets

@@ -1,10 +1,10 @@
-"""Finished embeddings in fewer bits, to the bit as sentence-transformers quantises them.
+"""Scalar and binary quantization, to the bit as sentence-transformers quantises.
 
 int8 and uint8 count from 0 to 255 how many steps of (high - low) / 255 a value lies above the low
-end of its dimension's range: value = low + step * number, the number being code + 128 in int8.
-What lies outside the range is clipped. binary and ubinary keep signs, eight to a byte, the first
-dimension in the highest bit; the last byte of a width that is no multiple of 8 is filled with
-zeros. All after the quantisation of sentence-transformers (Reimers and Gurevych, EMNLP 2019,
+end of its dimension's range: value = low + step * number, where number is code + 128 in int8.
+Values outside the range are clipped. binary and ubinary keep signs, eight to a byte, the first
+dimension in the highest bit; if the width is no multiple of 8, the last byte is filled with zeros.
+Source: the quantisation of sentence-transformers (Reimers and Gurevych, EMNLP 2019,
 arXiv:1908.10084; Shakir, Aarsen and Lee, "Binary and Scalar Embedding Quantization", 2024).
 
 Shapes: R rows, D width, B = ceil(D / 8) bytes; a range is [2, D], smallest values first.
@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 1024
 
 
 def quantize(embeddings_RD: Vectors, dtype: str, *, ranges_2D: Vectors | None = None) -> Codes:
-    """The embeddings [R, D], or [R, B] where packed, in a vector dtype of the recipe.
+    """Return the embeddings [R, D], or [R, B] where packed, in a vector dtype of the recipe.
 
     ConfigError where int8 or uint8 come without ranges.
     """
@@ -42,7 +42,7 @@ def quantize(embeddings_RD: Vectors, dtype: str, *, ranges_2D: Vectors | None = 
 
 
 def ranges_of(embeddings_RD: Vectors) -> Vectors:
-    """The smallest and the largest value of each dimension [2, D]."""
+    """Return the smallest and the largest value of each dimension [2, D]."""
     return np.vstack([embeddings_RD.min(axis=0), embeddings_RD.max(axis=0)])
 
 
@@ -64,7 +64,7 @@ def _packed(embeddings_RD: Vectors) -> npt.NDArray[np.uint8]:
 
 
 def _signed(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-    """The same order from -128: its first bit flipped, a byte means 128 less."""
+    """Shift bytes by -128 and keep their order, by flipping the first bit."""
     return (codes ^ 0x80).view(np.int8)
 
 

@@ -1,4 +1,4 @@
-"""Sparse vectors: their entries in one flat array, and where each row of them begins.
+"""Sparse vectors as flat arrays: the entries of all rows, and where each row begins.
 
 Shapes: R rows, N entries of all rows together.
 """
@@ -18,23 +18,23 @@ NOTHING: Row = (np.empty(0, np.uint32), np.empty(0, np.float32))
 
 @dataclass(frozen=True)
 class Sparse:
-    """Rows [R]: row r is `indices[offsets[r]:offsets[r + 1]]`, ascending, and its values there."""
+    """Sparse rows [R]: row r is `indices[offsets[r]:offsets[r + 1]]`, ascending, with `values`."""
 
     offsets: Offsets
     indices: EntryIds
     values: Weights
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Return the number of rows."""
         return len(self.offsets) - 1
 
     def row(self, which: int) -> Row:
-        """The indices and values of one row."""
+        """Return the indices and values of one row."""
         entries = slice(self.offsets[which], self.offsets[which + 1])
         return self.indices[entries], self.values[entries]
 
     def take(self, rows: npt.NDArray[np.integer]) -> "Sparse":
-        """These rows in this order; a row may be asked for twice."""
+        """Return these rows in this order; a row may be repeated."""
         sizes = np.diff(self.offsets)[rows]
         offsets = _offsets(sizes)
         entries = np.repeat(self.offsets[rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
@@ -42,15 +42,15 @@ class Sparse:
 
 
 def sparse(rows: Sequence[Row]) -> Sparse:
-    """The rows joined."""
+    """Join rows into one Sparse."""
     sizes = np.fromiter((len(indices) for indices, _ in rows), np.int64, len(rows))
-    indices = np.concatenate([NOTHING[0], *(one for one, _ in rows)])
-    values = np.concatenate([NOTHING[1], *(one for _, one in rows)])
+    indices = np.concatenate([NOTHING[0], *(ids for ids, _ in rows)])
+    values = np.concatenate([NOTHING[1], *(weights for _, weights in rows)])
     return Sparse(_offsets(sizes), indices, values)
 
 
 def heaviest(indices: EntryIds, values: Weights, *, top_k: int | None, scale: float | None) -> Row:
-    """The `top_k` largest of ascending entries, rint(scale * value) of each, zeros left out.
+    """Return the `top_k` largest of ascending entries, rint(scale * value) of each, zeros left out.
 
     Among equals the lower index is kept. A value that is not finite is never left out.
     """
@@ -61,8 +61,8 @@ def heaviest(indices: EntryIds, values: Weights, *, top_k: int | None, scale: fl
         indices, values = indices[chosen], values[chosen]
     if scale is not None:
         values = np.rint(np.float32(scale) * values)
-    there = values != 0
-    return indices[there], values[there]
+    kept = values != 0
+    return indices[kept], values[kept]
 
 
 def _offsets(sizes: npt.NDArray[np.integer]) -> Offsets:
