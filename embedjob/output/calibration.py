@@ -1,6 +1,6 @@
-"""The ranges from which an output's embeddings are quantised, and the rows that gave them.
+"""Calibration: the ranges by which an output's embeddings are quantised, and the sampled rows.
 
-They decide values, so one set holds for every chunk and every run: that of the output's claim.
+They decide values, so one set holds for every chunk and every run: the set in the output's claim.
 """
 
 import heapq
@@ -15,10 +15,10 @@ from embedjob.input.chunks import Chunk
 from embedjob.output.file_names import digest
 
 SAMPLE_ROWS = 1024
-# Below this sentence-transformers warns that buckets are unstable, and so do we.
+# With fewer, sentence-transformers warns that buckets are unstable, and so does embedjob.
 ENOUGH_VECTORS = 100
 _CHUNKS = 32
-# Of the rows that are read, so many to one that is taken: neighbours are often alike.
+# Rows read per row sampled: neighbours are often alike.
 _READ_PER_ROW = 16
 
 
@@ -31,32 +31,32 @@ class Calibration:
 
     @classmethod
     def of(cls, ranges_2D: npt.NDArray[np.float32], *, vectors: int) -> "Calibration":
-        """The calibration of ranges, in the shortest decimals that name these float32 values."""
+        """Build from ranges, as the shortest decimals that name their float32 values."""
         ranges = tuple(tuple(float(str(value)) for value in side) for side in ranges_2D)
         return cls(ranges, vectors)
 
     @property
     def array(self) -> npt.NDArray[np.float32]:
-        """The ranges [2, D], as every chunk and every query takes them."""
+        """Return the ranges [2, D], as every chunk and every query uses them."""
         return np.asarray(self.ranges, np.float32)
 
     def as_dict(self) -> dict[str, Any]:
-        """The calibration as plain JSON values."""
+        """Return the calibration as plain JSON values."""
         return asdict(self)
 
 
 def sampled(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
-    """Some of a corpus' chunks, whichever were chosen before: by a hash of what they hold."""
+    """Return a deterministic sample of a corpus' chunks, ordered by a hash of their place."""
     return tuple(heapq.nsmallest(_CHUNKS, chunks, key=_order))
 
 
 def rows_each(chunks: Sequence[Chunk]) -> int:
-    """How many rows of each sampled chunk are to be embedded."""
+    """Return how many rows to embed of each sampled chunk."""
     return -(-SAMPLE_ROWS // max(1, len(chunks)))
 
 
 def beginning(chunk: Chunk, *, rows: int) -> Chunk:
-    """The part of a chunk that is read for so many rows; together no more than a usual chunk."""
+    """Return the part of a chunk to read for `rows` rows; all parts are at most a usual chunk."""
     return replace(chunk, stop=min(chunk.stop, chunk.start + _READ_PER_ROW * rows))
 
 

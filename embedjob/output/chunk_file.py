@@ -1,4 +1,4 @@
-"""The Parquet file of one chunk: its table, its bytes, and what its footer says."""
+"""The Parquet files of one chunk: their tables, their bytes, and what their footers say."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,9 @@ _NO_STATISTICS = frozenset({"embedding", "text_hash"})
 
 @dataclass(frozen=True)
 class Committed:
-    """A chunk's file as it is there now; `written` where this call put it.
+    """A chunk's file in storage; `written` is True where this call put it.
 
-    `rows` are the file's own, as Parquet counts them; `counts` count rows of the chunk.
+    `rows` is Parquet's count, of lines; `counts` count rows of the chunk.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Committed:
 def data_table(
     table: pa.Table, vectors: npt.NDArray[np.generic], shard: Shard, *, spec: OutputSpec
 ) -> pa.Table:
-    """The good rows, or all of them where a bad row becomes null; `vectors` are the good ones'."""
+    """Return the good rows, or all rows if bad rows become null; `vectors` are the good rows'."""
     good = table.column("reason").is_null()
     filled = spec.on_bad_row == "null"
     rows = table.drop_columns(["embedding"])
@@ -67,7 +67,7 @@ def data_table(
 
 
 def quarantine_table(bad: pa.Table, shard: Shard, *, spec: OutputSpec) -> pa.Table:
-    """The bad rows, with their reasons."""
+    """Return the bad rows, with their reasons."""
     columns = {name: bad.column(name) for name in bad.column_names}
     return _in_schema(columns | {"shard": _shard_column(shard, len(bad))}, spec.quarantine)
 
@@ -75,7 +75,7 @@ def quarantine_table(bad: pa.Table, shard: Shard, *, spec: OutputSpec) -> pa.Tab
 def file_bytes(
     table: pa.Table, shard: Shard, *, spec: OutputSpec, counts: Mapping[str, int]
 ) -> memoryview:
-    """The table as a Parquet file with checksums, bounded row groups, and what made it."""
+    """Return the table as a Parquet file with checksums, bounded row groups, and its origin."""
     stamped = table.replace_schema_metadata(_stamp(shard, spec, counts))
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -90,24 +90,24 @@ def file_bytes(
         writer.write_table(stamped, row_group_size=_group_rows(table))
         if spec.calibration is not None:
             # Not in the schema, which the footer holds a second time.
-            said = json.dumps(spec.calibration.as_dict(), separators=(",", ":"))
-            writer.add_key_value_metadata({CALIBRATION: said.encode()})
+            document = json.dumps(spec.calibration.as_dict(), separators=(",", ":"))
+            writer.add_key_value_metadata({CALIBRATION: document.encode()})
     return memoryview(sink.getvalue())
 
 
 def read_committed(file: Stored) -> Committed:
-    """What the footer of an embedding file says; OutputError when it is none of ours."""
+    """Read the footer of an embedding file; OutputError when embedjob did not write it."""
     return committed(file, file_metadata(file))
 
 
 def read_all_committed(files: Sequence[Stored], *, threads: int = 32) -> list[Committed]:
-    """What the footers of many embedding files say, in their order."""
+    """Read the footers of many embedding files, in their order."""
     with ThreadPoolExecutor(max_workers=threads) as pool:
         return list(pool.map(read_committed, files))
 
 
 def file_metadata(file: Stored) -> pq.FileMetaData:
-    """The footer; OutputError when it is not one that embedjob wrote."""
+    """Return the footer; OutputError when embedjob did not write it."""
     try:
         metadata, _ = read_metadata(file, length=FIRST_READ)
     except pa.ArrowException as error:
@@ -118,29 +118,31 @@ def file_metadata(file: Stored) -> pq.FileMetaData:
 
 
 def committed(file: Stored, metadata: pq.FileMetaData) -> Committed:
-    """A file and its footer, as a value."""
+    """Return a file and its footer as a value."""
     counts = json.loads(metadata.metadata[COUNTS])
     name = file.url.rsplit("/", 1)[-1]
     return Committed(name, metadata.num_rows, file.size, file.etag, counts, written=False)
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
-    """What repeats; and quantised embeddings, which Parquet else stores in 32 bits a number."""
+    """Return repetitive columns, and quantised embeddings, which else take 32 bits a number."""
     names = [name for name in schema.names if name not in _NO_DICTIONARY]
     return names + (["embedding.list.element"] if _item(schema) in _ONE_BYTE else [])
 
 
 def _split_columns(schema: pa.Schema) -> list[str]:
-    """Columns of vectors, their bytes stored by significance: a tenth smaller, and no slower.
+    """Return the vector columns, stored by byte significance: a tenth smaller and no slower.
 
-    Not in half precision, which fewer readers can decode in this form.
+    Half precision is left out, since fewer readers can decode it in this encoding.
     """
     lists = [field for field in schema if pa.types.is_nested(field.type)]
-    return [f"{one.name}.list.element" for one in lists if one.type.value_type == pa.float32()]
+    return [
+        f"{field.name}.list.element" for field in lists if field.type.value_type == pa.float32()
+    ]
 
 
 def _item(schema: pa.Schema) -> pa.DataType | None:
-    """The type of an embedding's numbers; None in a quarantine file, which has none."""
+    """Return the type of an embedding's numbers; None in a quarantine file, which has none."""
     return schema.field("embedding").type.value_type if "embedding" in schema.names else None
 
 
@@ -149,23 +151,23 @@ def _group_rows(table: pa.Table) -> int:
     return max(1, GROUP_BYTES * rows // max(1, size))
 
 
-def _sum_of(spec: OutputSpec) -> dict[str, str]:
-    """How what is beside the embedding counts, where a recipe says it."""
-    found = spec.weighted_sum
-    return {"embedjob.weighted_sum": found.model_dump_json()} if found else {}
+def _similarity_weights(spec: OutputSpec) -> dict[str, str]:
+    """Return the weights of a weighted similarity, where the recipe sets them."""
+    weights = spec.weighted_sum
+    return {"embedjob.weighted_sum": weights.model_dump_json()} if weights else {}
 
 
 def _stamp(shard: Shard, spec: OutputSpec, counts: Mapping[str, int]) -> dict[bytes, bytes]:
-    said = {
+    metadata = {
         "embedjob.format_version": str(FORMAT_VERSION),
         "embedjob.similarity": spec.similarity,
-        **_sum_of(spec),
+        **_similarity_weights(spec),
         "embedjob.shard": _printable(shard.url),
         "embedjob.etag": shard.etag,
         **({"embedjob.vocabulary": str(spec.vocabulary)} if spec.vocabulary else {}),
         "embedjob.versions": json.dumps(dict(spec.versions), sort_keys=True),
     }
-    stamp = {key.encode(): value.encode() for key, value in said.items()}
+    stamp = {key.encode(): value.encode() for key, value in metadata.items()}
     stamp[FINGERPRINT] = spec.fingerprint.encode()
     return stamp | {COUNTS: json.dumps(dict(counts), sort_keys=True).encode()}
 
@@ -187,7 +189,7 @@ def _shard_column(shard: Shard, rows: int) -> pa.Array:
 
 
 def _printable(url: str) -> str:
-    """The url as UTF-8: a local file's name may hold bytes that are none."""
+    """Return the url as UTF-8: a local file's name may hold bytes that are not."""
     return url.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Whose output it is: the recipes that may write here, and the vectors they must reproduce."""
+"""Claim: the recipes that may write to an output, and the vectors that they must reproduce."""
 
 import json
 import secrets
@@ -15,13 +15,13 @@ from embedjob.output.fingerprint import NOT_HASHED
 from embedjob.output.schema import FORMAT_VERSION
 from embedjob.storage.objects import create_json, join, list_files, read_bytes
 
-# How alike a probe's vectors must be, by the precision in which the model runs.
+# The least cosine between a probe's vectors, by the precision in which the model runs.
 COSINES: Mapping[str, float] = {"float32": 0.9999, "bfloat16": 0.999, "float16": 0.999}
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Texts, their token ids and their vectors, as the run that claimed found them."""
+    """Texts, their token ids and their vectors, as the claiming run computed them."""
 
     texts: Sequence[str]
     ids: Sequence[Sequence[int]]
@@ -30,7 +30,7 @@ class Probes:
 
 @dataclass(frozen=True)
 class Claim:
-    """One recipe's right to write here; `recipes` are the resolved ones, by role."""
+    """One recipe's right to write here; `recipes` are resolved, by role."""
 
     chunk_rows: int
     fingerprint: str
@@ -45,7 +45,7 @@ class Claim:
 
 
 def read_claims(out: str) -> tuple[Claim, ...]:
-    """The first claim on the output, then those that `--new-fingerprint` added."""
+    """Read the first claim on the output, then the claims that `--new-fingerprint` added."""
     first = _read(_first(out))
     if first is None:
         return ()
@@ -62,7 +62,10 @@ def check(
     digests: Mapping[str, str],
     new_fingerprint: bool = False,
 ) -> Claim | None:
-    """The claim under which this job may write, None where it is to be put; else OutputError."""
+    """Return the claim under which this job may write, None if it is yet to be put.
+
+    OutputError where the output belongs to another recipe or has other chunk_rows.
+    """
     if not claims:
         return None
     first = claims[0]
@@ -86,11 +89,11 @@ def check(
 
 
 def put_claim(out: str, claim: Claim, *, new_fingerprint: bool = False) -> Claim:
-    """The claim that stands now: ours, or that of a run of the same recipe which came first.
+    """Put a claim; return the claim that stands, ours or that of an earlier run of the same recipe.
 
     The first claim is never rewritten; a further fingerprint is a further file beside it.
     """
-    agreed = partial(
+    checked = partial(
         check,
         fingerprint=claim.fingerprint,
         chunk_rows=claim.chunk_rows,
@@ -98,11 +101,11 @@ def put_claim(out: str, claim: Claim, *, new_fingerprint: bool = False) -> Claim
         digests=claim.digests,
         new_fingerprint=new_fingerprint,
     )
-    stands = agreed(read_claims(out))
-    if stands is None:
-        # Another run may have been first since then.
-        stands = agreed([_put(_first(out), claim)])
-    return stands or _put(_later(out, claim.fingerprint), claim)
+    standing = checked(read_claims(out))
+    if standing is None:
+        # Another run may have put its claim since then.
+        standing = checked([_put(_first(out), claim)])
+    return standing or _put(_later(out, claim.fingerprint), claim)
 
 
 def check_probes(
@@ -112,7 +115,7 @@ def check_probes(
     vectors: Sequence[Sequence[float]],
     dtype: str,
 ) -> None:
-    """OutputError unless this run reproduces the token ids and vectors of the claim."""
+    """Raise OutputError unless this run reproduces the token ids and vectors of the claim."""
     for text, before, now in zip(claim.probes.texts, claim.probes.ids, ids, strict=True):
         if list(before) != list(now):
             raise OutputError(
@@ -130,10 +133,10 @@ def check_probes(
 
 
 def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
-    one, other = np.asarray(left, np.float64), np.asarray(right, np.float64)
-    if one.shape != other.shape:
+    a, b = np.asarray(left, np.float64), np.asarray(right, np.float64)
+    if a.shape != b.shape:
         return 0.0
-    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _moved(claim: Claim) -> str:
@@ -144,7 +147,7 @@ def _moved(claim: Claim) -> str:
 def _side_by_side(
     claim: Claim, recipes: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str]
 ) -> str:
-    """Only what differs, one knob to a line; the same difference for every role is said once."""
+    """List only what differs, one knob to a line; a difference in every role is listed once."""
     pairs = [(claim.recipes.get(role, {}), recipe) for role, recipe in recipes.items()]
     pairs.append(
         (
@@ -170,7 +173,7 @@ def _later(out: str, fingerprint: str) -> str:
 
 
 def _put(url: str, claim: Claim) -> Claim:
-    """The claim that stands under this name."""
+    """Put the claim; return the claim that stands under this name."""
     return _claim(create_json(url, asdict(claim)), url)
 
 
@@ -192,10 +195,10 @@ def _claim(document: dict[str, Any], url: str) -> Claim:
         )
     try:
         calibration = document.get("calibration")
-        found = {
+        nested = {
             "probes": Probes(**document["probes"]),
             "calibration": calibration and Calibration(**calibration),
         }
-        return Claim(**{**document, **found})
+        return Claim(**{**document, **nested})
     except (TypeError, KeyError) as error:
         raise OutputError(f"{url}: is not a claim of embedjob ({error})") from error

@@ -1,4 +1,4 @@
-"""What a run should make again, and its deletion: the only one beside that of `prune`."""
+"""Deletion: files that `prune` drops, and chunks that a run is to make again."""
 
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -16,24 +16,26 @@ from embedjob.output.snapshot import Snapshot, published, read_snapshot
 from embedjob.storage.local import SCRATCH
 from embedjob.storage.objects import Stored, absolute, delete, join, list_files, open_unchanged
 
+THREADS = 8
+
 
 @dataclass(frozen=True)
 class Pruned:
-    """How much was deleted."""
+    """The number of files and snapshots that were deleted."""
 
     files: int
     snapshots: int
 
 
 def prune(out: str, *, keep: int) -> Pruned:
-    """What was deleted; the newest `keep` snapshots and their files stay.
+    """Delete files that none of the newest `keep` snapshots names, and the older snapshots.
 
-    It holds the lease meanwhile, because a run's files are named by no snapshot until it ends.
+    It holds the lease meanwhile, because a run's files are in no snapshot until the run ends.
     """
     if not published(out):
         raise OutputError(f"{out}: no snapshot was published here, so every file would go")
     with lease.held(lease.claim(out, job="prune")):
-        # Only now: the run that held the lease before may have published at its very end.
+        # Listed under the lease: the run that held it before may have published at its very end.
         epochs = published(out)
         kept = [read_snapshot(out, epoch) for epoch in epochs[-keep:]]
         named = {join(absolute(out), path) for snapshot in kept for path in _paths(snapshot)}
@@ -43,7 +45,7 @@ def prune(out: str, *, keep: int) -> Pruned:
             for file in list_files(join(out, folder))
             if file.url not in named
         ]
-        # What writers that were killed had not linked into place yet.
+        # Files that killed writers had not linked into place.
         left_over = [file.url for file in list_files(join(out, SCRATCH))]
         for url in [*doomed, *left_over]:
             delete(url)
@@ -56,37 +58,36 @@ def _paths(snapshot: Snapshot) -> list[str]:
     return [file.path for file in snapshot.files] + list(snapshot.quarantine)
 
 
-THREADS = 8
-
-
 def damaged(out: str, fingerprint: str) -> frozenset[str]:
-    """Names of the chunks whose files cannot be read whole, or were put by half."""
+    """Return the names of chunks whose files cannot be read whole, or were only half put."""
     data = list_files(data_directory(out, fingerprint))
-    aside = {file.name: file for file in list_files(quarantine_directory(out, fingerprint))}
+    quarantine = {file.name: file for file in list_files(quarantine_directory(out, fingerprint))}
     with ThreadPoolExecutor(THREADS) as pool:
-        sound = list(pool.map(lambda file: _is_sound(file, aside.get(file.name)), data))
+        sound = list(pool.map(lambda file: _is_sound(file, quarantine.get(file.name)), data))
     head_column_problems = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
-    halves = aside.keys() - {file.name for file in data}
+    halves = quarantine.keys() - {file.name for file in data}
     return frozenset(head_column_problems | halves)
 
 
 def quarantined(out: str, fingerprint: str) -> frozenset[str]:
-    """Names of the chunks with quarantined rows, which may now succeed."""
+    """Return the names of chunks with quarantined rows, which may now succeed."""
     return frozenset(file.name for file in list_files(quarantine_directory(out, fingerprint)))
 
 
 def delete_chunks(out: str, fingerprint: str, names: Collection[str]) -> None:
-    """The data file goes first: a chunk without it is work left, whatever else there is of it."""
+    """Delete chunks, each data file first: a chunk without it is work left, whatever remains."""
     for name in sorted(names):
         delete(join(data_directory(out, fingerprint), name))
         delete(join(quarantine_directory(out, fingerprint), name))
 
 
-def _is_sound(file: Stored, aside: Stored | None) -> bool:
-    """Whether the chunk's good rows, and those that were set aside, are all there."""
+def _is_sound(file: Stored, quarantine: Stored | None) -> bool:
+    """Return whether the chunk's good rows and its quarantined rows are all there."""
     try:
         counts = read_committed(file).counts
-        if counts["quarantined"] and (aside is None or _rows(aside) != counts["quarantined"]):
+        if counts["quarantined"] and (
+            quarantine is None or _rows(quarantine) != counts["quarantined"]
+        ):
             return False
         return _rows(file) + counts["quarantined"] == counts["rows"]
     except (EmbedjobError, OSError, pa.ArrowException):

@@ -1,4 +1,4 @@
-"""One chunk's files: verified, the bad rows first, the good rows last, never over another."""
+"""Commit: check one chunk, then create its files, bad rows first, good rows last."""
 
 from collections.abc import Mapping
 
@@ -24,10 +24,10 @@ from embedjob.storage.objects import Stored, create, join, read_bytes, stat
 
 
 def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, spec: OutputSpec) -> Committed:
-    """The chunk's file, verified and put whole, or the one that was there and agrees with it.
+    """Check a chunk and put its file; return it, or the file that was there and agrees with it.
 
-    `rows_in` is how many rows READ gave. ChunkError when the rows do not add up, when a vector
-    is not as promised, or when the file that is there holds something else.
+    `rows_in` is the number of rows that READ gave. ChunkError when the rows do not add up, when a
+    vector is not as promised, or when the file that is there holds something else.
     """
     check_rows(table, chunk, rows_in=rows_in, spec=spec)
     vectors = checked_vectors(table, chunk, spec=spec)
@@ -46,7 +46,7 @@ def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, spec: Outpu
 
 
 def count_rows(table: pa.Table, *, spec: OutputSpec) -> dict[str, int]:
-    """The chunk's rows by what became of them, and the tokens of the good ones.
+    """Count the chunk's rows by what became of them, and the tokens of the good rows.
 
     A row of several lines counts once.
     """
@@ -67,25 +67,25 @@ def count_rows(table: pa.Table, *, spec: OutputSpec) -> dict[str, int]:
 
 
 def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
-    """The file that is there, if it has the rows, schema and fingerprint that ours would have."""
+    """Return the file that is there, if its rows, schema and fingerprint are the same as ours."""
     try:
         metadata = file_metadata(file)
-        standing = committed(file, metadata)
+        existing = committed(file, metadata)
     except OutputError as error:
         raise ChunkError(f"{error}; `run --repair` deletes it") from error
     schema = metadata.schema.to_arrow_schema()
     fingerprint = metadata.metadata[FINGERPRINT].decode()
-    for what, there, ours in (
-        ("rows", standing.rows, rows),
+    for what, theirs, ours in (
+        ("rows", existing.rows, rows),
         ("fingerprint", fingerprint[:12], spec.fingerprint[:12]),
         ("columns", _described(schema), _described(spec.data)),
     ):
-        if there != ours:
+        if theirs != ours:
             raise ChunkError(
-                f"{file.url}: the name is taken by a file with {what} {there}, and this chunk has"
+                f"{file.url}: the name is taken by a file with {what} {theirs}, and this chunk has"
                 f" {ours}; `run --repair` deletes it"
             )
-    return standing
+    return existing
 
 
 def _put_quarantine(
@@ -102,10 +102,10 @@ def _put_quarantine(
         rows = bad.column("row").to_pylist()
     elif stat(url) is None:
         return
-    there = pq.read_table(pa.BufferReader(read_bytes(url)), columns=["row"])
-    if there.column("row").to_pylist() != rows:
+    existing = pq.read_table(pa.BufferReader(read_bytes(url)), columns=["row"])
+    if existing.column("row").to_pylist() != rows:
         raise ChunkError(
-            f"{url}: names other bad rows than were found now ({len(there)} and {len(rows)});"
+            f"{url}: names other bad rows than were found now ({len(existing)} and {len(rows)});"
             " an earlier attempt at this chunk ended differently; `run --repair` deletes it"
         )
 

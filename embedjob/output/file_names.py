@@ -1,4 +1,4 @@
-"""File names: the name of an output file says which rows of which input it holds."""
+"""File names: an output file's name says which rows of which input it holds."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ _NAME = re.compile(
 
 
 class ChunkName(NamedTuple):
-    """What a file name says; `shard` is the slug and hash of the shard's url."""
+    """The fields of a file name; `shard` is the slug and hash of the shard's url."""
 
     shard: str
     version: str
@@ -25,12 +25,12 @@ class ChunkName(NamedTuple):
 
 
 def digest(text: str) -> str:
-    """16 hex digits of the sha256 of any string, lone surrogates of odd file names included."""
+    """Return 16 hex digits of the sha256 of a string, which may have lone surrogates."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
 
 
 def shard_name(url: str) -> str:
-    """`<slug>-<hash>`: readable from the end of the path, told apart by the whole of it."""
+    """Return `<slug>-<hash>`: the end of the path, readable, and a hash of the whole path."""
     tail = "/".join(url.split("/")[-2:]).removesuffix(".parquet")
     slug = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.]+", "_", tail))
     # Files that begin with a dot or an underscore are hidden from most readers.
@@ -39,12 +39,12 @@ def shard_name(url: str) -> str:
 
 
 def chunk_name(shard_url: str, version: str, start: int, stop: int) -> str:
-    """`<slug>-<hash>-<version>-<start>-<stop>.parquet`."""
+    """Return `<slug>-<hash>-<version>-<start>-<stop>.parquet`."""
     return f"{shard_name(shard_url)}-{version}-{start:010d}-{stop:010d}.parquet"
 
 
 def parse(name: str) -> ChunkName:
-    """What `name` says; OutputError when it is not the name of a chunk."""
+    """Split a file name into its fields; OutputError when it is not the name of a chunk."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise OutputError(
@@ -56,10 +56,10 @@ def parse(name: str) -> ChunkName:
 
 
 def data_directory(out: str, fingerprint: str) -> str:
-    """Where the embedding files of one fingerprint lie."""
+    """Return the directory of one fingerprint's embedding files."""
     return join(out, "data", fingerprint[:12])
 
 
 def quarantine_directory(out: str, fingerprint: str) -> str:
-    """Where the bad rows of one fingerprint lie, under the same file names."""
+    """Return the directory of one fingerprint's bad rows, under the same file names."""
     return join(out, "quarantine", fingerprint[:12])

@@ -1,4 +1,4 @@
-"""What decides a vector's value, and what decides a file's rows, as hashes."""
+"""Fingerprints: hashes of what decides a vector's value, and of what decides a file's rows."""
 
 import hashlib
 import json
@@ -47,16 +47,24 @@ LATER: Mapping[str, Any] = {
     "word_cut": None,
 }
 
-# The digests carry what a model is, wherever it lies; method and role choose templates before
-# the recipe is resolved; the rest changes how vectors are compared or what may be loaded.
-_NOT_HASHED_WORDS = """
-model revision base trust_remote_code allow_pickle method role similarity
-"""
-NOT_HASHED = frozenset(_NOT_HASHED_WORDS.split())
+# The digests identify a model, wherever it lies; method and role choose templates before the
+# recipe is resolved; the rest changes how vectors are compared or what may be loaded.
+NOT_HASHED = frozenset(
+    {
+        "model",
+        "revision",
+        "base",
+        "trust_remote_code",
+        "allow_pickle",
+        "method",
+        "role",
+        "similarity",
+    }
+)
 
 
 def fingerprint(recipe: Recipe, digests: Mapping[str, str]) -> str:
-    """64 hex digits for all that decides a vector's value; 12 of them name the folder."""
+    """Return 64 hex digits for all that decides a vector's value; 12 of them name the folder."""
     as_before = {**VERSION_1, **LATER}
     knobs = {key: value for key, value in decisive(recipe).items() if value != as_before[key]}
     text = canonical({"knobs": knobs, "digests": dict(digests)})
@@ -64,11 +72,11 @@ def fingerprint(recipe: Recipe, digests: Mapping[str, str]) -> str:
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
-    """The knobs that decide vectors, one spelling for each meaning."""
+    """Return the knobs that decide vectors, with one spelling for each meaning."""
     if recipe.dtype == "auto":
         raise ValueError("the recipe is not resolved: dtype is still auto")
     knobs = recipe.model_dump(mode="json", exclude=set(NOT_HASHED))
-    # What they are, and their order, is in the digests, as for the model itself.
+    # The digests identify the adapters and their order, as they do the model.
     knobs["adapters"] = []
     special = knobs.pop("special_tokens")
     if special["eos"] == "none":
@@ -79,10 +87,10 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["templates"] = _templates(recipe)
     knobs |= _unused_slots(knobs, recipe)
     knobs["span"] = _span(recipe)
-    # Only what is written, as in a template's segments; their order changes nothing.
+    # Only written keys, as in a template's segments; the order of interventions changes nothing.
     given = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.interventions]
     knobs["interventions"] = sorted(given, key=canonical)
-    # Only what is written: a later release may give heads more keys.
+    # Only written keys: a later release may give heads more.
     knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
     if recipe.decode is not None:
         knobs["decode"] = recipe.decode.model_dump(mode="json", exclude_defaults=True)
@@ -98,7 +106,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
 
 
 def projection(job_input: Input, types: Mapping[str, str]) -> str:
-    """Canonical text of all that decides a file's rows; `types` names each column's type."""
+    """Return canonical text of all that decides a file's rows; `types` names each column's type."""
     joined = not isinstance(job_input.text, str)
     return canonical(
         {
@@ -114,17 +122,17 @@ def projection(job_input: Input, types: Mapping[str, str]) -> str:
 
 
 def version(etag: str, fingerprint: str, projection: str) -> str:
-    """16 hex digits that change when the shard, the recipe or the projection does."""
+    """Return 16 hex digits that change with the shard, the recipe and the projection."""
     return digest(canonical([etag, fingerprint, projection]))
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling: sorted keys, no spaces, ASCII."""
+    """Return JSON with one spelling: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """What fills slots that no template has, blanked: queries may have demonstrations alone."""
+    """Return blanks for the values of slots that no template has."""
     blank: dict[str, Any] = {}
     templates = canonical(knobs["templates"])
     if recipe.contrast is not None:
@@ -158,7 +166,7 @@ def _span(recipe: Recipe) -> Any:
 
 
 def _templates(recipe: Recipe) -> list[Any]:
-    """Templates with their weights where these count, and without where they do not."""
+    """Return templates, with their weights only where the aggregation uses them."""
     split = [
         (_template(one.template, one.join), one.weight)
         if isinstance(one, WeightedTemplate)
@@ -173,6 +181,6 @@ def _templates(recipe: Recipe) -> list[Any]:
 def _template(template: str | tuple[Segment, ...], join: str) -> Any:
     if isinstance(template, str):
         return template
-    # Only what is written: a later release may give segments more keys.
+    # Only written keys: a later release may give segments more.
     segments = [one.model_dump(mode="json", exclude_defaults=True) for one in template]
     return segments if join == "joint" else {join: segments}

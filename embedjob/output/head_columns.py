@@ -1,4 +1,4 @@
-"""Columns beside the embedding: sparse entries and router scores, and what must hold of them.
+"""Head columns: sparse entries and router scores beside the embedding, and their checks.
 
 Shapes: R rows, N entries of all rows together.
 """
@@ -21,7 +21,7 @@ VALUE_LIST = pa.list_(pa.field("element", pa.float32()))
 def with_head_columns(
     spec: OutputSpec, *, vocabulary: int | None, routers: int | None
 ) -> OutputSpec:
-    """The form with columns for sparse entries below `vocabulary`, and so many router scores."""
+    """Add columns for sparse entries below `vocabulary`, and for `routers` router scores."""
     fields = []
     if vocabulary is not None:
         fields += [pa.field(INDICES, INDEX_LIST), pa.field(VALUES, VALUE_LIST)]
@@ -34,15 +34,15 @@ def with_head_columns(
 
 
 def head_column_problems(table: pa.Table, *, vocabulary: int | None) -> Iterator[tuple[int, str]]:
-    """The place of a row, and what is wrong with what it has beside its embedding, if anything.
+    """Yield the place of a row and the problem with its head columns, for each kind of problem.
 
-    A row without an embedding has nothing beside it either.
+    A row without an embedding has no head columns either.
     """
     absent = table["embedding"].is_null().to_numpy()
     for name in (INDICES, VALUES, ROUTER):
         if name in table.column_names:
-            alone: Flags = np.not_equal(table[name].is_null().to_numpy(), absent)
-            yield from _first(alone, f"has a {name} without an embedding, or none beside one")
+            unpaired: Flags = np.not_equal(table[name].is_null().to_numpy(), absent)
+            yield from _first(unpaired, f"has a {name} without an embedding, or none beside one")
     if INDICES in table.column_names:
         yield from _broken_entries(table, vocabulary)
     if ROUTER in table.column_names:
@@ -55,11 +55,11 @@ def head_column_problems(table: pa.Table, *, vocabulary: int | None) -> Iterator
 def _broken_entries(table: pa.Table, vocabulary: int | None) -> Iterator[tuple[int, str]]:
     absent = table[INDICES].is_null().to_numpy()
     columns = [_whole(table[name]).drop_null() for name in (INDICES, VALUES)]
-    sizes, others = (np.asarray(column.value_lengths(), np.int64) for column in columns)
+    sizes, value_sizes = (np.asarray(column.value_lengths(), np.int64) for column in columns)
     yield from _first(
-        np.not_equal(sizes, others), "has not as many sparse indices as values", absent
+        np.not_equal(sizes, value_sizes), "has not as many sparse indices as values", absent
     )
-    if not np.array_equal(sizes, others):
+    if not np.array_equal(sizes, value_sizes):
         return
     indices = np.asarray(columns[0].flatten(), np.int64)
     values = np.asarray(columns[1].flatten(), np.float32)
@@ -74,12 +74,12 @@ def _broken_entries(table: pa.Table, vocabulary: int | None) -> Iterator[tuple[i
 
 
 def _first(wrong: Flags, what: str, absent: Flags | None = None) -> Iterator[tuple[int, str]]:
-    """The first wrong row, counted among all where only those that are not absent are given."""
+    """Yield the first wrong row; its place counts all rows if only present rows are given."""
     if wrong.any():
         places = np.arange(len(wrong)) if absent is None else np.flatnonzero(~absent)
         yield int(places[wrong][0]), what
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    whole = column.combine_chunks()
+    return whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole

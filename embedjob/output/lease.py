@@ -1,4 +1,4 @@
-"""One run at a time: who holds the output, and the epoch that orders what they publish."""
+"""Lease: one run at a time holds the output; its epoch orders what runs publish."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from embedjob.storage.objects import replace as put_over
 
 HEARTBEAT_SECONDS = 10.0
 WATCH_SECONDS = 30.0
-_LOOK_SECONDS = 1.0  # at most so long between two looks of a contender
+_LOOK_SECONDS = 1.0  # the longest pause between two looks of a contender
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,35 @@ class Lease:
 
     @property
     def url(self) -> str:
-        """Where the lease lies."""
+        """Return the URL of the lease's file."""
         return join(self.out, "leases", f"{self.epoch:08d}.json")
 
 
 def claim(
     out: str, *, job: str, takeover: bool = False, watch_seconds: float = WATCH_SECONDS
 ) -> Lease:
-    """A lease of the next epoch; LeaseHeldError while another run's heartbeat moves.
+    """Claim the next epoch; LeaseHeldError while another run's heartbeat moves.
 
-    `takeover` does not wait to see whether it moves: for after a crash of one's own.
+    `takeover` skips watching the heartbeat, for a restart after a crash of one's own.
     """
     last = newest(out)
     if last is not None and not last.released and not takeover:
         last = _watched(last, seconds=watch_seconds)
     mine = Lease(out=out, epoch=last.epoch + 1 if last else 1, job=job)
-    stands = _lease(out, create_json(mine.url, _document(mine)), mine.url)
-    if stands.token != mine.token:
-        raise _held(stands)
+    standing = _lease(out, create_json(mine.url, _document(mine)), mine.url)
+    if standing.token != mine.token:
+        raise _held(standing)
     return mine
 
 
 def newest(out: str) -> Lease | None:
-    """The lease of the highest epoch."""
+    """Return the lease of the highest epoch."""
     epochs = _epochs(out)
     return _read(out, max(epochs)) if epochs else None
 
 
 def superseded(lease: Lease) -> bool:
-    """Whether a newer epoch was claimed: this run may then no longer publish the newest state."""
+    """Return whether a newer epoch was claimed; this run may then not publish the newest state."""
     return max(_epochs(lease.out), default=0) > lease.epoch
 
 
@@ -79,18 +79,18 @@ def takeover_of(lease: Lease) -> str | None:
 
 
 def beat(lease: Lease) -> Lease:
-    """The lease with its heartbeat moved on, in storage too."""
+    """Advance the heartbeat in storage, and return the lease."""
     return _rewritten(replace(lease, heartbeat=lease.heartbeat + 1))
 
 
 def release(lease: Lease) -> Lease:
-    """The lease given back, so that the next run need not watch it."""
+    """Release the lease, so that the next run need not watch it."""
     return _rewritten(replace(lease, heartbeat=lease.heartbeat + 1, released=True))
 
 
 @contextmanager
 def held(lease: Lease, *, every: float = HEARTBEAT_SECONDS) -> Iterator[Lease]:
-    """The lease, its heartbeat moved by a thread until the block ends, then released.
+    """Hold the lease, its heartbeat moved by a thread until the block ends, then release it.
 
     A heartbeat that storage refuses is tried again at the next: create-only puts keep the output
     right even if another run takes over meanwhile.
@@ -112,13 +112,13 @@ def held(lease: Lease, *, every: float = HEARTBEAT_SECONDS) -> Iterator[Lease]:
     finally:
         stop.set()
         thread.join(every)
-        # What is not released is watched by the next run; that is no reason to fail this one.
+        # The next run watches an unreleased lease; that is no reason to fail this run.
         with suppress(OSError, AccessError):
             release(last[0])
 
 
 def _watched(last: Lease, *, seconds: float) -> Lease:
-    """The newest lease, once it was released or `last` did not move for `seconds` of our clock."""
+    """Return the newest lease, once it was released or did not move for `seconds` of our clock."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         time.sleep(min(_LOOK_SECONDS, seconds / 10))

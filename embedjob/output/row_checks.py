@@ -1,4 +1,4 @@
-"""What must hold of a chunk's rows before any of them is put where it stays."""
+"""Row checks: what must hold of a chunk's rows before they are put."""
 
 from collections.abc import Mapping
 
@@ -21,14 +21,14 @@ _HEAD_COLUMNS = (INDICES, VALUES, ROUTER)
 
 
 def first_lines(table: pa.Table) -> pa.Table:
-    """One line of every row: the first, where a row may have several."""
+    """Return one line of every row: the first, where a row may have several."""
     if PART.name not in table.column_names:
         return table
     return table.filter(pc.equal(table.column(PART.name), 0))
 
 
 def lines_in_order(table: pa.Table) -> bool:
-    """Whether rows ascend, and the lines of each are its parts from 0 on, none left out."""
+    """Return whether rows ascend, and the lines of each are its parts from 0 on without a gap."""
     rows = table.column(ROW.name).to_numpy().astype(np.int64)
     if PART.name not in table.column_names:
         return bool(np.all(np.diff(rows) > 0))
@@ -40,7 +40,7 @@ def lines_in_order(table: pa.Table) -> bool:
 
 
 def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec) -> None:
-    """ChunkError unless every row that came in is here once, in order, embedded or bad."""
+    """Raise ChunkError unless every row that came in is here once, in order, embedded or bad."""
     rows = first_lines(table).column("row").to_numpy()
     if len(rows) != rows_in:
         raise _refused(chunk, f"{rows_in} rows came in and {len(rows)} came out")
@@ -59,9 +59,9 @@ def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec)
 
 
 def checked_vectors(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> npt.NDArray[np.generic]:
-    """The embeddings of the good rows, one line each; ChunkError when one is not as promised.
+    """Return the good rows' embeddings, one line each; ChunkError when one is not as promised.
 
-    They are checked as they arrive, and only then given the type in which they are stored.
+    They are checked as they arrive, and only then converted to the type in which they are stored.
     """
     good = table.select(["row", "embedding"]).filter(table.column("reason").is_null())
     column = good.column("embedding")
@@ -83,22 +83,22 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> npt.N
         return spec.quantize(vectors)
     planned = spec.data.field("embedding").type.value_type
     assert pa.types.is_floating(planned), f"{planned} is not made by a cast"
-    with np.errstate(over="ignore"):  # said below, with its row
+    with np.errstate(over="ignore"):  # reported below, with its row
         stored = vectors.astype(planned.to_pandas_dtype(), copy=False)
     _require(np.isfinite(stored).all(axis=1), rows, chunk, f"has a vector too large for {planned}")
     return stored
 
 
 def check_head_columns(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> None:
-    """ChunkError when what a good row has beside its embedding is not as promised."""
-    beside = [name for name in spec.data.names if name in _HEAD_COLUMNS]
-    lacking = sorted(set(beside) - set(table.column_names))
+    """Raise ChunkError when the columns beside a good row's embedding are not as promised."""
+    names = [name for name in spec.data.names if name in _HEAD_COLUMNS]
+    lacking = sorted(set(names) - set(table.column_names))
     if lacking:
         raise _refused(chunk, f"it has no {', '.join(lacking)}")
-    good = table.select(["row", "embedding", *beside]).filter(table.column("reason").is_null())
+    good = table.select(["row", "embedding", *names]).filter(table.column("reason").is_null())
     for place, what in head_column_problems(good, vocabulary=spec.vocabulary):
         raise _refused(chunk, f"row {good.column('row')[place]} {what}")
-    if ROUTER in beside and table.schema.field(ROUTER).type != spec.data.field(ROUTER).type:
+    if ROUTER in names and table.schema.field(ROUTER).type != spec.data.field(ROUTER).type:
         got = table.schema.field(ROUTER).type.list_size
         raise _refused(chunk, f"its router scores are {got}, not as many as planned")
 

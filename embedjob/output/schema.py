@@ -1,4 +1,4 @@
-"""The columns of every file that is written, equal in all of them, and of the tables before."""
+"""Schemas: the columns of every written file, equal in all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _DTYPES: Mapping[str, pa.DataType] = {
     "binary": pa.int8(),
     "ubinary": pa.uint8(),
 }
-# Eight dimensions to a number, the last one filled up.
+# Eight dimensions to a number, the last number padded.
 _PACKED = frozenset({"binary", "ubinary"})
 
 ROW = pa.field("row", pa.uint32(), nullable=False)
@@ -37,9 +37,9 @@ Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What all files of one run have in common.
+    """The properties that all files of one run share.
 
-    `width` is that of vectors before `quantize`, `vocabulary` bounds sparse indices, if any.
+    `width` is the width of vectors before `quantize`; `vocabulary`, if any, bounds sparse indices.
     """
 
     data: pa.Schema
@@ -66,7 +66,7 @@ def output_spec_of(
     fingerprint: str,
     compression: str,
 ) -> OutputSpec:
-    """The form of a run's files; `types` are those that the plan agreed on."""
+    """Return the spec of a run's files; `types` are the column types that the plan agreed on."""
     return OutputSpec(
         data=data_schema(
             job_input,
@@ -94,7 +94,7 @@ def data_schema(
     vector_dtype: str,
     lines: Sequence[pa.Field] = (),
 ) -> pa.Schema:
-    """row, shard, id?, kept columns, embedding, text_hash, tokens, truncated, and of each line."""
+    """Return row, shard, id?, kept columns, embedding, text_hash, tokens, truncated, `lines`."""
     return pa.schema(
         [
             ROW,
@@ -111,14 +111,14 @@ def data_schema(
 
 
 def line_fields(recipe: Recipe) -> list[pa.Field]:
-    """part, and for parts of texts char_start and char_stop; none where a row is one line."""
+    """Return part, and for parts of texts char_start and char_stop; none if a row is one line."""
     part = [PART] if recipe.several else []
     late = recipe.long_text == "late_chunk"
     return part + [pa.field(name, pa.uint32()) for name in ("char_start", "char_stop") if late]
 
 
 def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """row, shard, id?, reason, detail, excerpt."""
+    """Return row, shard, id?, reason, detail, excerpt."""
     return pa.schema(
         [
             ROW,
@@ -132,7 +132,7 @@ def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> 
 
 
 def embedding_type(width: int, vector_dtype: str) -> pa.DataType:
-    """A fixed-size list for embeddings of this width before they are quantised.
+    """Return a fixed-size list for embeddings of this width before they are quantised.
 
     Its items are named as Parquet names them, so that a round trip is exact.
     """
@@ -141,7 +141,7 @@ def embedding_type(width: int, vector_dtype: str) -> pa.DataType:
 
 
 def schema_text(schema: pa.Schema) -> dict[str, str]:
-    """Columns and their types, to be shown and compared as JSON."""
+    """Return columns and their types, to be shown and compared as JSON."""
     return {field.name: str(field.type) for field in schema}
 
 

@@ -1,4 +1,4 @@
-"""The published list of files that a reader may trust; of several, the highest number wins."""
+"""Snapshots: the published lists of files that readers may trust; the highest number wins."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from embedjob.storage.objects import absolute, create_json, join, list_files, re
 class SnapshotFile:
     """An embedding file, relative to the output, and the rows of its shard that it holds.
 
-    `rows` are the file's own, as Parquet counts them: lines, where a row of the shard has several.
+    `rows` is Parquet's count: of lines, where a row of the shard has several.
     """
 
     path: str
@@ -35,7 +35,7 @@ class SnapshotFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was published under one epoch."""
+    """The state that was published under one epoch."""
 
     epoch: int
     fingerprint: str
@@ -51,19 +51,19 @@ class Snapshot:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows by what became of them, and tokens, of all files together."""
+        """Sum all files' rows by what became of them, and their tokens."""
         keys = dict.fromkeys(key for file in self.files for key in file.counts)
         return {key: sum(file.counts.get(key, 0) for file in self.files) for key in keys}
 
     @property
     def quarantined_share(self) -> float:
-        """Quarantined rows over all rows; 0 without rows."""
+        """Return quarantined rows over all rows; 0 without rows."""
         counts = self.counts
         return counts.get("quarantined", 0) / max(1, counts.get("rows", 0))
 
 
 def publish(out: str, snapshot: Snapshot) -> Snapshot:
-    """The snapshot that stands under its epoch: it is put once and never changed.
+    """Put a snapshot once, never to be changed; return the snapshot that stands under its epoch.
 
     A run that lost its lease publishes below the newest number, and so never over it.
     """
@@ -72,20 +72,20 @@ def publish(out: str, snapshot: Snapshot) -> Snapshot:
 
 
 def newest(out: str) -> Snapshot | None:
-    """The snapshot of the highest number; None where none was published."""
+    """Return the snapshot of the highest number; None where none was published."""
     epochs = published(out)
     return read_snapshot(out, epochs[-1]) if epochs else None
 
 
 def published(out: str) -> tuple[int, ...]:
-    """The numbers of all snapshots, ascending."""
+    """Return the numbers of all snapshots, ascending."""
     names = [file.name for file in list_files(join(out, "snapshots"))]
     numbers = [name.removesuffix(".json") for name in names if name.endswith(".json")]
     return tuple(sorted(int(number) for number in numbers if number.isdigit()))
 
 
 def read_snapshot(out: str, epoch: int) -> Snapshot:
-    """The snapshot of that number."""
+    """Read the snapshot of that number."""
     url = _url(out, epoch)
     try:
         return _snapshot(json.loads(read_bytes(url)), url)
@@ -94,7 +94,7 @@ def read_snapshot(out: str, epoch: int) -> Snapshot:
 
 
 def open_snapshot(out: str) -> ds.Dataset:
-    """The newest snapshot's files as a pyarrow dataset; OutputError where there is none."""
+    """Open the newest snapshot's files as a pyarrow dataset; OutputError where there is none."""
     snapshot = newest(out)
     if snapshot is None:
         raise OutputError(
@@ -109,7 +109,7 @@ def open_snapshot(out: str) -> ds.Dataset:
 
 
 def _filesystem(out: str) -> tuple[fs.FileSystem, str]:
-    """Arrow's view of the place, through the same library and settings that wrote it."""
+    """Return Arrow's view of the place, through the library and settings that wrote it."""
     url = absolute(out)
     if "://" not in url:
         return fs.LocalFileSystem(), url

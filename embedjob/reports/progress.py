@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar on a terminal, a line now and then elsewhere."""
+"""Progress: a bar on a terminal, elsewhere a line every ten seconds."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Total:
-    """What the plan says is left to do."""
+    """The work that the plan leaves to do."""
 
     chunks: int
     rows: int
@@ -26,7 +26,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Tokens in all, tokens per second so far, and the seconds left; None before the first."""
+    """Total tokens, tokens per second so far, and seconds left; None before the first token."""
 
     tokens: float | None
     rate: float | None
@@ -34,9 +34,9 @@ class Estimate:
 
 
 def estimate(now: Tally, total: Total, elapsed: float) -> Estimate:
-    """An ETA from tokens, not rows: texts differ in length, and tokens are what takes the time.
+    """Estimate the time left from tokens: texts differ in length, and tokens take the time.
 
-    Tokens in all = tokens seen per byte of text in finished chunks x bytes in the plan, or, before
+    Total tokens = tokens seen per byte of text in finished chunks x bytes in the plan, or, before
     any chunk is finished, tokens seen per row x rows in the plan.
     """
     if not now.tokens or elapsed <= 0:
@@ -51,7 +51,7 @@ def estimate(now: Tally, total: Total, elapsed: float) -> Estimate:
 
 
 def line(now: Tally, total: Total, elapsed: float) -> str:
-    """One line of progress for a log."""
+    """Return one line of progress for a log."""
     guess = estimate(now, total, elapsed)
     rate = "-" if guess.rate is None else f"{guess.rate:,.0f}"
     parts = [
@@ -67,7 +67,7 @@ def line(now: Tally, total: Total, elapsed: float) -> str:
 
 @contextmanager
 def shown(plan: JobPlan) -> Iterator[Callable[[Tally], None]]:
-    """A function that shows a tally: a bar where stderr is a terminal, else lines."""
+    """Yield a function that shows a tally: a bar where stderr is a terminal, else lines."""
     left = plan.left
     total = Total(
         chunks=len(left),
@@ -112,27 +112,27 @@ def _bar(total: Total) -> Iterator[Callable[[Tally], None]]:
     columns = (
         TextColumn("[bold]embedding"),
         BarColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None, said="starting Ray and loading the encoder")
+        task = progress.add_task("", total=None, status="starting Ray and loading the encoder")
 
         def show(now: Tally) -> None:
             guess = estimate(now, total, clock.elapsed(now))
             if guess.tokens is None or guess.rate is None:
                 return
-            said = (
+            status = (
                 f"{now.rows:,}/{total.rows:,} rows  {now.tokens:,} tokens"
                 f"  {guess.rate:,.0f} tokens/s  ETA {_clock(guess.seconds)}"
             )
-            progress.update(task, total=guess.tokens, completed=now.tokens, said=said)
+            progress.update(task, total=guess.tokens, completed=now.tokens, status=status)
 
         yield show
 
 
 class _Clock:
-    """Seconds since the first encoder was ready: start-up is not the model's speed."""
+    """Seconds since the first encoder was ready: start-up is not counted as the model's speed."""
 
     def __init__(self) -> None:
         self._since: float | None = None

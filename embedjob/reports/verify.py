@@ -1,4 +1,4 @@
-"""Reads an output again, every byte of it, and lists whatever is not as promised."""
+"""Verification: read an output again, every byte of it, and list what is not as promised."""
 
 import json
 from collections import defaultdict
@@ -28,7 +28,7 @@ NORM_TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found: files and rows that a reader would see, and every broken promise."""
+    """The result of `verify`: files and rows that a reader would see, and every broken promise."""
 
     files: int
     rows: int
@@ -36,17 +36,17 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Return whether there is no problem."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
+        """Return the report as plain JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one file; its columns are None where it cannot be read."""
+    """The problems of one file; its columns are None where it cannot be read."""
 
     url: str
     problems: tuple[str, ...]
@@ -54,7 +54,7 @@ class Checked:
 
 
 def verify(out: str) -> Report:
-    """The report on an output; OutputError where there is none."""
+    """Read an output and return the report; OutputError where there is no output."""
     out = absolute(out)
     claims = {claim.fingerprint: claim for claim in read_claims(out)}
     if not claims:
@@ -72,7 +72,7 @@ def verify(out: str) -> Report:
         return Report(0, 0, (*problems, f"{out}: {unclaimed}; was it deleted?"))
     with ThreadPoolExecutor(THREADS) as pool:
         checked = list(pool.map(lambda file: _file(out, file, listed, claim), newest.files))
-    problems += [problem for one in checked for problem in one.problems]
+    problems += [problem for file in checked for problem in file.problems]
     problems += _odd_columns(checked)
     rows = sum(file.counts["rows"] - file.counts["quarantined"] for file in newest.files)
     return Report(len(newest.files), rows, tuple(problems))
@@ -86,7 +86,7 @@ def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) 
 
 
 def _coverage(snapshot: Snapshot) -> Iterator[str]:
-    """A row that two files hold, or that none does, although its shard is said to be complete."""
+    """Yield rows that two files hold, or that no file holds although the shard is complete."""
     ranges: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for file in snapshot.files:
         ranges[file.shard, file.shard_etag].append((file.start, file.stop))
@@ -118,19 +118,22 @@ def _file(
         with open_unchanged(stored) as source:
             parquet = pq.ParquetFile(source, page_checksum_verification=True)
             table, metadata = parquet.read(), parquet.metadata
-        found = (*_contents(stored, file, table, metadata, claim), *_set_aside(out, file, listed))
-        found += tuple(f"{url}: {problem}" for problem in _ranges(table, metadata, claim))
+        problems = (
+            *_contents(stored, file, table, metadata, claim),
+            *_set_aside(out, file, listed),
+        )
+        problems += tuple(f"{url}: {problem}" for problem in _ranges(table, metadata, claim))
     except (EmbedjobError, OSError, pa.ArrowException) as error:
         return Checked(url, (*moved, f"{url}: cannot be read: {error}"))
-    return Checked(url, (*moved, *found), schema_text(table.schema))
+    return Checked(url, (*moved, *problems), schema_text(table.schema))
 
 
 def _odd_columns(checked: Sequence[Checked]) -> Iterator[str]:
-    """Files whose columns are not those of the first file."""
-    columns = [(one.url, one.columns) for one in checked if one.columns is not None]
-    for url, found in columns:
-        if found != columns[0][1]:
-            yield f"{url}: its columns are {found}, and {columns[0][1]} in {columns[0][0]}"
+    """Yield files whose columns differ from the columns of the first file."""
+    columns = [(file.url, file.columns) for file in checked if file.columns is not None]
+    for url, names in columns:
+        if names != columns[0][1]:
+            yield f"{url}: its columns are {names}, and {columns[0][1]} in {columns[0][0]}"
 
 
 def _contents(
@@ -149,21 +152,21 @@ def _contents(
             what = "embeddings" if name == "embedding" else name
             yield f"{stored.url}: its {what} are {columns.get(name)}, not {promised}"
             return
-    several = [PART.name] if PART.name in claim.schema else []
-    lacking = [name for name in ("row", "shard", *several) if name not in table.column_names]
+    parts = [PART.name] if PART.name in claim.schema else []
+    lacking = [name for name in ("row", "shard", *parts) if name not in table.column_names]
     if lacking:
         yield f"{stored.url}: it has no column {', '.join(lacking)}"
         return
     rows = len(first_lines(table))
     if len(table) != file.rows or rows + counts["quarantined"] != counts["rows"]:
-        found = f"{rows} rows" + (f" in {len(table)} lines" if several else "")
-        yield f"{stored.url}: {found} and {counts['quarantined']} quarantined of {counts}"
+        counted = f"{rows} rows" + (f" in {len(table)} lines" if parts else "")
+        yield f"{stored.url}: {counted} and {counts['quarantined']} quarantined of {counts}"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
     yield from (f"{stored.url}: {problem}" for problem in _head_problems(table, metadata, claim))
 
 
 def _head_problems(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
-    """What is wrong with the columns that heads made; without heads a kept one may be named so."""
+    """Yield problems of the heads' columns; without heads, kept columns may have their names."""
     if not claim.recipes["document"].get("heads"):
         return
     names = [name for name in (INDICES, VALUES, ROUTER) if name in table.column_names]
@@ -176,12 +179,12 @@ def _head_problems(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> 
 
 
 def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterator[str]:
-    """What is wrong with the ranges by which a file's vectors were quantised."""
+    """Yield problems of the ranges by which a file's vectors were quantised."""
     if claim.recipes["document"].get("vector_dtype") not in ("int8", "uint8"):
         return
     claimed = claim.calibration.ranges if claim.calibration else []
-    said = json.loads((metadata.metadata or {}).get(CALIBRATION, b"{}"))
-    if said.get("ranges", []) != claimed:
+    stamped = json.loads((metadata.metadata or {}).get(CALIBRATION, b"{}"))
+    if stamped.get("ranges", []) != claimed:
         yield "its footer has other ranges for its vectors than the claim"
     width = _width(table)
     whole = [len(side) for side in claimed] == [width, width]
@@ -190,7 +193,7 @@ def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterato
 
 
 def _width(table: pa.Table) -> int:
-    """The numbers of an embedding; 0 where there are none of one width."""
+    """Return the numbers of an embedding; 0 where they have no common width."""
     if "embedding" not in table.column_names:
         return 0
     kind = table.schema.field("embedding").type
@@ -198,7 +201,7 @@ def _width(table: pa.Table) -> int:
 
 
 def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
-    """What is wrong with the file of the chunk's bad rows."""
+    """Yield problems of the file of the chunk's bad rows."""
     bad = file.counts["quarantined"]
     url = join(out, file.path.replace("data/", "quarantine/", 1))
     if not bad:

@@ -1,4 +1,4 @@
-"""A sample of the corpus, read and embedded once, gives the ranges of int8 and uint8."""
+"""Calibration: read and embed a sample of the corpus once, for the ranges of int8 and uint8."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Calibrate:
     rows_of: ReadRows
 
     def __call__(self, encoder: EncodesViews, engine: Engine) -> Calibration:
-        """The calibration of the sampled chunks; OutputError where not two rows have vectors."""
+        """Return the sample's calibration; OutputError if fewer than two rows have vectors."""
         sample = self._sample()
         vectors = np.empty((0, 0), np.float32)
         if len(sample):
@@ -52,17 +52,17 @@ class Calibrate:
         return Calibration.of(ranges_of(vectors), vectors=len(vectors))
 
     def _sample(self) -> pa.Table:
-        """`text` and `reason` of at most SAMPLE_ROWS readable rows."""
+        """Return `text` and `reason` of at most SAMPLE_ROWS readable rows."""
         each = rows_each(self.chunks)
         parts = [beginning(chunk, rows=each) for chunk in self.chunks]
-        found = pa.concat_tables(self._spread(parts, each))
-        if len(found) < ENOUGH_VECTORS and parts != list(self.chunks):
-            # A filter that few rows pass: the same chunks, read to their ends.
-            found = pa.concat_tables(self._spread(self.chunks, each))
-        return found.slice(0, SAMPLE_ROWS)
+        sample = pa.concat_tables(self._spread(parts, each))
+        if len(sample) < ENOUGH_VECTORS and parts != list(self.chunks):
+            # The filter passes few rows: read the same chunks to their ends.
+            sample = pa.concat_tables(self._spread(self.chunks, each))
+        return sample.slice(0, SAMPLE_ROWS)
 
     def _spread(self, parts: Sequence[Chunk], each: int) -> Iterator[pa.Table]:
-        """Good rows of each part, evenly spaced; none of a part that cannot be read."""
+        """Yield good rows of each part, evenly spaced; none of a part that cannot be read."""
         yield pa.table(
             {"text": pa.array([], pa.large_string()), "reason": pa.nulls(0, pa.string())}
         )
@@ -77,20 +77,20 @@ class Calibrate:
 
 
 def with_quantization(spec: OutputSpec, out: str, *, vector_dtype: str) -> OutputSpec:
-    """The form that quantises by the ranges of an output's claim, where the dtype asks for it."""
+    """Return the spec that quantises by the ranges in the output's claim, if the dtype needs it."""
     if vector_dtype in _CAST:
         return spec
-    found = _calibration(out, spec.fingerprint) if vector_dtype in CALIBRATED else None
-    ranges = None if found is None else found.array
-    by = partial(quantize, dtype=vector_dtype, ranges_2D=ranges)
-    return replace(spec, quantize=by, calibration=found)
+    calibration = _calibration(out, spec.fingerprint) if vector_dtype in CALIBRATED else None
+    ranges = None if calibration is None else calibration.array
+    quantizer = partial(quantize, dtype=vector_dtype, ranges_2D=ranges)
+    return replace(spec, quantize=quantizer, calibration=calibration)
 
 
 @lru_cache(maxsize=4)
 def _calibration(out: str, fingerprint: str) -> Calibration:
-    """The calibration of the claim under which files are written; kept, as a claim never changes.
+    """Return the calibration of the claim under which files are written; claims never change.
 
-    OutputError where the output has none, which a run that proved its encoder has seen to.
+    OutputError where the claim has none; a run that checked its encoder has put it there.
     """
     for claim in read_claims(out):
         if claim.fingerprint == fingerprint and claim.calibration is not None:

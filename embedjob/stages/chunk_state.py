@@ -1,4 +1,4 @@
-"""A chunk on its way through Ray: one block row each, so that Ray can neither split nor mix it."""
+"""Chunk state in Ray: a chunk is a block of one row, so that Ray can neither split nor mix it."""
 
 import pickle
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ChunkState:
-    """One chunk and what has been made of it so far, or why nothing can be."""
+    """One chunk and what has been made of it so far, or why nothing can be made of it."""
 
     chunk: Chunk
     rows: pa.Table | None = None
@@ -35,7 +35,7 @@ class ChunkState:
 
 
 def to_block(state: ChunkState) -> pa.Table:
-    """A block of one row that holds the parcel.
+    """Pack the state into a block of one row.
 
     The rows travel as Arrow IPC: pickling a sliced table would carry the whole parent.
     """
@@ -51,7 +51,7 @@ def to_block(state: ChunkState) -> pa.Table:
 
 
 def from_block(block: pa.Table) -> Iterator[ChunkState]:
-    """The parcels in a block; their rows are views of the block's memory."""
+    """Yield the states in a block; their rows are views of the block's memory."""
     for rows, rest in zip(block["rows"], block["rest"], strict=True):
         chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
         table = pa.ipc.open_stream(rows.as_buffer()).read_all() if rows.is_valid else None
@@ -59,13 +59,13 @@ def from_block(block: pa.Table) -> Iterator[ChunkState]:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line; ours speak for themselves, others need their type."""
+    """Return the error in one line; errors that are not embedjob's own keep their type."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, EmbedjobError) else f"{type(error).__name__}: {text}"
 
 
 def _cell(payload: pa.Buffer | bytes | None) -> pa.Array:
-    """An array of one value; the bytes are not copied, and they may be many."""
+    """Return an array of one value, without copying its bytes."""
     if payload is None:
         return pa.nulls(1, pa.large_binary())
     data = payload if isinstance(payload, pa.Buffer) else pa.py_buffer(payload)

@@ -1,4 +1,4 @@
-"""ENCODE: a pool of actors, each with one encoder, that turns token views into embeddings."""
+"""ENCODE: a pool of actors, each with one encoder, turns token views into embeddings."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ REPORT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class PoolSize:
-    """How many actors there may be, and what each of them asks of Ray."""
+    """The number of actors, and the resources that each requests from Ray."""
 
     smallest: int
     largest: int
@@ -34,10 +34,10 @@ class PoolSize:
 def encode(
     views: ray.data.Dataset, engine: Engine, *, pool: PoolSize, claim: ClaimAndCheck, ledger: Any
 ) -> ray.data.Dataset:
-    """A dataset of parcels that carry embeddings.
+    """Return a dataset of chunk states that carry embeddings.
 
     Args:
-        views: parcels of token views.
+        views: chunk states with token views.
         engine: loads the encoder, once per actor.
         pool: the actors' number and resources.
         claim: raises EmbedjobError if a freshly loaded encoder must not write to this output.
@@ -51,7 +51,7 @@ def encode(
         compute=ActorPoolStrategy(
             min_size=pool.smallest,
             max_size=pool.largest,
-            # One chunk in the model and one at hand: more would wait here while others idle.
+            # One chunk in the model and one at hand: more would wait here while other actors idle.
             max_tasks_in_flight_per_actor=2,
         ),
         num_cpus=pool.cpus,
@@ -63,7 +63,7 @@ class EncodeActor:
     """Hosts one encoder for the length of a run."""
 
     def __init__(self, engine: Engine, claim: ClaimAndCheck, ledger: Any) -> None:
-        """Loads the encoder and holds it to the output's claim."""
+        """Load the encoder and check it against the output's claim."""
         self._ledger = ledger
         self._stopping = threading.Event()
         self._encoder = self._load(engine, claim)
@@ -71,7 +71,7 @@ class EncodeActor:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """The block's parcels with embeddings in place of views."""
+        """Return the block's chunks with embeddings in place of views."""
         return pa.concat_tables([to_block(self._encode(state)) for state in from_block(block)])
 
     def _load(self, engine: Engine, claim: ClaimAndCheck) -> EncodesViews | None:
@@ -107,10 +107,10 @@ class EncodeActor:
             self._ledger.abandon.remote(state.chunk.key)
             return ChunkState(state.chunk, failure=Failure("abandoned", str(error)))
         except DeviceLostError as error:
-            # It would take chunk after chunk and fail them all. This attempt is counted, and Ray
-            # gives the chunk to the next actor.
+            # This actor would take chunk after chunk and fail them all. The attempt is counted, and
+            # Ray gives the chunk to the next actor.
             _exit_process(f"{state.chunk.key}: {error}")
-        except Exception as error:  # whatever one chunk does, the others go on
+        except Exception as error:  # a fault of one chunk; the others go on
             failure = Failure("fault", describe(error))
             return ChunkState(state.chunk, failure=failure, stats=state.stats)
         waited, self._free_since = started - self._free_since, time.monotonic()
@@ -145,7 +145,7 @@ def _unloaded(error: Exception) -> str:
 
 
 def _exit_process(reason: str) -> NoReturn:
-    """Ends this process, for which Ray starts another one, perhaps on a better node."""
+    """End this process; Ray starts another, perhaps on a better node."""
     sys.stderr.write(f"{reason}\n")
     sys.stderr.flush()
     os._exit(1)

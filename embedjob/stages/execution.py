@@ -1,4 +1,4 @@
-"""Watches a run from the driver: progress, signals, stalls, and the ways in which it can end."""
+"""Supervision: watch a run from the driver for progress, signals, stalls and its end."""
 
 import signal
 import threading
@@ -24,7 +24,7 @@ _THREAD = "embedjob-pipeline"
 
 @dataclass(frozen=True)
 class Watch:
-    """What the driver looks at while the pipeline runs."""
+    """What the driver checks while the pipeline runs."""
 
     show: Callable[[Tally], None]
     superseded: Callable[[], str | None]
@@ -32,10 +32,10 @@ class Watch:
 
 
 def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
-    """Runs `work` to its end.
+    """Run `work` to its end.
 
     Raises:
-        RefusedError: no encoder could be loaded, or it is not the one that wrote this output.
+        RefusedError: no encoder could be loaded, or it is not the encoder that wrote this output.
         InterruptedRunError: SIGINT or SIGTERM came; what was in hand is committed.
         FaultError: the pipeline broke, stalled, was taken over by another run, or lost its cluster.
     """
@@ -55,7 +55,7 @@ def cluster_lost(error: RayError) -> FaultError:
 
 def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
     worker = _Worker(work)
-    looked = time.monotonic()
+    checked = time.monotonic()
     with _signals() as interrupted:
         worker.start()
         while worker.is_alive():
@@ -63,8 +63,8 @@ def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
             tally = ray.get(ledger.tally.remote())
             watch.show(tally)
             ending = _ending(tally, watch, interrupted)
-            if ending is None and time.monotonic() - looked >= LEASE_SECONDS:
-                looked = time.monotonic()
+            if ending is None and time.monotonic() - checked >= LEASE_SECONDS:
+                checked = time.monotonic()
                 taken = watch.superseded()
                 ending = FaultError(taken) if taken else None
             if ending is not None:
@@ -74,13 +74,13 @@ def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
     if tally.refusal:
         raise _refused(tally)
     if worker.error is not None:
-        # Ray's message is the worker's whole traceback; its cause is what happened.
+        # Ray's message is the worker's whole traceback; its cause is the error itself.
         cause = getattr(worker.error, "cause", None) or worker.error
         raise FaultError(f"the pipeline broke: {describe(cause)}") from worker.error
 
 
 class _Worker(threading.Thread):
-    """Ray Data's blocking call, beside the main thread, which alone can take signals."""
+    """Runs Ray Data's blocking call beside the main thread, which alone can receive signals."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         super().__init__(name=_THREAD, daemon=True)
@@ -88,7 +88,7 @@ class _Worker(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Runs the pipeline and keeps what it raises."""
+        """Run the pipeline and keep the error that it raises."""
         try:
             self._work()
         except Exception as error:
@@ -110,41 +110,41 @@ def _ending(tally: Tally, watch: Watch, interrupted: list[str]) -> Exception | N
 
 
 def _refused(tally: Tally) -> Exception:
-    """A refusal, unless another encoder has written meanwhile: then it is a fault of this one."""
+    """Return a refusal, or a fault if another encoder has written: only this one failed."""
     return (FaultError if tally.chunks else RefusedError)(tally.refusal)
 
 
 def _drain(ledger: Any, worker: threading.Thread, reason: str) -> None:
-    """Lets finished chunks reach storage; encoders put down what they hold within seconds."""
+    """Let finished chunks reach storage; encoders abandon what they hold within seconds."""
     ray.get(ledger.stop.remote(reason))
     deadline = time.monotonic() + DRAIN_SECONDS
     while worker.is_alive() and time.monotonic() < deadline:
         if not ray.get(ledger.tally.remote()).in_hand:
             break
         time.sleep(POLL_SECONDS)
-    # Ray Data has now only to be told by each task that there is nothing to do.
+    # Ray Data now only waits for each task to report that nothing is left to do.
     worker.join(SETTLE_SECONDS)
 
 
 def is_unfinished() -> bool:
-    """Whether Ray Data is still at work in this process, although the run has ended."""
+    """Return whether Ray Data still works in this process although the run has ended."""
     return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 @contextmanager
 def _signals() -> Iterator[list[str]]:
-    """The names of the signals that came, as they come; a third one is not waited out."""
-    came: list[str] = []
+    """Yield the names of the signals as they arrive; a third signal ends the wait at once."""
+    received: list[str] = []
 
     def note(number: int, _frame: object) -> None:
-        came.append(signal.Signals(number).name)
-        if len(came) > 2:
+        received.append(signal.Signals(number).name)
+        if len(received) > 2:
             raise KeyboardInterrupt
 
     wanted = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, note) for number in wanted}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What outlives every worker of a run: attempts per chunk, what is done, and whether to stop."""
+"""Ledger: state that outlives every worker of a run: attempts, outcomes, and whether to stop."""
 
 import time
 from collections import Counter
@@ -17,7 +17,7 @@ class LedgerState:
     """Counts attempts and outcomes; the actor's body, and testable without Ray."""
 
     def __init__(self, dead_nodes: Callable[[], Set[str]]) -> None:
-        """An empty ledger; `dead_nodes` gives the ids of nodes that are gone."""
+        """Start empty; `dead_nodes` returns the ids of nodes that are gone."""
         self._dead_nodes = dead_nodes
         self._attempts: dict[tuple[str, str], list[str]] = {}
         self._outcomes: dict[str, Outcome] = {}
@@ -31,7 +31,7 @@ class LedgerState:
         self._moved = time.monotonic()
 
     def begin(self, stage: str, key: str, node: str) -> int | None:
-        """The number of this attempt at a chunk in a stage; None if the run is stopping.
+        """Count an attempt at a chunk in a stage; return its number, None if the run is stopping.
 
         An attempt that ended with its node (a reclaimed spot machine) says nothing against the
         chunk and is not counted.
@@ -49,21 +49,21 @@ class LedgerState:
         return len(tried)
 
     def ready(self, actor: str) -> None:
-        """Notes that an actor has its encoder loaded, also after a restart."""
+        """Note that an actor has loaded its encoder, perhaps after a restart."""
         self._actors.add(actor)
         self._failed_loads = 0
         self._moved = time.monotonic()
 
     def refuse(self, message: str) -> None:
-        """Stops the run because nothing can be embedded, for this reason."""
+        """Stop the run for this reason: nothing can be embedded."""
         self._refusal = self._refusal or message
         self.stop(message)
 
     def failed_to_load(self, message: str) -> bool:
-        """Whether an encoder that did not load, for this reason, stops the run.
+        """Note an encoder that did not load; return whether this stops the run.
 
-        Where none has loaded yet it does. Later it is the trouble of one node, unless several fail
-        in a row.
+        It does if none has loaded yet. Later it is the trouble of one node, unless several fail in
+        a row.
         """
         self._failed_loads += 1
         if self._actors and self._failed_loads < MAX_ATTEMPTS:
@@ -72,25 +72,25 @@ class LedgerState:
         return True
 
     def stop(self, reason: str) -> None:
-        """Asks every stage to hand on nothing more."""
+        """Ask every stage to pass on nothing more."""
         self._stopping = self._stopping or reason
 
     def stopping(self) -> str | None:
-        """Why the run is stopping; None while it is not."""
+        """Return why the run is stopping; None while it is not."""
         return self._stopping
 
     def progress(self, key: str, rows: int, tokens: int) -> None:
-        """Notes how far an encoder is inside a chunk."""
+        """Note how far an encoder is inside a chunk."""
         self._partial[key] = (rows, tokens)
         self._moved = time.monotonic()
 
     def abandon(self, key: str) -> None:
-        """Notes that a chunk was put down unfinished."""
+        """Note that a chunk was put down unfinished."""
         self._partial.pop(key, None)
         self._in_hand.discard(key)
 
     def done(self, outcome: Outcome) -> None:
-        """Notes the end of a chunk; a repeated report changes nothing."""
+        """Note the end of a chunk; a repeated report changes nothing."""
         self.abandon(outcome.key)
         if outcome.key not in self._outcomes:
             self._outcomes[outcome.key] = outcome
@@ -98,7 +98,7 @@ class LedgerState:
         self._moved = time.monotonic()
 
     def tally(self) -> Tally:
-        """The state of the run now."""
+        """Return the state of the run now."""
         partial_rows = sum(rows for rows, _ in self._partial.values())
         partial_tokens = sum(tokens for _, tokens in self._partial.values())
         return Tally(
@@ -115,7 +115,7 @@ class LedgerState:
         )
 
     def outcomes(self) -> list[Outcome]:
-        """Every chunk that ended, in the order in which they did."""
+        """Return every chunk that ended, in the order of their ends."""
         return list(self._outcomes.values())
 
 
@@ -131,7 +131,7 @@ class _LedgerActor(LedgerState):
 
 
 def new_ledger() -> Any:
-    """A fresh ledger actor; it asks for no CPU, so that it never waits for one."""
+    """Start a ledger actor; it requests no CPU, so that it never waits for one."""
     # On the driver's own node: elsewhere, the end of a spot machine would be the end of the run.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_LedgerActor)

@@ -1,4 +1,4 @@
-"""READ: one Ray read task per chunk, each giving one parcel of rows."""
+"""READ: one Ray read task per chunk, each giving one chunk state with rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,28 +16,28 @@ ReadRows = Callable[[Chunk], pa.Table]
 
 
 def read(chunks: Sequence[Chunk], rows_of: ReadRows, *, ledger: Any) -> ray.data.Dataset:
-    """A dataset of parcels, one for each chunk, in the order of `chunks`."""
+    """Return a dataset of chunk states, one for each chunk, in the order of `chunks`."""
     source = ChunkSource(chunks, rows_of, ledger)
     rows: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=len(chunks))
     return rows
 
 
 class ChunkSource(Datasource):
-    """Chunks as a Ray datasource; Ray may merge what one task yields, so a task reads just one."""
+    """Chunks as a Ray datasource; Ray may merge what one task yields, so a task reads one chunk."""
 
     def __init__(self, chunks: Sequence[Chunk], rows_of: ReadRows, ledger: Any) -> None:
-        """A source that reads `chunks` by `rows_of`."""
+        """Take the chunks, and the function that reads a chunk's rows."""
         super().__init__()
         self._chunks = chunks
         self._rows_of = rows_of
         self._ledger = ledger
 
     def get_name(self) -> str:
-        """The name that Ray's dashboard shows."""
+        """Return the name that Ray's dashboard shows."""
         return "Chunks"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """The bytes of text that the footers promise."""
+        """Return the bytes of text that the footers promise."""
         return sum(chunk.text_bytes for chunk in self._chunks)
 
     def get_read_tasks(
@@ -46,7 +46,7 @@ class ChunkSource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: Any = None,
     ) -> list[ReadTask]:
-        """One task per chunk, whatever parallelism Ray would like."""
+        """Return one task per chunk, whatever parallelism Ray requests."""
         return [self._task(chunk) for chunk in self._chunks]
 
     def _task(self, chunk: Chunk) -> ReadTask:
@@ -65,19 +65,19 @@ class ChunkSource(Datasource):
 
 
 def read_state(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> ChunkState:
-    """The chunk's rows, or the reason why there are none: a failed chunk is a value."""
+    """Return the chunk's rows, or the reason why there are none: a failed chunk is a value."""
     attempt = begin_attempt("read", chunk.key, ledger)
     if isinstance(attempt, Failure):
         return ChunkState(chunk, failure=attempt)
     try:
         rows = rows_of(chunk)
-    except Exception as error:  # whatever one shard does, the others go on
+    except Exception as error:  # a fault of one shard; the others go on
         return ChunkState(chunk, failure=Failure("fault", describe(error)))
     return ChunkState(chunk, rows, stats={"rows": rows.num_rows, "text_bytes": chunk.text_bytes})
 
 
 def begin_attempt(stage: str, key: str, ledger: Any) -> int | Failure:
-    """The number of this attempt, counted where no crash of a worker can lose it; or a failure."""
+    """Count an attempt where no crash of a worker loses it; return its number, or a failure."""
     node = ray.get_runtime_context().get_node_id()
     attempt = ray.get(ledger.begin.remote(stage, key, node))
     if attempt is None:

@@ -1,4 +1,4 @@
-"""TOKENIZE: texts become integers on CPU tasks, which Ray Data fuses with READ."""
+"""TOKENIZE: texts become token ids in CPU tasks, which Ray Data fuses with READ."""
 
 import hashlib
 import time
@@ -24,7 +24,7 @@ Labels = npt.NDArray[np.object_]
 
 
 def tokenize(rows: ray.data.Dataset, engine: Engine) -> ray.data.Dataset:
-    """A dataset of parcels whose rows carry hashes and excerpts, and whose texts are ids."""
+    """Return a dataset of chunk states with hashes and excerpts, and ids in place of texts."""
 
     def on_block(block: pa.Table) -> Iterator[pa.Table]:
         for state in from_block(block):
@@ -34,13 +34,13 @@ def tokenize(rows: ray.data.Dataset, engine: Engine) -> ray.data.Dataset:
 
 
 def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
-    """The parcel with ids in place of texts; a parcel that failed earlier passes unchanged."""
+    """Return the state with ids in place of texts; a state that failed earlier is unchanged."""
     if state.failure or state.rows is None:
         return state
     started = time.monotonic()
     try:
         rows, views = tokenize_rows(state.rows, _tokenizer(engine), engine.long_text)
-    except Exception as error:  # whatever one chunk does, the others go on
+    except Exception as error:  # a fault of one chunk; the others go on
         failure = Failure("fault", describe(error))
         return ChunkState(state.chunk, failure=failure, stats=state.stats)
     stats = {**state.stats, "tokenize_seconds": time.monotonic() - started}
@@ -50,7 +50,7 @@ def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
 def tokenize_rows(
     rows: pa.Table, tokenizer: ViewTokenizer, long_text: str
 ) -> tuple[pa.Table, TokenViews]:
-    """The rows without their text, and the views of their distinct good texts.
+    """Return the rows without their text, and the views of their distinct good texts.
 
     Equal texts are tokenized once: `unique` points each good row at its text, in order of first
     appearance, and is null for bad rows.
@@ -93,7 +93,7 @@ def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -
     unread = per_text["empty"]
     reason = read_reason if unread is None else pc.coalesce(read_reason, unread.take(indices))
     unique = per_text["unique"]
-    found = pa.nulls(rows.num_rows, pa.uint32()) if unique is None else unique.take(indices)
+    places = pa.nulls(rows.num_rows, pa.uint32()) if unique is None else unique.take(indices)
     return (
         rows.drop_columns(["text", "reason"])
         .append_column("text_hash", text_hash)
@@ -102,7 +102,7 @@ def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -
         .append_column("excerpt", per_text["excerpt"].take(indices))
         .append_column("reason", reason)
         .append_column("detail", pa.nulls(rows.num_rows, pa.string()))
-        .append_column("unique", found)
+        .append_column("unique", places)
     )
 
 

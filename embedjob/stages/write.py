@@ -1,4 +1,4 @@
-"""WRITE: a Ray datasink that verifies each chunk's file and puts it, whole and once."""
+"""WRITE: a Ray datasink that checks each chunk's file and puts it, whole and once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ Commit = Callable[[ChunkState], Committed]
 
 
 def write(embeddings: ray.data.Dataset, commit: Commit, *, ledger: Any) -> None:
-    """Runs the pipeline: every parcel is committed, or its fault is noted, in the ledger."""
+    """Run the pipeline: every chunk is committed, or its fault is noted, in the ledger."""
     embeddings.write_datasink(ChunkSink(commit, ledger))
 
 
@@ -32,12 +32,12 @@ class ChunkSink(Datasink[None]):
     """Puts files; it neither claims nor publishes, so it may run anywhere and more than once."""
 
     def __init__(self, commit: Commit, ledger: Any) -> None:
-        """A sink that ends each parcel by `commit`."""
+        """Take the function that commits a chunk."""
         self._commit = commit
         self._ledger = ledger
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
-        """Commits every parcel in the blocks."""
+        """Commit every chunk in the blocks."""
         for block in blocks:
             for state in from_block(block):
                 end = outcome_of(state, self._commit)
@@ -49,22 +49,22 @@ class ChunkSink(Datasink[None]):
 
 @dataclass(frozen=True)
 class Committer:
-    """Puts a parcel's files under one output, in one form, its vectors of one dtype."""
+    """Puts chunks' files under one output, with one spec and one vector dtype."""
 
     out: str
     spec: OutputSpec
     vector_dtype: str = "float32"
 
     def __call__(self, state: ChunkState) -> Committed:
-        """The file that holds the parcel's embeddings; ChunkError where they may not be put."""
+        """Put the file of the chunk's embeddings and return it; ChunkError if it may not be put."""
         rows_in = int(state.stats["rows"])
-        # Here: the ranges stand since the first encoder loaded, and the driver never knew them.
+        # Read here: the first encoder to load put the ranges, and the driver never sees them.
         spec = with_quantization(self.spec, self.out, vector_dtype=self.vector_dtype)
         return commit(self.out, state.chunk, assemble_rows(state), rows_in=rows_in, spec=spec)
 
 
 def outcome_of(state: ChunkState, commit: Commit) -> Outcome | None:
-    """How the chunk ended; None if it was abandoned and is left for a later run."""
+    """Return how the chunk ended; None if it was abandoned and is left for a later run."""
     chunk = state.chunk
     outcome = Outcome(
         key=chunk.key,
@@ -79,13 +79,15 @@ def outcome_of(state: ChunkState, commit: Commit) -> Outcome | None:
         return replace(outcome, fault=state.failure.detail)
     try:
         committed = commit(state)
-    except Exception as error:  # a full disk, a lost bucket: this chunk's fault, not the run's end
+    except (
+        Exception
+    ) as error:  # a full disk, a lost bucket: a fault of this chunk, not the end of the run
         return replace(outcome, fault=describe(error))
     return replace(outcome, committed=committed)
 
 
 def assemble_rows(state: ChunkState) -> pa.Table:
-    """The parcel's rows with their embeddings; null, with a reason, where a row has none.
+    """Return the chunk's rows with their embeddings; null, with a reason, where a row has none.
 
     A row whose text has several embeddings has as many lines, numbered by `part`.
     """
@@ -116,16 +118,16 @@ def assemble_rows(state: ChunkState) -> pa.Table:
 def _head_columns(
     encoded: Encoded, good: npt.NDArray[np.bool_], texts: npt.NDArray[np.integer]
 ) -> Iterator[tuple[str, pa.Array]]:
-    """The columns beside the embedding: of these texts where rows are good, null where not."""
+    """Yield the columns beside the embedding: these texts' values in good rows, null in others."""
     absent = pa.array(~good)
     if encoded.sparse is not None:
-        found = encoded.sparse.take(texts)
+        sparse = encoded.sparse.take(texts)
         sizes = np.zeros(len(good), np.int64)
-        sizes[good] = np.diff(found.offsets)
+        sizes[good] = np.diff(sparse.offsets)
         offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int64()).cast(pa.int32())
         for name, values, kind in (
-            (INDICES, found.indices, INDEX_LIST),
-            (VALUES, found.values, VALUE_LIST),
+            (INDICES, sparse.indices, INDEX_LIST),
+            (VALUES, sparse.values, VALUE_LIST),
         ):
             column = pa.ListArray.from_arrays(offsets, pa.array(values), type=kind, mask=absent)
             yield name, column
@@ -140,7 +142,7 @@ def _head_columns(
 def _lines(
     rows: pa.Table, lines: Lines, failed: Failures
 ) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-    """The rows as many times as they have embeddings, once without any, and which line is whose."""
+    """Repeat rows as often as they have embeddings, at least once; return whose each line is."""
     texts = rows["unique"].fill_null(0).to_numpy()
     good = rows["unique"].is_valid().to_numpy() & ~np.isin(texts, list(failed))
     counts = np.ones(len(texts), np.int64)
@@ -148,7 +150,7 @@ def _lines(
     source = np.repeat(np.arange(len(texts)), counts)
     part = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
     which = np.where(good[source], lines.offsets[texts[source]] + part, 0)
-    # Only bad rows are quarantined: a long text's excerpt on each of its lines may be gigabytes.
+    # Only bad rows need an excerpt: on each line of a long text it could make gigabytes.
     excerpt = pc.if_else(pa.array(good), pa.scalar(None, pa.string()), rows["excerpt"])
     rows = rows.set_column(rows.schema.get_field_index("excerpt"), "excerpt", excerpt)
     spread = rows.take(pa.array(source)).append_column("part", pa.array(part, pa.uint32()))
@@ -166,7 +168,7 @@ def _with_failures(rows: pa.Table, failures: Sequence[tuple[str, str] | None] | 
     if failures is None:
         return rows
     for place, name in enumerate(("reason", "detail")):
-        reply = pa.array([failure and failure[place] for failure in failures], pa.string())
-        column = pc.coalesce(rows[name], reply)
+        values = pa.array([failure and failure[place] for failure in failures], pa.string())
+        column = pc.coalesce(rows[name], values)
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     return rows

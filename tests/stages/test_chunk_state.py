@@ -10,7 +10,7 @@ from embedjob.vectors.encoded import Encoded
 CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
 
 
-def test_a_parcel_comes_out_as_it_went_in() -> None:
+def test_a_chunk_state_comes_out_as_it_went_in() -> None:
     rows = pa.table({"row": pa.array(range(100), pa.uint32()), "text": ["x"] * 100}).slice(2, 3)
     views = assemble(
         [[1, 2, 3], [1, 2, 4, 5]],
@@ -29,7 +29,7 @@ def test_a_parcel_comes_out_as_it_went_in() -> None:
     assert back.stats == {"rows": 3}
 
 
-def test_a_failure_is_a_parcel_too_and_blocks_may_be_joined() -> None:
+def test_a_failure_is_a_chunk_state_too_and_blocks_may_be_joined() -> None:
     failed = ChunkState(CHUNK, failure=Failure("fault", "no such file"))
     empty = ChunkState(CHUNK, rows=pa.table({"row": pa.array([], pa.uint32())}))
     first, second = from_block(pa.concat_tables([to_block(failed), to_block(empty)]))

@@ -32,7 +32,7 @@ def ledger() -> Any:
     return new_ledger()
 
 
-def test_every_chunk_is_one_parcel_and_a_failed_one_is_a_value(ledger: Any) -> None:
+def test_every_chunk_is_one_state_and_a_failed_one_is_a_value(ledger: Any) -> None:
     # Sent by value: a worker cannot import a test module by the name that pytest gives it.
     ray.cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
     blocks = read(CHUNKS, rows_of, ledger=ledger).to_arrow_refs()

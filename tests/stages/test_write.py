@@ -108,19 +108,19 @@ def committed(_: ChunkState) -> Committed:
     return Committed("a-name.parquet", 3, 100, "etag", {"rows": 3}, written=True)
 
 
-def test_a_parcel_ends_committed_with_its_numbers() -> None:
+def test_a_chunk_ends_committed_with_its_numbers() -> None:
     end = outcome_of(state([0, 1, 2], {}), committed)
     assert (end.key, end.shard, end.start, end.stop) == ("a-name.parquet", "in/a.parquet", 2, 5)
     assert (end.fault, end.committed.rows, end.stats) == (None, 3, {"rows": 3})
 
 
-def test_a_failed_parcel_is_a_fault_and_nothing_is_put() -> None:
+def test_a_failed_chunk_is_a_fault_and_nothing_is_put() -> None:
     failed = ChunkState(CHUNK, failure=Failure("fault", "no such file"))
     end = outcome_of(failed, pytest.fail)
     assert (end.fault, end.committed) == ("no such file", None)
 
 
-def test_an_abandoned_parcel_has_no_end() -> None:
+def test_an_abandoned_chunk_has_no_end() -> None:
     assert (
         outcome_of(ChunkState(CHUNK, failure=Failure("abandoned", "stopping")), pytest.fail) is None
     )
