@@ -309,7 +309,7 @@ class TestOtherRecipes:
         document = corpus.to(corpus.out, output={"chunk_rows": 20})
         ran = running.run(document, tmp_path, "--address", "127.0.0.1:1")
         assert ran.code == 2
-        assert "begun with 10, got 20" in ran.err
+        assert "got 20, but this output was started with 10" in ran.err
         assert "embedded and stored again" in " ".join(ran.err.split())
 
     def test_vectors_that_are_not_reproduced_stop_the_run_before_it_writes(
@@ -353,7 +353,7 @@ class TestAsALibrary:
         assert result.summary.fingerprint == planned.job.fingerprint
         again = embedjob.plan(running.job_file(document, tmp_path), sets=["run.limit=20"])
         assert (again.left, again.done) == ((), tuple(chunk.name for chunk in again.chunks))
-        with pytest.raises(OutputError, match=r"begun with 10, got 5"):
+        with pytest.raises(OutputError, match=r"got 5, but this output was started with 10"):
             embedjob.run(document, sets=["run.limit=20", "output.chunk_rows=5"])
 
 

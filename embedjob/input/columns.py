@@ -146,4 +146,4 @@ def _missing(name: str, schema: pa.Schema, partitions: Sequence[str]) -> str:
 def _too_long(footer: Footer) -> str | None:
     if footer.rows < MAX_ROWS:
         return None
-    return f"{footer.rows} rows; allowed are {MAX_ROWS - 1} in one shard: split it"
+    return f"got {footer.rows} rows; allowed are at most {MAX_ROWS - 1} in one shard; split it"

@@ -41,7 +41,7 @@ def alternatives(written: Sequence[Any]) -> list[list[Term]]:
     if not groups or not all(_is_list(group) and all(map(_is_term, group)) for group in groups):
         raise ConfigError(
             f"input.filter: got {list(written)!r}; allowed is a list of [column, operator, value],"
-            f" or a list of such lists of which one must hold; operators: {', '.join(OPERATORS)}"
+            f" or a list of such lists, any of which may hold; operators: {', '.join(OPERATORS)}"
         )
     return [[(column, operator, value) for column, operator, value in group] for group in groups]
 

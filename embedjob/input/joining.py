@@ -68,16 +68,16 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
         raise ConfigError(
-            f"input.text: {template!r} is not a template ({error});"
+            f"input.text: got {template!r}, which is not a template ({error});"
             " write {column} for a column and {{ or }} for a brace"
         ) from error
     if any(column == "" or spec or conversion for _, column, spec, conversion in parsed):
         raise ConfigError(
-            f"input.text: {template!r} has a slot that is not a plain column name;"
+            f"input.text: got {template!r}, with a slot that is not a plain column name;"
             " allowed is {column}, without format or conversion"
         )
     if all(column is None for _, column, _, _ in parsed):
-        raise ConfigError(f"input.text: {template!r} names no column; write {{column}} for one")
+        raise ConfigError(f"input.text: got {template!r}, which names no column; write {{column}}")
     return [(literal, column) for literal, column, _, _ in parsed]
 
 

@@ -29,8 +29,9 @@ def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
         if not parquet_files(pattern, files):
             raise InputError(
                 f"input.path: no Parquet file at {pattern} ({len(files)} files listed); looked"
-                f" for that file, for {', '.join(PARQUET_NAMES)} below that directory, and for"
-                " whatever a glob names; hidden and _files are left out"
+                f" for that file, for files that match it as a glob, and for"
+                f" {', '.join(PARQUET_NAMES)} files below that directory; names that begin with"
+                " . or _ are left out"
             )
     return shards_of(listed)
 

@@ -71,9 +71,9 @@ def check(
     first = claims[0]
     if first.chunk_rows != chunk_rows:
         raise OutputError(
-            f"output.chunk_rows: this output was begun with {first.chunk_rows}, got {chunk_rows};"
-            " its files are named by their rows, so that every one of them would be embedded and"
-            f" stored again. Set chunk_rows: {first.chunk_rows}, or another output.path"
+            f"output.chunk_rows: got {chunk_rows}, but this output was started with"
+            f" {first.chunk_rows}; files are named by their rows, so every chunk would be embedded"
+            f" and stored again. Set chunk_rows: {first.chunk_rows}, or another output.path"
         )
     for claim in claims:
         if claim.fingerprint == fingerprint:
@@ -81,10 +81,10 @@ def check(
     if new_fingerprint:
         return None
     raise OutputError(
-        f"output.path holds embeddings of another recipe (fingerprint {first.fingerprint[:12]},"
+        f"output.path: holds embeddings of another recipe (fingerprint {first.fingerprint[:12]};"
         f" this job has {fingerprint[:12]}):\n{_side_by_side(first, recipes, digests)}\n"
-        "Use another output.path, or --new-fingerprint to write beside the old files and switch"
-        " at the end"
+        "Set another output.path, or pass --new-fingerprint to write beside the old files and"
+        " switch readers at the end"
     )
 
 
@@ -119,16 +119,16 @@ def check_probes(
     for text, before, now in zip(claim.probes.texts, claim.probes.ids, ids, strict=True):
         if list(before) != list(now):
             raise OutputError(
-                f"the tokenizer no longer gives what it gave when this output was begun:"
-                f" {text!r} was {list(before)}, is now {list(now)}. {_moved(claim)}"
+                f"output.path: the tokenizer gives {list(now)} for {text!r}, but gave"
+                f" {list(before)} when this output was started. {_started_with(claim)}"
             )
     for text, then, got in zip(claim.probes.texts, claim.probes.vectors, vectors, strict=True):
         cosine = _cosine(then, got)
         if not cosine >= COSINES[dtype]:
             raise OutputError(
-                f"the model no longer gives what it gave when this output was begun: for {text!r}"
-                f" the cosine with the vector of then is {cosine:.6f}, and must be at least"
-                f" {COSINES[dtype]} in {dtype}. {_moved(claim)}"
+                "output.path: the model gives other vectors than when this output was started:"
+                f" got a cosine of {cosine:.6f} for {text!r}, allowed is at least"
+                f" {COSINES[dtype]} in {dtype}. {_started_with(claim)}"
             )
 
 
@@ -139,9 +139,10 @@ def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def _moved(claim: Claim) -> str:
+def _started_with(claim: Claim) -> str:
     then = ", ".join(f"{name} {version}" for name, version in sorted(claim.versions.items()))
-    return f"It was begun with {then or 'unknown versions'}: install these, or use another output"
+    versions = then or "unknown versions"
+    return f"It was started with {versions}; install these, or set another output.path"
 
 
 def _side_by_side(
@@ -183,15 +184,15 @@ def _read(url: str) -> Claim | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise OutputError(f"{url}: is not JSON; was it written by hand?") from error
+        raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
     return _claim(document, url)
 
 
 def _claim(document: dict[str, Any], url: str) -> Claim:
     if document.get("format_version") != FORMAT_VERSION:
         raise OutputError(
-            f"{url}: format version {document.get('format_version')}, this release knows"
-            f" {FORMAT_VERSION}; use the release that wrote it, or another output.path"
+            f"{url}: got format version {document.get('format_version')}, this release reads"
+            f" {FORMAT_VERSION}; use the release that wrote it, or set another output.path"
         )
     try:
         calibration = document.get("calibration")

@@ -33,7 +33,7 @@ def prune(out: str, *, keep: int) -> Pruned:
     It holds the lease meanwhile, because a run's files are in no snapshot until the run ends.
     """
     if not published(out):
-        raise OutputError(f"{out}: no snapshot was published here, so every file would go")
+        raise OutputError(f"{out}: no snapshot was published here, so every file would be deleted")
     with lease.held(lease.claim(out, job="prune")):
         # Listed under the lease: the run that held it before may have published at its very end.
         epochs = published(out)

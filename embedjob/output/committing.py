@@ -72,7 +72,7 @@ def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
         metadata = file_metadata(file)
         existing = committed(file, metadata)
     except OutputError as error:
-        raise ChunkError(f"{error}; `run --repair` deletes it") from error
+        raise ChunkError(f"{error}; `run --repair` deletes the file") from error
     schema = metadata.schema.to_arrow_schema()
     fingerprint = metadata.metadata[FINGERPRINT].decode()
     for what, theirs, ours in (
@@ -82,8 +82,8 @@ def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
     ):
         if theirs != ours:
             raise ChunkError(
-                f"{file.url}: the name is taken by a file with {what} {theirs}, and this chunk has"
-                f" {ours}; `run --repair` deletes it"
+                f"{file.url}: the name is taken by a file with {what} {theirs}, but this chunk has"
+                f" {ours}; `run --repair` deletes the file"
             )
     return existing
 
@@ -105,8 +105,8 @@ def _put_quarantine(
     existing = pq.read_table(pa.BufferReader(read_bytes(url)), columns=["row"])
     if existing.column("row").to_pylist() != rows:
         raise ChunkError(
-            f"{url}: names other bad rows than were found now ({len(existing)} and {len(rows)});"
-            " an earlier attempt at this chunk ended differently; `run --repair` deletes it"
+            f"{url}: an earlier attempt at this chunk quarantined other rows ({len(existing)} then,"
+            f" {len(rows)} now); `run --repair` deletes the file"
         )
 
 

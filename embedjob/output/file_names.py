@@ -48,7 +48,7 @@ def parse(name: str) -> ChunkName:
     match = _NAME.fullmatch(name)
     if match is None:
         raise OutputError(
-            f"{name} is not the name of an embedding file"
+            f"{name}: is not the name of an embedding file"
             " (<shard>-<hash>-<version>-<start>-<stop>.parquet); move it out of the output"
         )
     shard = f"{match['slug']}-{match['hash']}"

@@ -42,7 +42,9 @@ def head_column_problems(table: pa.Table, *, vocabulary: int | None) -> Iterator
     for name in (INDICES, VALUES, ROUTER):
         if name in table.column_names:
             unpaired: Flags = np.not_equal(table[name].is_null().to_numpy(), absent)
-            yield from _first(unpaired, f"has a {name} without an embedding, or none beside one")
+            yield from _first(
+                unpaired, f"has {name} without an embedding, or an embedding without {name}"
+            )
     if INDICES in table.column_names:
         yield from _broken_entries(table, vocabulary)
     if ROUTER in table.column_names:
@@ -57,7 +59,9 @@ def _broken_entries(table: pa.Table, vocabulary: int | None) -> Iterator[tuple[i
     columns = [_whole(table[name]).drop_null() for name in (INDICES, VALUES)]
     sizes, value_sizes = (np.asarray(column.value_lengths(), np.int64) for column in columns)
     yield from _first(
-        np.not_equal(sizes, value_sizes), "has not as many sparse indices as values", absent
+        np.not_equal(sizes, value_sizes),
+        "has different numbers of sparse indices and values",
+        absent,
     )
     if not np.array_equal(sizes, value_sizes):
         return

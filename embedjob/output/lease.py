@@ -132,9 +132,9 @@ def _watched(last: Lease, *, seconds: float) -> Lease:
 
 def _held(lease: Lease) -> LeaseHeldError:
     return LeaseHeldError(
-        f"{lease.out} is held by another run: {lease.job}, process {lease.pid} on {lease.host},"
-        f" since {lease.since} (epoch {lease.epoch}). Wait until it ends or stop it; after a crash"
-        " of your own, `run --takeover`"
+        f"{lease.out}: is held by another run: {lease.job}, process {lease.pid} on {lease.host},"
+        f" since {lease.since} (epoch {lease.epoch}). Wait until it ends, or stop it; after a crash"
+        " of your own run, use `run --takeover`"
     )
 
 
@@ -157,7 +157,7 @@ def _read(out: str, epoch: int) -> Lease:
     try:
         document = json.loads(read_bytes(url))
     except ValueError as error:
-        raise OutputError(f"{url}: is not JSON; was it written by hand?") from error
+        raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
     return _lease(out, document, url)
 
 

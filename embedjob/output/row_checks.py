@@ -47,7 +47,7 @@ def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec)
     if not lines_in_order(table):
         raise _refused(chunk, "its rows are repeated or out of order")
     if len(rows) and not (chunk.start <= rows[0] and rows[-1] < chunk.stop):
-        raise _refused(chunk, f"it holds rows {rows[0]} to {rows[-1]}, which are not all its own")
+        raise _refused(chunk, f"it holds rows {rows[0]} to {rows[-1]}, not all inside its range")
     bad = table.column("reason").is_valid()
     unexplained = pc.and_not(table.column("embedding").is_null(), bad)
     if pc.any(unexplained).as_py():
@@ -67,7 +67,9 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> npt.N
     column = good.column("embedding")
     width = spec.width
     if column.type.list_size != width:
-        raise _refused(chunk, f"its vectors are {column.type.list_size} wide, planned was {width}")
+        raise _refused(
+            chunk, f"its vectors are {column.type.list_size} wide, but {width} was planned"
+        )
     flat = pa.chunked_array([part.flatten() for part in column.chunks], column.type.value_type)
     if flat.null_count:
         raise _refused(chunk, f"{flat.null_count} numbers of its vectors are null")
@@ -100,7 +102,8 @@ def check_head_columns(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> No
         raise _refused(chunk, f"row {good.column('row')[place]} {what}")
     if ROUTER in names and table.schema.field(ROUTER).type != spec.data.field(ROUTER).type:
         got = table.schema.field(ROUTER).type.list_size
-        raise _refused(chunk, f"its router scores are {got}, not as many as planned")
+        planned = spec.data.field(ROUTER).type.list_size
+        raise _refused(chunk, f"it has {got} router scores, but {planned} were planned")
 
 
 def _require(

@@ -90,7 +90,7 @@ def read_snapshot(out: str, epoch: int) -> Snapshot:
     try:
         return _snapshot(json.loads(read_bytes(url)), url)
     except ValueError as error:
-        raise OutputError(f"{url}: is not JSON; was it written by hand?") from error
+        raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
 
 
 def open_snapshot(out: str) -> ds.Dataset:
@@ -98,8 +98,8 @@ def open_snapshot(out: str) -> ds.Dataset:
     snapshot = newest(out)
     if snapshot is None:
         raise OutputError(
-            f"{out}: no snapshot was published here; a run publishes one when it ends without"
-            " faults, or with --publish-partial"
+            f"{out}: no snapshot was published here; a run publishes a snapshot when it ends"
+            " without faults, or with --publish-partial"
         )
     filesystem, root = _filesystem(out)
     paths = [f"{root}/{file.path}" for file in snapshot.files]

@@ -58,7 +58,7 @@ def verify(out: str) -> Report:
     out = absolute(out)
     claims = {claim.fingerprint: claim for claim in read_claims(out)}
     if not claims:
-        raise OutputError(f"{out}: there is no _embedjob.json; is it an output of a run?")
+        raise OutputError(f"{out}: has no _embedjob.json; give the output of a run")
     snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
     listed = {file.url: file for part in PARTS for file in list_files(join(out, part))}
     problems = [*_orphans(out, listed, snapshots)]
@@ -82,7 +82,10 @@ def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) 
     named = {join(out, file.path) for snapshot in snapshots for file in snapshot.files}
     named |= {join(out, path) for snapshot in snapshots for path in snapshot.quarantine}
     for url in sorted(set(listed) - named):
-        yield f"{url}: orphan, no snapshot names it; a run that goes on will, or prune deletes it"
+        yield (
+            f"{url}: orphan: no snapshot names it; the next run will list it, or `prune` will"
+            " delete it"
+        )
 
 
 def _coverage(snapshot: Snapshot) -> Iterator[str]:
@@ -133,7 +136,7 @@ def _odd_columns(checked: Sequence[Checked]) -> Iterator[str]:
     columns = [(file.url, file.columns) for file in checked if file.columns is not None]
     for url, names in columns:
         if names != columns[0][1]:
-            yield f"{url}: its columns are {names}, and {columns[0][1]} in {columns[0][0]}"
+            yield f"{url}: its columns are {names}, but {columns[0][1]} in {columns[0][0]}"
 
 
 def _contents(
@@ -160,7 +163,8 @@ def _contents(
     rows = len(first_lines(table))
     if len(table) != file.rows or rows + counts["quarantined"] != counts["rows"]:
         counted = f"{rows} rows" + (f" in {len(table)} lines" if parts else "")
-        yield f"{stored.url}: {counted} and {counts['quarantined']} quarantined of {counts}"
+        bad = counts["quarantined"]
+        yield f"{stored.url}: has {counted} and {bad} quarantined, but its footer counts {counts}"
     yield from (f"{stored.url}: {problem}" for problem in _rows(table, file, claim))
     yield from (f"{stored.url}: {problem}" for problem in _head_problems(table, metadata, claim))
 
@@ -185,7 +189,7 @@ def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterato
     claimed = claim.calibration.ranges if claim.calibration else []
     stamped = json.loads((metadata.metadata or {}).get(CALIBRATION, b"{}"))
     if stamped.get("ranges", []) != claimed:
-        yield "its footer has other ranges for its vectors than the claim"
+        yield "its footer has other ranges than the claim"
     width = _width(table)
     whole = [len(side) for side in claimed] == [width, width]
     if not whole or any(low > high for low, high in zip(*claimed, strict=True)):
@@ -207,7 +211,7 @@ def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> It
     if not bad:
         return
     if url not in listed:
-        yield f"{url}: is missing, and {bad} rows are quarantined in it"
+        yield f"{url}: is missing, but {bad} rows are quarantined in it"
         return
     try:
         with open_unchanged(listed[url]) as source:
@@ -216,7 +220,7 @@ def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> It
         yield f"{url}: cannot be read: {error}"
         return
     if rows != bad:
-        yield f"{url}: {rows} rows, and {bad} are quarantined"
+        yield f"{url}: has {rows} rows, but {bad} are quarantined"
 
 
 def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:

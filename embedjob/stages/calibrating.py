@@ -45,9 +45,9 @@ class Calibrate:
         if len(vectors) < _FEWEST_VECTORS:
             raise OutputError(
                 "encoder.vector_dtype: int8 and uint8 take the ranges of their dimensions from a"
-                f" sample of the input, and {len(sample)} rows of {len(self.chunks)} sampled"
-                f" chunks gave {len(vectors)} vectors, where {_FEWEST_VECTORS} are needed; set"
-                " vector_dtype to float32, float16, binary or ubinary"
+                f" sample of the input, but {len(sample)} rows of {len(self.chunks)} sampled"
+                f" chunks gave {len(vectors)} vectors, and at least {_FEWEST_VECTORS} are needed;"
+                " set vector_dtype: float32, float16, binary or ubinary"
             )
         return Calibration.of(ranges_of(vectors), vectors=len(vectors))
 

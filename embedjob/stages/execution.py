@@ -37,7 +37,7 @@ def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
     Raises:
         RefusedError: no encoder could be loaded, or it is not the encoder that wrote this output.
         InterruptedRunError: SIGINT or SIGTERM came; what was in hand is committed.
-        FaultError: the pipeline broke, stalled, was taken over by another run, or lost its cluster.
+        FaultError: the pipeline failed, stalled, lost its cluster, or another run took over.
     """
     try:
         _supervise(work, ledger, watch)
@@ -76,7 +76,7 @@ def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
     if worker.error is not None:
         # Ray's message is the worker's whole traceback; its cause is the error itself.
         cause = getattr(worker.error, "cause", None) or worker.error
-        raise FaultError(f"the pipeline broke: {describe(cause)}") from worker.error
+        raise FaultError(f"the pipeline failed: {describe(cause)}") from worker.error
 
 
 class _Worker(threading.Thread):
@@ -100,11 +100,11 @@ def _ending(tally: Tally, watch: Watch, interrupted: list[str]) -> Exception | N
         return _refused(tally)
     if interrupted:
         return InterruptedRunError(
-            f"stopped by {interrupted[0]}; finished chunks are committed, run again to resume"
+            f"stopped by {interrupted[0]}; finished chunks are committed; run again to resume"
         )
     if tally.idle_seconds > watch.stall_seconds:
         return FaultError(
-            f"nothing moved for {watch.stall_seconds:g} s (run.stall_seconds); run again to resume"
+            f"run.stall_seconds: nothing moved for {watch.stall_seconds:g} s; run again to resume"
         )
     return None
 

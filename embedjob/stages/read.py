@@ -83,5 +83,7 @@ def begin_attempt(stage: str, key: str, ledger: Any) -> int | Failure:
     if attempt is None:
         return Failure("abandoned", "the run is stopping")
     if attempt > MAX_ATTEMPTS:
-        return Failure("fault", f"its {stage} process died {MAX_ATTEMPTS} times; given up")
+        return Failure(
+            "fault", f"its {stage} process died {MAX_ATTEMPTS} times; no further attempt is made"
+        )
     return int(attempt)

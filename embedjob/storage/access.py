@@ -16,14 +16,14 @@ _RIGHTS = "these credentials may not do this: grant list, read and (for an outpu
 # body, so its codes are bare numbers: an expired token is a 400 there.
 PROBLEMS = {
     "NoSuchBucket": "the bucket does not exist; create it, or correct the name",
-    "ParamValidationError": "got a name that no bucket or key can have; correct it",
-    "InvalidBucketName": "got a name that no bucket can have; correct it",
+    "ParamValidationError": "got a name that is not allowed for a bucket or key; correct it",
+    "InvalidBucketName": "got a name that is not allowed for a bucket; correct it",
     "EndpointConnectionError": f"the endpoint cannot be reached; {_ENDPOINT}",
     "ConnectTimeoutError": f"the endpoint does not answer; {_ENDPOINT}",
     "ReadTimeoutError": f"the endpoint does not answer; {_ENDPOINT}",
     **dict.fromkeys(
         ("NotS3", "ResponseParserError", "MethodNotAllowed"),
-        f"what answers there does not speak S3; {_ENDPOINT}",
+        f"the server there does not speak S3; {_ENDPOINT}",
     ),
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",

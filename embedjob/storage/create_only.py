@@ -20,7 +20,9 @@ def require_create_only(directory: str) -> None:
     """
     backend, path, prefix = locate(directory)
     if prefix == "memory://":
-        raise OutputError(f"{directory}: got the memory of one process; other processes see none")
+        raise OutputError(
+            f"{directory}: got the memory of one process, which no other process sees; use a directory or S3"
+        )
     if isinstance(backend, LocalBackend):
         with access_errors(directory):
             backend.make_scratch(path)
@@ -29,11 +31,11 @@ def require_create_only(directory: str) -> None:
         holds(directory)
         made = _race(join(directory, f".embedjob-probe-{secrets.token_hex(8)}"))
     except (OSError, NotImplementedError, TypeError, ValueError) as error:
-        raise OutputError(f"{directory}: cannot make a file here: {error}") from error
+        raise OutputError(f"{directory}: cannot create a file here: {error}") from error
     if made.count(True) != 1:
         raise OutputError(
-            f"{directory}: {made.count(True)} of {len(made)} writers made the same file here, "
-            "and one is allowed; use S3 or a filesystem that can create without overwriting"
+            f"{directory}: {made.count(True)} of {len(made)} writers created the same file here, "
+            "allowed is exactly one; use S3 or a filesystem that can create without overwriting"
         )
 
 

@@ -23,7 +23,9 @@ class FsspecBackend:
         try:
             self.fs: Any = fsspec.filesystem(protocol, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise AccessError(f"no filesystem for {protocol}:// here: {error}") from error
+            raise AccessError(
+                f"{protocol}://: no filesystem is installed for it: {error}"
+            ) from error
 
     def spelling(self, url: str) -> tuple[str, str]:
         """Return the path as listings spell it, and the prefix that makes it a URL."""

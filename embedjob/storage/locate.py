@@ -25,7 +25,7 @@ def split(url: str) -> tuple[str, str]:
     protocol, path = match.groups()
     if _CREDENTIALS.match(path):
         raise AccessError(
-            f"got credentials in a {protocol}:// URL; give them by the environment, "
+            f"{protocol}://: got credentials in the URL; set them in the environment, "
             "the profile or the role of each node"
         )
     return ("s3" if protocol == "s3a" else protocol), path.rstrip("/")

@@ -140,7 +140,7 @@ def create_json(url: str, document: dict[str, Any]) -> dict[str, Any]:
     try:
         return cast(dict[str, Any], json.loads(read_bytes(url)))
     except ValueError as error:
-        raise OutputError(f"{url}: got a file that is not JSON; move it away") from error
+        raise OutputError(f"{url}: is not JSON; move it away") from error
 
 
 def replace(url: str, data: bytes) -> None:
@@ -165,7 +165,7 @@ def download(url: str, to: str) -> None:
         files = [file for file in [stat(url)] if file]
         base = base.rpartition("/")[0]
     if not files:
-        raise FileNotFoundError(f"{url}: nothing is there")
+        raise FileNotFoundError(f"{url}: is neither a file nor a folder")
     targets = [_inside(to, file.url[len(base) :].strip("/")) for file in files]
     with ThreadPoolExecutor(_COPIERS) as pool:
         list(pool.map(_copy, files, targets))
@@ -202,8 +202,8 @@ def _is_still(file: Stored) -> bool:
 
 def _changed(file: Stored) -> InputChangedError:
     return InputChangedError(
-        f"{file.url}: got a file that is not the planned one: it was replaced or removed since; "
-        "run again to plan with what is there now"
+        f"{file.url}: is not the planned file: it was replaced or removed; "
+        "run again to plan with the present files"
     )
 
 

@@ -92,7 +92,7 @@ class S3Backend:
                 return True
             # Of several puts at the same moment, S3 asks some to try again.
             time.sleep(pause)
-        raise OSError(errno.EBUSY, "others kept putting the same key", path)
+        raise OSError(errno.EBUSY, "other writers kept putting the same key", path)
 
     def replace(self, path: str, data: bytes) -> None:
         """Put the file."""
@@ -122,5 +122,7 @@ def _client(process: int, environment: int) -> S3FileSystem:
     try:
         fs.connect()
     except ValueError as error:
-        raise AccessError("got an AWS_ENDPOINT_URL that is no URL; write http(s)://host") from error
+        raise AccessError(
+            "AWS_ENDPOINT_URL: got a value that is not a URL; allowed is http(s)://HOST"
+        ) from error
     return fs

@@ -128,7 +128,7 @@ def check_positions(limits: Ints, positions: int | None) -> None:
     """Raise ConfigError if views can be longer than the model, which demonstrations may cause."""
     if positions is not None and limits.max() > positions:
         raise ConfigError(
-            "encoder.demonstrations: with max_tokens and demonstrations_count: false views have up"
-            f" to {limits.max()} tokens, but the model has {positions} positions; give fewer, or"
-            " lower max_tokens"
+            "encoder.demonstrations: with max_tokens and demonstrations_count: false, views have up"
+            f" to {limits.max()} tokens, but the model has {positions} positions; give fewer"
+            " demonstrations, or lower max_tokens"
         )

@@ -46,8 +46,8 @@ def stand_in_id(tokenizer: Tokenizer, prepend: Prepend | None) -> int | None:
     ids: list[int] = tokenizer.encode(prepend.embedding, add_special_tokens=False).ids
     if len(ids) != 1:
         raise ConfigError(
-            f"encoder.interventions: prepend.embedding: got {prepend.embedding!r}, which are"
-            f" {len(ids)} tokens; allowed is one token of the model's own"
+            f"encoder.interventions: prepend.embedding: got {prepend.embedding!r}, which is"
+            f" {len(ids)} tokens; allowed is a single token of this tokenizer"
         )
     return ids[0]
 

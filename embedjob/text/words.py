@@ -137,7 +137,7 @@ def stops(tokenizer: Tokenizer, until: str) -> Ids:
     if not matching:
         raise ConfigError(
             f"encoder.decode.until: got {until!r}, which no token of this tokenizer contains;"
-            " choose shorter text"
+            " set a shorter text"
         )
     return np.array(matching, np.uint32)
 

@@ -35,7 +35,7 @@ def quantize(embeddings_RD: Vectors, dtype: str, *, ranges_2D: Vectors | None = 
         if ranges_2D is None:
             raise ConfigError(
                 f"encoder.vector_dtype: {dtype} needs the smallest and largest value of each"
-                " dimension, and there are none; Encoder.from_output has those of an output"
+                " dimension, but got none; Encoder.from_output reads the ranges of an output"
             )
         return _bucketed(embeddings_RD, dtype, ranges_2D)
     return _UNCALIBRATED[dtype](embeddings_RD)

@@ -107,7 +107,7 @@ def test_a_changed_shard_is_new_work_and_the_others_are_not() -> None:
         (_footer(schema=pa.schema({"t": pa.int64(), "k": pa.int64()})), "column 't' is int64;"),
         (_footer(schema=pa.schema({"t": pa.string(), "k": pa.int32()})), "and int64 in most"),
         (_footer(schema=pa.schema([*SCHEMA, SCHEMA.field("k")])), "two columns are named 'k'"),
-        (_footer([2**32]), "rows; allowed are"),
+        (_footer([2**32]), "rows; allowed are at most"),
     ],
 )
 def test_an_odd_shard_is_a_named_fault(odd: Footer | str, reason: str) -> None:

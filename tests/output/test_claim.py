@@ -89,7 +89,10 @@ def test_a_new_fingerprint_is_written_beside(any_out: str) -> None:
 def test_another_chunk_rows_is_refused_with_its_cost(out: str) -> None:
     put_claim(out, _claim())
     for new_fingerprint in (False, True):
-        with pytest.raises(OutputError, match=r"begun with 100, got 50.*embedded and stored again"):
+        with pytest.raises(
+            OutputError,
+            match=r"got 50, but this output was started with 100.*embedded and stored again",
+        ):
             _check(read_claims(out), _claim(chunk_rows=50), new_fingerprint=new_fingerprint)
 
 

@@ -218,7 +218,7 @@ SPOILERS: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
     "doubled": ("repeated", lambda t: pa.concat_tables([t.slice(0, 9), t.slice(8, 1)])),
     "shuffled": ("out of order", lambda t: t.take([1, 0, *range(2, 10)])),
     "foreign": (
-        "not all its own",
+        "not all inside its range",
         lambda t: t.set_column(0, "row", pc.add(t.column("row"), 1).cast(pa.uint32())),
     ),
     "unexplained": ("row 3 has neither", lambda t: _with(t, 3, None)),
@@ -245,7 +245,7 @@ def test_what_is_not_as_promised_is_not_written(case: Case, tmp_path: Path, spoi
 def test_vectors_of_another_width_are_refused(case: Case, tmp_path: Path) -> None:
     wide = pa.array([[1.0] + [0.0] * 4] * 10, pa.list_(pa.float32(), 5))
     table = finished(case.rows).drop_columns(["embedding"]).append_column("embedding", wide)
-    with pytest.raises(ChunkError, match="5 wide, planned was 4"):
+    with pytest.raises(ChunkError, match="5 wide, but 4 was planned"):
         case.commit(str(tmp_path / "out"), table)
 
 
@@ -444,7 +444,7 @@ def test_vectors_of_another_width_are_refused_before_they_are_packed(tmp_path: P
     case = _quantised(tmp_path, "ubinary")
     wide = pa.array([[1.0] + [0.0] * 4] * 10, pa.list_(pa.float32(), 5))
     table = finished(case.rows).drop_columns(["embedding"]).append_column("embedding", wide)
-    with pytest.raises(ChunkError, match="5 wide, planned was 4"):
+    with pytest.raises(ChunkError, match="5 wide, but 4 was planned"):
         case.commit(str(tmp_path / "out"), table)
 
 

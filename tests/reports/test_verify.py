@@ -296,7 +296,7 @@ class TestQuantised:
         stamp = {CALIBRATION_KEY: said.replace("-1.0", "-0.5", 1).encode()}
         change(made, lambda table: table, stamp=stamp)
         [problem] = verify(str(made)).problems
-        assert problem == f"{path}: its footer has other ranges for its vectors than the claim"
+        assert problem == f"{path}: its footer has other ranges than the claim"
 
     @pytest.mark.parametrize("spoiled", [None, [[0.0], [1.0]], [[1.0] * WIDTH, [0.0] * WIDTH]])
     def test_a_claim_without_usable_ranges_is_found(self, tmp_path: Path, spoiled: object) -> None:
@@ -316,7 +316,7 @@ class TestQuarantine:
     def test_a_missing_file_is_found_and_repaired(self, out: Path) -> None:
         self._file(out).unlink()
         [problem] = verify(str(out)).problems
-        assert "is missing, and 1 rows are quarantined in it" in problem
+        assert "is missing, but 1 rows are quarantined in it" in problem
         names = damaged(str(out), FINGERPRINT)
         delete_chunks(str(out), FINGERPRINT, names)
         assert len(names) == 1
@@ -336,7 +336,7 @@ class TestQuarantine:
         path = self._file(out)
         pq.write_table(pq.read_table(path).slice(1), path)
         [problem] = verify(str(out)).problems
-        assert "0 rows, and 1 are quarantined" in problem
+        assert "0 rows, but 1 are quarantined" in problem
 
 
 class TestSnapshot:

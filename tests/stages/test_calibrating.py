@@ -101,7 +101,7 @@ def test_ranges_need_two_vectors(
     engine: RecipeEngine, encoder: Encoder, tmp_path: Path, bodies: list[str | None]
 ) -> None:
     shard(tmp_path / "a.parquet", bodies)
-    with pytest.raises(OutputError, match="where 2 are needed; set vector_dtype to float32"):
+    with pytest.raises(OutputError, match="at least 2 are needed; set vector_dtype: float32"):
         calibrate(tmp_path)(encoder, engine)
 
 

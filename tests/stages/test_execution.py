@@ -56,7 +56,7 @@ def test_work_that_breaks_is_a_fault_with_its_cause_and_no_traceback(ledger: Any
 
     with pytest.raises(FaultError) as caught:
         supervise(lambda: ray.get(task.remote()), ledger, watch())
-    assert str(caught.value) == "the pipeline broke: ValueError: a bad thing"
+    assert str(caught.value) == "the pipeline failed: ValueError: a bad thing"
 
 
 def test_a_refusal_of_an_encoder_stops_the_work(ledger: Any) -> None:

@@ -29,7 +29,7 @@ AWKWARD = [
     *("a b.p", "p%20c", "h#x", "q?y", "ü/é ß", "[z]/1", "s*r/t", "plus+", " x ", "quote'\"", "x:y"),
     *("a&b<c>", "k=v/k2=%2F", "emoji-😀", "semi;colon,comma", "~tilde", "...dots", "x\ty"),
 ]
-READ_CHANGED = "not the planned one"
+READ_CHANGED = "is not the planned file"
 
 
 @pytest.fixture(params=["local", "s3"])
