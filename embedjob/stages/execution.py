@@ -49,7 +49,7 @@ def cluster_lost(error: RayError) -> FaultError:
     """Return the fault of a run whose Ray cluster went away."""
     return FaultError(
         f"the Ray cluster no longer answers ({type(error).__name__}); finished chunks are"
-        " committed, run again to resume"
+        " committed; run again to resume"
     )
 
 

@@ -21,7 +21,8 @@ def require_create_only(directory: str) -> None:
     backend, path, prefix = locate(directory)
     if prefix == "memory://":
         raise OutputError(
-            f"{directory}: got the memory of one process, which no other process sees; use a directory or S3"
+            f"{directory}: got the memory of one process, which no other process sees; "
+            "use a directory or S3"
         )
     if isinstance(backend, LocalBackend):
         with access_errors(directory):
