@@ -153,7 +153,10 @@ CHANGED: dict[str, tuple[Edit, str]] = {
         swap("shard", lambda column: ["elsewhere"] * len(column)),
         "it holds rows of another shard",
     ),
-    "a row too few": (lambda table: table.slice(1), "9 rows and 0 quarantined of"),
+    "a row too few": (
+        lambda table: table.slice(1),
+        "has 9 rows and 0 quarantined, but its footer counts",
+    ),
     "a vector that is not finite": (
         vectors(lambda matrix: np.where(np.arange(len(matrix))[:, None] == 2, np.nan, matrix)),
         "a vector is not finite",

@@ -101,7 +101,7 @@ def test_chunks_in_hand_are_waited_for(ledger: Any) -> None:
 
 
 def test_nothing_that_moves_is_a_stall(ledger: Any) -> None:
-    with pytest.raises(FaultError, match=r"nothing moved for 1 s \(run.stall_seconds\)"):
+    with pytest.raises(FaultError, match=r"run.stall_seconds: nothing moved for 1 s"):
         supervise(until_stopped(ledger), ledger, watch(stall_seconds=1))
 
 
