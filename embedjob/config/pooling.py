@@ -117,7 +117,7 @@ Head = Annotated[
 ]
 
 
-class Fitted(Section):
+class FitStep(Section):
     """A finishing step that a fit made before the run."""
 
     standardize: str | None = None
@@ -131,9 +131,9 @@ PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_lengt
 def check_available(finish: Iterable[Any]) -> None:
     """ValueError at a finishing step that this version cannot take."""
     for step in finish:
-        if not isinstance(step, Fitted):
+        if not isinstance(step, FitStep):
             continue
-        given = [name for name in Fitted.model_fields if getattr(step, name) is not None]
+        given = [name for name in FitStep.model_fields if getattr(step, name) is not None]
         if len(given) != 1:
             raise ValueError(
                 f"finish: a step has exactly one key; got {' and '.join(given) or 'none'}, allowed"

@@ -25,7 +25,7 @@ from embedjob.config.interventions import (
     check_interventions,
 )
 from embedjob.config.pooling import (
-    Fitted,
+    FitStep,
     Head,
     Normalize,
     Pooling,
@@ -137,7 +137,7 @@ class Recipe(Section):
     interventions: tuple[Intervention, ...] = ()
     heads: tuple[Head, ...] = ()
     decode: Decode | None = None
-    finish: tuple[Normalize | Truncate | Fitted, ...] = (Normalize(normalize=True),)
+    finish: tuple[Normalize | Truncate | FitStep, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"
     max_tokens: Positive = 512
     long_text: Literal["truncate", "chunk_mean", "late_chunk", "bad"] = "truncate"
@@ -186,7 +186,7 @@ class Recipe(Section):
             )
 
     @property
-    def several(self) -> bool:
+    def multi_vector(self) -> bool:
         """Whether a row may have several lines in the output."""
         return self.aggregation == "keep" or self.long_text == "late_chunk"
 

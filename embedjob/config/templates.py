@@ -1,4 +1,4 @@
-"""Templates as pieces in order, their slots filled: what is written, and where the text goes."""
+"""Templates as segments in order, their slots filled: what is written, and where the text goes."""
 
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +115,7 @@ _CONTRAST = "encoder.interventions: contrast.template"
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilledSegment:
     """One segment: its content, None where the text goes; `marked` ones are the recipe's span."""
 
     content: str | None
@@ -126,10 +126,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Template:
-    """One view's pieces, whether they are tokenized as one string, and the view's weight."""
+    """One view's segments, whether they are tokenized as one string, and the view's weight."""
 
-    pieces: tuple[Piece, ...]
-    joint: bool = True
+    segments: tuple[FilledSegment, ...]
+    as_one_string: bool = True
     weight: float = 1.0
 
 
@@ -140,12 +140,12 @@ def templates(recipe: Recipe) -> tuple[Template, ...]:
         for one in recipe.templates
         for anchored in _anchored(_template(one, recipe), anchors_in(recipe.heads))
     )
-    if len({one.joint for one in found}) > 1:
+    if len({one.as_one_string for one in found}) > 1:
         raise ConfigError(
             "encoder.templates: got some that join: joint and some that join: separate; all views"
             " of a recipe are joined alike"
         )
-    if not found[0].joint and recipe.prepare in STRIPPING:
+    if not found[0].as_one_string and recipe.prepare in STRIPPING:
         raise ConfigError(
             f"encoder.prepare: got {recipe.prepare}, which strips the whole prompt; with join:"
             " separate there is none, allowed is another cleaning or join: joint"
@@ -181,7 +181,7 @@ def span_rule(recipe: Recipe) -> tuple[str, int]:
     return (span.rule, span.offset) if isinstance(span, SpanOffset) else (span, 0)
 
 
-def alone(recipe: Recipe) -> tuple[Template, ...]:
+def tokenized_alone(recipe: Recipe) -> tuple[Template, ...]:
     """Per template, the segments that are tokenized by themselves too; none if the span is not so.
 
     ConfigError unless they hold the text and are the last ones of a joint template.
@@ -190,10 +190,10 @@ def alone(recipe: Recipe) -> tuple[Template, ...]:
         return ()
     found = []
     for one in templates(recipe):
-        marked = tuple(piece for piece in one.pieces if piece.marked)
-        ends = one.pieces[len(one.pieces) - len(marked) :] == marked
-        held = any(piece.content is None for piece in marked)
-        if recipe.span.rule != "pooled" or not (one.joint and ends and held):
+        marked = tuple(segment for segment in one.segments if segment.marked)
+        ends = one.segments[len(one.segments) - len(marked) :] == marked
+        held = any(segment.content is None for segment in marked)
+        if recipe.span.rule != "pooled" or not (one.as_one_string and ends and held):
             raise ConfigError(
                 "encoder.span: alone counts the last segments of a joint template, the text among"
                 " them; set rule: pooled, and pool: true on the text and on all that follows it"
@@ -204,39 +204,43 @@ def alone(recipe: Recipe) -> tuple[Template, ...]:
 
 def _template(template: object, recipe: Recipe) -> Template:
     if isinstance(template, WeightedTemplate):
-        joint = template.join == "joint"
-        return Template(_pieces(template.template, recipe, joint), joint, template.weight)
+        as_one_string = template.join == "joint"
+        return Template(
+            _segments(template.template, recipe, as_one_string), as_one_string, template.weight
+        )
     if isinstance(template, str | tuple):
-        return Template(_pieces(template, recipe, True))
+        return Template(_segments(template, recipe, True))
     raise ConfigError(f"encoder.templates: got {template!r}; allowed is a string or segments")
 
 
 def _anchored(template: Template, anchors: Sequence[str]) -> tuple[Template, ...]:
     """The template before each anchor, or by itself where there are none."""
-    marked = (Piece(anchor, marked=True) for anchor in anchors)
-    each = tuple(replace(template, pieces=(*template.pieces, piece)) for piece in marked)
+    marked = (FilledSegment(anchor, marked=True) for anchor in anchors)
+    each = tuple(replace(template, segments=(*template.segments, segment)) for segment in marked)
     return each or (template,)
 
 
-def _pieces(template: str | tuple[Segment, ...], recipe: Recipe, joint: bool) -> tuple[Piece, ...]:
+def _segments(
+    template: str | tuple[Segment, ...], recipe: Recipe, as_one_string: bool
+) -> tuple[FilledSegment, ...]:
     if isinstance(template, str):
-        pieces = _of_string(template, recipe, key=_TEMPLATES)
+        segments = _of_string(template, recipe, key=_TEMPLATES)
     else:
-        pieces = tuple(_of_segment(segment, recipe) for segment in template)
-        if not any(piece.content is None for piece in pieces):
+        segments = tuple(_of_segment(segment, recipe) for segment in template)
+        if not any(segment.content is None for segment in segments):
             raise ConfigError("encoder.templates: a list of segments has no {text: {}}; add one")
-        if joint and any(piece.max_tokens for piece in pieces):
+        if as_one_string and any(segment.max_tokens for segment in segments):
             raise ConfigError(
                 "encoder.templates: max_tokens of one segment is available with join: separate"
                 " only; encoder.max_tokens limits the whole view"
             )
-    _require_span(pieces, recipe)
+    _require_span(segments, recipe)
     if not isinstance(template, str):
         _require_marks_are_read(template, recipe)
-    return pieces
+    return segments
 
 
-def _of_string(template: str, recipe: Recipe, *, key: str) -> tuple[Piece, ...]:
+def _of_string(template: str, recipe: Recipe, *, key: str) -> tuple[FilledSegment, ...]:
     runs = filled(template, _values(recipe), key=key)
     for _, slot in runs:
         if slot not in ("text", None):
@@ -249,25 +253,25 @@ def _of_string(template: str, recipe: Recipe, *, key: str) -> tuple[Piece, ...]:
             f"{key}: {template!r} has {len(runs) - 1} {{text}} slots; exactly one is allowed in a"
             f" string, several in a list of segments ({BRACES})"
         )
-    return (Piece(runs[0][0]), Piece(None), Piece(runs[1][0]))
+    return (FilledSegment(runs[0][0]), FilledSegment(None), FilledSegment(runs[1][0]))
 
 
-def _of_segment(segment: Segment, recipe: Recipe) -> Piece:
+def _of_segment(segment: Segment, recipe: Recipe) -> FilledSegment:
     tag = recipe.span.tag if isinstance(recipe.span, SpanTag) else None
     marked = segment.pooled if tag is None else segment.name == tag
     if segment.text is not None:
-        return Piece(None, marked, max_tokens=segment.text.max_tokens)
+        return FilledSegment(None, marked, max_tokens=segment.text.max_tokens)
     if segment.special is not None:
-        return Piece(segment.special, marked, special=True)
+        return FilledSegment(segment.special, marked, special=True)
     if segment.literal is not None:
-        return Piece(segment.literal, marked)
+        return FilledSegment(segment.literal, marked)
     slot = "instruction" if segment.instruction is not None else "demonstrations"
     written = _values(recipe)[slot]()
     how = segment.slot or Slot()
     kept = written.strip() if how.strip else written
     # After no instruction LLM2Vec, which strips, has no blank; Echo, which does not, has its comma.
     after = "" if how.strip and not kept else how.after
-    return Piece(kept + after, marked)
+    return FilledSegment(kept + after, marked)
 
 
 def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:
@@ -289,10 +293,10 @@ def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None
         )
 
 
-def _require_span(pieces: Sequence[Piece], recipe: Recipe) -> None:
+def _require_span(segments: Sequence[FilledSegment], recipe: Recipe) -> None:
     if span_rule(recipe)[0] != "pooled":
         return
-    marked = [number for number, piece in enumerate(pieces) if piece.marked]
+    marked = [number for number, segment in enumerate(segments) if segment.marked]
     wanted = f"tag: {recipe.span.tag}" if isinstance(recipe.span, SpanTag) else "pool: true"
     if not marked:
         raise ConfigError(

@@ -123,7 +123,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(difference <= _ROUNDING * other.float().norm())
 
 
-Layer = int | tuple[int, ...]
+ReadLayer = int | tuple[int, ...]
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
@@ -198,7 +198,7 @@ class Backbone:
         ids_VT: Tensor,
         mask_VT: Tensor,
         *,
-        layer: Layer,
+        layer: ReadLayer,
         position: int | Tensor = 0,
     ) -> Tensor:
         """The hidden states of a layer [V, T, D]: -1 is after the final norm, a tuple the average.
@@ -224,11 +224,11 @@ class Backbone:
             return found[chosen[0]].to(self.device)
         return torch.stack([found[one].to(self.device) for one in chosen]).mean(dim=0)
 
-    def _numbers(self, layer: Layer) -> list[int]:
+    def _numbers(self, layer: ReadLayer) -> list[int]:
         """Of hidden states, one more than there are blocks: 0 is the embeddings."""
         return [one % (self.info.layers + 1) for one in np.atleast_1d(layer).tolist()]
 
-    def prepare(self, layer: Layer) -> None:
+    def prepare(self, layer: ReadLayer) -> None:
         """Finds out how a layer is read, before another attention is put in the model's place."""
         if layer != -1:
             self._reader.prepare()

@@ -8,7 +8,7 @@ from typing import Any
 from embedjob.config.job_file import Layer, merge, read_yaml, recipe_from, validate
 from embedjob.config.recipe import Role
 from embedjob.config.segments import Section
-from embedjob.config.templates import alone, templates
+from embedjob.config.templates import templates, tokenized_alone
 from embedjob.errors import ConfigError
 from embedjob.methods.unused import require_weights_read
 
@@ -83,6 +83,6 @@ def _require_sound(
         # The instruction may be left to the job.
         given = recipe.model_copy(update={"instruction": recipe.instruction or ""})
         templates(given)
-        alone(given)
+        tokenized_alone(given)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error

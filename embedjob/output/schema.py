@@ -112,7 +112,7 @@ def data_schema(
 
 def line_fields(recipe: Recipe) -> list[pa.Field]:
     """Return part, and for parts of texts char_start and char_stop; none if a row is one line."""
-    part = [PART] if recipe.several else []
+    part = [PART] if recipe.multi_vector else []
     late = recipe.long_text == "late_chunk"
     return part + [pa.field(name, pa.uint32()) for name in ("char_start", "char_stop") if late]
 

@@ -98,9 +98,11 @@ def template_fitter(tokenizer: Tokenizer, recipe: Recipe) -> TemplateFitter:
     """Return the fitter of the recipe's templates: as one string, or segment by segment."""
     adds = recipe.special_tokens.bos == "auto"
     rendered = templates(recipe)
-    for piece in (piece for template in rendered for piece in template.pieces if piece.special):
-        special_id(tokenizer, str(piece.content))
-    if not rendered[0].joint:
+    for segment in (
+        segment for template in rendered for segment in template.segments if segment.special
+    ):
+        special_id(tokenizer, str(segment.content))
+    if not rendered[0].as_one_string:
         return SegmentFitter(tokenizer, rendered, special_tokens=adds)
     return WholePromptFitter(
         tokenizer,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from embedjob.config.recipe import Recipe
-from embedjob.config.templates import STRIPPING, Piece, alone, templates
+from embedjob.config.templates import STRIPPING, FilledSegment, templates, tokenized_alone
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,28 @@ class Prompt:
 def prompts(recipe: Recipe) -> tuple[Prompt, ...]:
     """Return the recipe's templates that are tokenized as one string, in order, one view each."""
     strip = recipe.prepare in STRIPPING
-    return tuple(_prompt(template.pieces, template.weight, strip) for template in templates(recipe))
+    return tuple(
+        _prompt(template.segments, template.weight, strip) for template in templates(recipe)
+    )
 
 
 def tails(recipe: Recipe) -> tuple[Prompt, ...]:
     """Return the part of each template that is also tokenized alone, to count its tokens."""
-    return tuple(_prompt(template.pieces, template.weight, False) for template in alone(recipe))
+    return tuple(
+        _prompt(template.segments, template.weight, False) for template in tokenized_alone(recipe)
+    )
 
 
-def _prompt(pieces: Sequence[Piece], weight: float, strip: bool) -> Prompt:
+def _prompt(segments: Sequence[FilledSegment], weight: float, strip: bool) -> Prompt:
     literals = [""]
     marks = []
-    for piece in pieces:
+    for segment in segments:
         start = Place(len(literals) - 1, sum(map(len, literals)))
-        if piece.content is None:
+        if segment.content is None:
             literals.append("")
         else:
-            literals[-1] += piece.content
-        if piece.marked:
+            literals[-1] += segment.content
+        if segment.marked:
             marks += [start, Place(len(literals) - 1, sum(map(len, literals)))]
     before, *between, after = literals
     marked = (marks[0], marks[-1]) if marks else None

@@ -7,7 +7,7 @@ from itertools import takewhile
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.config.templates import Piece, Template
+from embedjob.config.templates import FilledSegment, Template
 from embedjob.errors import ConfigError
 from embedjob.text.arrays import Ints
 from embedjob.text.encoding import PromptEncoder
@@ -55,13 +55,13 @@ class SegmentFitter:
     def whole(self, template: int, text: str) -> list[int]:
         """Return all ids of a text under a template."""
         ids = self._encoder.encode([0], [text], offsets=False)[0].ids
-        pieces = self._templates[template]
-        return self._joined(pieces, ids, [len(ids)] * len(pieces.budgets))[0]
+        tokenized = self._templates[template]
+        return self._joined(tokenized, ids, [len(ids)] * len(tokenized.budgets))[0]
 
     def prompt(self, template: int) -> int:
         """Count the tokens before the text, with the tokenizer's opening ones."""
-        pieces = self._templates[template].ids
-        first = takewhile(lambda ids: ids is not None, pieces)
+        segments = self._templates[template].ids
+        first = takewhile(lambda ids: ids is not None, segments)
         return len(self._before) + sum(len(ids) for ids in first if ids)
 
     def shown(self, template: int) -> str:
@@ -81,9 +81,9 @@ class SegmentFitter:
         truncated = np.zeros(len(texts), np.bool_)
         rows = []
         for row, (number, text) in enumerate(zip(which, texts, strict=True)):
-            pieces, ids = self._templates[number], encoded.ids[place[text]]
-            takes = self._takes(pieces, len(ids), int(self._limits[number]))
-            joined, positions[row] = self._joined(pieces, ids, takes)
+            tokenized, ids = self._templates[number], encoded.ids[place[text]]
+            takes = self._takes(tokenized, len(ids), int(self._limits[number]))
+            joined, positions[row] = self._joined(tokenized, ids, takes)
             rows.append(joined)
             truncated[row] = encoded.truncated[place[text]] or min(takes) < len(ids)
         characters = encoded.characters[[place[text] for text in texts]]
@@ -91,18 +91,18 @@ class SegmentFitter:
 
     def _texts(self, texts: Sequence[str]) -> FittedViews:
         most = max(
-            max(self._takes(pieces, _NO_BUDGET, int(limit)))
-            for pieces, limit in zip(self._templates, self._limits, strict=True)
+            max(self._takes(tokenized, _NO_BUDGET, int(limit)))
+            for tokenized, limit in zip(self._templates, self._limits, strict=True)
         )
         limits = Limits(np.array([most]), suffix=np.array([False]), copies=np.array([1]))
         return TruncatingEncoder(self._encoder, limits, needs_text=False).fit(
             [0] * len(texts), texts
         )
 
-    def _takes(self, pieces: _SeparateTemplate, length: int, limit: int) -> list[int]:
+    def _takes(self, tokenized: _SeparateTemplate, length: int, limit: int) -> list[int]:
         """Return how many tokens of a text each slot takes: an even share of the room."""
-        room = limit - pieces.fixed - len(self._before) - len(self._after)
-        wanted = [min(length, budget) for budget in pieces.budgets]
+        room = limit - tokenized.fixed - len(self._before) - len(self._after)
+        wanted = [min(length, budget) for budget in tokenized.budgets]
         level = length
         for done, want in enumerate(sorted(wanted)):
             share = max(0, room // (len(wanted) - done))
@@ -111,38 +111,38 @@ class SegmentFitter:
         return [min(want, level) for want in wanted]
 
     def _joined(
-        self, pieces: _SeparateTemplate, ids: Sequence[int], takes: Sequence[int]
+        self, tokenized: _SeparateTemplate, ids: Sequence[int], takes: Sequence[int]
     ) -> tuple[list[int], tuple[int, int, int, int]]:
         """Return the view's ids, and the positions of its last text and of its marked segments."""
         joined = list(self._before)
         edges, text = [len(joined)], (0, 0)
         slots = iter(takes)
-        for piece in pieces.ids:
-            joined += ids[: next(slots)] if piece is None else piece
+        for segment in tokenized.ids:
+            joined += ids[: next(slots)] if segment is None else segment
             edges.append(len(joined))
-            text = (edges[-2], edges[-1]) if piece is None else text
-        first, stop = pieces.marked
+            text = (edges[-2], edges[-1]) if segment is None else text
+        first, stop = tokenized.marked
         return [*joined, *self._after], (*text, edges[first], edges[stop])
 
 
 def _read(tokenizer: Tokenizer, template: Template) -> _SeparateTemplate:
-    marked = [number for number, piece in enumerate(template.pieces) if piece.marked]
-    texts = [piece for piece in template.pieces if piece.content is None]
-    whole = "|".join("{text}" if p.content is None else p.content for p in template.pieces)
+    marked = [number for number, segment in enumerate(template.segments) if segment.marked]
+    texts = [segment for segment in template.segments if segment.content is None]
+    whole = "|".join("{text}" if p.content is None else p.content for p in template.segments)
     return _SeparateTemplate(
-        ids=tuple(_ids(tokenizer, piece) for piece in template.pieces),
-        budgets=tuple(piece.max_tokens or _NO_BUDGET for piece in texts),
+        ids=tuple(_ids(tokenizer, segment) for segment in template.segments),
+        budgets=tuple(segment.max_tokens or _NO_BUDGET for segment in texts),
         marked=(marked[0], marked[-1] + 1) if marked else (0, 0),
         shown=repr(whole if len(whole) <= 200 else f"{whole[:100]} ... {whole[-100:]}"),
     )
 
 
-def _ids(tokenizer: Tokenizer, piece: Piece) -> tuple[int, ...] | None:
-    if piece.content is None:
+def _ids(tokenizer: Tokenizer, segment: FilledSegment) -> tuple[int, ...] | None:
+    if segment.content is None:
         return None
-    if piece.special:
-        return (special_id(tokenizer, piece.content),)
-    return tuple(tokenizer.encode(piece.content, add_special_tokens=False).ids)
+    if segment.special:
+        return (special_id(tokenizer, segment.content),)
+    return tuple(tokenizer.encode(segment.content, add_special_tokens=False).ids)
 
 
 def special_id(tokenizer: Tokenizer, name: str) -> int:

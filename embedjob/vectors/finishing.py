@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from embedjob.config.pooling import Fitted, Normalize, Truncate
+from embedjob.config.pooling import FitStep, Normalize, Truncate
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
 
 
-def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | Fitted]) -> Tensor:
+def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | FitStep]) -> Tensor:
     """The embeddings after every step, in float32."""
     finished = embeddings_RD.float()
     for step in steps:
@@ -40,7 +40,7 @@ def width(vector: int, *, views: int, recipe: Recipe) -> int:
     """The width of a finished embedding, from that of one view's vector."""
     found = vector * views if recipe.aggregation == "concat" else vector
     for step in recipe.finish:
-        if isinstance(step, Fitted):
+        if isinstance(step, FitStep):
             raise _not_available(step)
         if isinstance(step, Truncate):
             if step.truncate > found:
@@ -52,7 +52,7 @@ def width(vector: int, *, views: int, recipe: Recipe) -> int:
     return found
 
 
-def _not_available(step: Fitted) -> ConfigError:
+def _not_available(step: FitStep) -> ConfigError:
     return ConfigError(
         f"encoder.finish: {step.model_dump(exclude_none=True)} is not available in this version;"
         " allowed are normalize and truncate"

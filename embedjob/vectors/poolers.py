@@ -13,13 +13,13 @@ from torch import Tensor
 
 from embedjob.config.pooling import WeightedFrom
 
-Pool = Callable[[Tensor, Tensor], Tensor]
+PoolingFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-def pooler(pooling: str | WeightedFrom | tuple[str | WeightedFrom, ...]) -> Pool:
+def pooler(pooling: str | WeightedFrom | tuple[str | WeightedFrom, ...]) -> PoolingFunction:
     """What makes one vector of a view's span: of several poolings, their vectors concatenated."""
     if isinstance(pooling, tuple):
-        return partial(_several, [pooler(one) for one in pooling])
+        return partial(_concatenated, [pooler(one) for one in pooling])
     if isinstance(pooling, WeightedFrom):
         return partial(weighted_mean, before=pooling.weighted_mean)
     return PARTS[pooling]
@@ -55,7 +55,7 @@ def last(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
     return _at(hidden_VTD, mask_VT.shape[1] - 1 - mask_VT.flip(1).int().argmax(dim=1))
 
 
-def _several(pools: Sequence[Pool], hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
+def _concatenated(pools: Sequence[PoolingFunction], hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
     return torch.cat([pool(hidden_VTD, mask_VT) for pool in pools], dim=1)
 
 
@@ -70,11 +70,11 @@ def _weighted(hidden_VTD: Tensor, weights_VT: Tensor) -> Tensor:
     return sum_VD / weights_VT.sum(dim=1, keepdim=True)
 
 
-POOLINGS: dict[str, Pool] = {
+POOLINGS: dict[str, PoolingFunction] = {
     "mean": mean,
     "weighted_mean": weighted_mean,
     "max": maximum,
     "mean_sqrt_len": mean_sqrt_len,
 }
 # Alone these two are spans, and not poolings: one meaning, one spelling.
-PARTS: dict[str, Pool] = {**POOLINGS, "first": first, "last": last}
+PARTS: dict[str, PoolingFunction] = {**POOLINGS, "first": first, "last": last}

@@ -4,7 +4,7 @@ import pytest
 
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
-from embedjob.config.templates import Piece, Template, slots_read, templates
+from embedjob.config.templates import FilledSegment, Template, slots_read, templates
 from embedjob.errors import ConfigError
 
 TEXT: dict[str, Any] = {"text": {}}
@@ -23,7 +23,7 @@ def against(template: str) -> dict[str, Any]:
     return {"contrast": {"template": template, "layer": 0, "mode": "norm"}}
 
 
-def test_segments_become_pieces_in_order() -> None:
+def test_segments_are_filled_in_order() -> None:
     found = one(
         {"special": "<s>"},
         {"literal": "{x} "},
@@ -39,38 +39,40 @@ def test_segments_become_pieces_in_order() -> None:
     )
     assert found == Template(
         (
-            Piece("<s>", special=True),
-            Piece("{x} "),
-            Piece("Find {text},"),
-            Piece("One. {a} Find {text} b; "),
-            Piece(None),
-            Piece(None, marked=True),
-            Piece("</s>", marked=True, special=True),
+            FilledSegment("<s>", special=True),
+            FilledSegment("{x} "),
+            FilledSegment("Find {text},"),
+            FilledSegment("One. {a} Find {text} b; "),
+            FilledSegment(None),
+            FilledSegment(None, marked=True),
+            FilledSegment("</s>", marked=True, special=True),
         )
     )
 
 
 def test_an_instruction_may_be_stripped() -> None:
-    pieces = one({"instruction": {"strip": True, "after": " "}}, TEXT, instruction=" Find it:\n")
-    assert pieces.pieces[0] == Piece("Find it: ")
+    filled = one({"instruction": {"strip": True, "after": " "}}, TEXT, instruction=" Find it:\n")
+    assert filled.segments[0] == FilledSegment("Find it: ")
 
 
 def test_a_tag_marks_its_own_segments() -> None:
     segments = ({"literal": "x", "tag": "a"}, {"text": {"tag": "b"}}, {"literal": "y", "tag": "b"})
-    marked = [piece.marked for piece in one(*segments, span={"tag": "b"}).pieces]
+    marked = [piece.marked for piece in one(*segments, span={"tag": "b"}).segments]
     assert marked == [False, True, True]
 
 
 def test_join_and_weight_stand_beside_the_segments() -> None:
     written = {"template": [TEXT, {"literal": "!"}], "join": "separate", "weight": 2.0}
-    assert templates(recipe(written)) == (Template((Piece(None), Piece("!")), False, 2.0),)
+    assert templates(recipe(written)) == (
+        Template((FilledSegment(None), FilledSegment("!")), False, 2.0),
+    )
 
 
 def test_demonstrations_go_into_strings_too() -> None:
     found = templates(recipe("{demonstrations}Q: {text}", demonstrations=["Q: a\n"]))[0]
-    assert [piece.content for piece in found.pieces] == ["Q: a\nQ: ", None, ""]
+    assert [segment.content for segment in found.segments] == ["Q: a\nQ: ", None, ""]
     none = templates(recipe("{demonstrations}Q: {text}"))[0]
-    assert [piece.content for piece in none.pieces] == ["Q: ", None, ""]
+    assert [segment.content for segment in none.segments] == ["Q: ", None, ""]
 
 
 @pytest.mark.parametrize(

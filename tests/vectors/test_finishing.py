@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config.pooling import Fitted, Normalize, Truncate
+from embedjob.config.pooling import FitStep, Normalize, Truncate
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
 from embedjob.vectors.aggregation import AGGREGATIONS
@@ -58,4 +58,4 @@ def test_truncation_to_more_than_there_is_names_both_widths() -> None:
 
 def test_a_step_that_does_not_exist_yet_is_refused() -> None:
     with pytest.raises(ConfigError, match="whiten"):
-        finish(torch.ones(1, 2), [Fitted(whiten="a.npz")])
+        finish(torch.ones(1, 2), [FitStep(whiten="a.npz")])

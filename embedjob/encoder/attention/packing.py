@@ -19,7 +19,7 @@ from embedjob.encoder.attention.kernels import FLASH_TYPES
 from embedjob.encoder.attention.shared_prefix import KeyValues, Prefixes, cascade_attention
 from embedjob.encoder.attention.tree import PrefixTreeBatch, pad_trees
 from embedjob.encoder.attention.varlen import PackedTrees, Sequences, pack_sequences
-from embedjob.encoder.backbone import Backbone, Layer
+from embedjob.encoder.backbone import Backbone, ReadLayer
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import in_one_line
 
@@ -70,7 +70,7 @@ class Packing:
         ids_VT: Tensor,
         mask_VT: Tensor,
         *,
-        layer: Layer,
+        layer: ReadLayer,
         shared: KeyValues | None = None,
     ) -> Tensor:
         """Return the hidden states [V, T, D] of views padded anywhere; 0 at padding."""
@@ -78,7 +78,7 @@ class Packing:
         return states_VTD
 
     def tree_states(
-        self, tree_batch: PrefixTreeBatch, *, layer: Layer, shared: KeyValues | None = None
+        self, tree_batch: PrefixTreeBatch, *, layer: ReadLayer, shared: KeyValues | None = None
     ) -> Tensor:
         """Return the hidden states [R, T, D] of trees; 0 at padding."""
         states_RTD, _ = self._in_one_row(self._flatten_tree(tree_batch), layer=layer, shared=shared)
@@ -89,7 +89,7 @@ class Packing:
         ids_VT: Tensor,
         mask_VT: Tensor,
         *,
-        layer: Layer,
+        layer: ReadLayer,
         shared: KeyValues | None,
     ) -> tuple[Tensor, set[int]]:
         """Return the hidden states, and the windows that the model's attention asked for."""
@@ -118,7 +118,7 @@ class Packing:
         return _Row(tree_batch.ids_RT, tree_batch.position_RT, places_N, trees)
 
     def _in_one_row(
-        self, row: "_Row", *, layer: Layer, shared: KeyValues | None
+        self, row: "_Row", *, layer: ReadLayer, shared: KeyValues | None
     ) -> tuple[Tensor, set[int]]:
         """Return the hidden states at their tokens' places, and the windows asked for."""
         backbone = self.backbone

@@ -30,7 +30,7 @@ from embedjob.encoder.attention.varlen import (
     attend_sequences,
     attend_trees,
 )
-from embedjob.encoder.backbone import Backbone, Layer
+from embedjob.encoder.backbone import Backbone, ReadLayer
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import in_one_line
 from embedjob.models.architecture import length_bound_ropes
@@ -80,7 +80,7 @@ class Prefixes:
         """Tell whether views of `length` tokens can share a prefix of `prefix` tokens."""
         return prefix >= FEWEST_TOKENS and length <= self._longest
 
-    def states(self, prefix: Ids, ids_VT: Tensor, mask_VT: Tensor, *, layer: Layer) -> Tensor:
+    def states(self, prefix: Ids, ids_VT: Tensor, mask_VT: Tensor, *, layer: ReadLayer) -> Tensor:
         """Return the hidden states [V, T, D] of what follows the prefix, padded on the right."""
         shared = self.key_values(prefix)
         self.backbone.prepare(layer)
@@ -88,7 +88,7 @@ class Prefixes:
             return self.backbone.states(ids_VT, mask_VT, layer=layer, position=shared.length)
 
     def tree_states(
-        self, prefix: Ids | None, tree_batch: PrefixTreeBatch, *, layer: Layer
+        self, prefix: Ids | None, tree_batch: PrefixTreeBatch, *, layer: ReadLayer
     ) -> Tensor:
         """Return the hidden states [R, T, D] of trees; `prefix` is None if the trees include it."""
         shared = None if prefix is None else self.key_values(prefix)

@@ -24,7 +24,7 @@ from embedjob.models.sentence_transformers import dense_shape, layer_norm_shape,
 from embedjob.models.source import materialize, source_of
 from embedjob.text.arrays import Ids
 from embedjob.vectors.finishing import normalize
-from embedjob.vectors.poolers import Pool, mean, pooler
+from embedjob.vectors.poolers import PoolingFunction, mean, pooler
 from embedjob.vectors.sparse import Row
 
 
@@ -143,7 +143,7 @@ class Readout:
 
     def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
         """Loads the heads; ModelError if the model does not have them."""
-        self._pool: Pool = _pool(backbone, recipe)
+        self._pool: PoolingFunction = _pool(backbone, recipe)
         self._heads = Heads(recipe, backbone)
         asked = router_in(recipe.heads)
         self._routers = asked and Routers(backbone.model, scores=asked.scores)
@@ -182,7 +182,7 @@ class Readout:
         return sparse_rows(self._head, hidden_VTD, span_VT, asked=self.sparse, words=words)
 
 
-def _pool(backbone: Backbone, recipe: Recipe) -> Pool:
+def _pool(backbone: Backbone, recipe: Recipe) -> PoolingFunction:
     if recipe.pooling != "latent_attention":
         return pooler(recipe.pooling)
     if backbone.latent_attention is None:
