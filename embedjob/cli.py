@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"embedjob: {error}")
         return error.exit_code
     except OSError as error:  # a full disk, a network that is gone: no traceback helps with these
-        _say(f"embedjob: {error}; what is committed stays, run again to resume")
+        _say(f"embedjob: {error}; finished chunks are committed; run again to resume")
         return 1
     return 0
 
@@ -191,7 +191,9 @@ def _source(job: str, sets: Sequence[str] | None) -> JobSource:
 
 def _interrupted(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    raise InterruptedRunError(f"stopped by {name}; what is committed stays, run again to resume")
+    raise InterruptedRunError(
+        f"stopped by {name}; finished chunks are committed; run again to resume"
+    )
 
 
 def _say(message: str) -> None:

@@ -61,9 +61,9 @@ def _claim(out: str) -> Claim:
     claim = next((one for one in claims if one.fingerprint == snapshot.fingerprint), None)
     if claim is None:
         raise OutputError(
-            f"{out}: its newest snapshot is of the fingerprint {snapshot.fingerprint}, and"
-            f" {', '.join(one.fingerprint[:12] for one in claims)} alone have a claim here; was a"
-            " file beside _embedjob.json deleted? Restore it from a copy of the output"
+            f"{out}: its newest snapshot has the fingerprint {snapshot.fingerprint}, but there are"
+            f" claims only for {', '.join(claim.fingerprint[:12] for claim in claims)}; was a file"
+            " in claims/ deleted? Restore it from a copy of the output"
         )
     return claim
 
@@ -74,5 +74,5 @@ def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
     if differ:
         raise ModelError(
             f"{recipe.model} is not the model that wrote {out}: {', '.join(differ)} differ; give"
-            " the path of a copy of that one as `model`"
+            " the path of a copy of that model as `model`"
         )

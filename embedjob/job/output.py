@@ -42,7 +42,7 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
     if newest.fingerprint != job.fingerprint and not options.new_fingerprint:
         # It was claimed once, beside another recipe; readers have since been switched away.
         raise OutputError(
-            f"output.path serves fingerprint {newest.fingerprint[:12]} now (snapshot"
+            f"output.path: serves fingerprint {newest.fingerprint[:12]} now (snapshot"
             f" {newest.epoch}), this job has {job.fingerprint[:12]}; --new-fingerprint would"
             " switch readers to this job's vectors"
         )

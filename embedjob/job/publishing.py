@@ -172,7 +172,7 @@ def _refusals_as_faults() -> Iterator[None]:
     try:
         yield
     except RefusedError as error:
-        raise FaultError(f"{error}; finished chunks are committed, run again") from error
+        raise FaultError(f"{error}; finished chunks are committed; run again") from error
 
 
 def _failed(plan: JobPlan, outcomes: Sequence[Outcome]) -> tuple[dict[str, str], ...]:

@@ -127,7 +127,7 @@ def info_of(config: Mapping[str, Any], *, parameters: int | None = None) -> Mode
     size, layers = _first(config, _SIZE_KEYS), _first(config, _LAYER_KEYS)
     if size is None or layers is None:
         raise ModelError(
-            f"encoder.model: its config.json ({model_type}) tells no hidden size or layers;"
+            f"encoder.model: its config.json ({model_type}) has no hidden size or layers;"
             f" looked for {', '.join(_SIZE_KEYS)} and {', '.join(_LAYER_KEYS)}"
         )
     positions = None if model_type in T5_TYPES else _first(config, _POSITION_KEYS)

@@ -57,7 +57,7 @@ def _room(name: str) -> Path:
     except OSError as error:
         raise ModelError(
             f"the model cache {root} cannot be written ({error.strerror or error}); set"
-            " EMBEDJOB_CACHE to a directory that can"
+            " EMBEDJOB_CACHE to a writable directory"
         ) from error
     return root / name
 

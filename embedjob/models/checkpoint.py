@@ -81,9 +81,11 @@ def model_files(url: str, *, key: str = MODEL.key) -> list[ModelFile]:
     base = objects.absolute(url).rstrip("/") + "/"
     found = [ModelFile(one.url.removeprefix(base), one) for one in objects.list_files(url)]
     if not found:
-        raise ModelError(f"{key}: there is nothing at {url}; give a directory there")
+        raise ModelError(
+            f"{key}: got {url}, which is missing or empty; give a directory with files"
+        )
     if outside := [file.name for file in found if ".." in file.name.split("/")]:
-        raise ModelError(f"{key}: {url} holds {outside[0]}, a name that leads out of it")
+        raise ModelError(f"{key}: got {url}, which holds {outside[0]}, a name that leads out of it")
     return found
 
 

@@ -55,7 +55,7 @@ def test_an_encoder_with_a_decoder_is_refused() -> None:
 
 
 def test_a_config_that_tells_no_size_is_refused() -> None:
-    with pytest.raises(ModelError, match="tells no hidden size"):
+    with pytest.raises(ModelError, match="has no hidden size"):
         info_of({"model_type": "clip"})
 
 

@@ -168,7 +168,7 @@ def test_a_model_in_s3_is_brought_once_and_its_weights_only_when_needed(
 
 
 def test_nothing_in_s3_is_told(bucket: str) -> None:
-    with pytest.raises(ModelError, match="there is nothing at"):
+    with pytest.raises(ModelError, match="which is missing or empty"):
         model_info(ModelSource(f"{bucket}/nothing"))
 
 
