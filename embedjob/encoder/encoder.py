@@ -21,12 +21,11 @@ from embedjob.encoder.batching.flops import Meter
 from embedjob.encoder.batching.forward import Loaded
 from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.batching.scheduler import raising_device_lost
-from embedjob.encoder.from_output import recorded
 from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
-from embedjob.job.resolve import resolve_encoder
+from embedjob.job.resolve import recorded_recipes, resolve_encoder
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
@@ -143,7 +142,7 @@ class Encoder:
 
         `model`, `base` and `adapters` say where copies of them lie, if not where the job had them.
         """
-        kept = recorded(out, model=model, base=base, adapters=adapters)
+        kept = recorded_recipes(out, model=model, base=base, adapters=adapters)
         encoder = cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device, gpus=gpus)
         if kept.calibration is not None:
             encoder.ranges = kept.calibration.array

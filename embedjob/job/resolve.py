@@ -1,8 +1,9 @@
 """Resolution: from a job as written to its recipes, the digests of its model and the fingerprint.
 
 The one door for `run`, `plan`, `preview`, `methods --resolved` and `Encoder`. `resolve` reads the
-config and the small files of the model's folder; `identify` looks at the weights. Neither needs
-torch or Ray, and neither writes to the output.
+config and the small files of the model's folder, `identify` looks at the weights, and
+`recorded_recipes` reads what an earlier run resolved. None needs torch or Ray, and none writes to
+the output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from embedjob.config.job_file import (
     validate_partial,
 )
 from embedjob.config.recipe import HubModel, Recipe, Role
-from embedjob.errors import ConfigError
+from embedjob.errors import ConfigError, ModelError, OutputError
 from embedjob.methods.catalogue import MethodFile, over_each_other, read_method
 from embedjob.methods.unused import require_slots_for, require_weights_read
 from embedjob.models.architecture import (
@@ -41,7 +42,10 @@ from embedjob.models.digests import model_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
 from embedjob.models.source import ModelSource, materialize, source_of
 from embedjob.models.tokenizer import load_tokenizer
+from embedjob.output.calibration import Calibration
+from embedjob.output.claim import Claim, read_claims
 from embedjob.output.fingerprint import fingerprint
+from embedjob.output.snapshot import newest
 from embedjob.storage import objects
 from embedjob.vectors.finishing import width
 
@@ -96,6 +100,18 @@ class IdentifiedJob(ResolvedJob):
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class RecordedRecipes:
+    """The recipe that wrote an output's documents, and those of its method for every role.
+
+    `calibration` has the ranges by which the vectors were quantised, None where they were not.
+    """
+
+    recipe: Recipe
+    recipes: Mapping[Role, Recipe]
+    calibration: Calibration | None
+
+
 def as_source(job: AnyJob, sets: Sequence[str] = ()) -> JobSource:
     """Return the job source of a job file's path, of a mapping, or of a source as it is.
 
@@ -133,6 +149,34 @@ def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedReci
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
     return layer_recipes(source, folder_layer(folder))
+
+
+def recorded_recipes(
+    out: str,
+    *,
+    model: str | None = None,
+    base: str | None = None,
+    adapters: Sequence[str] | None = None,
+) -> RecordedRecipes:
+    """Return the recipes behind an output's newest snapshot, or behind its first claim without one.
+
+    `model`, `base` and `adapters` say where copies of them lie, if not where the job had them.
+
+    Raises:
+        OutputError: the output has no recipe.
+        ModelError: the model is no longer the one that wrote.
+    """
+    claim = _newest_claim(out)
+    moved: dict[str, Any] = {"model": model, "revision": None} if model else {}
+    moved |= {} if base is None else {"base": base}
+    moved |= {} if adapters is None else {"adapters": list(adapters)}
+    kept = [recipe_from({**values, **moved}, {}) for values in claim.recipes.values()]
+    wrote = [recipe for recipe in kept if fingerprint(recipe, claim.digests) == claim.fingerprint]
+    if not wrote:
+        raise OutputError(f"{out}: none of its recipes gives its fingerprint; was it edited?")
+    _require_same_model(wrote[0], claim, out)
+    by_role = {recipe.role: recipe for recipe in kept}
+    return RecordedRecipes(wrote[0], by_role, claim.calibration)
 
 
 def identify(job: ResolvedJob) -> IdentifiedJob:
@@ -233,6 +277,33 @@ def _located(job: ResolvedJob, place: Mapping[str, Any]) -> ResolvedJob:
     recipes = {role: recipe.model_copy(update=place) for role, recipe in job.recipes.items()}
     config = job.config.model_copy(update={"encoder": recipes[job.config.encoder.role]})
     return replace(job, config=config, recipes=recipes)
+
+
+def _newest_claim(out: str) -> Claim:
+    claims = read_claims(out)
+    if not claims:
+        raise OutputError(f"{out}: there is no _embedjob.json; give the output of a run")
+    snapshot = newest(out)
+    if snapshot is None:
+        return claims[0]
+    claim = next((one for one in claims if one.fingerprint == snapshot.fingerprint), None)
+    if claim is None:
+        raise OutputError(
+            f"{out}: its newest snapshot has the fingerprint {snapshot.fingerprint}, but there are"
+            f" claims only for {', '.join(claim.fingerprint[:12] for claim in claims)}; was a file"
+            " in claims/ deleted? Restore it from a copy of the output"
+        )
+    return claim
+
+
+def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
+    now, then = model_digests(components_of(recipe)), dict(claim.digests)
+    differ = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
+    if differ:
+        raise ModelError(
+            f"{recipe.model} is not the model that wrote {out}: {', '.join(differ)} differ; give"
+            " the path of a copy of that model as `model`"
+        )
 
 
 def _require_own_adapters(method: MethodFile, source: JobSource) -> None:

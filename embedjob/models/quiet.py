@@ -1,14 +1,15 @@
-"""transformers without its progress bars and load reports, which would drown a job's log."""
+"""Log levels: transformers without its progress bars and load reports, which would drown a log."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transformers.utils import logging
-
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it transformers draws no progress bars and logs errors only."""
+    """Keep transformers from drawing progress bars, and from logging anything but errors."""
+    # It takes seconds to import, and planning a model does without it.
+    from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
