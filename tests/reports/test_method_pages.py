@@ -15,7 +15,7 @@ PAGE, QUALITY = DOCS / "methods.md", DOCS / "quality.yaml"
 def test_the_page_is_what_the_files_say() -> None:
     said = (
         "docs/methods.md is not what the method files give; write it anew with python -c 'from"
-        ' embedjob.inspect.methods import page; print(page("docs/quality.yaml"), end="")\''
+        ' embedjob.reports.method_pages import page; print(page("docs/quality.yaml"), end="")\''
         " > docs/methods.md"
     )
     assert PAGE.read_text(encoding="utf-8") == page(QUALITY), said
