@@ -1,4 +1,4 @@
-"""How large a model's outputs beside the vector are, by its config.json: no torch, no weights."""
+"""Model architecture by its config.json: sizes, attention, positions, experts; without weights."""
 
 import json
 import math
@@ -27,48 +27,8 @@ from embedjob.models.source import (
 )
 from embedjob.storage import objects
 
-_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
-# Their angles depend on how long the whole input is, so a prefix alone is not what it is in a view.
-_LENGTH_BOUND_ROPES = frozenset({"dynamic", "longrope"})
-_OLD_NAMES = {"su": "longrope"}
-_ORIGINAL = "original_max_position_embeddings"
-
-
-def windows_of(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Over how many tokens parts of the model's attention reach, where that is limited."""
-    return tuple(one for one in _found(config, _WINDOWS) if isinstance(one, int) and one)
-
-
-def length_bound_ropes(config: Mapping[str, Any]) -> list[str]:
-    """The kinds of positions that depend on how long the whole input is."""
-    kinds = map(str, _found(config, ("rope_type", "type")))
-    return sorted(_LENGTH_BOUND_ROPES.intersection(_OLD_NAMES.get(one, one) for one in kinds))
-
-
-def steady_positions(config: Mapping[str, Any]) -> int | None:
-    """The longest that views may be before all positions of a micro-batch become others, if any is.
-
-    `dynamic` positions become others where the model's own end, which nothing may pass anyway; and
-    so do `longrope` ones where the config tells nothing else.
-    """
-    if "longrope" not in length_bound_ropes(config):
-        return None
-    own = config.get(_ORIGINAL)
-    told = [one for one in ([own] if own else _found(config, (_ORIGINAL,))) if one]
-    return min(map(int, told), default=None)
-
-
-def _found(config: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
-    """The values of these keys, however deep in a config."""
-    for key, value in config.items():
-        if key in keys and not isinstance(value, Mapping):
-            yield value
-        if isinstance(value, Mapping):
-            yield from _found(value, keys)
-
-
-# Architectures whose attention looks both ways by themselves; every other one is a decoder. Only
-# a table lets the driver know without importing transformers, and a test compares the two.
+# Architectures with bidirectional attention; all others are decoders. A table, because the driver
+# must know without importing transformers; a test compares it with transformers.
 _ENCODER_TYPES_WORDS = """
 albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra
 embedding_gemma2 embedding_gemma2_text
@@ -79,7 +39,7 @@ tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl xmod yoso
 """
 ENCODER_TYPES = frozenset(_ENCODER_TYPES_WORDS.split())
 T5_TYPES = frozenset({"t5", "mt5", "umt5"})
-# Their position table starts after the padding token's id, so that many places are never used.
+# Their position table starts after the padding token's id: the places before it are not used.
 _OFFSET_POSITIONS_WORDS = """
 camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta
 xlm-roberta-xl xmod
@@ -88,14 +48,21 @@ _OFFSET_POSITIONS = frozenset(_OFFSET_POSITIONS_WORDS.split())
 _SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
+# Their angles depend on the length of the whole input, so a prefix cannot be run by itself.
+_LENGTH_BOUND_ROPES = frozenset({"dynamic", "longrope"})
+_OLD_NAMES = {"su": "longrope"}
+_ORIGINAL_POSITIONS = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The size and kind of a model: `causal` is a decoder, `max_positions` None is no limit.
+    """The size and kind of a model.
 
-    `vocabulary` is how many token ids have an embedding, None where the config does not tell. With
-    `length_bound` there are more positions, but a longer text would change those of other texts.
+    `causal` marks a decoder; `max_positions` is None without a limit. `vocabulary` counts the token
+    ids that have an embedding, None if the config does not say. With `length_bound` the model has
+    more positions, but a longer text would change those of the texts in its micro-batch.
     """
 
     hidden_size: int
@@ -107,8 +74,21 @@ class ModelInfo:
     length_bound: bool = False
 
 
+@dataclass(frozen=True)
+class HeadWidths:
+    """The widths of outputs beside the vector; None for a head that the recipe does not have.
+
+    `vocabulary` bounds the sparse entries, `routers` counts the router scores of their column,
+    and `joined` the router scores that are part of the vector.
+    """
+
+    vocabulary: int | None = None
+    routers: int | None = None
+    joined: int = 0
+
+
 def model_info(source: ModelSource) -> ModelInfo:
-    """The facts of a model that has weights; ModelError if it has none or cannot be found."""
+    """Return size and kind of a model; ModelError if it has no weights or cannot be found."""
     if source_kind(source.model) == "gguf":
         return ModelInfo(**gguf.header(Path(address(source.model))))
     config = config_of(materialize(source, tokenizer_only=True))
@@ -116,24 +96,24 @@ def model_info(source: ModelSource) -> ModelInfo:
 
 
 def info_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelInfo:
-    """The facts that a config.json tells."""
+    """Return size and kind of a model by its config.json; ModelError if it does not give them."""
     config = {**config, **(config.get("text_config") or {})}
     model_type = str(config.get("model_type"))
     if config.get("is_encoder_decoder") and model_type not in T5_TYPES:
         raise ModelError(
             f"encoder.model: {model_type} models have an encoder and a decoder, which is not"
-            f" available in this version but for {', '.join(sorted(T5_TYPES))}"
+            f" available in this version, except for {', '.join(sorted(T5_TYPES))}"
         )
-    size, layers = _first(config, _SIZE_KEYS), _first(config, _LAYER_KEYS)
+    size, layers = _first_number(config, _SIZE_KEYS), _first_number(config, _LAYER_KEYS)
     if size is None or layers is None:
         raise ModelError(
             f"encoder.model: its config.json ({model_type}) has no hidden size or layers;"
             f" looked for {', '.join(_SIZE_KEYS)} and {', '.join(_LAYER_KEYS)}"
         )
-    positions = None if model_type in T5_TYPES else _first(config, _POSITION_KEYS)
+    positions = None if model_type in T5_TYPES else _first_number(config, _POSITION_KEYS)
     if positions and model_type in _OFFSET_POSITIONS:
         positions -= int(config.get("pad_token_id") or 0) + 1
-    vocabulary = _first(config, ("vocab_size",))
+    vocabulary = _first_number(config, ("vocab_size",))
     steady = steady_positions(config)
     return ModelInfo(
         size,
@@ -147,7 +127,7 @@ def info_of(config: Mapping[str, Any], *, parameters: int | None = None) -> Mode
 
 
 def is_causal(config: Mapping[str, Any]) -> bool:
-    """Whether a model's own attention looks back only, by its config.json."""
+    """Tell whether a model's own attention is causal, by its config.json."""
     if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
         return False
     if config.get("model_type") in (nvembed.MODEL_TYPE, nvembed.BACKBONE_TYPE):
@@ -155,9 +135,9 @@ def is_causal(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") not in ENCODER_TYPES or bool(config.get("is_decoder"))
 
 
-def check_model(recipe: Recipe, known: ModelInfo) -> None:
-    """ModelError if the model cannot do what the recipe asks: attention, layer, or length."""
-    if recipe.attention == "causal" and not known.causal:
+def check_model(recipe: Recipe, info: ModelInfo) -> None:
+    """Raise ModelError if the model cannot have the recipe's attention, layer, blocks or length."""
+    if recipe.attention == "causal" and not info.causal:
         raise ModelError(
             f"encoder.attention: got causal, but {recipe.model} is an encoder, whose tokens see"
             " each other; allowed is bidirectional. Methods that ask a language model for its next"
@@ -165,45 +145,45 @@ def check_model(recipe: Recipe, known: ModelInfo) -> None:
         )
     layers = (recipe.layer,) if isinstance(recipe.layer, int) else recipe.layer
     for layer in layers:
-        if not -known.layers - 1 <= layer <= known.layers:
+        if not -info.layers - 1 <= layer <= info.layers:
             raise ModelError(
-                f"encoder.layer: got {layer}, allowed is {-known.layers - 1} to {known.layers}"
-                f" (0 is the embeddings, {known.layers} or -1 the last of {recipe.model})"
+                f"encoder.layer: got {layer}, allowed is {-info.layers - 1} to {info.layers}"
+                f" (0 is the embeddings, {info.layers} or -1 the last of {recipe.model})"
             )
     _check_intervention_blocks(
-        recipe, known, lowest=min(layer % (known.layers + 1) for layer in layers)
+        recipe, info, lowest=min(layer % (info.layers + 1) for layer in layers)
     )
-    said = recipe.decode.max_tokens - 1 if recipe.decode else 0
-    if known.max_positions is not None and recipe.max_tokens + said > known.max_positions:
+    decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
+    if info.max_positions is not None and recipe.max_tokens + decoded > info.max_positions:
         longer = (
-            ": one longer text would change those of all that go through it together (longrope)"
+            ": a longer text would change the positions of all texts in its micro-batch (longrope)"
         )
         raise ModelError(
             f"encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
-            f" {known.max_positions} positions{longer if known.length_bound else ''}; set"
-            f" encoder.max_tokens: {known.max_positions - said}"
+            f" {info.max_positions} positions{longer if info.length_bound else ''}; set"
+            f" encoder.max_tokens: {info.max_positions - decoded}"
         )
 
 
-def _check_intervention_blocks(recipe: Recipe, known: ModelInfo, *, lowest: int) -> None:
-    """ModelError unless interventions are in blocks that the model has, before what is read."""
+def _check_intervention_blocks(recipe: Recipe, info: ModelInfo, *, lowest: int) -> None:
+    """Raise ModelError if interventions are in blocks that the model lacks or does not run."""
     prepend, contrast = recipe.prepend, recipe.contrast
-    asked = {
-        "prepend.exit": (prepend.exit, known.layers) if prepend else (0, 0),
+    limits = {
+        "prepend.exit": (prepend.exit, info.layers) if prepend else (0, 0),
         "prepend.start": (prepend.start, lowest - 1) if prepend else (0, 0),
         "contrast.layer": (contrast.layer, lowest - 1) if contrast else (0, 0),
     }
-    for key, (got, most) in asked.items():
+    for key, (got, most) in limits.items():
         if got > most:
             raise ModelError(
                 f"encoder.interventions: {key}: got {got}, allowed is at most {most}:"
-                f" {recipe.model} has {known.layers} blocks, and the lowest layer that is read is"
+                f" {recipe.model} has {info.layers} blocks, and the lowest layer that is read is"
                 f" {lowest}"
             )
 
 
 def check_quantizer(recipe: Recipe) -> None:
-    """ConfigError if a recipe's weights are to be quantised, and torchao is not installed."""
+    """Raise ConfigError if a recipe's weights are quantised and torchao is not installed."""
     if recipe.quantize != "none" and find_spec("torchao") is None:
         raise ConfigError(
             f"encoder.quantize: got {recipe.quantize}, which needs torchao, and it is not"
@@ -212,68 +192,17 @@ def check_quantizer(recipe: Recipe) -> None:
 
 
 def config_of(directory: Path) -> dict[str, Any]:
-    """The config.json of a materialised model."""
+    """Return the config.json of a materialised model."""
     config: dict[str, Any] = read_json(transformer_directory(directory) / "config.json")
     return config
 
 
-def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    found = next((config[key] for key in keys if config.get(key) is not None), None)
-    return None if found is None else int(found)
-
-
-def _parameters(source: ModelSource) -> int | None:
-    files = readable_files(source)
-    if not files:
-        record = hub.model_record(source.model, source.revision, key=source.layout.key)
-        texts = model_files(str(materialize(source, tokenizer_only=True)))
-        check_weights([file.rfilename for file in record.siblings or ()], source, texts)
-        return record.safetensors.total if record.safetensors else None
-    check_weights([file.name for file in files], source, files)
-    weights = [file for file in files if source.layout.is_weight(file.name)]
-    return sum(map(_tensor_elements, weights)) or None
-
-
-def _tensor_elements(file: ModelFile) -> int:
-    """The elements of every tensor in a safetensors file, from its header."""
-    with objects.open_unchanged(file.stored) as handle:
-        try:
-            length = struct.unpack("<Q", handle.read(8))[0]
-            tensors = json.loads(handle.read(length if length < 1 << 28 else 0))
-        except (struct.error, ValueError) as error:
-            raise _cut_short(file, f"is no safetensors file ({error})") from error
-    tensors.pop("__metadata__", None)
-    size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    if file.stored.size < size:
-        raise _cut_short(file, f"has {file.stored.size} bytes, and its header tells of {size}")
-    return sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-
-
-def _cut_short(file: ModelFile, what: str) -> ModelError:
-    return ModelError(f"{file.stored.url}: {what}; was its download cut short?")
-
-
-EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
-
-
-@dataclass(frozen=True)
-class HeadWidths:
-    """The vocabulary of sparse entries, and the scores of routers in a column; None if not asked.
-
-    `joined` are the router scores that are part of the vector itself.
-    """
-
-    vocabulary: int | None = None
-    routers: int | None = None
-    joined: int = 0
-
-
 def head_widths(recipe: Recipe, config: Mapping[str, Any]) -> HeadWidths:
-    """What a recipe has beside its vector; ModelError if the model is no mixture of experts."""
+    """Return the widths of a recipe's heads; ModelError for router scores without experts."""
     config = {**config, **(config.get("text_config") or {})}
     vocabulary = int(config["vocab_size"]) if sparse_in(recipe.heads) else None
-    asked = router_in(recipe.heads)
-    if asked is None:
+    router = router_in(recipe.heads)
+    if router is None:
         return HeadWidths(vocabulary)
     scores = router_width(config)
     if not scores:
@@ -283,13 +212,13 @@ def head_widths(recipe: Recipe, config: Mapping[str, Any]) -> HeadWidths:
         )
     return (
         HeadWidths(vocabulary, joined=scores)
-        if asked.join == "concat"
+        if router.join == "concat"
         else HeadWidths(vocabulary, scores)
     )
 
 
 def router_width(config: Mapping[str, Any]) -> int:
-    """How many scores a token gets of all routers together; 0 if the model has no experts."""
+    """Return how many scores all routers give a token; 0 if the model has no experts."""
     experts = int(next((config[key] for key in EXPERT_KEYS if config.get(key)), 0))
     layers = int(config["num_hidden_layers"]) if experts else 0
     dense = set(config.get("mlp_only_layers") or ())
@@ -304,3 +233,74 @@ def router_width(config: Mapping[str, Any]) -> int:
         if n not in dense and (n + 1) % step == 0 and n >= first and kinds[n] == "sparse"
     ]
     return experts * len(sparse)
+
+
+def windows_of(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the widths in tokens of the model's attention windows; empty if it has none."""
+    widths = _values_of(config, _WINDOWS)
+    return tuple(width for width in widths if isinstance(width, int) and width)
+
+
+def length_bound_ropes(config: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of rotary positions that depend on the length of the whole input."""
+    kinds = map(str, _values_of(config, ("rope_type", "type")))
+    return sorted(_LENGTH_BOUND_ROPES.intersection(_OLD_NAMES.get(kind, kind) for kind in kinds))
+
+
+def steady_positions(config: Mapping[str, Any]) -> int | None:
+    """Return the view length beyond which all positions of a micro-batch change; None if never.
+
+    `dynamic` positions change at the model's own limit, which no view may exceed; so do `longrope`
+    positions if the config gives no other length.
+    """
+    if "longrope" not in length_bound_ropes(config):
+        return None
+    own = config.get(_ORIGINAL_POSITIONS)
+    lengths = [own] if own else _values_of(config, (_ORIGINAL_POSITIONS,))
+    return min((int(length) for length in lengths if length), default=None)
+
+
+def _values_of(config: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
+    """Yield the values of these keys at any depth of a config."""
+    for key, value in config.items():
+        if key in keys and not isinstance(value, Mapping):
+            yield value
+        if isinstance(value, Mapping):
+            yield from _values_of(value, keys)
+
+
+def _first_number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    value = next((config[key] for key in keys if config.get(key) is not None), None)
+    return None if value is None else int(value)
+
+
+def _parameters(source: ModelSource) -> int | None:
+    """Return how many parameters the weights hold; None if neither files nor hub record say."""
+    files = readable_files(source)
+    if not files:
+        record = hub.model_record(source.model, source.revision, key=source.layout.key)
+        texts = model_files(str(materialize(source, tokenizer_only=True)))
+        check_weights([file.rfilename for file in record.siblings or ()], source, texts)
+        return record.safetensors.total if record.safetensors else None
+    check_weights([file.name for file in files], source, files)
+    weights = [file for file in files if source.layout.is_weight(file.name)]
+    return sum(map(_tensor_elements, weights)) or None
+
+
+def _tensor_elements(file: ModelFile) -> int:
+    """Return how many elements the tensors of a safetensors file have, by its header."""
+    with objects.open_unchanged(file.stored) as handle:
+        try:
+            length = struct.unpack("<Q", handle.read(8))[0]
+            tensors = json.loads(handle.read(length if length < 1 << 28 else 0))
+        except (struct.error, ValueError) as error:
+            raise _cut_short(file, f"is not a safetensors file ({error})") from error
+    tensors.pop("__metadata__", None)
+    size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    if file.stored.size < size:
+        raise _cut_short(file, f"has {file.stored.size} bytes, and its header says {size}")
+    return sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+
+
+def _cut_short(file: ModelFile, what: str) -> ModelError:
+    return ModelError(f"{file.stored.url}: {what}; was its download cut short?")

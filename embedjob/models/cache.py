@@ -1,4 +1,4 @@
-"""What is made once per node and kept: materialised models, and facts that are slow to find."""
+"""Node cache: materialised models, and values that are slow to compute."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from embedjob.errors import ModelError
 
 
 def build_once(name: str, key: Sequence[str], make: Callable[[Path], None]) -> Path:
-    """The directory that `make` fills, made by one process of the node and found by the others.
+    """Return the directory that `make` fills, in a single process of the node.
 
-    It is filled aside and renamed, so a reader never sees half of it and a killed maker leaves
-    nothing that a later one would trust.
+    It is filled under another name and then renamed: a reader never sees half of it, and a killed
+    process leaves nothing that a later process would trust. ModelError if the cache is read-only.
     """
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[-60:]
-    place = _room("models") / f"{slug}-{_digest(key)}"
+    place = _directory("models") / f"{slug}-{_digest(key)}"
     if place.is_dir():
         return place
     with FileLock(f"{place}.lock"):
@@ -35,22 +35,22 @@ def build_once(name: str, key: Sequence[str], make: Callable[[Path], None]) -> P
     return place
 
 
-def cached_json(key: Sequence[str], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `find` says, asked once per key and node; it must survive JSON."""
-    place = _room("facts") / f"{_digest(key)}.json"
+def cached_json(key: Sequence[str], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `compute` returns, computed once per key and node; it must survive JSON."""
+    place = _directory("facts") / f"{_digest(key)}.json"
     try:
         kept: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return kept
     except (OSError, ValueError):
-        found = find()
+        computed = compute()
     handle, aside = tempfile.mkstemp(dir=place.parent, suffix=".partial")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(found, file)
+        json.dump(computed, file)
     os.replace(aside, place)
-    return found
+    return computed
 
 
-def _room(name: str) -> Path:
+def _directory(name: str) -> Path:
     root = Path(os.environ.get("EMBEDJOB_CACHE") or "~/.cache/embedjob").expanduser()
     try:
         (root / name).mkdir(parents=True, exist_ok=True)

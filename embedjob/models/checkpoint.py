@@ -1,4 +1,4 @@
-"""The files of a model or an adapter, wherever they are, and which of them are its weights."""
+"""Checkpoint files of a model or an adapter, local or in storage, and which hold its weights."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -18,24 +18,24 @@ TEXTS = re.compile(r".*\.(json|txt|model|jinja)")
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """What a directory holds: its config, its weights, and the job's key that names it."""
+    """The file names of a checkpoint, and the key of the job that names its directory."""
 
     key: str
     what: str
     config: str
     weights: re.Pattern[str]
     pickles: re.Pattern[str]
-    # The same for people and for the hub, which know no regular expressions.
+    # The same as globs, for messages and for the hub.
     safe: str
     unsafe: str
 
     def is_weight(self, name: str) -> bool:
-        """Whether a file holds the transformer's own weights, not those of a module as 2_Dense."""
+        """Tell whether a file holds the transformer's weights, not those of a module (2_Dense)."""
         folder, _, file = name.rpartition("/")
         return bool(self.weights.fullmatch(file)) and (not folder or folder.startswith("0_"))
 
     def is_pickle(self, name: str) -> bool:
-        """Whether a file holds weights that can run code when they are read."""
+        """Tell whether a file holds weights that can run code when they are read."""
         return bool(self.pickles.fullmatch(PurePosixPath(name).name))
 
 
@@ -62,37 +62,37 @@ ADAPTER = CheckpointLayout(
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a model: its name in the model's directory, and the object that it is."""
+    """A file of a model: its name in the model's directory, and its object in storage."""
 
     name: str
     stored: Stored
 
     @property
     def version(self) -> str:
-        """A text that changes when the file's bytes may have changed."""
+        """Return a text that changes when the file's bytes may have changed."""
         return f"{self.stored.url}:{self.stored.size}:{self.stored.etag}"
 
 
 def model_files(url: str, *, key: str = MODEL.key) -> list[ModelFile]:
-    """The files below a directory, or the one file, at a local path or URL."""
+    """List the files below a directory, or the single .gguf file, at a local path or URL."""
     single = objects.stat(url) if url.endswith(".gguf") else None
     if single is not None:
         return [ModelFile(PurePosixPath(single.url).name, single)]
     base = objects.absolute(url).rstrip("/") + "/"
-    found = [ModelFile(one.url.removeprefix(base), one) for one in objects.list_files(url)]
-    if not found:
+    files = [ModelFile(stored.url.removeprefix(base), stored) for stored in objects.list_files(url)]
+    if not files:
         raise ModelError(
             f"{key}: got {url}, which is missing or empty; give a directory with files"
         )
-    if outside := [file.name for file in found if ".." in file.name.split("/")]:
+    if outside := [file.name for file in files if ".." in file.name.split("/")]:
         raise ModelError(f"{key}: got {url}, which holds {outside[0]}, a name that leads out of it")
-    return found
+    return files
 
 
 def weight_names(
     names: Iterable[str], *, allow_pickle: bool, model: str, layout: CheckpointLayout = MODEL
 ) -> list[str]:
-    """Those of the names that hold the weights; ModelError saying what was found if none do."""
+    """Return the names of the files that hold the weights; ModelError if there are none."""
     names = sorted(names)
     weights = [name for name in names if layout.is_weight(name)]
     if weights:
@@ -112,15 +112,15 @@ def weight_names(
 
 
 def check_shards(names: Iterable[str], index: Mapping[str, Any] | None, *, model: str) -> None:
-    """ModelError naming the shards of a model's weights that are not among its files."""
+    """Raise ModelError if shards of a model's weights are missing from its files."""
     there = {PurePosixPath(name).name for name in names}
     shards = {name for name in there if MODEL.is_weight(name) and name != "model.safetensors"}
     if not shards or "model.safetensors" in there:
         return
     if index is None:
         raise ModelError(
-            f"encoder.model: {model} has {len(shards)} shards and no {INDEX}, which says what is"
-            " in which; copy it from where the shards come from"
+            f"encoder.model: {model} has {len(shards)} shards and no {INDEX}, which says what each"
+            " shard holds; copy it from where the shards come from"
         )
     missing = sorted({*map(str, index.get("weight_map", {}).values())} - there)
     if missing:
@@ -131,7 +131,7 @@ def check_shards(names: Iterable[str], index: Mapping[str, Any] | None, *, model
 
 
 def module_weight(names: Iterable[str], *, allow_pickle: bool, module: str) -> str:
-    """The file among a module's own that holds its weights; ModelError if there is none."""
+    """Return the file that holds a module's weights; ModelError if there is none."""
     there = {PurePosixPath(name).name: name for name in sorted(names)}
     if "model.safetensors" in there:
         return there["model.safetensors"]
@@ -145,6 +145,6 @@ def module_weight(names: Iterable[str], *, allow_pickle: bool, module: str) -> s
 
 
 def copy(files: Iterable[ModelFile], to: Path) -> None:
-    """Put the files below the local directory `to`, under their names."""
+    """Download the files into the local directory `to`, under their names."""
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
         list(pool.map(lambda f: objects.download(f.stored.url, str((to / f.name).parent)), files))

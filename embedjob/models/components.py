@@ -1,6 +1,6 @@
-"""What a recipe's model is made of: where its weights are, and the adapters merged into them.
+"""Components of a recipe's model: config and tokenizer, weights, and adapters to merge.
 
-A model may itself be an adapter, as LLM2Vec's are: its own directory has the config and the
+A model may itself be an adapter, as those of LLM2Vec: its directory has the config and the
 tokenizer, and its adapter_config.json names the model that has the weights.
 """
 
@@ -21,7 +21,7 @@ from embedjob.models.source import (
     source_of,
 )
 
-# They add tokens, layers or routes to a model instead of changing its weights.
+# These kinds add tokens, layers or routes to a model instead of changing its weights.
 _UNMERGEABLE_WORDS = """
 PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT POLY XLORA
 """
@@ -30,20 +30,20 @@ _UNMERGEABLE = frozenset(_UNMERGEABLE_WORDS.split())
 
 @dataclass(frozen=True)
 class ModelComponents:
-    """Sources of config and tokenizer, of weights, and of adapters in the order of merging."""
+    """The sources of config and tokenizer, of weights, and of adapters in the order of merging."""
 
     model: ModelSource
     weights: ModelSource
     adapters: tuple[ModelSource, ...] = ()
 
     def pinned(self) -> "ModelComponents":
-        """The same parts, named so that every node and every day finds the same."""
+        """Return the same components, named so that every node always reads the same files."""
         model = pinned(self.model)
         weights = model if self.weights == self.model else pinned(self.weights)
         return ModelComponents(model, weights, tuple(map(pinned, self.adapters)))
 
     def keys(self) -> dict[str, Any]:
-        """The keys of a recipe that name these parts."""
+        """Return the keys of a recipe that name these components."""
         own = self.weights != self.model
         return {
             "model": self.model.model,
@@ -54,26 +54,26 @@ class ModelComponents:
 
 
 def components_of(recipe: Recipe) -> ModelComponents:
-    """The parts of a recipe's model; ModelError where one cannot be found or cannot be merged."""
+    """Return the components of a recipe's model; ModelError if one cannot be found or merged."""
     source = source_of(recipe)
     weights = weights_of(source)
     own = [] if weights == source else [source.derive(_named(source), ADAPTER)]
-    adapters = (*own, *(source.derive(one, ADAPTER) for one in recipe.adapters))
+    adapters = (*own, *(source.derive(adapter, ADAPTER) for adapter in recipe.adapters))
     for adapter in adapters:
         _check_mergeable(adapter)
     return ModelComponents(source, weights, adapters)
 
 
 def weights_of(source: ModelSource) -> ModelSource:
-    """Where a model's weights are: in itself, or in what it names if it is an adapter."""
+    """Return the source of a model's weights: itself, or the base model of an adapter."""
     config = None
     if source_kind(source.model) != "gguf":
         config = read_json(materialize(source, tokenizer_only=True) / ADAPTER.config)
     if config is None or (source.base is None and _has_weights(source)):
         if source.base is not None:
             raise ModelError(
-                f"encoder.base: got {source.base.model}, but {source.model} is no adapter and has"
-                " weights of its own; leave base out, or give it as encoder.model and"
+                f"encoder.base: got {source.base.model}, but {source.model} is not an adapter: it"
+                " has weights of its own; leave base out, or give it as encoder.model and"
                 f" {source.model} in encoder.adapters"
             )
         return source
@@ -82,8 +82,8 @@ def weights_of(source: ModelSource) -> ModelSource:
     named = config.get("base_model_name_or_path")
     if not named:
         raise ModelError(
-            f"encoder.base: {source.model} is an adapter, and its {ADAPTER.config} does not say of"
-            " which model; set encoder.base to that"
+            f"encoder.base: {source.model} is an adapter, and its {ADAPTER.config} does not name"
+            " the model that it adapts; set encoder.base to that model"
         )
     return source.derive(HubModel(id=named, revision=config.get("revision")), BASE)
 
@@ -97,6 +97,7 @@ def _has_weights(source: ModelSource) -> bool:
 
 
 def _named(source: ModelSource) -> str | HubModel:
+    """Return the source as a recipe names it."""
     if source.revision is None:
         return source.model
     return HubModel(id=source.model, revision=source.revision)
@@ -104,9 +105,9 @@ def _named(source: ModelSource) -> str | HubModel:
 
 def _check_mergeable(source: ModelSource) -> None:
     config = read_json(materialize(source, tokenizer_only=True) / ADAPTER.config)
-    found = str(config.get("peft_type"))
-    if found in _UNMERGEABLE:
+    kind = str(config.get("peft_type"))
+    if kind in _UNMERGEABLE:
         raise ModelError(
-            f"encoder.adapters: {source.model} is of the kind {found}, which cannot be merged into"
-            " a model's weights; allowed are those that can, such as LORA, LOHA and IA3"
+            f"encoder.adapters: {source.model} has the kind {kind}, which cannot be merged into a"
+            " model's weights; allowed are kinds that can, such as LORA, LOHA and IA3"
         )

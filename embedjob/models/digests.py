@@ -1,4 +1,4 @@
-"""What of a model decides its vectors, as sha256 of the files that hold it."""
+"""SHA-256 of every file that affects a model's output."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from embedjob.models.source import (
 from embedjob.storage import objects
 
 _BLOCK = 1 << 24
-# Read only where a model brings no tokenizer.json.
+# Read only if a model has no tokenizer.json.
 _VOCABULARIES_WORDS = """
 vocab.txt vocab.json merges.txt spiece.model sentencepiece.bpe.model tokenizer.model
 tokenizer_config.json special_tokens_map.json added_tokens.json
@@ -24,29 +24,30 @@ tokenizer_config.json special_tokens_map.json added_tokens.json
 _VOCABULARIES = frozenset(_VOCABULARIES_WORDS.split())
 
 
-def model_digests(made_of: ModelComponents) -> dict[str, str]:
-    """The digests of everything that a recipe's model is made of.
+def model_digests(components: ModelComponents) -> dict[str, str]:
+    """Return the digests of all components of a recipe's model, by file name.
 
-    The model's own files go by their names; those of a base and of adapters, which are numbered in
-    the order of merging, are named apart.
+    The names of a base model's files begin with base/, those of adapters with adapters/N/, where
+    N counts in the order of merging.
     """
-    if made_of.weights == made_of.model:
-        found = file_digests(made_of.model)
+    if components.weights == components.model:
+        digests = file_digests(components.model)
     else:
-        texts = model_files(str(materialize(made_of.model, tokenizer_only=True)))
-        found = _sha256s(texts, _texts(texts, MODEL))
-        base = file_digests(made_of.weights).items()
-        found |= {f"base/{name}": one for name, one in base if not _is_tokenizer(name)}
-    for number, adapter in enumerate(made_of.adapters):
-        found |= {f"adapters/{number}/{name}": one for name, one in file_digests(adapter).items()}
-    return found
+        texts = model_files(str(materialize(components.model, tokenizer_only=True)))
+        digests = _sha256s(texts, _texts(texts, MODEL))
+        base = file_digests(components.weights).items()
+        digests |= {f"base/{name}": sha256 for name, sha256 in base if not _is_tokenizer(name)}
+    for number, adapter in enumerate(components.adapters):
+        own = file_digests(adapter).items()
+        digests |= {f"adapters/{number}/{name}": sha256 for name, sha256 in own}
+    return digests
 
 
 def file_digests(source: ModelSource) -> dict[str, str]:
-    """The sha256 of a model's weights, config and tokenizer files, by name; its modules' too.
+    """Return the SHA-256 of a model's weights, config and tokenizer files, modules included.
 
-    A file is read once per node: what was found is remembered until the file changes. Weights on
-    the hub are not fetched for it, because the hub records their sha256.
+    A file is read once per node: its digest is cached until the file changes. Weights on the hub
+    are not fetched, because the hub records their SHA-256.
     """
     files = readable_files(source)
     if not files:
@@ -78,7 +79,7 @@ def _configs(source: ModelSource) -> list[str]:
 
 
 def _texts(files: Sequence[ModelFile], layout: CheckpointLayout) -> set[str]:
-    """The names of the config and tokenizer files, those one level down included."""
+    """Return the names of the config and tokenizer files, also in a subdirectory 0_*."""
     if layout is ADAPTER:
         return {layout.config}
     names = {file.name: file.name.rpartition("/")[2] for file in files}
@@ -97,8 +98,8 @@ def _sha256s(files: Sequence[ModelFile], names: set[str]) -> dict[str, str]:
 
 
 def _sha256(file: ModelFile) -> str:
-    found = cache.cached_json(["sha256", file.version], lambda: {"sha256": _read(file)})
-    return str(found["sha256"])
+    cached = cache.cached_json(["sha256", file.version], lambda: {"sha256": _read(file)})
+    return str(cached["sha256"])
 
 
 def _read(file: ModelFile) -> str:

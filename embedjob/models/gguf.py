@@ -1,4 +1,4 @@
-"""GGUF files: what their header says, and the transformers directory they are unpacked to."""
+"""GGUF files: their header, and the transformers directory that they are unpacked to."""
 
 import math
 import shutil
@@ -14,15 +14,15 @@ from embedjob.models.checkpoint import model_files
 
 
 def header(path: Path) -> dict[str, Any]:
-    """Architecture, hidden size, layers, positions and parameters of a GGUF file."""
+    """Return the fields of ModelInfo that a GGUF header gives; ModelError if it cannot be read."""
     return cache.cached_json(["gguf header", _identity(path)], lambda: _read_header(path))
 
 
 def folder(path: Path, *, tokenizer_only: bool) -> Path:
-    """The directory a GGUF file becomes, made once per node: half a minute for 135M parameters.
+    """Return the directory that a GGUF file is unpacked to, once per node.
 
-    Dequantised weights are kept in float32, which loses nothing: their scales are products that
-    no 16-bit type holds.
+    This takes half a minute for 135M parameters. Dequantised weights are kept in float32, because
+    no 16-bit type holds the products of their scales.
     """
     key = [_identity(path), version("transformers")]
     bare = cache.build_once(f"{path.stem}-tokenizer", key, lambda to: _unpack_tokenizer(path, to))
@@ -41,7 +41,7 @@ def _identity(path: Path) -> str:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    # gguf, torch and transformers are only paid for where a GGUF file is in play.
+    # These libraries take seconds to import, and only GGUF files need them.
     from gguf import GGUFReader
 
     try:
@@ -81,7 +81,7 @@ def _unpack_weights(path: Path, to: Path) -> None:
     from embedjob.models.quiet import quiet
 
     try:
-        # The dequantiser's progress bar asks nobody; it would be a line per tensor in a job's log.
+        # The dequantiser's progress bar cannot be switched off: a line per tensor in a job's log.
         with quiet(), redirect_stderr(StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32

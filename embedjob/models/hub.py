@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: their snapshot on this node, and what the hub says of them."""
+"""Hugging Face hub: local snapshots of models, and the hub's record of a model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ def snapshot(
     ask: bool = True,
     key: str = MODEL.key,
 ) -> Path:
-    """The local snapshot of the model's files that match, fetched if it is not whole.
+    """Return the local snapshot of the model's files that match, fetched unless complete.
 
-    ModelError where it cannot be had, or is not here and the hub is not to be asked.
+    With `ask` false nothing is fetched. ModelError if the snapshot cannot be had.
     """
     found = _ask(
         (model, key),
@@ -39,7 +39,7 @@ def snapshot(
 
 
 def model_record(model: str, revision: str | None, *, key: str = MODEL.key) -> ModelInfo:
-    """The hub's own record of the model: commit, files with size and sha256, parameter counts."""
+    """Return the hub's record of a model: commit, files with size and sha256, parameter counts."""
     return _ask(
         (model, key),
         lambda: HfApi().model_info(model, revision=revision, files_metadata=True),

@@ -1,4 +1,4 @@
-"""What a model folder decides by itself: the sentence-transformers layout, read as config keys."""
+"""sentence-transformers folders, and what they define, as keys of the job's config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,104 +14,13 @@ from embedjob.models.architecture import ModelInfo, config_of, info_of
 from embedjob.models.source import read_json, transformer_directory
 from embedjob.models.tokenizer import lowercases, read_tokenizer
 
-# What torch.nn calls them; none has weights of its own.
+# Activations by their names in torch.nn; none has weights of its own.
 _ACTIVATIONS_WORDS = """
 CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish ReLU
 ReLU6 SELU Sigmoid SiLU Softplus Softshrink Softsign Tanh Tanhshrink
 """
 ACTIVATIONS = frozenset(_ACTIVATIONS_WORDS.split())
 _EMBEDDING = "sentence_embedding"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A module's width before and after it, and what a Dense one adds to its matrix."""
-
-    wide_in: int
-    wide_out: int
-    bias: bool = True
-    activation: str = "Identity"
-    residual: bool = False
-
-
-def dense_shape(folder: Path) -> Shape:
-    """The shape of a Dense module; ModelError if it is another, or does what no engine does."""
-    config = module_config(folder)
-    path = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    activation = path.rpartition(".")[2]
-    if not path.startswith("torch.nn.") or activation not in ACTIVATIONS:
-        raise ModelError(
-            f"{folder / 'config.json'}: got activation_function {path}, allowed is torch.nn's"
-            f" {', '.join(sorted(ACTIVATIONS))}"
-        )
-    return Shape(
-        wide_in=_size(config, "in_features", folder),
-        wide_out=_size(config, "out_features", folder),
-        bias=bool(config.get("bias", True)),
-        activation=activation,
-        residual=bool(config.get("use_residual", False)),
-    )
-
-
-def layer_norm_shape(folder: Path) -> Shape:
-    """The shape of a LayerNorm module."""
-    size = _size(module_config(folder), "dimension", folder)
-    return Shape(size, size)
-
-
-def module_config(folder: Path) -> Mapping[str, Any]:
-    """A module's config; ModelError if it has none, or reads or writes more than the vector."""
-    config: Mapping[str, Any] | None = read_json(folder / "config.json")
-    if config is None:
-        raise ModelError(
-            f"encoder.heads: there is no {folder / 'config.json'}; name the directory of a module"
-            " that sentence-transformers saved in the model folder"
-        )
-    check_vector_module(config, folder)
-    return config
-
-
-def check_vector_module(config: Mapping[str, Any], folder: Path) -> None:
-    """ModelError if a module takes or gives anything but the pooled vector."""
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, _EMBEDDING):
-            raise ModelError(
-                f"{folder / 'config.json'}: got {key} {config[key]}, allowed is {_EMBEDDING};"
-                " modules over single tokens are not available in this version"
-            )
-
-
-def vector_width(recipe: Recipe, hidden_size: int, directory: Path) -> int:
-    """The width of a view's vector: of what is pooled, after all heads; no weights are read."""
-    if anchors_in(recipe.heads):
-        return 1
-    found = hidden_size * (len(recipe.pooling) if isinstance(recipe.pooling, tuple) else 1)
-    for head in recipe.vector_heads:
-        shape = _shape(head, Shape(found, found), hidden_size, directory)
-        if shape.wide_in != found:
-            raise ModelError(
-                f"encoder.heads: {head.model_dump()} takes vectors {shape.wide_in} wide, but they"
-                f" are {found} wide there; was it made for another model or pooling?"
-            )
-        found = shape.wide_out
-    return found
-
-
-def _shape(head: Head, same: Shape, hidden_size: int, directory: Path) -> Shape:
-    if isinstance(head, Dense):
-        return dense_shape(directory / head.dense)
-    if isinstance(head, LayerNorm):
-        return layer_norm_shape(directory / head.layer_norm)
-    return Shape(hidden_size, hidden_size) if isinstance(head, Pooler) else same
-
-
-def _size(config: Mapping[str, Any], key: str, folder: Path) -> int:
-    size = config.get(key)
-    if not isinstance(size, int) or size < 1:
-        raise ModelError(f"{folder / 'config.json'}: got {key} {size!r}, allowed is a size")
-    return size
-
-
 _DEFAULT_MAX_TOKENS = 512
 _UNIT: dict[str, Any] = {"normalize": True}
 _POOLINGS: Mapping[str, dict[str, Any]] = {
@@ -122,13 +31,13 @@ _POOLINGS: Mapping[str, dict[str, Any]] = {
     "weightedmean": {"span": "all", "pooling": "weighted_mean"},
     "lasttoken": {"span": "last_token", "pooling": "mean"},
 }
-# Several at once are concatenated, all of them over one span.
+# Several poolings are concatenated, all over the same span.
 _PARTS: Mapping[str, str] = {
     "cls": "first",
     "lasttoken": "last",
     **{mode: keys["pooling"] for mode, keys in _POOLINGS.items() if keys["span"] == "all"},
 }
-# In the order in which sentence-transformers concatenates where a folder has only these flags.
+# In the order in which sentence-transformers concatenates if a folder has only these flags.
 _OLD_POOLINGS: Mapping[str, str] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -140,35 +49,126 @@ _OLD_POOLINGS: Mapping[str, str] = {
 _ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
+@dataclass(frozen=True)
+class ModuleShape:
+    """A module's input and output width, and what a Dense module adds to its matrix."""
+
+    wide_in: int
+    wide_out: int
+    bias: bool = True
+    activation: str = "Identity"
+    residual: bool = False
+
+
 def folder_layer(directory: Path) -> dict[str, Any]:
-    """The keys that the folder sets: {"encoder": keys, "roles": {role: keys}}, as YAML would."""
+    """Return the keys that the folder sets, as in YAML: {"encoder": {}, "roles": {role: {}}}."""
     config = config_of(directory)
-    known = info_of(config)
-    encoder: dict[str, Any] = {} if known.causal else {"attention": "bidirectional"}
-    if known.max_positions and known.max_positions < _DEFAULT_MAX_TOKENS:
-        encoder["max_tokens"] = known.max_positions
+    info = info_of(config)
+    encoder: dict[str, Any] = {} if info.causal else {"attention": "bidirectional"}
+    if info.max_positions and info.max_positions < _DEFAULT_MAX_TOKENS:
+        encoder["max_tokens"] = info.max_positions
     if nvembed.is_nvembed(config):
         return {"encoder": encoder | _nvembed(config), "roles": {}}
     modules = read_json(directory / "modules.json")
     if not modules:
         return {"encoder": encoder, "roles": {}}
-    encoder |= {"layer": -1, **_modules(modules, directory), **_max_tokens(directory, known)}
+    encoder |= {"layer": -1, **_modules(modules, directory), **_max_tokens(directory, info)}
     settings = read_json(directory / "config_sentence_transformers.json") or {}
     if settings.get("similarity_fn_name"):
         encoder["similarity"] = settings["similarity_fn_name"]
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
-    apart = _pools_prompts(modules, directory)
+    pooled_apart = _pools_prompts(modules, directory)
     layers = {
         name: {"templates": [_template(text)]}
-        | ({} if apart else _without_prompt(encoder, text, directory))
+        | ({} if pooled_apart else _without_prompt(encoder, text, directory))
         for name, text in prompts.items()
     }
     encoder |= layers.get(settings.get("default_prompt_name"), {})
     return {"encoder": encoder, "roles": _roles(layers)}
 
 
+def vector_width(recipe: Recipe, hidden_size: int, directory: Path) -> int:
+    """Return the width of a view's vector after pooling and all heads; no weights are read."""
+    if anchors_in(recipe.heads):
+        return 1
+    width = hidden_size * (len(recipe.pooling) if isinstance(recipe.pooling, tuple) else 1)
+    for head in recipe.vector_heads:
+        shape = _shape(head, ModuleShape(width, width), hidden_size, directory)
+        if shape.wide_in != width:
+            raise ModelError(
+                f"encoder.heads: {head.model_dump()} takes vectors {shape.wide_in} wide, but they"
+                f" are {width} wide there; give a module that was made for this model and pooling"
+            )
+        width = shape.wide_out
+    return width
+
+
+def dense_shape(folder: Path) -> ModuleShape:
+    """Return the shape of a Dense module; ModelError if its config asks for anything else."""
+    config = module_config(folder)
+    path = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = path.rpartition(".")[2]
+    if not path.startswith("torch.nn.") or activation not in ACTIVATIONS:
+        raise ModelError(
+            f"{folder / 'config.json'}: got activation_function {path}, allowed is torch.nn's"
+            f" {', '.join(sorted(ACTIVATIONS))}"
+        )
+    return ModuleShape(
+        wide_in=_size(config, "in_features", folder),
+        wide_out=_size(config, "out_features", folder),
+        bias=bool(config.get("bias", True)),
+        activation=activation,
+        residual=bool(config.get("use_residual", False)),
+    )
+
+
+def layer_norm_shape(folder: Path) -> ModuleShape:
+    """Return the shape of a LayerNorm module."""
+    size = _size(module_config(folder), "dimension", folder)
+    return ModuleShape(size, size)
+
+
+def module_config(folder: Path) -> Mapping[str, Any]:
+    """Read a module's config; ModelError if there is none, or it uses more than the vector."""
+    config: Mapping[str, Any] | None = read_json(folder / "config.json")
+    if config is None:
+        raise ModelError(
+            f"encoder.heads: there is no {folder / 'config.json'}; name the directory of a module"
+            " that sentence-transformers saved in the model folder"
+        )
+    check_vector_module(config, folder)
+    return config
+
+
+def check_vector_module(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise ModelError if a module reads or writes anything but the pooled vector."""
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, _EMBEDDING):
+            raise ModelError(
+                f"{folder / 'config.json'}: got {key} {config[key]}, allowed is {_EMBEDDING};"
+                " modules over single tokens are not available in this version"
+            )
+
+
+def _shape(head: Head, same: ModuleShape, hidden_size: int, directory: Path) -> ModuleShape:
+    if isinstance(head, Dense):
+        return dense_shape(directory / head.dense)
+    if isinstance(head, LayerNorm):
+        return layer_norm_shape(directory / head.layer_norm)
+    return ModuleShape(hidden_size, hidden_size) if isinstance(head, Pooler) else same
+
+
+def _size(config: Mapping[str, Any], key: str, folder: Path) -> int:
+    size = config.get(key)
+    if not isinstance(size, int) or size < 1:
+        raise ModelError(
+            f"{folder / 'config.json'}: got {key} {size!r}, allowed is a whole number from 1 on"
+        )
+    return size
+
+
 def _nvembed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What NV-Embed's own code does; its modules.json is of that code, and says less."""
+    """Return what NV-Embed's own code does; its modules.json belongs to that code and says less."""
     return {
         "pooling": "latent_attention",
         "special_tokens": {
@@ -180,7 +180,7 @@ def _nvembed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _modules(modules: Sequence[Mapping[str, Any]], directory: Path) -> dict[str, Any]:
-    """The keys of a folder's modules: what comes after the pooling are heads, but for the end."""
+    """Return the keys of a folder's modules: after the pooling heads, then a final Normalize."""
     keys: dict[str, Any] = {}
     steps: list[dict[str, Any]] = []
     for module in modules:
@@ -210,7 +210,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
     if "message" in (settings.get("modality_config") or {}):
         raise ModelError(
             f"{folder}: modality_config: message puts texts into the tokenizer's chat template,"
-            " which is not available in this version; take message out of it in a copy, and write"
+            " which is not available in this version; remove message from it in a copy, and write"
             " that template into encoder.templates"
         )
     return {}
@@ -231,7 +231,7 @@ def _pooling(folder: Path) -> dict[str, Any]:
 
 
 def _splade(folder: Path) -> dict[str, Any]:
-    """The sparse head; the embedding beside it is the mean state."""
+    """Return the sparse head; the embedding beside it is the mean state."""
     config = read_json(folder / "config.json") or {}
     head = {
         "pooling": config.get("pooling_strategy", "max"),
@@ -257,7 +257,7 @@ def _normalize(folder: Path, path: str) -> list[dict[str, Any]]:
 
 
 def _dropout(folder: Path, path: str) -> list[dict[str, Any]]:
-    """Nothing: it is of the training."""
+    """Return no step: dropout acts in training only."""
     return []
 
 
@@ -276,17 +276,17 @@ _STEPS: Mapping[str, Callable[[Path, str], list[dict[str, Any]]]] = {
 
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
-    found = sorted(folder.glob("sentence_*_config.json"))
-    return read_json(found[0]) or {} if found else {}
+    paths = sorted(folder.glob("sentence_*_config.json"))
+    return read_json(paths[0]) or {} if paths else {}
 
 
-def _max_tokens(directory: Path, known: ModelInfo) -> dict[str, Any]:
+def _max_tokens(directory: Path, info: ModelInfo) -> dict[str, Any]:
     inner = transformer_directory(directory)
     limit = _transformer_settings(inner).get("max_seq_length")
     if limit is None:
         limit = (read_json(inner / "tokenizer_config.json") or {}).get("model_max_length")
-    limits = [int(one) for one in (limit, known.max_positions) if one is not None]
-    # A tokenizer without a limit says so with a number of thirty digits.
+    limits = [int(length) for length in (limit, info.max_positions) if length is not None]
+    # A tokenizer without a limit has a number of thirty digits.
     return {"max_tokens": min(limits)} if limits and min(limits) < 10**9 else {}
 
 
@@ -298,21 +298,23 @@ def _pools_prompts(modules: list[Mapping[str, Any]], directory: Path) -> bool:
 
 
 def _without_prompt(encoder: Mapping[str, Any], prompt: str, directory: Path) -> dict[str, Any]:
-    """The keys of texts that have this prompt, where it is read and not pooled."""
+    """Return the keys for texts with this prompt if it is read but not pooled."""
     if encoder["span"] == "last_token":
         return {}
     tokenizer = read_tokenizer(directory)
-    alone = tokenizer.encode(prompt, add_special_tokens=False).ids
-    specials = {i for i, one in tokenizer.get_added_tokens_decoder().items() if one.special}
-    if specials.intersection(alone[-1:]):
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    added = tokenizer.get_added_tokens_decoder()
+    specials = {number for number, token in added.items() if token.special}
+    if specials.intersection(prompt_ids[-1:]):
         raise ModelError(
-            f"{directory}: the prompt {prompt!r} is to be left out of pooling, but it ends in a"
-            " special token, which sentence-transformers takes for the tokenizer's own"
+            f"{directory}: the prompt {prompt!r} is left out of pooling, but it ends in a special"
+            " token, which sentence-transformers counts as the tokenizer's own; remove it from"
+            " the prompt in a copy of the folder"
         )
-    # A prompt of blanks alone may have no token of its own.
+    # A prompt of blanks may have no token of its own.
     letter = tokenizer.encode("a", add_special_tokens=False).ids[0]
     opening = tokenizer.encode("a").ids.index(letter)
-    weighted = {"weighted_mean": opening + len(alone)}
+    weighted = {"weighted_mean": opening + len(prompt_ids)}
     pooling = "first" if encoder["span"] == "first_token" else encoder["pooling"]
     parts = [pooling] if isinstance(pooling, str) else pooling
     parts = [weighted if part == "weighted_mean" else part for part in parts]
@@ -321,11 +323,11 @@ def _without_prompt(encoder: Mapping[str, Any], prompt: str, directory: Path) ->
 
 
 def _roles(layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The keys of each role: those of the first of its prompts that there is."""
+    """Return the keys of each role, by the first of its prompts that the folder has."""
     return {
-        role: layers[found]
+        role: layers[name]
         for role, names in _ROLE_PROMPTS.items()
-        if (found := next((name for name in names if name in layers), None))
+        if (name := next((prompt for prompt in names if prompt in layers), None))
     }
 
 

@@ -1,11 +1,11 @@
-"""Where a model or an adapter comes from, and the local directory that it becomes."""
+"""Model sources: where a model or an adapter is, and the local directory that it becomes."""
 
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from embedjob.config.pooling import Dense, Head, LayerNorm
 from embedjob.config.recipe import HubModel, Recipe
@@ -27,9 +27,81 @@ from embedjob.models.checkpoint import (
 )
 from embedjob.storage import objects
 
+_TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model or an adapter is, and what may be run to read it.
+
+    `modules` are directories inside the model folder that hold the weights of a recipe's heads;
+    `base` is where the weights are, for an adapter that does not name its model itself.
+    """
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    modules: tuple[str, ...] = ()
+    layout: CheckpointLayout = MODEL
+    base: "ModelSource | None" = None
+
+    def derive(self, named: str | HubModel, layout: CheckpointLayout) -> "ModelSource":
+        """Return the source of another checkpoint, with the same permissions as this source."""
+        return ModelSource(
+            model=named if isinstance(named, str) else named.id,
+            revision=None if isinstance(named, str) else named.revision,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            layout=layout,
+        )
+
+
+def source_of(recipe: Recipe) -> ModelSource:
+    """Return the source that a recipe names."""
+    source = ModelSource(
+        model=recipe.model,
+        revision=recipe.revision,
+        trust_remote_code=recipe.trust_remote_code,
+        allow_pickle=recipe.allow_pickle,
+        modules=tuple(path for head in recipe.vector_heads if (path := module_path(head))),
+    )
+    return replace(source, base=source.derive(recipe.base, BASE)) if recipe.base else source
+
+
+def module_path(head: Head) -> str | None:
+    """Return the directory of a head that is a module of the model folder, otherwise None."""
+    if isinstance(head, Dense):
+        return head.dense
+    return head.layer_norm if isinstance(head, LayerNorm) else None
+
+
+def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
+    """Return a local directory with config, tokenizer and, unless `tokenizer_only`, weights."""
+    directory = _MAKERS[source_kind(source.model, source.layout)](source, tokenizer_only)
+    config = read_json(transformer_directory(directory) / source.layout.config)
+    _check_config(directory, config, source)
+    if not tokenizer_only:
+        files = model_files(str(directory), key=source.layout.key)
+        check_weights([file.name for file in files], source, files)
+    return directory
+
+
+def readable_files(source: ModelSource) -> list[ModelFile]:
+    """List the model's files, weights included, without fetching; [] while they are on the hub."""
+    layout = source.layout
+    if source_kind(source.model, layout) != "hub":
+        return model_files(address(source.model, layout), key=layout.key)
+    try:
+        local = _snapshot(source, [*_TEXT_PATTERNS, *_weight_patterns(source)], ask=False)
+    except ModelError:
+        return []
+    files = model_files(str(local), key=layout.key)
+    return files if _has_weights([file.name for file in files], source) else []
+
 
 def source_kind(model: str, layout: CheckpointLayout = MODEL) -> str:
-    """How a model is reached: directory, gguf, stored or hub; ModelError if in no way."""
+    """Return the kind of a source, a key of _MAKERS; ModelError for a path that is no model."""
     place = address(model, layout)
     if "://" in place:
         return "stored"
@@ -47,14 +119,113 @@ def source_kind(model: str, layout: CheckpointLayout = MODEL) -> str:
 
 
 def address(model: str, layout: CheckpointLayout = MODEL) -> str:
-    """The model's path or URL: what `package:NAME/PATH` and `~` stand for, all else as it is."""
+    """Return the model's path or URL, with `package:NAME/PATH` and `~` resolved."""
     if model.startswith("package:"):
         return str(_in_package(model, layout.key))
     return str(Path(model).expanduser()) if model.startswith("~") else model
 
 
+def check_weights(
+    names: Iterable[str], source: ModelSource, texts: Sequence[ModelFile]
+) -> list[str]:
+    """Return the weight files among `names`, checked against the index among `texts`.
+
+    ModelError if there are none that may be read, or if some that the index names are missing.
+    """
+    names = list(names)
+    weights = weight_names(
+        names, allow_pickle=source.allow_pickle, model=source.model, layout=source.layout
+    )
+    if source.layout is not ADAPTER:
+        index = next((file for file in texts if file.name.rpartition("/")[2] == INDEX), None)
+        listed = None if index is None else json.loads(objects.read_bytes(index.stored.url))
+        check_shards(names, listed, model=source.model)
+    return weights
+
+
+def module_weights(names: list[str], source: ModelSource) -> list[str]:
+    """Return the weight files of the source's modules; ModelError if a module has none."""
+    return [
+        module_weight(
+            (name for name in names if name.rpartition("/")[0] == module),
+            allow_pickle=source.allow_pickle,
+            module=f"{source.model}/{module}",
+        )
+        for module in source.modules
+    ]
+
+
+def pinned(source: ModelSource) -> ModelSource:
+    """Return the source named so that every node reads the same: by commit, or absolute path."""
+    kind = source_kind(source.model, source.layout)
+    if source.model.startswith("package:") or kind == "stored":
+        return source
+    if kind != "hub":
+        return replace(source, model=str(Path(address(source.model)).resolve()))
+    commit = materialize(source, tokenizer_only=True).name
+    return replace(source, revision=commit)
+
+
+def transformer_directory(directory: Path) -> Path:
+    """Return where config.json and weights are: in old sentence-transformers a level below."""
+    modules = read_json(directory / "modules.json") or []
+    inner = modules[0].get("path", "") if modules else ""
+    return directory / inner if (directory / inner / "config.json").exists() else directory
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None if it does not exist, ModelError if it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _has_weights(names: list[str], source: ModelSource) -> bool:
+    try:
+        module_weights(names, source)
+    except ModelError:
+        return False
+    return any(source.layout.is_weight(name) or source.layout.is_pickle(name) for name in names)
+
+
+def _check_config(directory: Path, config: Mapping[str, Any] | None, source: ModelSource) -> None:
+    """Raise ModelError if a directory has no config, or a config that needs code not trusted."""
+    layout = source.layout
+    if config is None:
+        names = ", ".join(sorted(path.name for path in directory.glob("*"))[:12]) or "nothing"
+        raise ModelError(
+            f"{layout.key}: {source.model} has no {layout.config}; found: {names}. "
+            + _remedy(directory, layout)
+        )
+    ours = layout is ADAPTER or nvembed.is_nvembed(config)
+    if ours or not config.get("auto_map") or source.trust_remote_code:
+        return
+    # transformers takes seconds to import, and few models bring code of their own.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"{layout.key}: {source.model} has a model_type ({config.get('model_type')}) that only"
+            " its own Python code can run; set encoder.trust_remote_code: true if you trust it"
+        )
+
+
+def _remedy(directory: Path, layout: CheckpointLayout) -> str:
+    if layout is ADAPTER:
+        return "Give a directory that a PEFT adapter was saved to"
+    if (directory / ADAPTER.config).exists():
+        return (
+            "It is an adapter without the config of its model: give its model as encoder.model, and"
+            " the adapter in encoder.adapters"
+        )
+    return "Give a directory that a transformers or sentence-transformers model was saved to"
+
+
 def _in_package(model: str, key: str) -> Path:
-    # find_spec of a top-level name runs none of the package's code: it may need what is not here.
+    # find_spec of a top-level name runs no code of the package, which may need other libraries.
     name, _, inside = model.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     roots = list(spec.submodule_search_locations or ()) if spec else []
@@ -69,197 +240,6 @@ def _in_package(model: str, key: str) -> Path:
     return path
 
 
-class Source(Protocol):
-    """What is asked of where a model comes from."""
-
-    @property
-    def model(self) -> str:
-        """Its name in the job."""
-        ...
-
-    @property
-    def trust_remote_code(self) -> bool:
-        """Whether its own Python code may be run."""
-        ...
-
-    @property
-    def layout(self) -> CheckpointLayout:
-        """What its directory holds."""
-        ...
-
-
-def check_config(directory: Path, config: Mapping[str, Any] | None, source: Source) -> None:
-    """ModelError if a directory has no config, or one that asks for code that may not be run."""
-    layout = source.layout
-    if config is None:
-        found = ", ".join(sorted(path.name for path in directory.glob("*"))[:12]) or "nothing"
-        raise ModelError(
-            f"{layout.key}: {source.model} has no {layout.config}; found: {found}. "
-            + _remedy(directory, layout)
-        )
-    ours = layout is ADAPTER or nvembed.is_nvembed(config)
-    if ours or not config.get("auto_map") or source.trust_remote_code:
-        return
-    # transformers takes seconds to import, and few models bring code of their own.
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
-        raise ModelError(
-            f"{layout.key}: {source.model} is of a kind ({config.get('model_type')}) that only its"
-            " own Python code can run; set encoder.trust_remote_code: true if you trust it"
-        )
-
-
-def _remedy(directory: Path, layout: CheckpointLayout) -> str:
-    if layout is ADAPTER:
-        return "Give a directory that a PEFT adapter was saved to"
-    if (directory / ADAPTER.config).exists():
-        return (
-            "It is an adapter without the config of its model: give that one as encoder.model, and"
-            " this in encoder.adapters"
-        )
-    return "Give a directory that a transformers or sentence-transformers model was saved to"
-
-
-_TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model or an adapter is, what may be run to read it, and the modules it goes with.
-
-    `modules` are directories inside the model folder, whose weights a recipe's heads are; `base`
-    is where the weights are, if the model is an adapter and does not name them rightly.
-    """
-
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    modules: tuple[str, ...] = ()
-    layout: CheckpointLayout = MODEL
-    base: "ModelSource | None" = None
-
-    def derive(self, named: str | HubModel, layout: CheckpointLayout) -> "ModelSource":
-        """Another source, of which as much may be run."""
-        return ModelSource(
-            model=named if isinstance(named, str) else named.id,
-            revision=None if isinstance(named, str) else named.revision,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-            layout=layout,
-        )
-
-
-def source_of(recipe: Recipe) -> ModelSource:
-    """The source that a recipe names."""
-    source = ModelSource(
-        model=recipe.model,
-        revision=recipe.revision,
-        trust_remote_code=recipe.trust_remote_code,
-        allow_pickle=recipe.allow_pickle,
-        modules=tuple(path for head in recipe.vector_heads if (path := module_path(head))),
-    )
-    return replace(source, base=source.derive(recipe.base, BASE)) if recipe.base else source
-
-
-def module_path(head: Head) -> str | None:
-    """The directory of a head that is a module; None if it is none."""
-    if isinstance(head, Dense):
-        return head.dense
-    return head.layer_norm if isinstance(head, LayerNorm) else None
-
-
-def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
-    """The local directory with config, tokenizer and, unless told otherwise, the weights."""
-    directory = _MAKERS[source_kind(source.model, source.layout)](source, tokenizer_only)
-    config = read_json(transformer_directory(directory) / source.layout.config)
-    check_config(directory, config, source)
-    if not tokenizer_only:
-        files = model_files(str(directory), key=source.layout.key)
-        check_weights([file.name for file in files], source, files)
-    return directory
-
-
-def readable_files(source: ModelSource) -> list[ModelFile]:
-    """The model's files, weights included, that can be read now; [] while they are on the hub."""
-    layout = source.layout
-    if source_kind(source.model, layout) != "hub":
-        return model_files(address(source.model, layout), key=layout.key)
-    try:
-        here = _snapshot(source, [*_TEXT_PATTERNS, *_weight_patterns(source)], ask=False)
-    except ModelError:
-        return []
-    files = model_files(str(here), key=layout.key)
-    return files if _held([file.name for file in files], source) else []
-
-
-def _held(names: list[str], source: ModelSource) -> bool:
-    try:
-        module_weights(names, source)
-    except ModelError:
-        return False
-    return any(source.layout.is_weight(name) or source.layout.is_pickle(name) for name in names)
-
-
-def check_weights(
-    names: Iterable[str], source: ModelSource, texts: Sequence[ModelFile]
-) -> list[str]:
-    """The names of the weight files among `names`; ModelError if there are none to be used.
-
-    Or if some are missing that an index among `texts` names.
-    """
-    names = list(names)
-    found = weight_names(
-        names, allow_pickle=source.allow_pickle, model=source.model, layout=source.layout
-    )
-    if source.layout is not ADAPTER:
-        index = next((one for one in texts if one.name.rpartition("/")[2] == INDEX), None)
-        listed = None if index is None else json.loads(objects.read_bytes(index.stored.url))
-        check_shards(names, listed, model=source.model)
-    return found
-
-
-def module_weights(names: list[str], source: ModelSource) -> list[str]:
-    """The weight files among `names` of the source's modules; ModelError if one has none."""
-    return [
-        module_weight(
-            (name for name in names if name.rpartition("/")[0] == module),
-            allow_pickle=source.allow_pickle,
-            module=f"{source.model}/{module}",
-        )
-        for module in source.modules
-    ]
-
-
-def pinned(source: ModelSource) -> ModelSource:
-    """The source named so that every node reads the same: a commit, or a path from the root."""
-    reached = source_kind(source.model, source.layout)
-    if source.model.startswith("package:") or reached == "stored":
-        return source
-    if reached != "hub":
-        return replace(source, model=str(Path(address(source.model)).resolve()))
-    commit = materialize(source, tokenizer_only=True).name
-    return replace(source, revision=commit)
-
-
-def transformer_directory(directory: Path) -> Path:
-    """Where config.json and the weights are: old sentence-transformers keep them a level down."""
-    modules = read_json(directory / "modules.json") or []
-    inner = modules[0].get("path", "") if modules else ""
-    return directory / inner if (directory / inner / "config.json").exists() else directory
-
-
-def read_json(path: Path) -> Any:
-    """What is in a JSON file; None if there is no such file, ModelError if it cannot be read."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-
-
 def _from_directory(source: ModelSource, _: bool) -> Path:
     return Path(address(source.model, source.layout))
 
@@ -269,16 +249,16 @@ def _from_gguf(source: ModelSource, tokenizer_only: bool) -> Path:
 
 
 def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
-    found = model_files(source.model, key=source.layout.key)
-    names = [file.name for file in found]
+    there = model_files(source.model, key=source.layout.key)
+    names = [file.name for file in there]
     if source.model.endswith(".gguf"):
         wanted = set(names)
     else:
         wanted = {name for name in names if TEXTS.fullmatch(name)}
         wanted |= {name for name in names if source.trust_remote_code and name.endswith(".py")}
         if not tokenizer_only:
-            wanted |= {*check_weights(names, source, found), *module_weights(names, source)}
-    files = [file for file in found if file.name in wanted]
+            wanted |= {*check_weights(names, source, there), *module_weights(names, source)}
+    files = [file for file in there if file.name in wanted]
     place = cache.build_once(
         source.model, [file.version for file in files], lambda directory: copy(files, directory)
     )
@@ -292,11 +272,11 @@ def _from_hub(source: ModelSource, tokenizer_only: bool) -> Path:
     if tokenizer_only:
         return _snapshot(source, patterns)
     safe, *unsafe = _weight_patterns(source)
-    modules = [one for one in unsafe if "/" in one]
-    here = _snapshot(source, [*patterns, safe, *modules])
-    if unsafe and not any(source.layout.is_weight(file.name) for file in model_files(str(here))):
+    modules = [pattern for pattern in unsafe if "/" in pattern]
+    local = _snapshot(source, [*patterns, safe, *modules])
+    if unsafe and not any(source.layout.is_weight(file.name) for file in model_files(str(local))):
         return _snapshot(source, [*patterns, *unsafe])
-    return here
+    return local
 
 
 def _snapshot(source: ModelSource, patterns: Sequence[str], *, ask: bool = True) -> Path:
@@ -304,12 +284,12 @@ def _snapshot(source: ModelSource, patterns: Sequence[str], *, ask: bool = True)
 
 
 def _weight_patterns(source: ModelSource) -> list[str]:
-    """What to fetch for the weights; of a model also those of its modules, such as 2_Dense."""
+    """Return the patterns of the weights to fetch, also those of modules such as 2_Dense."""
     layout = source.layout
     safe = layout.safe if layout is ADAPTER else "*.safetensors"
     if not source.allow_pickle:
         return [safe]
-    return [safe, layout.unsafe, *(f"{one}/pytorch_model.bin" for one in source.modules)]
+    return [safe, layout.unsafe, *(f"{module}/pytorch_model.bin" for module in source.modules)]
 
 
 _MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {

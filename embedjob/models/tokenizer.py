@@ -1,4 +1,4 @@
-"""Tokenizers, loaded from a model's files without its weights."""
+"""Tokenizers: read from a model's files, without its weights."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from embedjob.text.tokenizing import ViewTokenizer
 
 
 def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
-    """The recipe's tokenizer; its files are fetched once per node, weights are not."""
+    """Return the recipe's tokenizer; its files are fetched once per node, weights are not."""
     directory = materialize(source_of(recipe), tokenizer_only=True)
-    tokenizer, known = read_tokenizer(directory), info_of(config_of(directory))
+    tokenizer, info = read_tokenizer(directory), info_of(config_of(directory))
     views = ViewTokenizer(
-        tokenizer, recipe, eos_id=_eos_id(directory), positions=known.max_positions
+        tokenizer, recipe, eos_id=_eos_id(directory), positions=info.max_positions
     )
-    _check_token_rows(recipe, tokenizer, known.vocabulary)
+    _check_token_rows(recipe, tokenizer, info.vocabulary)
     return views
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in a model directory, which neither cuts nor pads."""
+    """Read the tokenizer of a model directory, without truncation and padding."""
     inner = transformer_directory(directory)
     path = inner / "tokenizer.json"
     try:
@@ -37,7 +37,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 
 def lowercases(directory: Path) -> bool:
-    """Whether a model's tokenizer does not tell capitals from small letters."""
+    """Tell whether a model's tokenizer lowercases texts."""
     normalizer = read_tokenizer(directory).normalizer
     return normalizer is not None and normalizer.normalize_str("É A") == normalizer.normalize_str(
         "é a"
@@ -45,25 +45,25 @@ def lowercases(directory: Path) -> bool:
 
 
 def _check_token_rows(recipe: Recipe, tokenizer: Tokenizer, rows: int | None) -> None:
-    """ModelError if a token that the recipe adds has no embedding, in the model or an adapter."""
+    """Raise ModelError if a token that the recipe adds has no embedding."""
     if recipe.adapters:
-        return  # They may bring rows; a token without one is refused when it meets the model.
+        return  # Adapters may add rows; a token without a row is refused when it reaches the model.
     for token in recipe.special_tokens.add:
-        found = tokenizer.token_to_id(token)
-        if rows is not None and found is not None and found >= rows:
+        number = tokenizer.token_to_id(token)
+        if rows is not None and number is not None and number >= rows:
             raise ModelError(
-                f"encoder.special_tokens.add: got {token!r}, which would be token {found} of"
-                f" {recipe.model}, but that embeds {rows} tokens only; allowed are tokens that its"
+                f"encoder.special_tokens.add: got {token!r}, which would be token {number} of"
+                f" {recipe.model}, which embeds {rows} tokens only; allowed are tokens that its"
                 " tokenizer has, or that its weights have rows for. Use the model that was trained"
                 " with it"
             )
 
 
 def _eos_id(directory: Path) -> int | None:
-    """The end-of-text token by config.json; the first where there are several."""
+    """Return the end-of-text token by config.json, the first of several."""
     config = config_of(directory)
-    found = {**config, **(config.get("text_config") or {})}.get("eos_token_id")
-    return (found[0] if found else None) if isinstance(found, list) else found
+    eos = {**config, **(config.get("text_config") or {})}.get("eos_token_id")
+    return (eos[0] if eos else None) if isinstance(eos, list) else eos
 
 
 def _converted(directory: Path) -> Tokenizer:

@@ -189,7 +189,7 @@ def test_an_adapter_that_does_not_fit_whole_is_refused(
     ("changes", "said"),
     [
         ({"target_modules": ["c_attn"]}, "Target modules .*c_attn.* not found"),
-        ({"peft_type": "PREFIX_TUNING"}, "is of the kind PREFIX_TUNING, which cannot be merged"),
+        ({"peft_type": "PREFIX_TUNING"}, "has the kind PREFIX_TUNING, which cannot be merged"),
         ({"peft_type": "NEWEST"}, "cannot be merged into LlamaModel"),
     ],
 )

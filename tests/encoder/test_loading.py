@@ -80,7 +80,7 @@ def test_shards_without_their_index_are_refused(shards: Path) -> None:
 def test_a_shard_that_was_cut_short_is_refused(shards: Path) -> None:
     last = sorted(shards.glob("model-*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=rf"{last.name}: has \d+ bytes, and its header tells of"):
+    with pytest.raises(ModelError, match=rf"{last.name}: has \d+ bytes, and its header says"):
         model_info(ModelSource(str(shards)))
 
 

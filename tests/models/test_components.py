@@ -86,7 +86,9 @@ def test_a_base_that_nobody_needs_or_names_is_told(base: Path, mntp: Path) -> No
     (mntp / "adapter_config.json").write_text(
         json.dumps({**config, "base_model_name_or_path": None})
     )
-    with pytest.raises(ModelError, match=r"does not say of which model; set encoder\.base"):
+    with pytest.raises(
+        ModelError, match=r"does not name the model that it adapts; set encoder\.base"
+    ):
         components_of(recipe(mntp))
 
 

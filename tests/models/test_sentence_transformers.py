@@ -140,7 +140,7 @@ def test_a_prompt_that_ends_in_a_special_token_is_refused_where_it_is_left_out(
     pooling = {"pooling_mode": "mean", "include_prompt": False}
     folder = layout(tmp_path / "model", "bert", pooling)
     write(folder / "config_sentence_transformers.json", {"prompts": {"query": "find [SEP]"}})
-    with pytest.raises(ModelError, match="takes for the tokenizer's own"):
+    with pytest.raises(ModelError, match="counts as the tokenizer's own"):
         folder_layer(folder)
 
 
