@@ -20,7 +20,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.direction import Attention, set_attention
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.encoder.cpu.optimize import fuse
-from embedjob.encoder.loading import load_model, quantize, widened
+from embedjob.encoder.loading import dequantized, load_model, quantize
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.encoder.outputs.latent_attention import LatentAttention
 from embedjob.errors import ModelError
@@ -254,7 +254,7 @@ class Backbone:
     def float32(self) -> Iterator[None]:
         """Within it the weights are float32; afterwards they are, to the bit, what they were."""
         parts = [self.model, *([self.head.module] if self.head else [])]
-        with widened(self.model), _widened_rest(parts):
+        with dequantized(self.model), _widened_rest(parts):
             yield
 
 

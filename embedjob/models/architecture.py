@@ -29,22 +29,80 @@ from embedjob.storage import objects
 
 # Architectures with bidirectional attention; all others are decoders. A table, because the driver
 # must know without importing transformers; a test compares it with transformers.
-_ENCODER_TYPES_WORDS = """
-albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra
-embedding_gemma2 embedding_gemma2_text
-ernie esm esmc eurobert flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm longformer
-luke megatron-bert mobilebert modernbert modernvbert mpnet mra mt5 neomme new nomic_bert
-nystromformer perceiver rembert roberta roberta-prelayernorm roc_bert roformer squeezebert t5
-tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl xmod yoso
-"""
-ENCODER_TYPES = frozenset(_ENCODER_TYPES_WORDS.split())
+ENCODER_TYPES = frozenset(
+    {
+        "albert",
+        "bert",
+        "big_bird",
+        "camembert",
+        "convbert",
+        "data2vec-text",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "embedding_gemma2",
+        "embedding_gemma2_text",
+        "ernie",
+        "esm",
+        "esmc",
+        "eurobert",
+        "flaubert",
+        "fnet",
+        "funnel",
+        "gte",
+        "ibert",
+        "jina_embeddings_v3",
+        "layoutlm",
+        "longformer",
+        "luke",
+        "megatron-bert",
+        "mobilebert",
+        "modernbert",
+        "modernvbert",
+        "mpnet",
+        "mra",
+        "mt5",
+        "neomme",
+        "new",
+        "nomic_bert",
+        "nystromformer",
+        "perceiver",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roc_bert",
+        "roformer",
+        "squeezebert",
+        "t5",
+        "tapas",
+        "ultrabert",
+        "ultravbert",
+        "umt5",
+        "xlm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+        "yoso",
+    }
+)
 T5_TYPES = frozenset({"t5", "mt5", "umt5"})
 # Their position table starts after the padding token's id: the places before it are not used.
-_OFFSET_POSITIONS_WORDS = """
-camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta
-xlm-roberta-xl xmod
-"""
-_OFFSET_POSITIONS = frozenset(_OFFSET_POSITIONS_WORDS.split())
+_OFFSET_POSITIONS = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "longformer",
+        "luke",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
 _SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")

@@ -22,10 +22,18 @@ from embedjob.models.source import (
 )
 
 # These kinds add tokens, layers or routes to a model instead of changing its weights.
-_UNMERGEABLE_WORDS = """
-PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT POLY XLORA
-"""
-_UNMERGEABLE = frozenset(_UNMERGEABLE_WORDS.split())
+_UNMERGEABLE = frozenset(
+    {
+        "PROMPT_TUNING",
+        "MULTITASK_PROMPT_TUNING",
+        "P_TUNING",
+        "PREFIX_TUNING",
+        "ADAPTION_PROMPT",
+        "CPT",
+        "POLY",
+        "XLORA",
+    }
+)
 
 
 @dataclass(frozen=True)

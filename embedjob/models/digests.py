@@ -17,11 +17,19 @@ from embedjob.storage import objects
 
 _BLOCK = 1 << 24
 # Read only if a model has no tokenizer.json.
-_VOCABULARIES_WORDS = """
-vocab.txt vocab.json merges.txt spiece.model sentencepiece.bpe.model tokenizer.model
-tokenizer_config.json special_tokens_map.json added_tokens.json
-"""
-_VOCABULARIES = frozenset(_VOCABULARIES_WORDS.split())
+_VOCABULARIES = frozenset(
+    {
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    }
+)
 
 
 def model_digests(components: ModelComponents) -> dict[str, str]:

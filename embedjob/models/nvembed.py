@@ -11,11 +11,26 @@ MODEL_TYPE = "nvembed"
 BACKBONE_TYPE = "bidir_mistral"
 BACKBONE_PREFIX, LATENT_PREFIX = "embedding_model.", "latent_attention_model."
 # The keys that define the backbone; the published config also holds all generation settings.
-_MISTRAL_KEYS_WORDS = """
-attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range
-intermediate_size max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads
-pad_token_id rms_norm_eps rope_parameters rope_scaling rope_theta vocab_size
-"""
+_MISTRAL_KEYS = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ def is_nvembed(config: Mapping[str, Any]) -> bool:
 def mistral_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of the backbone's MistralConfig, without a window: its mask has none."""
     text = config.get("text_config") or {}
-    kept = {key: text[key] for key in _MISTRAL_KEYS_WORDS.split() if text.get(key) is not None}
+    kept = {key: text[key] for key in _MISTRAL_KEYS if text.get(key) is not None}
     return {**kept, "sliding_window": None}
 
 

@@ -15,11 +15,31 @@ from embedjob.models.source import read_json, transformer_directory
 from embedjob.models.tokenizer import lowercases, read_tokenizer
 
 # Activations by their names in torch.nn; none has weights of its own.
-_ACTIVATIONS_WORDS = """
-CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish ReLU
-ReLU6 SELU Sigmoid SiLU Softplus Softshrink Softsign Tanh Tanhshrink
-"""
-ACTIVATIONS = frozenset(_ACTIVATIONS_WORDS.split())
+ACTIVATIONS = frozenset(
+    {
+        "CELU",
+        "ELU",
+        "GELU",
+        "Hardshrink",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "Identity",
+        "LeakyReLU",
+        "LogSigmoid",
+        "Mish",
+        "ReLU",
+        "ReLU6",
+        "SELU",
+        "Sigmoid",
+        "SiLU",
+        "Softplus",
+        "Softshrink",
+        "Softsign",
+        "Tanh",
+        "Tanhshrink",
+    }
+)
 _EMBEDDING = "sentence_embedding"
 _DEFAULT_MAX_TOKENS = 512
 _UNIT: dict[str, Any] = {"normalize": True}

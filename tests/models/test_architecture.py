@@ -86,7 +86,7 @@ def test_a_text_that_would_change_the_positions_of_others_is_too_long(
     known = info_of({"model_type": "llama", **sizes, **told})
     assert (known.max_positions, known.length_bound) == (most or 64, most is not None)
     check_model(Recipe(model="that", max_tokens=most or 64), known)
-    said = rf"got 65, but that has {most or 64} positions{': one longer' if most else ';'}"
+    said = rf"got 65, but that has {most or 64} positions{': a longer' if most else ';'}"
     with pytest.raises(ModelError, match=rf"{said}.*set encoder.max_tokens: {most or 64}"):
         check_model(Recipe(model="that", max_tokens=65), known)
 

@@ -93,7 +93,7 @@ def test_a_base_that_nobody_needs_or_names_is_told(base: Path, mntp: Path) -> No
 
 
 def test_an_adapter_without_a_config_is_no_model(second: Path) -> None:
-    with pytest.raises(ModelError, match=r"give that one as encoder\.model, and this in"):
+    with pytest.raises(ModelError, match=r"give its model as encoder\.model, and the adapter in"):
         materialize(ModelSource(str(second)), tokenizer_only=True)
 
 

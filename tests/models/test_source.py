@@ -114,7 +114,7 @@ def test_code_that_comes_with_a_model_is_run_only_when_allowed(llama: Path) -> N
 
 def test_a_weight_file_cut_short_is_told(llama: Path) -> None:
     (llama / "model.safetensors").write_bytes(b"\x10\x00\x00")
-    with pytest.raises(ModelError, match="no safetensors file"):
+    with pytest.raises(ModelError, match="not a safetensors file"):
         model_info(ModelSource(str(llama)))
 
 

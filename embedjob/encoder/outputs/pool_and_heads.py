@@ -18,7 +18,7 @@ from embedjob.encoder.batching.transfers import to_device
 from embedjob.encoder.outputs.likelihoods import log_probabilities
 from embedjob.encoder.outputs.routers import Routers
 from embedjob.encoder.outputs.sparse_lm import sparse_rows
-from embedjob.encoder.tensors import module_tensors
+from embedjob.encoder.weight_files import module_tensors
 from embedjob.errors import ModelError
 from embedjob.models.sentence_transformers import dense_shape, layer_norm_shape, vector_width
 from embedjob.models.source import materialize, source_of

@@ -1,4 +1,4 @@
-"""Tensors out of weight files, by name: what no transformers class reads for us."""
+"""Weight files: tensors read by name from safetensors, for layers that transformers lacks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from embedjob.models.checkpoint import module_weight, weight_names
 
 
 def module_tensors(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
-    """All tensors of a sentence-transformers module, on the CPU; ModelError if it has none."""
+    """Return all tensors of a sentence-transformers module, on the CPU; ModelError if none."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     name = module_weight(names, allow_pickle=allow_pickle, module=str(folder))
     return dict(_read(folder / name, ""))
 
 
 def prefixed_tensors(directory: Path, prefix: str, *, allow_pickle: bool) -> dict[str, Tensor]:
-    """The tensors of a model whose names begin so, without that prefix, on the CPU."""
+    """Return the tensors of a model whose names begin with a prefix, without it, on the CPU."""
     files = [path.name for path in directory.iterdir()]
     names = weight_names(files, allow_pickle=allow_pickle, model=str(directory))
     return {
@@ -32,13 +32,14 @@ def prefixed_tensors(directory: Path, prefix: str, *, allow_pickle: bool) -> dic
 def _read(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     try:
         if path.suffix != ".safetensors":
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            yield from ((name, one) for name, one in found.items() if name.startswith(prefix))
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            yield from ((name, value) for name, value in loaded.items() if name.startswith(prefix))
             return
         with safe_open(path, framework="pt") as tensors:
             names: list[str] = tensors.keys()
-            yield from ((n, tensors.get_tensor(n)) for n in names if n.startswith(prefix))
+            chosen = (name for name in names if name.startswith(prefix))
+            yield from ((name, tensors.get_tensor(name)) for name in chosen)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ModelError(
-            f"{path}: cannot be read ({error}); was its download cut short?"
+            f"{path}: cannot be read ({error}); was its download cut short? Fetch it again"
         ) from error
