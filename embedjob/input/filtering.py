@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.acero as acero
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -56,6 +55,9 @@ def filter_rows(table: pa.Table, written: Sequence[Any]) -> pa.Table:
 
     A null passes `not in` and nothing else.
     """
+    # With it come pyarrow.dataset and pandas: a second, for jobs that filter.
+    import pyarrow.acero as acero
+
     predicate: pc.Expression = pq.filters_to_expression(alternatives(written))
     steps = [
         acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-from huggingface_hub import HfApi, ModelInfo, snapshot_download
+from typing import TYPE_CHECKING, TypeVar
 
 from embedjob.errors import ModelError
 from embedjob.models.checkpoint import MODEL
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 _EXPORTS = ["onnx/*", "openvino/*", "original/*", "coreml/*"]
 _Answer = TypeVar("_Answer")
@@ -25,6 +26,9 @@ def snapshot(
 
     With `ask` false nothing is fetched. ModelError if the snapshot cannot be had.
     """
+    # Here, as below: it takes a fifth of a second, and most models lie on a disk.
+    from huggingface_hub import snapshot_download
+
     found = _ask(
         (model, key),
         lambda: snapshot_download(
@@ -38,8 +42,10 @@ def snapshot(
     return Path(found)
 
 
-def model_record(model: str, revision: str | None, *, key: str = MODEL.key) -> ModelInfo:
+def model_record(model: str, revision: str | None, *, key: str = MODEL.key) -> "ModelInfo":
     """Return the hub's record of a model: commit, files with size and sha256, parameter counts."""
+    from huggingface_hub import HfApi
+
     return _ask(
         (model, key),
         lambda: HfApi().model_info(model, revision=revision, files_metadata=True),

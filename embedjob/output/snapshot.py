@@ -4,15 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.fs as fs
 
 from embedjob.errors import OutputError
 from embedjob.output.schema import FORMAT_VERSION
 from embedjob.storage.objects import absolute, create_json, join, list_files, read_bytes
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+    import pyarrow.fs as fs
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,11 @@ def read_snapshot(out: str, epoch: int) -> Snapshot:
         raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
 
 
-def open_snapshot(out: str) -> ds.Dataset:
+def open_snapshot(out: str) -> "ds.Dataset":
     """Open the newest snapshot's files as a pyarrow dataset; OutputError where there is none."""
+    # With it comes pandas: most of a second, for readers only.
+    import pyarrow.dataset as ds
+
     snapshot = newest(out)
     if snapshot is None:
         raise OutputError(
@@ -108,8 +113,10 @@ def open_snapshot(out: str) -> ds.Dataset:
     return ds.dataset(paths, filesystem=filesystem, format="parquet")
 
 
-def _filesystem(out: str) -> tuple[fs.FileSystem, str]:
+def _filesystem(out: str) -> "tuple[fs.FileSystem, str]":
     """Return Arrow's view of the place, through the library and settings that wrote it."""
+    import pyarrow.fs as fs
+
     url = absolute(out)
     if "://" not in url:
         return fs.LocalFileSystem(), url

@@ -1,11 +1,9 @@
 """Access errors: storage's answers about keys, rights, endpoints and buckets, as one sentence."""
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from botocore.exceptions import BotoCoreError
-from botocore.parsers import ResponseParserError
 
 from embedjob.errors import AccessError
 
@@ -42,7 +40,7 @@ def access_errors(url: str) -> Iterator[None]:
     """Raise AccessError in place of an error about keys, rights, endpoints or buckets at `url`."""
     try:
         yield
-    except (BotoCoreError, ResponseParserError, OSError) as error:
+    except _client_errors() as error:
         code = error_code(error)
         if not isinstance(error, OSError) or code in PROBLEMS:
             # The library's own text stays out: it might hold a secret.
@@ -51,6 +49,16 @@ def access_errors(url: str) -> Iterator[None]:
             reason = f"{error.strerror or _RIGHTS}; choose another place or grant the right"
             raise AccessError(f"{url}: {reason}") from error
         raise
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that storage raises; those of S3's client where it was imported."""
+    if "botocore" not in sys.modules:
+        return (OSError,)
+    from botocore.exceptions import BotoCoreError
+    from botocore.parsers import ResponseParserError
+
+    return (OSError, BotoCoreError, ResponseParserError)
 
 
 def error_code(error: Exception) -> str:

@@ -6,9 +6,7 @@ import re
 from embedjob.errors import AccessError
 from embedjob.storage.access import access_errors
 from embedjob.storage.backend import Backend
-from embedjob.storage.fsspec_backend import FsspecBackend
 from embedjob.storage.local import LocalBackend
-from embedjob.storage.s3 import S3Backend
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _CREDENTIALS = re.compile(r"[^/@]*:[^/]*@")
@@ -37,7 +35,12 @@ def locate(url: str) -> tuple[Backend, str, str]:
     if not protocol:
         return LocalBackend(), path, ""
     if protocol == "s3":
+        # Here, as below: a client library takes half a second to import.
+        from embedjob.storage.s3 import S3Backend
+
         with access_errors(url):
             return S3Backend(), path, "s3://"
+    from embedjob.storage.fsspec_backend import FsspecBackend
+
     backend = FsspecBackend(protocol)
     return backend, *backend.spelling(f"{protocol}://{path}")

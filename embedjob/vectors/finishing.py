@@ -4,16 +4,17 @@ Shapes: R rows, D width.
 """
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from embedjob.config.pooling import FitStep, Normalize, Truncate
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | FitStep]) -> Tensor:
+
+def finish(embeddings_RD: "Tensor", steps: Sequence[Normalize | Truncate | FitStep]) -> "Tensor":
     """The embeddings after every step, in float32."""
     finished = embeddings_RD.float()
     for step in steps:
@@ -26,8 +27,11 @@ def finish(embeddings_RD: Tensor, steps: Sequence[Normalize | Truncate | FitStep
     return finished
 
 
-def normalize(vectors: Tensor) -> Tensor:
+def normalize(vectors: "Tensor") -> "Tensor":
     """Unit vectors along the last dimension, in float32; a zero vector stays zero."""
+    # Here alone: the driver asks this module for a width, and must not wait for torch.
+    import torch
+
     vectors = vectors.float()
     tiny = torch.finfo(torch.float32).tiny
     # By the largest value first: squares of very large or small values leave float32.

@@ -1,0 +1,79 @@
+"""What a command imports before it answers: seconds that each newcomer, trial and test pays."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import running
+from tests.cluster import ROOT
+
+# Each takes from a fifth of a second to several seconds to import.
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "torchao",
+    "peft",
+    "accelerate",
+    "s3fs",
+    "fsspec",
+    "botocore",
+    "huggingface_hub",
+    "pyarrow.dataset",
+)
+
+PROGRAM = f"""
+import contextlib, io, json, sys
+from embedjob.cli import main
+out, err = io.StringIO(), io.StringIO()
+with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = main(sys.argv[1:])
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print(json.dumps([code, heavy, out.getvalue() + err.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that would run, a job whose file is wrong, and an output without files."""
+    made = tmp_path_factory.mktemp("start-up")
+    running.write_shard(made / "in" / "a.parquet", running.texts(5))
+    job = running.job(made / "in", made / "out", model)
+    running.job_file(job, made)
+    (made / "wrong").mkdir()
+    running.job_file({**job, "encoder": {"pooling": "mene"}}, made / "wrong")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "verify"),
+        (["run", "--help"], 0, "--takeover"),
+        (["methods"], 0, "prompteol"),
+        (["methods", "prompteol"], 0, "templates"),
+        (["methods", "prompteol", "--resolved", "{folder}/job.yaml"], 0, "encoder.pooling"),
+        (["methods", "promteol"], 2, "prompteol"),
+        (["preview", "{folder}/job.yaml"], 0, "row 0 view 0"),
+        (["verify", "{folder}/in"], 2, "_embedjob.json"),
+        (["prune", "{folder}/in"], 2, "no snapshot"),
+        (["run", "{folder}/wrong/job.yaml"], 2, "encoder.pooling"),
+        (["run", "{folder}/missing.yaml"], 2, "cannot be read"),
+    ],
+)
+def test_a_command_that_embeds_nothing_imports_nothing_heavy(
+    arguments: list[str], code: int, said: str, folder: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *(one.format(folder=folder) for one in arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ended, heavy, printed = json.loads(done.stdout.splitlines()[-1])
+    assert (ended, said in printed, heavy) == (code, True, []), printed
