@@ -4,7 +4,7 @@ As in a job there are as many actors as cores, of one thread each, and all are b
 
 - The encode loop (token views to embeddings) against the bare model on micro-batches built before.
 - FLOP/s of the bare model against plain matrix products with its own weights, as many rows each:
-  with weights as transformers has them, and as `encoder/fused.py` joins and lays them out.
+  with weights as transformers has them, and as `encoder/cpu/` joins and lays them out.
 
 And by itself:
 
@@ -38,7 +38,6 @@ from benchmarks.measuring.workers import Workers
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.batching.padding import MicroBatch, bearable_padding
 from embedjob.encoder.batching.padding import assemble as padded
-from embedjob.encoder.cpu.threads import keep_freed_memory
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.loading import load_model
 from embedjob.models.source import ModelSource, materialize
@@ -80,7 +79,7 @@ class Bare:
         """The matrix products of the same layers, on as many rows: no attention, no norms."""
         self._multiply(self.weights)
 
-    def pad_trees(self) -> None:
+    def products_as_stored(self) -> None:
         """The same with the model's own weights, laid out as its layers have them by now."""
         self._multiply(self._laid_out)
 
@@ -169,19 +168,20 @@ class Found:
 
 def actor() -> Callable[[Work], Found]:
     """What one process does, as an actor of the job would be: all of its turns."""
-    keep_freed_memory()
     return _in_turns
 
 
 def _in_turns(work: Work) -> Found:
-    encoder = Encoder.from_recipe(work.recipe, device="cpu", tokens_per_microbatch=BUDGET)
+    encoder = Encoder.from_recipe(
+        work.recipe, device="cpu", tokens_per_microbatch=BUDGET, threads=1
+    )
     views = load_tokenizer(work.recipe).views(work.texts)
     model = bare(encoder, work.recipe, views)
     encoder.encode_views(views.take(range(min(8, len(work.texts)))))
     model.products()
-    model.pad_trees()
+    model.products_as_stored()
     ways = {LOOP: lambda: encoder.encode_views(views).stats and None}
-    ways |= {FORWARD: model.forward, PRODUCTS: model.products, LAID_OUT: model.pad_trees}
+    ways |= {FORWARD: model.forward, PRODUCTS: model.products, LAID_OUT: model.products_as_stored}
     return Found(
         turns=take_turns(ways, rounds=work.rounds),
         tokens=int(views.lengths.sum()),

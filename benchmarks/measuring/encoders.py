@@ -38,11 +38,12 @@ def prompteol_recipe() -> Recipe:
 
 def our_encode(recipe: Recipe) -> Callable[[list[str]], Vectors]:
     """Our encoder's `encode`, in a process that is an actor's."""
-    from embedjob.encoder.cpu.threads import keep_freed_memory
+    import torch
+
     from embedjob.encoder.encoder import Encoder
 
-    keep_freed_memory()
-    return Encoder.from_recipe(recipe, device="cpu").encode
+    threads = torch.get_num_threads()
+    return Encoder.from_recipe(recipe, device="cpu", threads=threads).encode
 
 
 def minilm_peer() -> Any:

@@ -19,7 +19,6 @@ from transformers import Cache, PreTrainedModel
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.direction import Attention, set_attention
 from embedjob.encoder.batching.transfers import to_device
-from embedjob.encoder.cpu.optimize import fuse
 from embedjob.encoder.loading import dequantized, load_model, quantize
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.encoder.outputs.latent_attention import LatentAttention
@@ -301,10 +300,20 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
 
 
 def optimize_for_cpu(backbone: Backbone) -> None:
-    """Puts quicker forms of its layers into a float32 model on a CPU."""
-    # Its layers have to be found as they are: a model tells its states by the kinds of its blocks.
-    if backbone.blocks:
-        fuse(backbone.blocks)
+    """Replace layers of a float32 model on a CPU by faster ones, where its blocks are known.
+
+    A failure is logged, and the model keeps its own layers.
+    """
+    # Asked before anything is replaced: transformers records states by the class of a block.
+    if not backbone.blocks:
+        return
+    try:
+        # Imported here, so that a change in transformers cannot end a job on a GPU.
+        from embedjob.encoder.cpu.optimize import replace_layers
+
+        replace_layers(backbone.blocks)
+    except Exception as error:
+        _LOG.warning("the model's own layers are used, which are slower: %r", error)
 
 
 def _first_position(model: PreTrainedModel) -> int:

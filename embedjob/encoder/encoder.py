@@ -3,6 +3,7 @@
 Legend: R texts, V views, T tokens, D width.
 """
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,10 @@ from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.quantizing import Codes, quantize
+
+# Parameters of mallopt in glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MEBIBYTE = 1 << 20
 
 
 class Encoder:
@@ -78,13 +83,18 @@ class Encoder:
         device: str | None = None,
         tokens_per_microbatch: Literal["auto"] | int = "auto",
         gpus: int = 1,
+        threads: int | None = None,
     ) -> "Encoder":
-        """The encoder of a resolved recipe, and of the same method's recipes for other roles.
+        """Load the encoder of a resolved recipe, and of the same method's recipes for other roles.
 
         Without a device, the first GPU is taken if there is one; with several `gpus` the model is
-        spread over so many.
+        spread over them. `threads` is for a process that only encodes: torch computes with that
+        many, and on a CPU the process keeps the memory that it frees, for the next micro-batch.
         """
-        backbone = load_backbone(recipe, device=torch.device(device or _first_device()), gpus=gpus)
+        place = torch.device(device or _first_device())
+        if threads is not None:
+            _own_process(place, threads)
+        backbone = load_backbone(recipe, device=place, gpus=gpus)
         return cls(backbone, recipe, recipes=recipes, tokens_per_microbatch=tokens_per_microbatch)
 
     @classmethod
@@ -271,6 +281,26 @@ class Encoder:
 
 def _first_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _own_process(place: torch.device, threads: int) -> None:
+    torch.set_num_threads(threads)
+    if place.type == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 128 MiB that it has freed, and return whether glibc agreed.
+
+    Every micro-batch needs the same memory again. By default each layer's states are returned to
+    the system, which then has to find and clear all of their pages anew.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # 32 MiB is the most that glibc accepts: larger blocks are returned at once.
+    kept = mallopt(_M_TRIM_THRESHOLD, 128 * _MEBIBYTE)
+    return bool(kept and mallopt(_M_MMAP_THRESHOLD, 32 * _MEBIBYTE))
 
 
 def _require_one_model(one: Recipe, other: Recipe) -> None:

@@ -76,14 +76,13 @@ class RecipeEngine:
     def load_encoder(self) -> "Encoder":
         """The recipe's encoder, on this actor's GPU or GPUs if it has any."""
         # Here alone: torch and transformers would cost every read worker seconds and memory.
-        from embedjob.encoder.cpu.threads import keep_freed_memory, use_threads
         from embedjob.encoder.encoder import Encoder
 
-        use_threads(self.threads)
-        if not self.gpus:
-            keep_freed_memory()
         return Encoder.from_recipe(
-            self.recipe, tokens_per_microbatch=self.tokens_per_microbatch, gpus=self.gpus
+            self.recipe,
+            tokens_per_microbatch=self.tokens_per_microbatch,
+            gpus=self.gpus,
+            threads=self.threads,
         )
 
 

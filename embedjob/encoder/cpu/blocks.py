@@ -1,7 +1,7 @@
-"""A model's blocks in one piece, in forms that take fewer passes over memory on a CPU.
+"""Fused transformer blocks for a CPU: a post-norm block, a pre-norm block, rotary attention.
 
-Each is made for one architecture, and taken, as those in `forms.py`, for all blocks whose parts
-read like that one's.
+Each is written after one architecture, and replaces every block whose parts have the same pinned
+forwards (`pinned.py`).
 
 Legend: V views, T tokens, D width, H heads of queries, keys and values, E head width.
 """
@@ -13,48 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedConfig
-from transformers.models.bert.modeling_bert import (
-    BertAttention,
-    BertIntermediate,
-    BertLayer,
-    BertOutput,
-    BertSelfAttention,
-    BertSelfOutput,
-)
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralAttention
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from embedjob.encoder.cpu.layers import (
-    Gated,
+    SwiGlu,
     bias_in_a_column,
     biased,
     child,
-    code_of,
     interleave_rope_halves,
     joined,
-    require_reads_like,
     with_added_bias,
 )
+from embedjob.encoder.cpu.pinned import check_reads_like, reads_like
 
 
-class PostNorm(nn.Module):
-    """A block of BERT in one piece, its attention with one product, its wide states soon gone.
+class PostNormBlock(nn.Module):
+    """A block of BERT, with one product for queries, keys and values, and few biases.
 
-    Biases cost a pass each, and but for two they are put elsewhere. Keys need none: it would add as
-    much to every score of a query, which softmax takes away. That of values would be in every
-    weighted mean, and goes into the next product's; that of the last product into the first
-    norm's, to which it is added; and that of the product between stands in for one of its weights.
+    Each bias costs a pass over memory; all but two are moved into other weights. The bias of keys
+    adds the same number to all scores of a query, and softmax removes it. The bias of values is in
+    every weighted mean, so it moves into the bias of the next product. The bias of the last product
+    moves into the bias of the first norm, whose output that product is added to. The bias of the
+    product between takes the place of one weight column.
     """
 
     def __init__(self, block: Any) -> None:
-        """Takes the block's own layers; TypeError if it does not read like BERT's."""
+        """Take the block's own layers; TypeError if their forwards are not BERT's."""
         super().__init__()
         for name, kind in _PARTS_OF_BERT.items():
-            require_reads_like(block.get_submodule(name), kind)
+            check_reads_like(block.get_submodule(name), kind)
         own, output = block.attention.self, block.attention.output
         if block.is_decoder:
-            raise TypeError("a decoder's block may be given what was kept of other tokens")
+            raise TypeError("a decoder's block may be given a cache of earlier tokens")
         self.config: PreTrainedConfig = own.config
         self.is_causal, self.scaling = bool(own.is_causal), float(own.scaling)
         self.width = int(own.attention_head_size)
@@ -72,19 +61,20 @@ class PostNorm(nn.Module):
         self.norm = child(block.output, "LayerNorm", nn.LayerNorm)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **asked: Any
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **options: Any
     ) -> Tensor:
-        """The block's output [V, T, D]."""
+        """Return the block's output [V, T, D]."""
         rows = hidden_states.flatten(0, 1)
         states_VTHE = self.qkv(rows).view(*hidden_states.shape[:2], -1, self.width)
         states_VTHE.narrow(2, 0, self.heads[0]).add_(self.query_bias.view(-1, self.width))
         query, key, value = states_VTHE.transpose(1, 2).split(self.heads, dim=1)
         attend = AttentionInterface()[self.config._attn_implementation]
-        means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **asked)[0]
-        # Layers are not called as such: between products each call finds its code out of the cache.
+        means = attend(self, query, key, value, attention_mask, scaling=self.scaling, **options)[0]
+        # The layers' weights are used directly: after a large product, the Python code of a call is
+        # no longer in the processor's cache.
         mixed = (rows + self.mixed.bias).addmm_(means.reshape(rows.shape), self.mixed.weight.t())
         attended = _layer_norm(mixed, self.inner_norm)
-        # What follows finds the memory of what is gone, which is still at hand.
+        # Freed before the wide states are made, so that they take memory that is still cached.
         del states_VTHE, query, key, value, means, mixed
         spare = attended.select(1, self.spare)
         kept = spare.clone()
@@ -96,48 +86,47 @@ class PostNorm(nn.Module):
         return _layer_norm(attended, self.norm).view(hidden_states.shape)
 
 
-class PreNorm(nn.Module):
-    """A block of Llama in one piece: both its sums are made in what attention gave."""
+class PreNormBlock(nn.Module):
+    """A block of Llama, with both residual sums made in place in the attention's output."""
 
     def __init__(self, block: Any) -> None:
-        """Takes the block's own layers; TypeError if it does not read like Llama's."""
+        """Take the block's own layers; TypeError if its forward is not Llama's."""
         super().__init__()
-        require_reads_like(block, LlamaDecoderLayer)
-        # What a model may ask its block, such as the kind of its attention; not the forward that
-        # accelerate's hooks put there, which would be the block's own.
+        check_reads_like(block, "LlamaDecoderLayer")
+        # Attributes that a model reads from its blocks, such as the kind of attention; but not the
+        # forward that accelerate's hooks set on a block, which would run the old block.
         vars(self).update(
-            (name, one)
-            for name, one in vars(block).items()
-            if not name.startswith("_") and not callable(one)
+            (name, value)
+            for name, value in vars(block).items()
+            if not name.startswith("_") and not callable(value)
         )
         self.input_layernorm: nn.Module = block.input_layernorm
         self.self_attn: nn.Module = block.self_attn
         self.post_attention_layernorm: nn.Module = block.post_attention_layernorm
-        self.mlp = Gated(block.mlp)
+        self.mlp = SwiGlu(block.mlp)
 
-    def forward(self, hidden_states: Tensor, **asked: Any) -> Tensor:
-        """The block's output [V, T, D]."""
+    def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
+        """Return the block's output [V, T, D]."""
         attended: Tensor
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **asked)
-        # What came in may be kept by who reads this layer; what attention gave is the block's own.
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)
+        # A hook may keep the block's input, so only the attention's output is changed in place.
         attended.add_(hidden_states)
         out: Tensor = self.mlp(self.post_attention_layernorm(attended), attended)
         return out
 
 
-class Rotary(nn.Module):
-    """Llama's attention with one product, in whose output queries and keys are turned.
+class RotaryAttention(nn.Module):
+    """Llama's attention, with one product for queries, keys and values, rotated in place.
 
-    The two numbers that a position turns lie side by side in it, as one complex number: rows of
-    both weights change their places alike, and scores stay what they are.
+    The two numbers of a rotary pair lie side by side, as one complex number. The rows of the query
+    and key weights are permuted alike for this, so the scores do not change.
     """
 
     def __init__(self, attention: Any) -> None:
-        """Takes the attention's own layers; TypeError if it does not read like one of Llama's."""
+        """Take the attention's own layers; TypeError if its forward is not in the table below."""
         super().__init__()
-        window = _WINDOWS.get(code_of(type(attention)))
-        if window is None:
-            raise TypeError(f"a {type(attention).__name__} is not the attention of Llama")
+        check_reads_like(attention, *_WINDOWS)
+        window = next(_WINDOWS[name] for name in _WINDOWS if reads_like(type(attention), name))
         self.config: PreTrainedConfig = attention.config
         self.is_causal, self.scaling = bool(attention.is_causal), float(attention.scaling)
         self.layer_idx = int(attention.layer_idx)
@@ -159,40 +148,40 @@ class Rotary(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        **asked: Any,
+        **options: Any,
     ) -> tuple[Tensor, Any]:
-        """The attention's output [V, T, D], and what the attention function says beside it."""
+        """Return the output [V, T, D] and the second value of the attention function."""
         half = self.width // 2
         cos, sin = (states[..., None, :half] for states in position_embeddings)
         tokens = hidden_states.shape[:-1]
         states_VTHE = self.qkv_proj(hidden_states).view(*tokens, -1, self.width)
-        turned = states_VTHE[..., : sum(self.heads[:2]), :].unflatten(-1, (half, 2))
-        torch.view_as_complex(turned).mul_(torch.complex(cos, sin))
+        pairs = states_VTHE[..., : sum(self.heads[:2]), :].unflatten(-1, (half, 2))
+        torch.view_as_complex(pairs).mul_(torch.complex(cos, sin))
         query, key, value = states_VTHE.transpose(1, 2).split(self.heads, dim=1)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = AttentionInterface()[self.config._attn_implementation]
-        asked |= {"scaling": self.scaling, "sliding_window": self.sliding_window}
-        means, more = attend(self, query, key, value, attention_mask, **asked)
-        return self.o_proj(means.reshape(*tokens, -1)), more
+        options |= {"scaling": self.scaling, "sliding_window": self.sliding_window}
+        means, rest = attend(self, query, key, value, attention_mask, **options)
+        return self.o_proj(means.reshape(*tokens, -1)), rest
 
 
 def _layer_norm(states: Tensor, norm: nn.LayerNorm) -> Tensor:
     return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-# A block, under no name, and its parts.
-_PARTS_OF_BERT: Mapping[str, type[nn.Module]] = {
-    "": BertLayer,
-    "attention": BertAttention,
-    "attention.self": BertSelfAttention,
-    "attention.output": BertSelfOutput,
-    "intermediate": BertIntermediate,
-    "output": BertOutput,
+# Path of a part below the block ("" is the block itself), and its class.
+_PARTS_OF_BERT: Mapping[str, str] = {
+    "": "BertLayer",
+    "attention": "BertAttention",
+    "attention.self": "BertSelfAttention",
+    "attention.output": "BertSelfOutput",
+    "intermediate": "BertIntermediate",
+    "output": "BertOutput",
 }
-# The attention that reads like one of these, and over how many tokens it looks back.
-_WINDOWS: Mapping[tuple[Any, ...], Callable[[Any], int | None]] = {
-    code_of(LlamaAttention): lambda attention: None,
-    code_of(MistralAttention): lambda attention: getattr(attention.config, "sliding_window", None),
-    code_of(Qwen2Attention): attrgetter("sliding_window"),
+# Class of the attention, and how its sliding window is read: in tokens, None for no window.
+_WINDOWS: Mapping[str, Callable[[Any], int | None]] = {
+    "LlamaAttention": lambda attention: None,
+    "MistralAttention": lambda attention: getattr(attention.config, "sliding_window", None),
+    "Qwen2Attention": attrgetter("sliding_window"),
 }

@@ -1,28 +1,26 @@
-"""Forms of a model's layers that take fewer passes over memory on a CPU.
+"""Fused layers for a CPU: activation, residual or norm in the same pass as the matrix product.
 
-Beside the matrix products, a CPU's time goes into reading and writing states for a bias, an
-activation, a norm or a residual by itself. Each layer here does these in the pass before. It is
-taken for layers whose code is that of the one it was made for: many of transformers' models share
-theirs. What a small example shows, `fused.py` sees; what code does to some inputs alone, such as
-clipping, no example would.
+Beside the matrix products, a CPU's time goes into reading and writing states for each bias,
+activation, norm and residual. The layers here take fewer passes. Each replaces a layer whose
+forward has a pinned wording (`pinned.py`); many of transformers' models share it. `optimize.py`
+compares both on a small example as well, which alone would not show what a layer does to rare
+inputs, such as clipping.
 
-Those of whole blocks are in `blocks.py`.
+Whole blocks are in `blocks.py`.
 
 Legend: D width.
 """
 
-import inspect
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from embedjob.encoder.cpu.pinned import check_reads_like
 
 
 def biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
-    """The same product with another bias."""
+    """Return the same product with another bias."""
     other = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     other.weight = linear.weight
     if bias is not None:
@@ -31,7 +29,7 @@ def biased(linear: nn.Linear, bias: Tensor | None) -> nn.Linear:
 
 
 def with_added_bias(norm: nn.LayerNorm, bias: Tensor) -> nn.LayerNorm:
-    """The same norm with more bias."""
+    """Return the same norm with more bias."""
     other = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
     other.weight = norm.weight
     other.bias = nn.Parameter(norm.bias + bias, requires_grad=False)
@@ -39,30 +37,31 @@ def with_added_bias(norm: nn.LayerNorm, bias: Tensor) -> nn.LayerNorm:
 
 
 def bias_in_a_column(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[nn.Linear, int]:
-    """The same product without a bias, of what a norm gives with 1 in the column that is returned.
+    """Return a product without a bias, and the column of its input that has to be 1 instead.
 
-    Before the norm's weight and bias its numbers sum to zero, and so one of them is told by the
-    others: the one of the smallest weight, for which no other counts more than before.
+    The input is the output of `norm`. Before the norm's weight and bias its numbers sum to zero, so
+    one column follows from the others and is free to carry the bias. The column with the smallest
+    weight is taken: then no other column counts more than before.
     """
     scale, shift, weight = norm.weight.double(), norm.bias.double(), linear.weight.double()
     spare = int(scale.abs().argmin())
     share = torch.where(scale == 0, 0, scale[spare] / scale)
     share[spare] = 0
-    told = weight[:, spare]
-    made = weight - told[:, None] * share
-    made[:, spare] = linear.bias.double() + told * (shift[spare] + shift @ share)
+    freed = weight[:, spare]
+    made = weight - freed[:, None] * share
+    made[:, spare] = linear.bias.double() + freed * (shift[spare] + shift @ share)
     return _linear(made.float(), None), spare
 
 
 def interleave_rope_halves(linear: nn.Linear, width: int) -> nn.Linear:
-    """The same product; in each head of this width the halves of its output alternate."""
+    """Return the same product; the halves of its output alternate in each head of this width."""
     order = torch.arange(linear.out_features).view(-1, 2, width // 2).transpose(1, 2).flatten()
     bias: Tensor | None = linear.bias
     return _linear(linear.weight[order], None if bias is None else bias[order])
 
 
 def joined(*parts: nn.Linear) -> nn.Linear:
-    """One product whose output is that of all parts, end to end."""
+    """Return one product that gives the outputs of all parts, end to end."""
     bias = None
     if any(part.bias is not None for part in parts):
         each = (
@@ -82,50 +81,50 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 _LayerT = TypeVar("_LayerT", bound=nn.Module)
 
 
-class Activated(nn.Module):
-    """A linear layer and a GELU that is made in place: BERT's intermediate layers."""
+class LinearGelu(nn.Module):
+    """A linear layer and a GELU in place: BERT's intermediate layer."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own product; TypeError if it reads otherwise."""
+        """Take the layer's own product; TypeError if its forward is not BERT's."""
         super().__init__()
-        require_reads_like(layer, BertIntermediate)
+        check_reads_like(layer, "BertIntermediate")
         self.dense = child(layer, "dense", nn.Linear)
 
     def forward(self, states: Tensor) -> Tensor:
-        """The layer's output [..., D]."""
+        """Return the layer's output [..., D]."""
         out: Tensor = torch.ops.aten.gelu_(self.dense(states))
         return out
 
 
-class Residual(nn.Module):
+class LinearResidualNorm(nn.Module):
     """A linear layer, the residual added in place, and a norm: BERT's output layers."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own product and norm; TypeError if it reads otherwise."""
+        """Take the layer's own product and norm; TypeError if its forward is not BERT's."""
         super().__init__()
-        require_reads_like(layer, BertOutput)
+        check_reads_like(layer, "BertOutput")
         self.dense = child(layer, "dense", nn.Linear)
         self.norm = child(layer, "LayerNorm", nn.LayerNorm)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        """The layer's output [..., D]."""
+        """Return the layer's output [..., D]."""
         out: Tensor = self.norm(_added(self.dense, hidden_states, input_tensor))
         return out
 
 
-class Gated(nn.Module):
-    """A SwiGLU layer whose activation and product are made in place."""
+class SwiGlu(nn.Module):
+    """A SwiGLU layer with activation and product in place."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own projections; TypeError if it reads otherwise."""
+        """Take the layer's own projections; TypeError if its forward is not Llama's."""
         super().__init__()
-        require_reads_like(layer, LlamaMLP)
+        check_reads_like(layer, "LlamaMLP")
         self.gate_proj, self.up_proj, self.down_proj = (
             child(layer, f"{name}_proj", nn.Linear) for name in ("gate", "up", "down")
         )
 
     def forward(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The layer's output [..., D]; or the residual, changed in place by adding that to it."""
+        """Return the layer's output [..., D], or the residual with the output added in place."""
         gate = nn.functional.silu(self.gate_proj(states), inplace=True)
         gate.mul_(self.up_proj(states))
         if residual is None:
@@ -136,18 +135,18 @@ class Gated(nn.Module):
         return residual if bias is None else residual.add_(bias)
 
 
-class RootMeanSquare(nn.Module):
+class RmsNorm(nn.Module):
     """An RMSNorm in two passes: the norm, and the scaling."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Takes the layer's own weight; TypeError if it reads otherwise."""
+        """Take the layer's own weight; TypeError if its forward is not Llama's or T5's."""
         super().__init__()
-        require_reads_like(layer, LlamaRMSNorm, T5LayerNorm)
+        check_reads_like(layer, "LlamaRMSNorm", "T5LayerNorm")
         self.weight: nn.Parameter = layer.weight  # type: ignore[assignment]
         self.epsilon = float(layer.variance_epsilon)  # type: ignore[arg-type]
 
     def forward(self, states: Tensor) -> Tensor:
-        """The layer's output [..., D]."""
+        """Return the layer's output [..., D]."""
         norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
         scale = norm.square_().div_(states.shape[-1]).add_(self.epsilon).rsqrt_()
         out: Tensor = (states * scale).mul_(self.weight)
@@ -155,7 +154,7 @@ class RootMeanSquare(nn.Module):
 
 
 def _added(linear: nn.Linear, states: Tensor, residual: Tensor) -> Tensor:
-    """A linear layer's output and a residual [..., D]: that and the bias are there before it."""
+    """Return a linear layer's output added to the residual and the bias [..., D]."""
     rows = residual.reshape(-1, residual.shape[-1])
     rows = rows.clone() if linear.bias is None else rows + linear.bias
     rows.addmm_(states.reshape(-1, states.shape[-1]), linear.weight.t())
@@ -163,21 +162,8 @@ def _added(linear: nn.Linear, states: Tensor, residual: Tensor) -> Tensor:
 
 
 def child(layer: nn.Module, name: str, kind: type[_LayerT]) -> _LayerT:
-    """The layer's child of this name; TypeError if it is of another kind, or of one made of it."""
-    found: _LayerT = getattr(layer, name)
-    if type(found) is not kind:
-        raise TypeError(f"{name} is a {type(found).__name__}")
-    return found
-
-
-def require_reads_like(layer: nn.Module, *kinds: type[nn.Module]) -> None:
-    """TypeError if the layer's code is that of none of these kinds."""
-    if code_of(type(layer)) not in map(code_of, kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"a {type(layer).__name__} does not read like a {names}")
-
-
-def code_of(layer: type[nn.Module]) -> tuple[Any, ...]:
-    """What a layer's forward does, word for word."""
-    code = inspect.unwrap(layer.forward).__code__
-    return code.co_code, code.co_consts, code.co_names, code.co_varnames
+    """Return a layer's child; TypeError if its class is not `kind` itself."""
+    part: _LayerT = getattr(layer, name)
+    if type(part) is not kind:
+        raise TypeError(f"{name} is a {type(part).__name__}")
+    return part
