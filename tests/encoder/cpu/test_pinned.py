@@ -139,7 +139,7 @@ def on_the_cpu(recipe, *, device, gpus, load=backbone.load_model):
     return load(recipe, device=torch.device("cpu"), gpus=gpus)
 
 backbone.load_model = on_the_cpu
-recipe = Recipe(model=sys.argv[1], attention="causal", dtype="float32")
+recipe = Recipe(model=sys.argv[1], attention="causal", max_tokens=64, dtype="float32")
 backbone.load_backbone(recipe, device=torch.device("cuda"))
 kinds = ("bert", "llama", "mistral", "qwen2", "t5")
 unwanted = ("embedjob.encoder.cpu.", *(f"transformers.models.{kind}.modeling_" for kind in kinds))
