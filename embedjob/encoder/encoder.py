@@ -3,7 +3,6 @@
 Legend: R texts, V views, T tokens, D width.
 """
 
-import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,10 +31,6 @@ from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.quantizing import Codes, quantize
-
-# Parameters of mallopt in glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MEBIBYTE = 1 << 20
 
 
 class Encoder:
@@ -286,21 +281,9 @@ def _first_device() -> str:
 def _own_process(place: torch.device, threads: int) -> None:
     torch.set_num_threads(threads)
     if place.type == "cpu":
+        from embedjob.encoder.cpu import keep_freed_memory
+
         keep_freed_memory()
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep up to 128 MiB that it has freed, and return whether glibc agreed.
-
-    Every micro-batch needs the same memory again. By default each layer's states are returned to
-    the system, which then has to find and clear all of their pages anew.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    # 32 MiB is the most that glibc accepts: larger blocks are returned at once.
-    kept = mallopt(_M_TRIM_THRESHOLD, 128 * _MEBIBYTE)
-    return bool(kept and mallopt(_M_MMAP_THRESHOLD, 32 * _MEBIBYTE))
 
 
 def _require_one_model(one: Recipe, other: Recipe) -> None:
