@@ -21,6 +21,7 @@ from embedjob.encoder.batching.flops import Meter
 from embedjob.encoder.batching.forward import Loaded
 from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.batching.scheduler import raising_device_lost
+from embedjob.encoder.batching.transfers import keep_freed_memory
 from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
@@ -281,8 +282,6 @@ def _first_device() -> str:
 def _own_process(place: torch.device, threads: int) -> None:
     torch.set_num_threads(threads)
     if place.type == "cpu":
-        from embedjob.encoder.cpu import keep_freed_memory
-
         keep_freed_memory()
 
 

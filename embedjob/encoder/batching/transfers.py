@@ -1,10 +1,15 @@
-"""Asynchronous copies between the host and a device: neither waits for the other."""
+"""Host memory: asynchronous copies between the host and a device, and freed memory that is kept."""
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# Parameters of mallopt in glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MEBIBYTE = 1 << 20
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -43,3 +48,17 @@ def copy_to_host(tensor: Tensor) -> PendingCopy:
         return float(begun.elapsed_time(ended)) / 1000
 
     return PendingCopy(host, arrival)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 128 MiB that it has freed, and return whether glibc agreed.
+
+    Every micro-batch needs the same memory again. By default each layer's states are returned to
+    the system, which then has to find and clear all of their pages anew.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # 32 MiB is the most that glibc accepts: larger blocks are returned at once.
+    kept = mallopt(_M_TRIM_THRESHOLD, 128 * _MEBIBYTE)
+    return bool(kept and mallopt(_M_MMAP_THRESHOLD, 32 * _MEBIBYTE))

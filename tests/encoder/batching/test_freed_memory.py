@@ -11,7 +11,7 @@ import pytest
 # thread; outside of one it depends on what else lies in memory.
 _PAGES = """
 import resource, statistics, threading, torch
-from embedjob.encoder.cpu import keep_freed_memory
+from embedjob.encoder.batching.transfers import keep_freed_memory
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
