@@ -178,7 +178,7 @@ def test_a_method_cuts_where_its_authors_do(name: str) -> None:
     for role, recipe in Setting(name, "document", "-", "-", knobs=MERGED).recipes().items():
         assert recipe.max_tokens == (limit[role] if isinstance(limit, dict) else limit)
         asked = recipe.model_copy(update={"instruction": recipe.instruction or ""})
-        texts = [p for one in templates(asked) for p in one.pieces if p.content is None]
+        texts = [p for one in templates(asked) for p in one.segments if p.content is None]
         assert {piece.max_tokens for piece in texts} == {budget}
 
 
