@@ -44,7 +44,7 @@ def test_a_slot_may_have_the_embedding_of_another_token(family: str) -> None:
     alone = tokenizer.encode("!", add_special_tokens=False).ids
     like = Prepending(prepend=Prepend(slot="<PST>", start=0, exit=1, embedding="!"))
     if len(alone) > 1:
-        with pytest.raises(ConfigError, match="are 2 tokens; allowed is one token"):
+        with pytest.raises(ConfigError, match="is 2 tokens; allowed is a single token"):
             views_of(family, TEMPLATES, like)
         return
     plain = views_of(family, TEMPLATES, PREPEND).views(TEXTS)
