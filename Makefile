@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUALITY := quality retrieval
 PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.py))))
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: venv demo test slow lint bench bench-quality clean
 
@@ -22,12 +23,13 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: venv
 	$(BIN)/python jobs/demo.py
 
+# A file stays on one worker, as do the Ray cluster and the S3 server that its tests share.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 # What takes minutes: seeded rounds of killing, quality, memory.
 slow: venv
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" $(WORKERS)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -18,6 +18,31 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+# Files of whole runs, longest first: a worker takes files as they come, and a long one that came
+# last would leave the other workers idle.
+LONGEST = (
+    "tests/chaos/test_kills.py",
+    "tests/test_pipeline.py",
+    "tests/encoder/test_parity.py",
+    "tests/test_s3_job.py",
+    "tests/test_submission.py",
+    "tests/benchmarks/test_quality.py",
+    "tests/encoder/test_fast_paths.py",
+    "tests/test_full_disk.py",
+    "tests/stages/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first, in the order that they had."""
+
+    def place(item: pytest.Item) -> int:
+        long = [item.nodeid.startswith(path) for path in LONGEST]
+        return long.index(True) if True in long else len(LONGEST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> str:
     """An output on the local disk."""
