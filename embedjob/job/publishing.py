@@ -153,7 +153,7 @@ def publish_run(
             url = _snapshot_url(plan, snapshot)
         summary = _summary(plan, end.outcomes, url, started)
         _keep_summary(plan, summary, lease)
-    return Result(summary, plan.job.out, tuple(faults), _verdict(faults, url))
+    return Result(summary, plan.job.out, tuple(faults), _verdict(faults, url), end.notes)
 
 
 def nothing_to_do(plan: JobPlan, standing: Snapshot, *, started: float) -> Result:

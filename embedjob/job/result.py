@@ -48,11 +48,13 @@ class Tally:
 class StagesEnd:
     """How the stages of a run ended; `outcomes` is None where Ray was lost before it was asked.
 
-    `error` is what stopped them early, None where every chunk has an outcome.
+    `error` is what stopped them early, None where every chunk has an outcome; `notes` are the
+    warnings of the encoders, each once.
     """
 
     outcomes: tuple[Outcome, ...] | None = ()
     error: Exception | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,10 @@ def _share(part: float, whole: float) -> float | None:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended, for those who show it: its numbers, its faults and a sentence."""
+    """How a run ended: its numbers, its faults, a verdict in words, and the encoders' notes."""
 
     summary: Summary
     out: str
     faults: tuple[str, ...]
     verdict: str
+    notes: tuple[str, ...] = ()

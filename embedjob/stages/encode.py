@@ -1,10 +1,12 @@
 """ENCODE: a pool of actors, each with one encoder, turns token views into embeddings."""
 
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -78,8 +80,9 @@ class EncodeActor:
         # A constructor that raises would end the run with a traceback: a model that does not load
         # is reported to the driver, and the run stops by itself.
         try:
-            encoder = engine.load_encoder()
-            claim(encoder, engine)
+            with _logged_warnings() as notes:
+                encoder = engine.load_encoder()
+                claim(encoder, engine)
         except RefusedError as error:
             ray.get(self._ledger.refuse.remote(_unloaded(error)))
             return None
@@ -87,7 +90,7 @@ class EncodeActor:
             if ray.get(self._ledger.failed_to_load.remote(_unloaded(error))):
                 return None
             _exit_process(_unloaded(error))
-        self._ledger.ready.remote(ray.get_runtime_context().get_actor_id())
+        self._ledger.ready.remote(ray.get_runtime_context().get_actor_id(), tuple(notes))
         return encoder
 
     def _encode(self, state: ChunkState) -> ChunkState:
@@ -149,3 +152,17 @@ def _exit_process(reason: str) -> NoReturn:
     sys.stderr.write(f"{reason}\n")
     sys.stderr.flush()
     os._exit(1)
+
+
+@contextmanager
+def _logged_warnings() -> Iterator[list[str]]:
+    """Collect embedjob's logged warnings, such as that a model is encoded in a slower way."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("embedjob")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)

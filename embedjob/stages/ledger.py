@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ class LedgerState:
         self._partial: dict[str, tuple[int, int]] = {}
         self._in_hand: set[str] = set()
         self._actors: set[str] = set()
+        self._notes: dict[str, None] = {}
         self._failed_loads = 0
         self._stopping: str | None = None
         self._refusal: str | None = None
@@ -48,9 +49,10 @@ class LedgerState:
             self._in_hand.add(key)
         return len(tried)
 
-    def ready(self, actor: str) -> None:
+    def ready(self, actor: str, notes: Sequence[str] = ()) -> None:
         """Note that an actor has loaded its encoder, perhaps after a restart."""
         self._actors.add(actor)
+        self._notes.update(dict.fromkeys(notes))
         self._failed_loads = 0
         self._moved = time.monotonic()
 
@@ -114,6 +116,10 @@ class LedgerState:
             idle_seconds=time.monotonic() - self._moved,
         )
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what encoders warned of while they were loaded, each message once."""
+        return tuple(self._notes)
+
     def outcomes(self) -> list[Outcome]:
         """Return every chunk that ended, in the order of their ends."""
         return list(self._outcomes.values())
@@ -138,7 +144,9 @@ def new_ledger() -> Any:
     return actor.options(scheduling_strategy=here).remote()
 
 
-def outcomes_of(ledger: Any, *, timeout: float | None = None) -> list[Outcome]:
-    """Return every chunk that ended, in the order in which they did; RayError if Ray is lost."""
-    ended: list[Outcome] = ray.get(ledger.outcomes.remote(), timeout=timeout)
-    return ended
+def outcomes_of(
+    ledger: Any, *, timeout: float | None = None
+) -> tuple[tuple[Outcome, ...], tuple[str, ...]]:
+    """Return the ended chunks in order, and the encoders' notes; RayError if Ray is lost."""
+    ended, notes = ray.get([ledger.outcomes.remote(), ledger.notes.remote()], timeout=timeout)
+    return tuple(ended), notes

@@ -108,6 +108,7 @@ def _supervised(
     except EmbedjobError as stopped:
         error = stopped
     try:
-        return StagesEnd(tuple(outcomes_of(ledger, timeout=ANSWER_SECONDS)), error)
+        outcomes, notes = outcomes_of(ledger, timeout=ANSWER_SECONDS)
+        return StagesEnd(outcomes, error, notes)
     except RayError as lost:
         return StagesEnd(None, error or cluster_lost(lost))

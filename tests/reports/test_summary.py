@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -47,3 +48,8 @@ def test_what_was_done_is_on_one_screen() -> None:
 def test_a_run_without_work_says_why(faults: tuple[str, ...], idle: bool) -> None:
     said = shown(result(faults=faults, verdict="every chunk has its file"))
     assert ("nothing to do: every chunk has its file" in said) is idle
+
+
+def test_what_an_encoder_warned_of_is_shown_as_it_was_written() -> None:
+    noted = replace(result("a"), notes=("[slower] layers of BertLayer",))
+    assert shown(noted).count("[slower] layers of BertLayer") == 1

@@ -56,6 +56,13 @@ def test_one_bad_node_stops_nothing_once_an_encoder_has_loaded() -> None:
     assert first.tally().refusal == first.stopping() == "no such model"
 
 
+def test_what_several_encoders_warn_of_is_noted_once() -> None:
+    ledger = LedgerState(set)
+    ledger.ready("first", ("slower layers",))
+    ledger.ready("second", ("slower layers", "padded"))
+    assert ledger.notes() == ("slower layers", "padded")
+
+
 def test_a_chunk_is_in_hand_from_encode_until_it_ended() -> None:
     state = ledger()
     state.begin("read", "a", "n")
