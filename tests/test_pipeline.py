@@ -1,4 +1,8 @@
-"""The job as a whole, folder to folder: real Ray, real Parquet, a tiny real model."""
+"""The job as a whole, folder to folder: real Ray, real Parquet, a tiny real model.
+
+Covers: embedjob.job.options, embedjob.job.output, embedjob.job.publishing, embedjob.stages.encode,
+embedjob.stages.engine, embedjob.stages.session
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""A job that does not fit its world: one readable message, exit 2, in seconds, and no model."""
+"""A job that does not fit its world: one readable message, exit 2, in seconds, and no model.
+
+Covers: embedjob.cli
+"""
 
 import json
 import os

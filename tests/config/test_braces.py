@@ -1,3 +1,8 @@
+"""Braces in templates: filled, doubled, or refused.
+
+Covers: embedjob.config.templates
+"""
+
 import pytest
 
 from embedjob.config.templates import filled, runs, slots

@@ -1,3 +1,8 @@
+"""Job files: merged, checked, and refused by the key that is wrong.
+
+Covers: embedjob.config.recipe
+"""
+
 import re
 from pathlib import Path
 from typing import Any

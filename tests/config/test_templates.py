@@ -1,3 +1,8 @@
+"""Templates and their segments: filled in order, or refused with the reason.
+
+Covers: embedjob.config.segments
+"""
+
 from typing import Any
 
 import pytest

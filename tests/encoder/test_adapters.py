@@ -1,3 +1,8 @@
+"""Adapters, merged into their base at load.
+
+Covers: embedjob.encoder.loading
+"""
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,3 +1,8 @@
+"""The backbone: states of the plain model, in either direction of attention.
+
+Covers: embedjob.encoder.attention.direction
+"""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,9 @@
+"""Embeddings of an encoder: the plain model's, the same in any batch, or a failure of one text.
+
+Covers: embedjob.encoder.batching.encode_all, embedjob.encoder.batching.forward,
+embedjob.encoder.outputs.assemble
+"""
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""Every fast path against one view at a time through the plain model."""
+"""Every fast path against one view at a time through the plain model.
+
+Covers: embedjob.encoder.attention.shared_prefix, embedjob.encoder.attention.tree,
+embedjob.encoder.batching.forward
+"""
 
 import logging
 from collections.abc import Callable

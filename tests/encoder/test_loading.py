@@ -1,3 +1,8 @@
+"""Weights in several files, heads and added tokens: loaded whole or refused.
+
+Covers: embedjob.models.checkpoint
+"""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

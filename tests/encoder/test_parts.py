@@ -1,4 +1,7 @@
-"""Long texts and kept views against plain forwards, one text at a time, without padding."""
+"""Long texts and kept views against plain forwards, one text at a time, without padding.
+
+Covers: embedjob.encoder.outputs.assemble, embedjob.text.long_text
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,7 @@
-"""A model over several GPUs: planned without any, run with its hooks on the CPU, or with two."""
+"""A model over several GPUs: planned without any, run with its hooks on the CPU, or with two.
+
+Covers: embedjob.encoder.loading
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Linear layers in eight bits, against the same model's own."""
+"""Linear layers in eight bits, against the same model's own.
+
+Covers: embedjob.encoder.loading
+"""
 
 import copy
 import sys

@@ -1,3 +1,8 @@
+"""Footers of whole and of broken shards.
+
+Covers: embedjob.input.listing
+"""
+
 from pathlib import Path
 
 import pyarrow as pa

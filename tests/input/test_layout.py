@@ -1,3 +1,8 @@
+"""Which files an input names, and which columns their directories are.
+
+Covers: embedjob.input.listing
+"""
+
 from pathlib import Path
 
 import pytest

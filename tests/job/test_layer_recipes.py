@@ -1,3 +1,8 @@
+"""Recipes of a job, laid over those of its method, role by role.
+
+Covers: embedjob.methods.catalogue, embedjob.methods.unused
+"""
+
 from pathlib import Path
 from typing import Any
 

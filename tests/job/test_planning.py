@@ -1,3 +1,8 @@
+"""What is left to do, from listings and footers alone.
+
+Covers: embedjob.input.columns
+"""
+
 from collections.abc import Sequence
 
 import pyarrow as pa

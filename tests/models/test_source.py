@@ -1,3 +1,8 @@
+"""Models from directories, packages, S3 and GGUF files: facts, digests, refusals.
+
+Covers: embedjob.models.cache, embedjob.models.digests, embedjob.models.gguf
+"""
+
 import importlib.util
 import json
 import multiprocessing

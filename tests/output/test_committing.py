@@ -1,3 +1,8 @@
+"""Chunks put once: data, bad rows and footer, or a refusal.
+
+Covers: embedjob.output.chunk_file, embedjob.output.row_checks, embedjob.output.schema
+"""
+
 import errno
 import io
 import json

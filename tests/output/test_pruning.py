@@ -1,3 +1,8 @@
+"""Files that no snapshot names, deleted under the lease.
+
+Covers: embedjob.output.cleanup
+"""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,8 @@
+"""Chunks that are damaged or hold quarantined rows, found and deleted.
+
+Covers: embedjob.output.cleanup
+"""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,7 @@
-"""A real tokenizer and a real tiny model over real shards; no Ray."""
+"""A real tokenizer and a real tiny model over real shards; no Ray.
+
+Covers: embedjob.stages.claiming
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,3 +1,8 @@
+"""Rows from encoded texts: each gets its vector or a reason, and the chunk is put.
+
+Covers: embedjob.vectors.encoded
+"""
+
 from dataclasses import replace
 
 import numpy as np

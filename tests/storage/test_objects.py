@@ -1,4 +1,9 @@
-"""Storage on a real disk and against a real S3 server; nothing is mocked."""
+"""Storage on a real disk and against a real S3 server; nothing is mocked.
+
+Covers: embedjob.storage.access, embedjob.storage.backend, embedjob.storage.create_only,
+embedjob.storage.fsspec_backend, embedjob.storage.local, embedjob.storage.locate,
+embedjob.storage.s3
+"""
 
 import json
 import multiprocessing

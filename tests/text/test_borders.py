@@ -1,3 +1,8 @@
+"""Where a long text may be cut.
+
+Covers: embedjob.text.long_text
+"""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

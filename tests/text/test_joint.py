@@ -1,3 +1,8 @@
+"""Templates whose pieces are tokenized as one text.
+
+Covers: embedjob.text.tokenizing
+"""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,8 @@
+"""Twins of tokenizers, in which no text can hold the name of a special token.
+
+Covers: embedjob.text.encoding
+"""
+
 import json
 
 import pytest

@@ -1,4 +1,7 @@
-"""Slots in templates, and auxiliary views, under tokenizers of every family of decoders."""
+"""Slots in templates, and auxiliary views, under tokenizers of every family of decoders.
+
+Covers: embedjob.text.prompts
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""Whole words dropped of long texts."""
+"""Whole words dropped of long texts.
+
+Covers: embedjob.text.truncation
+"""
 
 import pytest
 from hypothesis import given, settings

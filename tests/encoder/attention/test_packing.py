@@ -1,4 +1,7 @@
-"""Views end to end in one row, against the same views padded."""
+"""Views end to end in one row, against the same views padded.
+
+Covers: embedjob.encoder.attention.shared_prefix, embedjob.encoder.attention.tree
+"""
 
 import logging
 from typing import Any

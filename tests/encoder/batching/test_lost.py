@@ -1,4 +1,7 @@
-"""A lost device, wherever in an encoder it is found to be so."""
+"""A lost device, wherever in an encoder it is found to be so.
+
+Covers: embedjob.encoder.batching.scheduler
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Fused blocks: they give what a model's own blocks give, whatever model it is."""
+"""Fused blocks: they give what a model's own blocks give, whatever model it is.
+
+Covers: embedjob.encoder.cpu.layers
+"""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Fused layers give what the model's own layers give, and are used only where they do."""
+"""Fused layers give what the model's own layers give, and are used only where they do.
+
+Covers: embedjob.encoder.cpu.layers
+"""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""NV-Embed's checkpoint and the layer in it: loaded by its own names, and never by its own code."""
+"""NV-Embed's checkpoint and the layer in it: loaded by its own names, and never by its own code.
+
+Covers: embedjob.encoder.weight_files, embedjob.models.nvembed
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""Heads: what sentence-transformers saves after a pooling, and a model's own pooler."""
+"""Heads: what sentence-transformers saves after a pooling, and a model's own pooler.
+
+Covers: embedjob.encoder.weight_files
+"""
 
 from pathlib import Path
 from typing import Any

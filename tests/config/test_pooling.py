@@ -1,0 +1,53 @@
+"""Spans, poolings, heads and finishing steps as config values: taken as meant, or refused."""
+
+from typing import Any
+
+import pytest
+
+from embedjob.config import pooling
+from embedjob.config.job_file import recipe_from
+from embedjob.errors import ConfigError
+
+HEADS = {
+    "pooler": ({"pooler": True}, pooling.Pooler),
+    "dense": ({"dense": "2_Dense"}, pooling.Dense),
+    "a folder inside a folder": ({"dense": "heads/2_Dense"}, pooling.Dense),
+    "layer_norm": ({"layer_norm": "3_LayerNorm"}, pooling.LayerNorm),
+    "normalize": ({"normalize": True}, pooling.Normalize),
+    "sparse_lm": ({"sparse_lm": {}}, pooling.SparseHead),
+    "router": ({"router": {"join": "concat"}}, pooling.RouterHead),
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown head": ({"heads": [{"denser": "2_Dense"}]}, "object with one of the keys pooler"),
+    "a folder elsewhere": ({"heads": [{"dense": "../2_Dense"}]}, "inside the model folder"),
+    "an absolute folder": ({"heads": [{"layer_norm": "/norm"}]}, "inside the model folder"),
+    "an unknown pooling": ({"pooling": "median"}, "pooling"),
+    "no part": ({"pooling": []}, "pooling"),
+    "a weight of nothing": ({"pooling": [{"weighted_mean": 0}]}, "greater than or equal to 1"),
+    "an unknown span": ({"span": "every"}, "span"),
+    "no dimension": ({"finish": [{"truncate": 0}]}, "greater than or equal to 1"),
+    "a fitted step": ({"finish": [{"whiten": "fit.npz"}]}, "whiten .*not available"),
+    "two steps in one": ({"finish": [{"whiten": "a", "flow": "b"}]}, "got whiten and flow"),
+    "an empty step": ({"finish": [{}]}, "got none"),
+}
+
+
+def recipe(**knobs: Any) -> Any:
+    return recipe_from({"model": "m", "templates": ["{text}"], **knobs}, {})
+
+
+@pytest.mark.parametrize(("written", "kind"), HEADS.values(), ids=HEADS)
+def test_a_head_is_known_by_its_key(written: dict[str, Any], kind: type) -> None:
+    [head] = recipe(heads=[written]).heads
+    assert type(head) is kind
+
+
+@pytest.mark.parametrize(("knobs", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_meant_is_refused_with_the_reason(knobs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        recipe(**knobs)
+
+
+def test_parts_of_a_pooling_stand_in_their_order() -> None:
+    parts = recipe(pooling=["first", {"weighted_mean": 3}, "last"]).pooling
+    assert parts == ("first", pooling.WeightedFrom(weighted_mean=3), "last")
