@@ -65,9 +65,9 @@ def plan(
         RefusedError: the job does not fit its world, as far as can be known without a write.
     """
     from embedjob.job.planning import plan_job
-    from embedjob.job.resolve import as_source, resolve
+    from embedjob.job.resolve import as_source
 
-    return plan_job(resolve(as_source(job, sets)))
+    return plan_job(as_source(job, sets))
 
 
 def __getattr__(name: str) -> Any:

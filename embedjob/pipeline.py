@@ -1,12 +1,13 @@
 """The pipeline in one sentence: resolve -> plan -> claim -> flow -> publish.
 
 The flow is read -> tokenize -> encode -> write, chunk by chunk. What was put is never done again: a
-plain re-run resumes.
+plain re-run resumes. The stages are imported inside the functions: Ray takes seconds to import, and
+a job that is refused or done by its plan needs none.
 """
 
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedjob.config.job_file import JobSource
 from embedjob.input.reading import read_chunk
@@ -14,23 +15,26 @@ from embedjob.job.options import Console, Options
 from embedjob.job.output import check_output, chunks_to_redo, is_published, output_spec
 from embedjob.job.planning import JobPlan, largest_first, plan_job, relisted
 from embedjob.job.publishing import nothing_to_do, publish_run
-from embedjob.job.resolve import resolve
 from embedjob.job.result import Result
 from embedjob.output.lease import claim, held
-from embedjob.stages.claiming import ClaimAndCheck
-from embedjob.stages.encode import PoolSize, encode
-from embedjob.stages.engine import Engine, recipe_engine
-from embedjob.stages.read import read
-from embedjob.stages.session import EngineOf, run_stages
-from embedjob.stages.tokenize import tokenize
-from embedjob.stages.write import Committer, write
 from embedjob.storage.create_only import require_create_only
+
+if TYPE_CHECKING:
+    from embedjob.stages.claiming import ClaimAndCheck
+    from embedjob.stages.encode import PoolSize
+    from embedjob.stages.engine import Engine
+    from embedjob.stages.session import EngineOf
 
 
 def flow(
-    plan: JobPlan, engine: Engine, *, pool: PoolSize, claim: ClaimAndCheck, ledger: Any
+    plan: JobPlan, engine: "Engine", *, pool: "PoolSize", claim: "ClaimAndCheck", ledger: Any
 ) -> None:
     """Read, tokenize, encode and write every chunk that is left, the largest first."""
+    from embedjob.stages.encode import encode
+    from embedjob.stages.read import read
+    from embedjob.stages.tokenize import tokenize
+    from embedjob.stages.write import Committer, write
+
     config = plan.job.config
     left = largest_first(plan.left)
     rows = read(left, partial(read_chunk, job_input=config.input), ledger=ledger)
@@ -41,7 +45,7 @@ def flow(
 
 
 def embed(
-    source: JobSource, options: Options, console: Console, *, engine_of: EngineOf = recipe_engine
+    source: JobSource, options: Options, console: Console, *, engine_of: "EngineOf | None" = None
 ) -> Result:
     """Embed what is left of a job, publish it, and return the run's result.
 
@@ -49,7 +53,8 @@ def embed(
         source: the job file and its overrides.
         options: how to start.
         console: where to speak.
-        engine_of: gives the engine for a config and a number of torch threads.
+        engine_of: gives the engine for a config and a number of torch threads; the recipe's own
+            if None.
 
     Raises:
         RefusedError: nothing was embedded, because the job does not fit its world.
@@ -57,12 +62,14 @@ def embed(
         FaultError: the pipeline itself broke, stalled, or was taken over.
     """
     started = time.monotonic()
-    plan = plan_job(resolve(source))
+    plan = plan_job(source)
     out = plan.job.out
     require_create_only(out)
     newest = check_output(plan, options)
     if newest is not None and not options.redoes and is_published(plan, newest):
         return nothing_to_do(plan, newest, started=started)
+    from embedjob.stages.session import run_stages
+
     name = f"{plan.job.config.input.path} -> {out}"
     with held(claim(out, job=name, takeover=options.takeover)) as lease:
         redo = chunks_to_redo(plan.job, options, console.say)

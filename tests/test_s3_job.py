@@ -21,7 +21,6 @@ from embedjob.config.job import Job as JobConfig
 from embedjob.encoder.encoder import Encoder
 from embedjob.job.options import Options
 from embedjob.job.planning import plan_job
-from embedjob.job.resolve import resolve
 from embedjob.output import lease
 from embedjob.output.snapshot import newest, open_snapshot
 from embedjob.stages.engine import Engine, recipe_engine
@@ -173,7 +172,7 @@ def test_all_of_two_thousand_objects_are_seen(
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(put, range(MANY)))
     document = running.job(f"{bucket}/many/*/*.parquet", f"{bucket}/out", model)
-    plan = plan_job(resolve(JobSource((Layer("job.yaml", document),))))
+    plan = plan_job(JobSource((Layer("job.yaml", document),)))
     assert (len(plan.shards), len(plan.chunks), plan.rows) == (MANY, MANY, 3 * MANY)
     assert plan.faults == ()
     document["run"]["limit"] = 20

@@ -46,6 +46,12 @@ def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     running.job_file(job, made)
     (made / "wrong").mkdir()
     running.job_file({**job, "encoder": {"pooling": "mene"}}, made / "wrong")
+    (made / "no-input").mkdir()
+    nothing = running.job(made / "nothing", made / "out", made / "no-model")
+    running.job_file(nothing, made / "no-input")
+    (made / "no-column").mkdir()
+    column = {**job, "input": {"path": str(made / "in"), "text": "bdoy"}}
+    running.job_file(column, made / "no-column")
     return made
 
 
@@ -63,6 +69,9 @@ def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["prune", "{folder}/in"], 2, "no snapshot"),
         (["run", "{folder}/wrong/job.yaml"], 2, "encoder.pooling"),
         (["run", "{folder}/missing.yaml"], 2, "cannot be read"),
+        # Its model is missing, too: the input is looked at first, for it is the cheaper to list.
+        (["run", "{folder}/no-input/job.yaml"], 2, "input.path"),
+        (["run", "{folder}/no-column/job.yaml"], 2, "bdoy"),
     ],
 )
 def test_a_command_that_embeds_nothing_imports_nothing_heavy(

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from embedjob.config.job import Input
+from embedjob.config.job_file import JobSource
 from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import agree, columns_of
 from embedjob.input.listing import Footer, find_shards, read_footers
-from embedjob.job.resolve import IdentifiedJob, ResolvedJob, identify
+from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.output import fingerprint as hashes
 from embedjob.output.file_names import chunk_name, data_directory, parse
 from embedjob.storage.objects import list_files
@@ -67,16 +68,19 @@ class JobPlan:
         return sum(chunk.rows for chunk in self.chunks)
 
 
-def plan_job(job: ResolvedJob) -> JobPlan:
-    """List a job's input and output and plan what is left; cheapest first, and nothing is written.
+def plan_job(source: JobSource) -> JobPlan:
+    """Resolve a job, list its input and output and plan what is left; nothing is written.
+
+    The cheapest comes first: config, input, model, output. A model may have to be fetched, and an
+    input that is missing is known before.
 
     Raises:
         InputError: there is no input, or none of it has what the job asks for.
-        ConfigError, ModelError: see `identify`.
+        ConfigError, ModelError: see `resolve` and `identify`.
         AccessError: the input or the output cannot be listed.
     """
-    listing = list_input(job.config.input)
-    identified = identify(job)
+    listing = list_input(input_of(source))
+    identified = identify(resolve(source))
     return plan(identified, listing, listed=_committed(identified))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from embedjob.config.job import Job
+from embedjob.config.job import Input, Job
 from embedjob.config.job_file import (
     JobSource,
     Layer,
@@ -120,6 +120,18 @@ def as_source(job: AnyJob, sets: Sequence[str] = ()) -> JobSource:
     if isinstance(job, JobSource):
         return replace(job, layers=(*job.layers, *job_source({}, sets).layers[1:]))
     return job_source(job, sets) if isinstance(job, Mapping) else read_job(job, sets)
+
+
+def input_of(source: JobSource) -> Input:
+    """Return a job's input, once all its keys are checked; opens neither input nor model.
+
+    Raises:
+        ConfigError: a key cannot stand in a job, or no model is named.
+    """
+    validate_partial(source)
+    with_default_model(source)
+    written, origins = merge(source.layers)
+    return validate(Input, written["input"], at="input", origins=origins)
 
 
 def resolve(source: JobSource) -> ResolvedJob:

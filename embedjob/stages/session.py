@@ -44,7 +44,7 @@ def run_stages(
     options: Options,
     console: Console,
     lease: Lease,
-    engine_of: EngineOf = recipe_engine,
+    engine_of: EngineOf | None = None,
 ) -> StagesEnd:
     """Run the stages over every chunk that is left; no Ray is started where none is.
 
@@ -54,7 +54,8 @@ def run_stages(
         options: where Ray is, and whether a further recipe may be claimed.
         console: where to speak.
         lease: ends the run once another run takes it over.
-        engine_of: gives the engine for a config and a number of torch threads.
+        engine_of: gives the engine for a config and a number of torch threads; the recipe's own
+            if None.
 
     Returns:
         The outcome of each chunk, and the error that stopped the stages early, if one did.
@@ -63,7 +64,7 @@ def run_stages(
     if not plan.left:
         clear()
         return StagesEnd()
-    config = plan.job.config
+    config, engine_of = plan.job.config, engine_of or recipe_engine
     try:
         with connected(options.address):
             shard = plan.left[0].shard.url
