@@ -55,7 +55,7 @@ def make(kept: Path) -> None:
             path.write_text(json.dumps(lease | {"host": "host"}))
     answers = dict(zip(QUERIES, vectors.tolist(), strict=True))
     for name, content in {"job": document, "queries": answers}.items():
-        (kept / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (kept / f"{name}.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _inputs(folder: Path) -> list[Path]:
