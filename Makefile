@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUALITY := quality retrieval
 PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.py))))
-WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+WORKERS := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: venv demo test slow lint bench bench-quality clean
 
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: venv
 	$(BIN)/python jobs/demo.py
 
-# A file stays on one worker, as do the Ray cluster and the S3 server that its tests share.
+# What uses Ray stays on one of two workers, and so does each other file (tests/conftest.py).
 test: venv
 	$(BIN)/python -m pytest $(WORKERS)
 

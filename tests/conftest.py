@@ -18,29 +18,22 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
-# Files of whole runs, longest first: a worker takes files as they come, and a long one that came
-# last would leave the other workers idle.
-LONGEST = (
-    "tests/chaos/test_kills.py",
-    "tests/test_pipeline.py",
-    "tests/encoder/test_parity.py",
-    "tests/test_s3_job.py",
-    "tests/test_submission.py",
-    "tests/benchmarks/test_quality.py",
-    "tests/encoder/test_fast_paths.py",
-    "tests/test_full_disk.py",
-    "tests/stages/",
-)
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of long files first, in the order that they had."""
+    """Group the tests for two workers: all that use Ray on one, of the others each file on one.
 
-    def place(item: pytest.Item) -> int:
-        long = [item.nodeid.startswith(path) for path in LONGEST]
-        return long.index(True) if True in long else len(LONGEST)
+    Two Ray clusters would take the cores from each other, and a test that waits would wait in vain.
+    """
 
-    items.sort(key=place)
+    def uses_ray(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return item.get_closest_marker("ray") is not None or "ray_settings" in fixtures
+
+    # The group of Ray takes longest, so its worker begins with it.
+    items.sort(key=uses_ray, reverse=True)
+    for item in items:
+        group = "ray" if uses_ray(item) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
