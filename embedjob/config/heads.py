@@ -1,24 +1,57 @@
-"""What a recipe may ask for beside its vector, or in its place.
+"""Heads: what a recipe reads off a model beside the pooled states, one table entry for each kind.
 
-Sparse weights, router scores, words said first; the likelihood of anchors.
+`HEADS` answers what other rooms ask of a head: what it reads, which columns it writes, how wide it
+makes the vector, which views it adds, and what it requires of the other keys.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, AliasChoices, Field
 
-from embedjob.config.segments import Section
+from embedjob.config.pooling import Normalize
+from embedjob.config.types import Positive, Section, Words, keyed_union
 
 Measure = Literal["cosine", "dot", "euclidean", "manhattan"]
-Positive = Annotated[int, Field(ge=1)]
+
+_MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+
+
+def _inside(path: str) -> str:
+    if not _MODULE_PATH.fullmatch(path):
+        raise ValueError(f"got {path!r}, allowed is a directory inside the model folder: 2_Dense")
+    return path
+
+
+ModulePath = Annotated[str, AfterValidator(_inside)]
+
+
+class Pooler(Section):
+    """The model's own layer over a pooled vector, as BERT and RoBERTa have it: tanh(W h + b)."""
+
+    pooler: Literal[True]
+
+
+class Dense(Section):
+    """The sentence-transformers Dense module in this directory of the model folder."""
+
+    dense: ModulePath
+
+
+class LayerNorm(Section):
+    """The sentence-transformers LayerNorm module in this directory of the model folder."""
+
+    layer_norm: ModulePath
 
 
 class SparseLm(Section):
     """Weights over the vocabulary: the language-model head's logits over the span, log(1 + relu).
 
-    `words: text` keeps the ids of the text's own words (PromptReps), the ten heaviest of all where
-    it has none. `log1p_relu` takes the logarithm twice. With `scale` a weight is rint(scale * it).
+    `words: text` keeps the ids of the text's own words (PromptReps), or the ten heaviest ids where
+    the text has none. `log1p_relu` takes the logarithm twice. With `scale` each weight w becomes
+    rint(scale * w).
     """
 
     words: Literal["all", "text"] = "all"
@@ -35,7 +68,7 @@ class SparseHead(Section):
 
 
 class RouterScores(Section):
-    """What the routers of a mixture of experts give each expert, all layers one after the other.
+    """The scores that the routers of a mixture of experts give each expert, layer after layer.
 
     They are averaged over the span and over views; with `join: concat` they end the vector itself.
     """
@@ -50,24 +83,125 @@ class RouterHead(Section):
     router: RouterScores
 
 
-class Decode(Section):
-    """Greedy words after the prompt: up to `max_tokens`, or until a token that contains `until`.
+class Continuations(Section):
+    """The mean log-probability of each of these continuations after the view, as its vector.
 
-    The span is the states from which they were said; one alone, if the first token ends it.
+    Every continuation makes a view of every template, with the continuation after it (after Liu et
+    al. 2023, arXiv:2310.18348, who sample the continuations of each pair of texts anew). The key
+    may also be written `anchors`, its first name, under which recipes are recorded and hashed.
+    """
+
+    anchors: Annotated[tuple[Words, ...], Field(min_length=1)] = Field(
+        validation_alias=AliasChoices("continuations", "anchors")
+    )
+
+
+class Decode(Section):
+    """Greedy decoding after the prompt: up to `max_tokens`, or until a token contains `until`.
+
+    The span is the states from which the tokens were predicted; a single state, if the first token
+    ends the decoding.
     """
 
     max_tokens: Positive = 10
-    until: Annotated[str, Field(min_length=1)] = '"'
+    until: Words = '"'
 
 
-class Anchors(Section):
-    """Of each of these continuations the mean log-probability after the view, as its vector.
+Reads = Literal["pooled", "logits", "router_logits"]
+EMBEDDING = "embedding"
 
-    Every anchor makes a view of every template, with the anchor after it (after Liu et al. 2023,
-    arXiv:2310.18348, who sample the continuations of each pair of texts anew).
+
+def _embedding(head: Any) -> tuple[str, ...]:
+    return (EMBEDDING,)
+
+
+def _sparse(head: SparseHead) -> tuple[str, ...]:
+    return ("sparse_indices", "sparse_values")
+
+
+def _router(head: RouterHead) -> tuple[str, ...]:
+    return ("router",) if head.router.join == "column" else (EMBEDDING,)
+
+
+def _no_continuations(head: Any) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """One kind of head, as all other rooms see it.
+
+    Args:
+        section: its config value, whose one field has the key of the kind.
+        reads: the pooled vector, the logits of the language-model head, or those of routers.
+        writes: the columns that a head of this kind decides.
+        width: the width after it: `same` as before it, the model's `hidden` size (before it too),
+            that of the `module` in the model folder which it names, or a number.
+        continuations: the strings that make further views of every template.
+        text_words: whether a head of this kind needs the ids of each text's own words.
+        requires: rules of `config/checks.py` that hold where there is such a head.
+        also: another spelling of its key.
     """
 
-    anchors: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    section: type[Section]
+    reads: Reads = "pooled"
+    writes: Callable[[Any], tuple[str, ...]] = _embedding
+    width: Literal["same", "hidden", "module"] | int = "same"
+    continuations: Callable[[Any], tuple[str, ...]] = _no_continuations
+    text_words: Callable[[Any], bool] = lambda head: False
+    requires: tuple[str, ...] = ()
+    also: str | None = None
+
+
+HEADS: Mapping[str, HeadKind] = {
+    "pooler": HeadKind(Pooler, width="hidden"),
+    "dense": HeadKind(Dense, width="module"),
+    "layer_norm": HeadKind(LayerNorm, width="module"),
+    "normalize": HeadKind(Normalize),
+    "sparse_lm": HeadKind(
+        SparseHead,
+        reads="logits",
+        writes=_sparse,
+        text_words=lambda head: head.sparse_lm.words == "text",
+        requires=("at most one", "last layer", "one line", "one template"),
+    ),
+    "router": HeadKind(
+        RouterHead,
+        reads="router_logits",
+        writes=_router,
+        requires=("at most one", "last layer", "one line", "no decode"),
+    ),
+    "continuations": HeadKind(
+        Continuations,
+        reads="logits",
+        width=1,
+        continuations=lambda head: head.anchors,
+        requires=("last layer", "one line", "no other head", "scored by its tokens", "no eos"),
+        also="anchors",
+    ),
+}
+_BY_SECTION = {kind.section: (key, kind) for key, kind in HEADS.items()}
+_SPELLINGS = {kind.also: kind.section for kind in HEADS.values() if kind.also}
+if TYPE_CHECKING:
+    Head = Section
+else:
+    Head = keyed_union(
+        {key: kind.section for key, kind in HEADS.items()}, name="head", also=_SPELLINGS
+    )
+
+
+def kinds_of(heads: Sequence[Section]) -> Iterator[tuple[str, HeadKind, Any]]:
+    """Yield the key, the kind and the config value of each head."""
+    for head in heads:
+        key, kind = _BY_SECTION[type(head)]
+        yield key, kind, head
+
+
+def module_of(head: Section) -> str | None:
+    """Return the directory of a head that is a module in the model folder, else None."""
+    key, kind, _ = next(kinds_of([head]))
+    path: str | None = getattr(head, key) if kind.width == "module" else None
+    return path
 
 
 class WeightedSum(Section):
@@ -84,99 +218,5 @@ class WeightedSum(Section):
     minmax: bool = False
 
 
-def anchors_in(heads: Iterable[Any]) -> tuple[str, ...]:
-    """The anchors among a recipe's heads; none where it has no such head."""
-    return next((head.anchors for head in heads if isinstance(head, Anchors)), ())
-
-
-def sparse_in(heads: Iterable[Any]) -> SparseLm | None:
-    """The sparse head among a recipe's heads."""
-    return next((head.sparse_lm for head in heads if isinstance(head, SparseHead)), None)
-
-
-def router_in(heads: Iterable[Any]) -> RouterScores | None:
-    """The router head among a recipe's heads."""
-    return next((head.router for head in heads if isinstance(head, RouterHead)), None)
-
-
-def check_heads(recipe: Any) -> None:
-    """ValueError where what is asked for beside the vector does not go with the rest."""
-    for kind, name in ((SparseHead, "sparse_lm"), (RouterHead, "router")):
-        asked = sum(isinstance(head, kind) for head in recipe.heads)
-        if asked > 1:
-            raise ValueError(f"heads: got {asked} times {name}; allowed is one")
-        if asked:
-            _require_whole(recipe, f"heads: {name}")
-    if recipe.decode is not None:
-        _require_whole(recipe, "decode")
-        _require_decodes(recipe)
-        if router_in(recipe.heads):
-            raise ValueError("heads: router is of the prompt; leave decode out")
-    if anchors_in(recipe.heads):
-        _require_whole(recipe, "heads: anchors")
-        _require_anchored(recipe)
-    if (sparse_in(recipe.heads) or recipe.decode) and len(recipe.templates) > 1:
-        what = "decode" if recipe.decode else "heads: sparse_lm"
-        raise ValueError(f"{what} goes with one template; got {len(recipe.templates)}")
-
-
-def _require_whole(recipe: Any, what: str) -> None:
-    if recipe.layer not in (-1, (-1,)):
-        raise ValueError(f"{what} reads the last layer; got layer: {recipe.layer}, allowed is -1")
-    if recipe.long_text not in ("truncate", "bad") or recipe.aggregation == "keep":
-        raise ValueError(f"{what} gives one line per text; allowed is long_text: truncate or bad")
-
-
-def check_summands(recipe: Any) -> None:
-    """ValueError where a weighted sum names a column that no head of the recipe writes."""
-    if not isinstance(recipe.similarity, WeightedSum):
-        return
-    router = router_in(recipe.heads)
-    there = {
-        "sparse": sparse_in(recipe.heads) is not None,
-        "router": router is not None and router.join == "column",
-    }
-    named = [name for name in there if getattr(recipe.similarity, name) is not None]
-    if not named:
-        raise ValueError(
-            "similarity: a sum needs a weight for sparse or router; for the embedding alone name"
-            f" its measure: {recipe.similarity.embedding}"
-        )
-    if lacking := [name for name in named if not there[name]]:
-        raise ValueError(
-            f"similarity: got a weight for {lacking[0]}, but no head writes that column; add the"
-            f" head, or set similarity: {recipe.similarity.embedding}"
-        )
-
-
-# What anchors are read with: a number per view says nothing else.
-_ANCHORED: Mapping[str, Any] = {
-    "attention": "causal",
-    "span": "all",
-    "pooling": "mean",
-    "aggregation": "concat",
-    "interventions": (),
-    "decode": None,
-}
-
-
-def _require_anchored(recipe: Any) -> None:
-    if len(recipe.heads) > 1:
-        raise ValueError("heads: anchors stand alone; leave the other heads out")
-    for key, allowed in _ANCHORED.items():
-        if getattr(recipe, key) != allowed:
-            raise ValueError(
-                f"heads: anchors are scored one by one, by their own tokens; got {key}:"
-                f" {getattr(recipe, key)}, allowed is {allowed or 'none'}"
-            )
-    if recipe.special_tokens.eos != "none":
-        raise ValueError("heads: anchors end their views; set special_tokens.eos: none")
-
-
-def _require_decodes(recipe: Any) -> None:
-    if recipe.attention != "causal":
-        raise ValueError(
-            "decode needs attention: causal; a model whose tokens see later ones says no next word"
-        )
-    if recipe.span != "last_token":
-        raise ValueError(f"decode goes on from the last token; got span: {recipe.span}")
+# The column that each weight of a sum reads.
+SUMMANDS: Mapping[str, str] = {"sparse": "sparse_values", "router": "router"}

@@ -1,15 +1,21 @@
-"""Interventions: what is done to the states inside a language model while a view goes through."""
+"""Interventions: changes to the states inside a language model, one table entry for each kind.
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+`INTERVENTIONS` answers what other rooms ask of an intervention: its auxiliary template, its slot
+in the templates, the blocks that it needs, and what it costs. Its hooks are in
+`encoder/intervention_hooks.py`.
+"""
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from embedjob.config.segments import Section
+from pydantic import Field, model_validator
+
+from embedjob.config.types import Section, keyed_union
 
 
 class Prepend(Section):
-    """Token prepending (Fu et al. 2024): an early token is shown what the last one has seen.
+    """Token prepending (Fu et al. 2024): the state of the last token is shown to early tokens.
 
     Before each block in [start, exit), counted from 0, the state at the slot becomes that of the
     view's last token. `slot` is a special token in every template, before the text; its embedding
@@ -29,15 +35,16 @@ class Prepend(Section):
             raise ValueError(f"start must be less than exit; got {self.start} and {self.exit}")
         if self.embedding is not None and self.seed:
             raise ValueError(
-                f"seed draws an embedding, and this is that of {self.embedding!r}; leave one out"
+                f"seed draws an embedding, and embedding: {self.embedding!r} names one; leave one"
+                " of both out"
             )
         return self
 
 
 class Contrast(Section):
-    """Contrastive prompting (Cheng et al. 2025): less what an auxiliary prompt gives as well.
+    """Contrastive prompting (Cheng et al. 2025): subtract what an auxiliary prompt gives as well.
 
-    In block `layer`, counted from 0, what the last token's heads bring together, v, becomes
+    In block `layer`, counted from 0, the last token's concatenated attention heads, v, become
     alpha (v - v_aux) when `scaled`, and v - v_aux at the norm of v under `norm`. v_aux is the same
     for the text under `template`, of which the blocks up to there are run.
     """
@@ -51,55 +58,120 @@ class Contrast(Section):
     def _has_its_alpha(self) -> "Contrast":
         if (self.mode == "scaled") != (self.alpha is not None):
             raise ValueError(
-                f"alpha is of mode: scaled, which needs it; got alpha {self.alpha} with {self.mode}"
+                "alpha belongs to mode: scaled, which needs it; got alpha:"
+                f" {self.alpha} with mode: {self.mode}"
             )
         return self
 
 
 class Prepending(Section):
-    """The intervention of that name."""
+    """Token prepending, under its key."""
 
     prepend: Prepend
 
 
 class Contrasting(Section):
-    """The intervention of that name."""
+    """Contrastive prompting, under its key."""
 
     contrast: Contrast
 
 
-_KINDS = ("prepend", "contrast")
+# The highest block that a key may name: the last before a layer that is read, or of the model.
+Limit = Literal["before what is read", "of the model"]
 
 
-def _kind(written: Any) -> str | None:
-    keys = written if isinstance(written, dict) else getattr(type(written), "model_fields", ())
-    return next((kind for kind in _KINDS if kind in keys), None)
+@dataclass(frozen=True)
+class InterventionKind:
+    """One kind of intervention, as all other rooms see it.
+
+    Token views carry one slot and one auxiliary view: one kind may have a `slot`, and one a
+    `template`.
+
+    Args:
+        section: its config value, whose one field has the key of the kind.
+        blocks: its keys that count blocks, and the limit of each: a block that comes after all
+            that is read would change nothing.
+        needs_causal: whether it is pointless where every token attends to the last one.
+        template: its key that is an auxiliary template, which gives one more view of each text.
+        slot: its key that names a special token, which every template has before the text.
+        stand_in: its key that names the token whose embedding the slot has.
+        extra_blocks: the blocks that a text goes through beside its views.
+    """
+
+    section: type[Section]
+    blocks: Mapping[str, Limit] = field(default_factory=dict)
+    needs_causal: bool = True
+    template: str | None = None
+    slot: str | None = None
+    stand_in: str | None = None
+    extra_blocks: Callable[[Any], int] = lambda given: 0
 
 
-# By its key, or a mistake in one kind would be told as a mistake in every kind.
-Intervention = Annotated[
-    Annotated[Prepending, Tag("prepend")] | Annotated[Contrasting, Tag("contrast")],
-    Discriminator(
-        _kind,
-        custom_error_type="intervention",
-        custom_error_message="an object with one of the keys " + ", ".join(_KINDS),
+INTERVENTIONS: Mapping[str, InterventionKind] = {
+    "prepend": InterventionKind(
+        Prepending,
+        blocks={"exit": "of the model", "start": "before what is read"},
+        slot="slot",
+        stand_in="embedding",
     ),
-]
+    "contrast": InterventionKind(
+        Contrasting,
+        blocks={"layer": "before what is read"},
+        template="template",
+        extra_blocks=lambda contrast: int(contrast.layer) + 1,
+    ),
+}
+_BY_SECTION = {kind.section: (key, kind) for key, kind in INTERVENTIONS.items()}
+if TYPE_CHECKING:
+    Intervention = Section
+else:
+    Intervention = keyed_union(
+        {key: kind.section for key, kind in INTERVENTIONS.items()}, name="intervention"
+    )
 
 
-def check_interventions(
-    given: Sequence[Prepending | Contrasting], *, causal: bool, long_text: str, decodes: bool
-) -> None:
-    """ValueError where a recipe has them twice, or else is not one that can be intervened in."""
-    if len({type(one) for one in given}) < len(given):
-        raise ValueError("interventions: one of each kind is allowed, prepend and contrast")
-    if given and not causal:
-        raise ValueError(
-            "interventions are of causal attention; under bidirectional attention every token"
-            " sees the last one already"
-        )
-    if given and (long_text not in ("truncate", "bad") or decodes):
-        raise ValueError(
-            f"interventions: got long_text: {long_text}{' and decode' if decodes else ''}; allowed"
-            " is truncate or bad, without decode"
-        )
+@dataclass(frozen=True)
+class Given:
+    """One intervention of a recipe: its key, its kind, its section and the settings in it."""
+
+    key: str
+    kind: InterventionKind
+    section: Section
+    settings: Any
+
+    def value(self, field: str | None) -> Any:
+        """Return the setting in this field; None where the kind has no such field."""
+        return None if field is None else getattr(self.settings, field)
+
+    @property
+    def template(self) -> str | None:
+        """The auxiliary template."""
+        found: str | None = self.value(self.kind.template)
+        return found
+
+    @property
+    def slot(self) -> str | None:
+        """The special token that marks the slot in every template."""
+        found: str | None = self.value(self.kind.slot)
+        return found
+
+
+def given(interventions: Sequence[Section]) -> Iterator[Given]:
+    """Yield a recipe's interventions with their kinds."""
+    for section in interventions:
+        key, kind = _BY_SECTION[type(section)]
+        yield Given(key, kind, section, getattr(section, key))
+
+
+def slotted(interventions: Sequence[Section]) -> Given | None:
+    """Return the intervention that has a slot in every template, if there is one."""
+    return next((one for one in given(interventions) if one.slot is not None), None)
+
+
+def auxiliary_templates(interventions: Sequence[Section]) -> dict[str, str]:
+    """Return the auxiliary templates of interventions, by the path of the key that holds each."""
+    return {
+        f"encoder.interventions: {one.key}.{one.kind.template}": one.template
+        for one in given(interventions)
+        if one.template is not None
+    }

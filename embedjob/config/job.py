@@ -6,16 +6,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from embedjob.config.recipe import Recipe
-from embedjob.config.segments import Section
+from embedjob.config.types import Fraction, Positive, Section
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-_OUTPUT_COLUMNS_WORDS = """
-row shard id embedding text_hash tokens truncated part char_start char_stop sparse_indices
-sparse_values router
-"""
-OUTPUT_COLUMNS = frozenset(_OUTPUT_COLUMNS_WORDS.split())
+OUTPUT_COLUMNS = frozenset(
+    {
+        "row",
+        "shard",
+        "id",
+        "embedding",
+        "text_hash",
+        "tokens",
+        "truncated",
+        "part",
+        "char_start",
+        "char_stop",
+        "sparse_indices",
+        "sparse_values",
+        "router",
+    }
+)
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 

@@ -14,14 +14,18 @@ from pydantic import ValidationError
 
 from embedjob.config.job import Job
 from embedjob.config.recipe import PARTIAL, Recipe
-from embedjob.config.segments import Section
+from embedjob.config.types import Section
 from embedjob.errors import ConfigError
 
 DEFAULT = "library default"
-_PATHS_WORDS = """
-input.path output.path output.reuse_from encoder.model encoder.base encoder.adapters
-"""
-_PATHS = tuple(_PATHS_WORDS.split())
+_PATHS = (
+    "input.path",
+    "output.path",
+    "output.reuse_from",
+    "encoder.model",
+    "encoder.base",
+    "encoder.adapters",
+)
 _SECTIONS = tuple(Job.model_fields)
 _SectionT = TypeVar("_SectionT", bound=Section)
 

@@ -1,13 +1,12 @@
-"""How states become a vector, as config values: spans, poolings, heads, and finishing steps."""
+"""Pooling as config values: which tokens count, how their states become a vector, how it ends."""
 
-import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import Field
 
-from embedjob.config.heads import Anchors, RouterHead, SparseHead
-from embedjob.config.segments import Section
+from embedjob.config.types import Positive, Section
 
 SpanRule = Literal[
     "all",
@@ -20,21 +19,54 @@ SpanRule = Literal[
     "tail",
     "pooled",
 ]
-Pooling = Literal["mean", "weighted_mean", "max", "mean_sqrt_len", "latent_attention"]
-# Of several, one after another: first and last are of the span, and alone they are spans.
-PoolingPart = Literal["mean", "weighted_mean", "max", "mean_sqrt_len", "first", "last"]
-Positive = Annotated[int, Field(ge=1)]
-
-_MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+# Span rules under which every part of a long text has tokens of its own that count.
+DIVISIBLE_SPANS = ("all", "text", "from_text", "after_prompt")
 
 
-def _inside(path: str) -> str:
-    if not _MODULE_PATH.fullmatch(path):
-        raise ValueError(f"got {path!r}, allowed is a directory inside the model folder: 2_Dense")
-    return path
+@dataclass(frozen=True)
+class PoolingKind:
+    """One pooling: where it may stand, and where its arithmetic is.
+
+    Args:
+        single: whether a recipe may name it by itself.
+        in_list: whether it may be one of several poolings whose vectors are concatenated.
+        divisible: whether `long_text: late_chunk` may pool every part of a text by it.
+        function: its function in `vectors/poolers.py`; that of its own name if None.
+        weights: whether it has weights; its loader is then in `encoder/outputs/pool_and_heads.py`.
+    """
+
+    single: bool = True
+    in_list: bool = True
+    divisible: bool = True
+    function: str | None = None
+    weights: bool = False
 
 
-ModulePath = Annotated[str, AfterValidator(_inside)]
+# First and last are tokens of the span: alone they are span rules, one spelling for each meaning.
+POOLINGS: Mapping[str, PoolingKind] = {
+    "mean": PoolingKind(),
+    "weighted_mean": PoolingKind(),
+    "max": PoolingKind(function="maximum"),
+    "mean_sqrt_len": PoolingKind(),
+    "latent_attention": PoolingKind(in_list=False, divisible=False, weights=True),
+    "first": PoolingKind(single=False),
+    "last": PoolingKind(single=False),
+}
+if TYPE_CHECKING:
+    Pooling = str
+    PoolingPart = str
+else:
+    Pooling = Literal[tuple(name for name, kind in POOLINGS.items() if kind.single)]
+    PoolingPart = Literal[tuple(name for name, kind in POOLINGS.items() if kind.in_list)]
+
+
+class WeightedFrom(Section):
+    """The mean weighted n + 1, n + 2 and so on along the span: n tokens before it count as well."""
+
+    weighted_mean: Positive
+
+
+PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_length=1)]
 
 
 class SpanOffset(Section):
@@ -57,7 +89,7 @@ class SpanTag(Section):
 
 
 class Normalize(Section):
-    """Scale to unit L2 norm."""
+    """Scale to unit L2 norm: a finishing step, or a head."""
 
     normalize: Literal[True]
 
@@ -68,77 +100,14 @@ class Truncate(Section):
     truncate: Positive
 
 
-class WeightedFrom(Section):
-    """The mean weighted n + 1, n + 2 and so on along the span: n tokens before it count as well."""
-
-    weighted_mean: Positive
-
-
-class Pooler(Section):
-    """The model's own layer over a pooled vector, as BERT and RoBERTa have it: tanh(W h + b)."""
-
-    pooler: Literal[True]
-
-
-class Dense(Section):
-    """The sentence-transformers Dense module in this directory of the model folder."""
-
-    dense: ModulePath
-
-
-class LayerNorm(Section):
-    """The sentence-transformers LayerNorm module in this directory of the model folder."""
-
-    layer_norm: ModulePath
-
-
-_HEADS = ("pooler", "dense", "layer_norm", "normalize", "sparse_lm", "router", "anchors")
-
-
-def _head_kind(head: Any) -> str | None:
-    keys = head if isinstance(head, dict) else getattr(type(head), "model_fields", ())
-    return next((kind for kind in _HEADS if kind in keys), None)
-
-
-# By its key, or a mistake in one kind of head would be told as a mistake in every kind.
-Head = Annotated[
-    Annotated[Pooler, Tag("pooler")]
-    | Annotated[Dense, Tag("dense")]
-    | Annotated[LayerNorm, Tag("layer_norm")]
-    | Annotated[Normalize, Tag("normalize")]
-    | Annotated[SparseHead, Tag("sparse_lm")]
-    | Annotated[RouterHead, Tag("router")]
-    | Annotated[Anchors, Tag("anchors")],
-    Discriminator(
-        _head_kind,
-        custom_error_type="head",
-        custom_error_message="an object with one of the keys " + ", ".join(_HEADS),
-    ),
-]
-
-
 class FitStep(Section):
-    """A finishing step that a fit made before the run."""
+    """A finishing step whose parameters are fitted on the corpus before the run."""
 
     standardize: str | None = None
     whiten: str | None = None
     flow: str | None = None
 
-
-PoolingParts = Annotated[tuple[PoolingPart | WeightedFrom, ...], Field(min_length=1)]
-
-
-def check_available(finish: Iterable[Any]) -> None:
-    """ValueError at a finishing step that this version cannot take."""
-    for step in finish:
-        if not isinstance(step, FitStep):
-            continue
-        given = [name for name in FitStep.model_fields if getattr(step, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"finish: a step has exactly one key; got {' and '.join(given) or 'none'}, allowed"
-                " is {normalize: true} or {truncate: DIMENSIONS}"
-            )
-        raise ValueError(
-            f"finish: {given[0]} is of fitted steps, which are not available in this version"
-        )
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are written."""
+        return tuple(name for name in FitStep.model_fields if getattr(self, name) is not None)

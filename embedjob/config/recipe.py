@@ -1,32 +1,14 @@
-"""The encoder section of a job as frozen values: every knob that decides a vector."""
+"""The recipe: the `encoder` section of a job as frozen values, every knob that decides a vector."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import ValidationInfo, model_validator
 
-from embedjob.config.heads import (
-    Anchors,
-    Decode,
-    Measure,
-    RouterHead,
-    SparseHead,
-    WeightedSum,
-    anchors_in,
-    check_heads,
-    check_summands,
-    sparse_in,
-)
-from embedjob.config.interventions import (
-    Contrast,
-    Contrasting,
-    Intervention,
-    Prepend,
-    Prepending,
-    check_interventions,
-)
+from embedjob.config.checks import check
+from embedjob.config.heads import EMBEDDING, Decode, Head, Measure, WeightedSum, kinds_of
+from embedjob.config.interventions import Intervention
 from embedjob.config.pooling import (
     FitStep,
-    Head,
     Normalize,
     Pooling,
     PoolingParts,
@@ -35,25 +17,16 @@ from embedjob.config.pooling import (
     SpanTag,
     Truncate,
     WeightedFrom,
-    check_available,
 )
-from embedjob.config.segments import Demonstration, Section, Segment
+from embedjob.config.segments import Demonstration, Templates
+from embedjob.config.types import NotEmpty, Positive, Section
 
 Role = Literal["query", "document", "symmetric"]
 Aggregation = Literal["mean", "mean_of_normalized", "weighted", "max", "concat", "keep"]
 VectorDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-Positive = Annotated[int, Field(ge=1)]
-_ItemT = TypeVar("_ItemT")
 
-# In a validation's context: what is missing may yet come from a method or a model folder.
+# In a validation's context: a missing key may yet come from a method or a model folder.
 PARTIAL = "partial"
-
-# What late_chunk can share out over the parts of a text, and give true characters of.
-_LATE: dict[str, tuple[str, ...]] = {
-    "span": ("all", "text", "from_text", "after_prompt"),
-    "pooling": ("mean", "weighted_mean", "max", "mean_sqrt_len"),
-    "prepare": ("none", "strip"),
-}
 
 
 class HubModel(Section):
@@ -66,7 +39,7 @@ class HubModel(Section):
 class SpecialTokens(Section):
     """Which tokens frame a view; EOS is appended by id, after truncation.
 
-    `bos: literal` is none from the tokenizer, and requires that every template begins with one.
+    With `bos: literal` the tokenizer adds none, and every template must begin with a BOS token.
     """
 
     bos: Literal["auto", "none", "literal"] = "auto"
@@ -75,42 +48,14 @@ class SpecialTokens(Section):
     add: tuple[str, ...] = ()
 
 
-class WeightedTemplate(Section):
-    """A template, its weight under `aggregation: weighted`, and how its segments are joined.
-
-    Joint segments are tokenized as one string; separate ones each alone, their ids joined.
-    """
-
-    template: str | tuple[Segment, ...]
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    join: Literal["joint", "separate"] = "joint"
-
-    @model_validator(mode="after")
-    def _has_what_it_joins(self) -> "WeightedTemplate":
-        if self.join == "separate" and isinstance(self.template, str):
-            raise ValueError("join: separate is of a list of segments; got a string")
-        return self
-
-
-def _some(given: tuple[_ItemT, ...]) -> tuple[_ItemT, ...]:
-    # Not min_length, which is told again of every list with a bad item in it.
-    if not given:
-        raise ValueError("got [], allowed is a list of at least one")
-    return given
-
-
-Templates = Annotated[
-    tuple[str | WeightedTemplate | tuple[Segment, ...], ...], AfterValidator(_some)
-]
-
-
 class Recipe(Section):
     """The `encoder` section, resolved: every knob that decides a vector's value.
 
-    `base` is where the weights lie if `model` is an adapter, and by default what that one names;
-    `adapters` are merged into the weights in order. Demonstrations that do not count are over and
-    above `max_tokens`. With `word_cut` whole words are dropped of a text with more tokens than
-    that, before it is prepared and put into a template; that counts up to `max_tokens` only.
+    `base` is where the weights are if `model` is an adapter, by default the model that the adapter
+    names; `adapters` are merged into the weights in order. With `demonstrations_count: false`
+    demonstrations are over and above `max_tokens`. `word_cut` drops whole words of a text that has
+    more tokens than that, before it is prepared and put into a template; tokens are counted up to
+    `max_tokens`.
     """
 
     model: str
@@ -130,7 +75,7 @@ class Recipe(Section):
     templates: Templates = ("{text}",)
     special_tokens: SpecialTokens = SpecialTokens()
     attention: Literal["causal", "bidirectional"] = "causal"
-    layer: int | Annotated[tuple[int, ...], AfterValidator(_some)] = -1
+    layer: int | Annotated[tuple[int, ...], NotEmpty] = -1
     span: SpanRule | SpanOffset | SpanTag = "all"
     pooling: Pooling | WeightedFrom | PoolingParts = "mean"
     aggregation: Aggregation = "mean"
@@ -147,43 +92,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _goes_together(self, info: ValidationInfo) -> "Recipe":
-        check_available(self.finish)
         partial = bool((info.context or {}).get(PARTIAL))
-        if not partial:
-            check_summands(self)
+        check(self, "as written", *(() if partial else ("with folder",)))
         if not partial or self.method is None:
-            self._require_sound()
+            check(self, "with method")
         return self
-
-    def _require_sound(self) -> None:
-        """ValueError where keys do not go together."""
-        check_heads(self)
-        check_interventions(
-            self.interventions,
-            causal=self.attention == "causal",
-            long_text=self.long_text,
-            decodes=self.decode is not None,
-        )
-        if self.word_cut is not None and self.long_text not in ("truncate", "bad"):
-            raise ValueError(
-                f"word_cut drops what long_text: {self.long_text} would embed in parts; leave one"
-                " of both out"
-            )
-        if self.long_text == "late_chunk":
-            self._require_poolable_parts()
-
-    def _require_poolable_parts(self) -> None:
-        for key, allowed in _LATE.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(
-                    f"{key}: got {getattr(self, key)}, and with long_text: late_chunk every"
-                    f" part of the text is pooled: allowed is {', '.join(allowed)}"
-                )
-        if len(self.templates) > 1 or not _holds_one_text(self.templates[0]):
-            raise ValueError(
-                "templates: with long_text: late_chunk allowed is one template, its segments"
-                " joined as one string, with one text in it"
-            )
 
     @property
     def multi_vector(self) -> bool:
@@ -191,48 +104,50 @@ class Recipe(Section):
         return self.aggregation == "keep" or self.long_text == "late_chunk"
 
     @property
-    def prepend(self) -> Prepend | None:
-        """The token prepending, if there is one."""
-        found = (one.prepend for one in self.interventions if isinstance(one, Prepending))
-        return next(found, None)
-
-    @property
-    def contrast(self) -> Contrast | None:
-        """The contrastive prompting, if there is one."""
-        found = (one.contrast for one in self.interventions if isinstance(one, Contrasting))
-        return next(found, None)
-
-    @property
     def vector_heads(self) -> tuple[Head, ...]:
         """The heads that change the vector itself, in order."""
-        others = SparseHead | RouterHead | Anchors
-        return tuple(head for head in self.heads if not isinstance(head, others))
+        return tuple(head for _, kind, head in kinds_of(self.heads) if kind.reads == "pooled")
+
+    @property
+    def head_columns(self) -> frozenset[str]:
+        """The columns that heads write besides the embedding."""
+        written = (kind.writes(head) for _, kind, head in kinds_of(self.heads))
+        return frozenset(column for columns in written for column in columns) - {EMBEDDING}
+
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """The strings that make further views of every template; none in most recipes."""
+        each = (kind.continuations(head) for _, kind, head in kinds_of(self.heads))
+        return tuple(text for texts in each for text in texts)
+
+    @property
+    def reads_text_words(self) -> bool:
+        """Whether a head needs the ids of each text's own words."""
+        return any(kind.text_words(head) for _, kind, head in kinds_of(self.heads))
 
     @property
     def views(self) -> int:
-        """How many views a text has: one per template, or per template and anchor."""
-        return len(self.templates) * max(1, len(anchors_in(self.heads)))
+        """The number of views of a text: one per template, or per template and continuation."""
+        return len(self.templates) * max(1, len(self.continuations))
 
     @property
     def measure(self) -> Measure:
-        """How two embeddings compare."""
+        """The measure by which two embeddings are compared."""
         given = self.similarity
         return given.embedding if isinstance(given, WeightedSum) else given
 
     @property
     def reads_logits(self) -> bool:
-        """Whether anything asks for the language-model head."""
-        asked = sparse_in(self.heads) is not None or bool(anchors_in(self.heads))
-        return asked or self.decode is not None
+        """Whether a head or decoding needs the language-model head."""
+        heads = any(kind.reads == "logits" for _, kind, _ in kinds_of(self.heads))
+        return heads or self.decode is not None
+
+    @property
+    def reads_routers(self) -> bool:
+        """Whether a head needs the scores of routers."""
+        return any(kind.reads == "router_logits" for _, kind, _ in kinds_of(self.heads))
 
     @property
     def normalized(self) -> bool:
-        """Whether the embeddings are of unit norm when finished."""
+        """Whether finished embeddings have unit norm."""
         return bool(self.finish) and isinstance(self.finish[-1], Normalize)
-
-
-def _holds_one_text(template: str | WeightedTemplate | tuple[Segment, ...]) -> bool:
-    """Whether a template is tokenized as one string that holds the text once."""
-    if isinstance(template, WeightedTemplate):
-        return template.join == "joint" and _holds_one_text(template.template)
-    return isinstance(template, str) or sum(one.text is not None for one in template) == 1

@@ -1,14 +1,15 @@
 """Templates as segments in order, their slots filled: what is written, and where the text goes."""
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from embedjob.config.heads import anchors_in
+from embedjob.config.interventions import auxiliary_templates
+from embedjob.config.job_file import JobSource
 from embedjob.config.pooling import SpanOffset, SpanTag
-from embedjob.config.recipe import Recipe, WeightedTemplate
-from embedjob.config.segments import Demonstration, Segment, Slot
+from embedjob.config.recipe import Recipe
+from embedjob.config.segments import Demonstration, Segment, Slot, WeightedTemplate
 from embedjob.errors import ConfigError
 
 BRACES = "a literal brace is written '{{' or '}}'"
@@ -111,7 +112,6 @@ def _demonstration(one: Demonstration, recipe: Recipe) -> str:
 STRIPPING = ("eol", "moee")
 
 _TEMPLATES = "encoder.templates"
-_CONTRAST = "encoder.interventions: contrast.template"
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ class Template:
 def templates(recipe: Recipe) -> tuple[Template, ...]:
     """The recipe's templates in order; ConfigError if they do not go with the rest of it."""
     found = tuple(
-        anchored
+        continued
         for one in recipe.templates
-        for anchored in _anchored(_template(one, recipe), anchors_in(recipe.heads))
+        for continued in _continued(_template(one, recipe), recipe.continuations)
     )
     if len({one.as_one_string for one in found}) > 1:
         raise ConfigError(
@@ -150,8 +150,8 @@ def templates(recipe: Recipe) -> tuple[Template, ...]:
             f"encoder.prepare: got {recipe.prepare}, which strips the whole prompt; with join:"
             " separate there is none, allowed is another cleaning or join: joint"
         )
-    if recipe.contrast is not None:
-        _of_string(recipe.contrast.template, recipe, key=_CONTRAST)
+    for key, template in auxiliary_templates(recipe.interventions).items():
+        _of_string(template, recipe, key=key)
     return found
 
 
@@ -164,18 +164,39 @@ def slots_read(recipe: Recipe) -> frozenset[str]:
             found |= slots(written, key=_TEMPLATES)
         else:
             found |= {segment.contents for segment in written}
-    if recipe.contrast is not None:
-        found |= slots(recipe.contrast.template, key=_CONTRAST)
+    for key, template in auxiliary_templates(recipe.interventions).items():
+        found |= slots(template, key=key)
     if "demonstrations" in found and recipe.demonstration is not None:
         found |= slots(recipe.demonstration, key=PATTERN)
     return frozenset(found)
 
 
+# Keys of `encoder` that fill a slot, and the slot that each fills.
+_FILLING = {
+    "instruction": "instruction",
+    "demonstrations": "demonstrations",
+    "demonstration": "demonstrations",
+    "demonstrations_count": "demonstrations",
+}
+
+
+def check_slots(source: JobSource, recipes: Collection[Recipe]) -> None:
+    """Raise ConfigError if the job fills a slot that no template of its recipes has."""
+    read = frozenset[str]().union(*map(slots_read, recipes))
+    for key, slot in _FILLING.items():
+        written = source.get(f"encoder.{key}")
+        if (written or written is False) and slot not in read:
+            raise ConfigError(
+                f"encoder.{key}: is set, but no template of any role has a slot for it, so it would"
+                f" change nothing; write {{{slot}}} into encoder.templates, or remove the key"
+            )
+
+
 def span_rule(recipe: Recipe) -> tuple[str, int]:
     """The name of the recipe's span rule, and its offset; a tag's segments are pooled ones."""
     span = recipe.span
-    if anchors_in(recipe.heads):
-        return "anchor", 0
+    if recipe.continuations:
+        return "continuation", 0
     if isinstance(span, SpanTag):
         return "pooled", span.offset
     return (span.rule, span.offset) if isinstance(span, SpanOffset) else (span, 0)
@@ -213,9 +234,9 @@ def _template(template: object, recipe: Recipe) -> Template:
     raise ConfigError(f"encoder.templates: got {template!r}; allowed is a string or segments")
 
 
-def _anchored(template: Template, anchors: Sequence[str]) -> tuple[Template, ...]:
-    """The template before each anchor, or by itself where there are none."""
-    marked = (FilledSegment(anchor, marked=True) for anchor in anchors)
+def _continued(template: Template, continuations: Sequence[str]) -> tuple[Template, ...]:
+    """Return the template before each continuation, or by itself where there are none."""
+    marked = (FilledSegment(text, marked=True) for text in continuations)
     each = tuple(replace(template, segments=(*template.segments, segment)) for segment in marked)
     return each or (template,)
 

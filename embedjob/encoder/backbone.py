@@ -21,7 +21,6 @@ from embedjob.encoder.attention.direction import Attention, set_attention
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.encoder.loading import dequantized, load_model, quantize
 from embedjob.encoder.outputs.language_model import LanguageHead
-from embedjob.encoder.outputs.latent_attention import LatentAttention
 from embedjob.errors import ModelError
 from embedjob.models.architecture import ModelInfo, check_quantizer, info_of, windows_of
 
@@ -134,7 +133,6 @@ class Backbone:
         model: PreTrainedModel,
         *,
         attention: Attention,
-        latent_attention: LatentAttention | None = None,
         missing: Collection[str] = (),
         head: LanguageHead | None = None,
     ) -> None:
@@ -145,7 +143,6 @@ class Backbone:
         """
         self.model = model.eval()
         self.head = head
-        self.latent_attention = latent_attention
         self.missing = frozenset(missing)
         # By how much of their norm states may differ that went another way through the model.
         self.tolerance = _TOLERANCE[model.dtype]
@@ -288,7 +285,6 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
     backbone = Backbone(
         head.body if head else found.model,
         attention=recipe.attention,
-        latent_attention=found.latent_attention,
         missing=found.missing,
         head=head,
     )

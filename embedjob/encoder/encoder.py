@@ -57,7 +57,8 @@ class Encoder:
         self._meter = Meter(backbone)
         self.recipe = recipe
         self.ranges: Vectors | None = None
-        self._readouts: dict[Role, Readout] = {recipe.role: Readout(backbone, recipe)}
+        self._readouts: dict[tuple[Any, ...], Readout] = {}
+        self._readout(recipe)
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
             _require_one_model(other, recipe)
@@ -260,9 +261,11 @@ class Encoder:
         return codes.reshape(*floats.shape[:-1], codes.shape[-1])
 
     def _readout(self, recipe: Recipe) -> Readout:
-        if recipe.role not in self._readouts:
-            self._readouts[recipe.role] = Readout(self.backbone, recipe)
-        return self._readouts[recipe.role]
+        # Roles with the same pooling and heads share the weights of these.
+        key = (recipe.pooling, recipe.heads, recipe.decode)
+        if key not in self._readouts:
+            self._readouts[key] = Readout(self.backbone, recipe)
+        return self._readouts[key]
 
     def _recipe(self, role: Role | None) -> Recipe:
         if role is None:

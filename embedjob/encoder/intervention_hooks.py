@@ -1,18 +1,20 @@
-"""What a recipe does to the states inside a model: hooks, put in for one micro-batch.
+"""Intervention hooks: changes to the states inside a model, installed for one micro-batch.
 
 Legend: V views, T tokens, D width.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from embedjob.config.interventions import Contrast, Prepend
+from embedjob.config.interventions import Contrast, Prepend, given
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone
@@ -22,126 +24,198 @@ from embedjob.errors import ModelError
 from embedjob.text.arrays import Ints
 from embedjob.text.views import TokenViews
 
-# Where in a block the heads of its attention are brought together, by architecture.
-_PROJECTIONS_WORDS = """
-self_attn.o_proj self_attn.out_proj self_attn.dense attention.dense self_attention.dense
-attn.c_proj attn.out_proj attn.o_proj attention.o_proj attn.attention.out_proj
-"""
-PROJECTIONS = tuple(_PROJECTIONS_WORDS.split())
+# The projection of a block's concatenated attention heads, by architecture.
+PROJECTIONS = (
+    "self_attn.o_proj",
+    "self_attn.out_proj",
+    "self_attn.dense",
+    "attention.dense",
+    "self_attention.dense",
+    "attn.c_proj",
+    "attn.out_proj",
+    "attn.o_proj",
+    "attention.o_proj",
+    "attn.attention.out_proj",
+)
 Places = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class SteeredBatch:
+    """A micro-batch of chosen views, without their first `skip` tokens."""
+
+    views: TokenViews
+    chosen: Ints
+    batch: MicroBatch
+    skip: int = 0
+
+
+# Hooks are put in when all interventions have prepared theirs: an auxiliary pass runs without.
+Put = Callable[[], Iterable[RemovableHandle]]
+Prepare = Callable[[SteeredBatch], Put]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A model that is intervened in; `others` are the interventions on its auxiliary passes."""
+
+    prefixes: Prefixes
+    blocks: nn.ModuleList
+    side: Side
+    others: tuple[Prepare, ...] = ()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The loaded model."""
+        return self.prefixes.backbone
+
+
 class _Captured(Exception):
-    """What the auxiliary run was for is there."""
+    """Ends an auxiliary pass once its values are captured."""
 
 
 class InterventionHooks:
-    """The interventions of one recipe in a loaded model; those of most recipes are none."""
+    """The interventions of one recipe in a loaded model; usually there are none."""
 
     def __init__(self, prefixes: Prefixes, recipe: Recipe, *, side: Side) -> None:
-        """ModelError if the model has no place for them."""
-        self._prefixes = prefixes
-        self._backbone = prefixes.backbone
-        self._side = side
-        self._prepend, self._contrast = recipe.prepend, recipe.contrast
-        self._blocks = _blocks(self._backbone) if recipe.interventions else nn.ModuleList()
-        if self._prepend and self._prepend.embedding is None:
-            self._embeds: Any = self._backbone.model.get_input_embeddings()
-            self._row_D = _row(self._embeds, self._prepend.seed)
-        if self._contrast:
-            self._projection = _projection(self._blocks[self._contrast.layer], self._backbone)
+        """Find the places of all hooks; ModelError if the model does not have them."""
+        found = tuple(given(recipe.interventions))
+        blocks = _blocks(prefixes.backbone) if found else nn.ModuleList()
+        host = Host(prefixes, blocks, side)
+        plain = tuple(
+            INSTALL[type(one.settings)](one.settings, host) for one in found if one.template is None
+        )
+        host = replace(host, others=plain)
+        auxiliary = tuple(
+            INSTALL[type(one.settings)](one.settings, host)
+            for one in found
+            if one.template is not None
+        )
+        self._prepared = (*auxiliary, *plain)
 
     @contextmanager
-    def over(
+    def installed(
         self, views: TokenViews, chosen: Ints, batch: MicroBatch, *, skip: int = 0
     ) -> Iterator[None]:
-        """Within it the chosen views' micro-batch, without its first `skip` tokens, is steered.
+        """Steer the chosen views' micro-batch, which lacks its first `skip` tokens, while inside.
 
-        The ids at slots of drawn embeddings are taken out of it: the model may embed none such.
+        It may replace ids at slots: the model may have no embedding for them.
         """
-        with ExitStack() as hooks:
-            if self._contrast:
-                assert views.auxiliary is not None, "views of a recipe without this contrast"
-                texts = chosen // views.views_per_text
-                less_VD = self._contrasted(views.auxiliary, texts, share=skip > 0)
-                self._put_contrast(hooks, batch, less_VD, self._contrast)
-            if self._prepend and views.slots:
-                slots = np.array(views.slots, np.int64)[chosen % views.views_per_text] - skip
-                self._put_slots(hooks, batch, slots, self._prepend)
+        with _hooked(self._prepared, SteeredBatch(views, chosen, batch, skip)):
             yield
 
-    def _put_slots(self, hooks: ExitStack, batch: MicroBatch, slots: Ints, how: Prepend) -> None:
-        """Gives the slots their embedding, and before each block the state of the last token."""
+
+@contextmanager
+def _hooked(prepared: Sequence[Prepare], steered: SteeredBatch) -> Iterator[None]:
+    puts = [prepare(steered) for prepare in prepared]
+    with ExitStack() as stack:
+        for put in puts:
+            for handle in put():
+                stack.callback(handle.remove)
+        yield
+
+
+def install_prepend(prepend: Prepend, host: Host) -> Prepare:
+    """Prepare token prepending (Fu et al. 2024): slots get the state of the last token."""
+    embeds: Any = host.backbone.model.get_input_embeddings()
+    row_D = _row(embeds, prepend.seed) if prepend.embedding is None else None
+
+    def prepare(steered: SteeredBatch) -> Put:
+        views, batch = steered.views, steered.batch
+        if not views.slots:
+            return lambda: ()
+        of_template = np.array(views.slots, np.int64)[steered.chosen % views.views_per_text]
         each_V, last_V = _last(batch.mask_VT)
-        slot_V = last_V + 1 - batch.mask_VT.sum(dim=1) + torch.from_numpy(slots)
+        offset_V = torch.from_numpy(of_template - steered.skip)
+        slot_V = last_V + 1 - batch.mask_VT.sum(dim=1) + offset_V
         slots_on, lasts_on = at((each_V, slot_V)), at((each_V, last_V))
 
         def embed(_: nn.Module, args: Any, embedded_VTD: Tensor) -> Tensor:
-            row_D = self._row_D.to(embedded_VTD.device, embedded_VTD.dtype)
-            return embedded_VTD.index_put(slots_on(embedded_VTD.device), row_D)
+            assert row_D is not None, "the slot has the embedding of a token"
+            row = row_D.to(embedded_VTD.device, embedded_VTD.dtype)
+            return embedded_VTD.index_put(slots_on(embedded_VTD.device), row)
 
-        def prepend(hidden_VTD: Tensor) -> Tensor:
+        def show_last(hidden_VTD: Tensor) -> Tensor:
             last_VD = hidden_VTD[lasts_on(hidden_VTD.device)]
             return hidden_VTD.index_put(slots_on(hidden_VTD.device), last_VD)
 
-        if how.embedding is None:
-            batch.ids_VT[each_V, slot_V] = 0
-            hooks.callback(self._embeds.register_forward_hook(embed).remove)
-        for block in self._blocks[how.start : how.exit]:
-            handle = block.register_forward_pre_hook(_changing(prepend), with_kwargs=True)
-            hooks.callback(handle.remove)
+        def put() -> Iterator[RemovableHandle]:
+            if row_D is not None:
+                batch.ids_VT[each_V, slot_V] = 0
+                yield embeds.register_forward_hook(embed)
+            for block in host.blocks[prepend.start : prepend.exit]:
+                yield before_block(block, show_last)
 
-    def _put_contrast(
-        self, hooks: ExitStack, batch: MicroBatch, less_VD: Tensor, how: Contrast
-    ) -> None:
-        """Changes what the last tokens' heads bring together."""
-        lasts_on = at(_last(batch.mask_VT))
-        change = _CONTRASTS[how.mode]
+        return put
 
-        def contrast(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return prepare
+
+
+def install_contrast(contrast: Contrast, host: Host) -> Prepare:
+    """Prepare contrastive prompting (Cheng et al. 2025): subtract the auxiliary view's heads."""
+    projection = _projection(host.blocks[contrast.layer], host.backbone)
+    change = _CONTRASTS[contrast.mode]
+
+    def prepare(steered: SteeredBatch) -> Put:
+        less_VD = _auxiliary_heads(projection, steered, host)
+        lasts_on = at(_last(steered.batch.mask_VT))
+
+        def subtract(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             lasts = lasts_on(args[0].device)
-            return (args[0].index_put(lasts, change(args[0][lasts], less_VD, how)), *args[1:])
+            changed_VD = change(args[0][lasts], less_VD, contrast)
+            return (args[0].index_put(lasts, changed_VD), *args[1:])
 
-        hooks.callback(self._projection.register_forward_pre_hook(contrast).remove)
+        return lambda: (projection.register_forward_pre_hook(subtract),)
 
-    def _contrasted(self, views: TokenViews, texts: Ints, *, share: bool) -> Tensor:
-        """What the last token's heads bring together under the auxiliary template [V, D].
+    return prepare
 
-        Whole where the views themselves are: what is shared was not computed in float32.
-        """
-        shared = views.prefixes[0]
-        longest = int(views.lengths[texts].max())
-        share = share and bool((views.prefix[texts] == 0).all())
-        share = share and self._prefixes.serves(len(shared), longest)
-        batch = assemble(views, texts, side=self._side, whole=not share)
-        lasts_on = at(_last(batch.mask_VT))
-        found: list[Tensor] = []
 
-        def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append(args[0][lasts_on(args[0].device)])
-            raise _Captured
+def _auxiliary_heads(projection: nn.Module, steered: SteeredBatch, host: Host) -> Tensor:
+    """Return the last token's concatenated attention heads [V, D] in the auxiliary views.
 
+    These go whole where the views themselves do: shared prefixes are not computed in float32.
+    """
+    views = steered.views.auxiliary
+    assert views is not None, "the views were tokenized by a recipe without this contrast"
+    texts = steered.chosen // steered.views.views_per_text
+    shared = views.prefixes[0]
+    longest = int(views.lengths[texts].max())
+    share = steered.skip > 0 and bool((views.prefix[texts] == 0).all())
+    share = share and host.prefixes.serves(len(shared), longest)
+    batch = assemble(views, texts, side=host.side, whole=not share)
+    lasts_on = at(_last(batch.mask_VT))
+    found: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0][lasts_on(args[0].device)])
+        raise _Captured
+
+    if share:
+        host.prefixes.key_values(shared)
+    auxiliary = SteeredBatch(views, texts, batch, len(shared) if share else 0)
+    with _hooked(host.others, auxiliary), ExitStack() as stack, suppress(_Captured):
+        stack.callback(projection.register_forward_pre_hook(capture).remove)
         if share:
-            self._prefixes.key_values(shared)
-        with ExitStack() as hooks, suppress(_Captured):
-            if self._prepend and views.slots:
-                slots = np.full(len(texts), views.slots[0] - (len(shared) if share else 0))
-                self._put_slots(hooks, batch, slots, self._prepend)
-            hooks.callback(self._projection.register_forward_pre_hook(capture).remove)
-            if share:
-                self._prefixes.states(shared, batch.ids_VT, batch.mask_VT, layer=-1)
-            else:
-                self._backbone.states(batch.ids_VT, batch.mask_VT, layer=-1)
-        return found[0]
+            host.prefixes.states(shared, batch.ids_VT, batch.mask_VT, layer=-1)
+        else:
+            host.backbone.states(batch.ids_VT, batch.mask_VT, layer=-1)
+    return found[0]
+
+
+# Each kind of intervention, by its settings, to what finds its places in a model.
+INSTALL: Mapping[type, Callable[[Any, Host], Prepare]] = {
+    Prepend: install_prepend,
+    Contrast: install_contrast,
+}
 
 
 def _scaled(own_VD: Tensor, less_VD: Tensor, how: Contrast) -> Tensor:
-    """The difference, times alpha."""
+    """Return the difference times alpha."""
     return (own_VD - less_VD) * (how.alpha or 0.0)
 
 
 def _at_norm(own_VD: Tensor, less_VD: Tensor, how: Contrast) -> Tensor:
-    """The difference, at the norm that was there."""
+    """Return the difference, scaled to the norm of the own heads."""
     left_VD = own_VD - less_VD
     norm_V1 = left_VD.norm(dim=1, keepdim=True).clamp(min=torch.finfo(left_VD.dtype).tiny)
     at_norm_VD: Tensor = left_VD * (own_VD.norm(dim=1, keepdim=True) / norm_V1)
@@ -154,25 +228,25 @@ _CONTRASTS: Mapping[str, Callable[[Tensor, Tensor, Contrast], Tensor]] = {
 }
 
 
-def _changing(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """The hook that changes the states that go into a block."""
+def before_block(block: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Change the states that go into a block."""
 
     def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if args:
             return (change(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
-    return hook
+    return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _last(mask_VT: Tensor) -> Places:
-    """The number of each view [V], and where its last token is [V], whichever side is padded."""
+    """Return each view's number [V] and the place of its last token [V], on either padding side."""
     longest = mask_VT.shape[1]
     return torch.arange(len(mask_VT)), longest - 1 - mask_VT.flip(1).int().argmax(dim=1)
 
 
 def at(places: Places) -> Callable[[torch.device], Places]:
-    """The same places on any device: a model may be spread, and each of its blocks has its own."""
+    """Return the places on any device: the blocks of a spread model are on several."""
 
     @cache
     def there(device: torch.device) -> Places:
@@ -182,9 +256,9 @@ def at(places: Places) -> Callable[[torch.device], Places]:
 
 
 def _row(embeds: Any, seed: int) -> Tensor:
-    """The slot's embedding [D]; NumPy keeps this generator's stream as it is for ever."""
+    """Draw the slot's embedding [D]; NumPy keeps the stream of this generator for ever."""
     drawn = np.random.RandomState(seed).standard_normal(embeds.weight.shape[1])
-    # Some models scale within the embedding what others scale after it.
+    # Some models scale inside the embedding layer, others after it.
     return torch.from_numpy(drawn) * float(getattr(embeds, "embed_scale", 1.0))
 
 

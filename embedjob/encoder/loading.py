@@ -24,8 +24,6 @@ from transformers import (
 )
 
 from embedjob.config.recipe import Recipe
-from embedjob.encoder.outputs.latent_attention import LatentAttention
-from embedjob.encoder.weight_files import prefixed_tensors
 from embedjob.errors import ModelError, ResourceError
 from embedjob.models import nvembed
 from embedjob.models.architecture import T5_TYPES, check_model, config_of, info_of, is_causal
@@ -56,11 +54,10 @@ _ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "classifier"})
 
 
 class LoadedModel(NamedTuple):
-    """A model, the weights that its pooler lacks, and the latent attention of its checkpoint."""
+    """A model, and the weights that its pooler lacks."""
 
     model: PreTrainedModel
     missing: frozenset[str]
-    latent_attention: LatentAttention | None
 
 
 def load_model(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> LoadedModel:
@@ -101,7 +98,7 @@ def load_at(recipe: Recipe, place: torch.device | DeviceMap) -> LoadedModel:
             spread(model, places)
     if isinstance(place, torch.device):
         nn.Module.to(model, place)
-    return LoadedModel(model, missing, _latent_attention_of(directory, recipe, model, dtype))
+    return LoadedModel(model, missing)
 
 
 def _dtype(recipe: Recipe, *, on_gpu: bool) -> torch.dtype:
@@ -180,19 +177,6 @@ def _tied_head(model: PreTrainedModel, missing: set[str], left: set[str]) -> dic
     if missing != {*names} or not model.config.tie_word_embeddings or _HEAD not in left:
         return None
     return {f"^{_HEAD}$": f"{model.base_model_prefix}.{names[0]}"}
-
-
-def _latent_attention_of(
-    directory: Path, recipe: Recipe, model: PreTrainedModel, dtype: torch.dtype
-) -> LatentAttention | None:
-    config = config_of(directory)
-    if recipe.pooling != "latent_attention" or not nvembed.is_nvembed(config):
-        return None
-    prefix, pickles = nvembed.LATENT_PREFIX, recipe.allow_pickle
-    tensors = prefixed_tensors(directory, prefix, allow_pickle=pickles)
-    # This is also where the states of a spread model come out.
-    device = next(model.get_input_embeddings().parameters()).device
-    return LatentAttention(tensors, nvembed.latent_sizes(config), device=device, dtype=dtype)
 
 
 def _cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from embedjob.config.checks import check
 from embedjob.config.job import Input, Job
 from embedjob.config.job_file import (
     JobSource,
@@ -24,9 +25,9 @@ from embedjob.config.job_file import (
     validate_partial,
 )
 from embedjob.config.recipe import HubModel, Recipe, Role
+from embedjob.config.templates import check_slots
 from embedjob.errors import ConfigError, ModelError, OutputError
 from embedjob.methods.catalogue import MethodFile, over_each_other, read_method
-from embedjob.methods.unused import require_slots_for, require_weights_read
 from embedjob.models.architecture import (
     HeadWidths,
     ModelInfo,
@@ -240,9 +241,9 @@ def layer_recipes(source: JobSource, folder: Mapping[str, Any]) -> ResolvedRecip
     for other in (r for r in ROLES if r != role):
         merged, _ = merge([*(layers[other] for layers in below), *source.layers])
         recipes[other] = recipe_from({**_with_dtype(merged), "role": other}, origins)
-    require_slots_for(source, recipes.values())
+    check_slots(source, recipes.values())
     for recipe in recipes.values():
-        require_weights_read(recipe)
+        check(recipe, "in a job")
     return ResolvedRecipes(role, recipes, origins)
 
 

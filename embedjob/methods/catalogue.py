@@ -5,12 +5,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from embedjob.config.checks import check
 from embedjob.config.job_file import Layer, merge, read_yaml, recipe_from, validate
 from embedjob.config.recipe import Role
-from embedjob.config.segments import Section
 from embedjob.config.templates import templates, tokenized_alone
+from embedjob.config.types import Section
 from embedjob.errors import ConfigError
-from embedjob.methods.unused import require_weights_read
 
 _OF_A_JOB = frozenset({"method", "role"})
 _OF_A_METHOD = frozenset({"model", "base", "adapters"})
@@ -79,7 +79,7 @@ def _require_sound(
     merged = over_each_other({"model": found.model or "-"}, found.encoder, values, origin=place)
     try:
         recipe = recipe_from(merged["encoder"], {})
-        require_weights_read(recipe)
+        check(recipe, "in a job")
         # The instruction may be left to the job.
         given = recipe.model_copy(update={"instruction": recipe.instruction or ""})
         templates(given)

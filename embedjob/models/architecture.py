@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from embedjob.config.heads import router_in, sparse_in
+from embedjob.config.checks import check
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, ModelError
 from embedjob.models import gguf, hub, nvembed
@@ -195,49 +195,7 @@ def is_causal(config: Mapping[str, Any]) -> bool:
 
 def check_model(recipe: Recipe, info: ModelInfo) -> None:
     """Raise ModelError if the model cannot have the recipe's attention, layer, blocks or length."""
-    if recipe.attention == "causal" and not info.causal:
-        raise ModelError(
-            f"encoder.attention: got causal, but {recipe.model} is an encoder, whose tokens see"
-            " each other; allowed is bidirectional. Methods that ask a language model for its next"
-            " token need a decoder as encoder.model"
-        )
-    layers = (recipe.layer,) if isinstance(recipe.layer, int) else recipe.layer
-    for layer in layers:
-        if not -info.layers - 1 <= layer <= info.layers:
-            raise ModelError(
-                f"encoder.layer: got {layer}, allowed is {-info.layers - 1} to {info.layers}"
-                f" (0 is the embeddings, {info.layers} or -1 the last of {recipe.model})"
-            )
-    _check_intervention_blocks(
-        recipe, info, lowest=min(layer % (info.layers + 1) for layer in layers)
-    )
-    decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
-    if info.max_positions is not None and recipe.max_tokens + decoded > info.max_positions:
-        longer = (
-            ": a longer text would change the positions of all texts in its micro-batch (longrope)"
-        )
-        raise ModelError(
-            f"encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
-            f" {info.max_positions} positions{longer if info.length_bound else ''}; set"
-            f" encoder.max_tokens: {info.max_positions - decoded}"
-        )
-
-
-def _check_intervention_blocks(recipe: Recipe, info: ModelInfo, *, lowest: int) -> None:
-    """Raise ModelError if interventions are in blocks that the model lacks or does not run."""
-    prepend, contrast = recipe.prepend, recipe.contrast
-    limits = {
-        "prepend.exit": (prepend.exit, info.layers) if prepend else (0, 0),
-        "prepend.start": (prepend.start, lowest - 1) if prepend else (0, 0),
-        "contrast.layer": (contrast.layer, lowest - 1) if contrast else (0, 0),
-    }
-    for key, (got, most) in limits.items():
-        if got > most:
-            raise ModelError(
-                f"encoder.interventions: {key}: got {got}, allowed is at most {most}:"
-                f" {recipe.model} has {info.layers} blocks, and the lowest layer that is read is"
-                f" {lowest}"
-            )
+    check(recipe, "with model", model=info)
 
 
 def check_quantizer(recipe: Recipe) -> None:
@@ -258,9 +216,8 @@ def config_of(directory: Path) -> dict[str, Any]:
 def head_widths(recipe: Recipe, config: Mapping[str, Any]) -> HeadWidths:
     """Return the widths of a recipe's heads; ModelError for router scores without experts."""
     config = {**config, **(config.get("text_config") or {})}
-    vocabulary = int(config["vocab_size"]) if sparse_in(recipe.heads) else None
-    router = router_in(recipe.heads)
-    if router is None:
+    vocabulary = int(config["vocab_size"]) if "sparse_values" in recipe.head_columns else None
+    if not recipe.reads_routers:
         return HeadWidths(vocabulary)
     scores = router_width(config)
     if not scores:
@@ -268,11 +225,8 @@ def head_widths(recipe: Recipe, config: Mapping[str, Any]) -> HeadWidths:
             f"encoder.heads: router: {recipe.model} ({config.get('model_type')}) has no experts;"
             " give a mixture of experts as encoder.model (OLMoE, Qwen-MoE, DeepSeek)"
         )
-    return (
-        HeadWidths(vocabulary, joined=scores)
-        if router.join == "concat"
-        else HeadWidths(vocabulary, scores)
-    )
+    in_column = "router" in recipe.head_columns
+    return HeadWidths(vocabulary, scores) if in_column else HeadWidths(vocabulary, joined=scores)
 
 
 def router_width(config: Mapping[str, Any]) -> int:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedjob.config.heads import anchors_in
-from embedjob.config.pooling import Dense, Head, LayerNorm, Pooler
+from embedjob.config.heads import kinds_of
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
 from embedjob.models import nvembed
@@ -109,11 +108,16 @@ def folder_layer(directory: Path) -> dict[str, Any]:
 
 def vector_width(recipe: Recipe, hidden_size: int, directory: Path) -> int:
     """Return the width of a view's vector after pooling and all heads; no weights are read."""
-    if anchors_in(recipe.heads):
-        return 1
     width = hidden_size * (len(recipe.pooling) if isinstance(recipe.pooling, tuple) else 1)
-    for head in recipe.vector_heads:
-        shape = _shape(head, ModuleShape(width, width), hidden_size, directory)
+    for key, kind, head in kinds_of(recipe.heads):
+        if isinstance(kind.width, int):
+            width = kind.width
+            continue
+        shape = ModuleShape(width, width)
+        if kind.width == "hidden":
+            shape = ModuleShape(hidden_size, hidden_size)
+        elif kind.width == "module":
+            shape = _MODULE_SHAPES[key](directory / getattr(head, key))
         if shape.wide_in != width:
             raise ModelError(
                 f"encoder.heads: {head.model_dump()} takes vectors {shape.wide_in} wide, but they"
@@ -168,14 +172,6 @@ def check_vector_module(config: Mapping[str, Any], folder: Path) -> None:
                 f"{folder / 'config.json'}: got {key} {config[key]}, allowed is {_EMBEDDING};"
                 " modules over single tokens are not available in this version"
             )
-
-
-def _shape(head: Head, same: ModuleShape, hidden_size: int, directory: Path) -> ModuleShape:
-    if isinstance(head, Dense):
-        return dense_shape(directory / head.dense)
-    if isinstance(head, LayerNorm):
-        return layer_norm_shape(directory / head.layer_norm)
-    return ModuleShape(hidden_size, hidden_size) if isinstance(head, Pooler) else same
 
 
 def _size(config: Mapping[str, Any], key: str, folder: Path) -> int:
@@ -353,3 +349,10 @@ def _roles(layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _template(prompt: str) -> str:
     return prompt.replace("{", "{{").replace("}", "}}") + "{text}"
+
+
+# The shape of a head that is a module in the folder, by the head's key.
+_MODULE_SHAPES: Mapping[str, Callable[[Path], ModuleShape]] = {
+    "dense": dense_shape,
+    "layer_norm": layer_norm_shape,
+}

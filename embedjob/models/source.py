@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedjob.config.pooling import Dense, Head, LayerNorm
+from embedjob.config.heads import module_of
 from embedjob.config.recipe import HubModel, Recipe
 from embedjob.errors import ModelError
 from embedjob.models import cache, gguf, hub, nvembed
@@ -64,16 +64,9 @@ def source_of(recipe: Recipe) -> ModelSource:
         revision=recipe.revision,
         trust_remote_code=recipe.trust_remote_code,
         allow_pickle=recipe.allow_pickle,
-        modules=tuple(path for head in recipe.vector_heads if (path := module_path(head))),
+        modules=tuple(path for head in recipe.vector_heads if (path := module_of(head))),
     )
     return replace(source, base=source.derive(recipe.base, BASE)) if recipe.base else source
-
-
-def module_path(head: Head) -> str | None:
-    """Return the directory of a head that is a module of the model folder, otherwise None."""
-    if isinstance(head, Dense):
-        return head.dense
-    return head.layer_norm if isinstance(head, LayerNorm) else None
 
 
 def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:

@@ -5,10 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from embedjob.config.interventions import auxiliary_templates
 from embedjob.config.job import Input
 from embedjob.config.pooling import SpanOffset, SpanTag
-from embedjob.config.recipe import Recipe, WeightedTemplate
-from embedjob.config.segments import Segment
+from embedjob.config.recipe import Recipe
+from embedjob.config.segments import Segment, WeightedTemplate
 from embedjob.output.file_names import digest
 
 SCHEMA_VERSION = 1
@@ -135,8 +136,8 @@ def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return blanks for the values of slots that no template has."""
     blank: dict[str, Any] = {}
     templates = canonical(knobs["templates"])
-    if recipe.contrast is not None:
-        templates += canonical(recipe.contrast.template)
+    for auxiliary in auxiliary_templates(recipe.interventions).values():
+        templates += canonical(auxiliary)
     if not _has(templates, "demonstrations"):
         blank |= {"demonstrations": [], "demonstration": None, "demonstrations_count": True}
     elif any(not isinstance(one, str) for one in recipe.demonstrations):

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from embedjob.config.interventions import given
 from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.job.resolve import resolve
@@ -67,23 +68,23 @@ saved in the model folder, `{normalize: true}` scales between them. Each role (q
 document, symmetric) may have other keys. `adapters` belong to the method's `model`: a job that
 names another model names its adapters too.
 
-## Anchors
+## Continuations
 
 ```yaml
 templates: ['This sentence: "{text}" implies:']
-heads: [{anchors: [" it is raining.", " somebody is hungry."]}]
+heads: [{continuations: [" it is raining.", " somebody is hungry."]}]
 aggregation: concat
 finish: []
 similarity: manhattan
 ```
 
-The vector is then what the model finds likely: of each anchor, in order, the mean log-probability
-of its tokens after the view (Liu et al., Meaning Representations from Trajectories in
-Autoregressive Models, arXiv:2310.18348, with one set of continuations for all texts in place of
-those sampled from each pair). A text and its template are run once for all anchors. An anchor is
-tokenized with its template, or alone with `join: separate`, and a long text is cut alike before
-each. Anchors are yours to sample, from texts of the corpus continued by the model; they decide the
-vectors as the model does.
+The vector then holds one number per continuation, in order: the mean log-probability of its tokens
+after the view (Liu et al., Meaning Representations from Trajectories in Autoregressive Models,
+arXiv:2310.18348, with the same continuations for all texts in place of those sampled from each
+pair). A text and its template are run once for all continuations. A continuation is tokenized with
+its template, or alone with `join: separate`, and a long text is cut at the same place before each.
+Continuations are yours to sample, for example from texts of the corpus that the model goes on with;
+they decide the vectors as the model does. The key may also be written `anchors`.
 
 ## Beside the vector
 
@@ -180,10 +181,10 @@ def _row(name: str, method: MethodFile, figure: str) -> str:
 def _passes(recipe: Recipe) -> str:
     """How often a text goes through the model, in whole and in part."""
     whole = str(recipe.views)
-    if recipe.contrast is not None:
-        return f"{whole} + {recipe.contrast.layer + 1} blocks"
+    if blocks := sum(one.kind.extra_blocks(one.settings) for one in given(recipe.interventions)):
+        return f"{whole} + {blocks} blocks"
     if recipe.decode is not None:
-        # The first word is said by the pass over the prompt.
+        # The pass over the prompt predicts the first token.
         return f"{whole} + up to {recipe.decode.max_tokens - 1} of one token"
     return whole
 

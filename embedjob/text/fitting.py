@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.config.heads import anchors_in
 from embedjob.config.recipe import Recipe
 from embedjob.config.templates import span_rule, templates
 from embedjob.errors import ConfigError
@@ -110,7 +109,7 @@ def template_fitter(tokenizer: Tokenizer, recipe: Recipe) -> TemplateFitter:
         special_tokens=adds,
         needs_text=span_rule(recipe)[0] in NEED_TEXT
         or recipe.long_text == "chunk_mean"
-        or bool(anchors_in(recipe.heads)),
+        or bool(recipe.continuations),
         tails=tails(recipe),
         chars_over=recipe.max_tokens if recipe.long_text == "late_chunk" else None,
     )

@@ -71,8 +71,8 @@ def _pooled(layout: Layout) -> tuple[Ints, Ints]:
     return layout.marked_start, layout.marked_stop
 
 
-def _anchor(layout: Layout) -> tuple[Ints, Ints]:
-    """Select a continuation and the token before it; nothing where no token comes before."""
+def _continuation(layout: Layout) -> tuple[Ints, Ints]:
+    """A continuation's tokens and the token before them; empty where there is none before."""
     start = np.maximum(layout.marked_start - 1, 0)
     return start, np.where(layout.marked_start > 0, layout.marked_stop, start)
 
@@ -106,4 +106,4 @@ SPANS: dict[str, Callable[[Layout], tuple[Ints, Ints]]] = {
     "pooled": _pooled,
 }
 # Rules for heads, which no recipe names as its span.
-_HEAD_SPANS = {"anchor": _anchor}
+_HEAD_SPANS = {"continuation": _continuation}

@@ -7,8 +7,7 @@ from itertools import takewhile
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.config.heads import anchors_in, sparse_in
-from embedjob.config.interventions import Prepend, Prepending
+from embedjob.config.interventions import Given, auxiliary_templates, given, slotted
 from embedjob.config.recipe import Recipe
 from embedjob.config.templates import span_rule
 from embedjob.errors import ConfigError
@@ -24,48 +23,55 @@ from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
 
 
-def slot_position(rows: Sequence[Sequence[int]], slot: int, *, name: str, template: str) -> int:
-    """Where the slot is in the ids of one template's views, whatever their text; else ConfigError.
+def slot_position(rows: Sequence[Sequence[int]], slot: int, *, of: Given, template: str) -> int:
+    """Return where the slot of an intervention is in the ids of all views of a template.
 
-    After the text it would be at another place in every view.
+    Raises:
+        ConfigError: it is not there exactly once, or after the text, where every view would have
+            it at another position.
     """
     found = {tuple(at for at, token in enumerate(row) if token == slot) for row in rows}
     places = next(iter(found))
     if len(found) > 1 or len(places) != 1:
         raise ConfigError(
-            f"encoder.interventions: prepend.slot: the template {template} must have {name} once,"
-            " and before the text; put it there, or leave the intervention out"
+            f"encoder.interventions: {of.key}.{of.kind.slot}: the template {template} must have"
+            f" {of.slot} once, and before the text; put it there, or leave the intervention out"
         )
     return places[0]
 
 
-def stand_in_id(tokenizer: Tokenizer, prepend: Prepend | None) -> int | None:
-    """The id whose embedding the slot has, None where it is drawn; ConfigError if not a token."""
-    if prepend is None or prepend.embedding is None:
+def stand_in_id(tokenizer: Tokenizer, one: Given | None) -> int | None:
+    """Return the id of the token whose embedding the slot has, None where it is drawn.
+
+    Raises:
+        ConfigError: the name is not a single token.
+    """
+    name = None if one is None else one.value(one.kind.stand_in)
+    if one is None or name is None:
         return None
-    ids: list[int] = tokenizer.encode(prepend.embedding, add_special_tokens=False).ids
+    ids: list[int] = tokenizer.encode(name, add_special_tokens=False).ids
     if len(ids) != 1:
         raise ConfigError(
-            f"encoder.interventions: prepend.embedding: got {prepend.embedding!r}, which is"
+            f"encoder.interventions: {one.key}.{one.kind.stand_in}: got {name!r}, which is"
             f" {len(ids)} tokens; allowed is a single token of this tokenizer"
         )
     return ids[0]
 
 
 def auxiliary_recipe(recipe: Recipe) -> Recipe | None:
-    """The recipe of the views that contrastive prompting takes away; None where none does.
+    """Return the recipe of auxiliary views; None if no intervention has an auxiliary template.
 
-    What is prepended to is a slot, so that it is left out where the template has none.
+    Other interventions change these views too; one with a slot only if the template has the slot.
     """
-    if recipe.contrast is None:
+    template = next(iter(auxiliary_templates(recipe.interventions).values()), None)
+    if template is None:
         return None
-    template = recipe.contrast.template
     kept = tuple(
-        one
-        for one in recipe.interventions
-        if isinstance(one, Prepending) and one.prepend.slot in template
+        one.section
+        for one in given(recipe.interventions)
+        if one.template is None and (one.slot is None or one.slot in template)
     )
-    # Words and sparse weights are of the main views alone.
+    # Words and sparse weights belong to the main views.
     ours = {"templates": (template,), "span": "last_token", "interventions": kept, "heads": ()}
     return recipe.model_copy(update=ours)
 
@@ -135,8 +141,8 @@ class ViewTokenizer:
         positions: int | None = None,
     ) -> None:
         """Prepare the templates; ConfigError if they leave text no room or the span no token."""
-        added = [*recipe.special_tokens.add, *([recipe.prepend.slot] if recipe.prepend else [])]
-        tokenizer.add_special_tokens(added)
+        slots = [one.slot for one in given(recipe.interventions) if one.slot is not None]
+        tokenizer.add_special_tokens([*recipe.special_tokens.add, *slots])
         self._prepare = prepare(recipe.prepare)
         most = recipe.max_tokens
         self._cut_words = (
@@ -161,10 +167,10 @@ class ViewTokenizer:
         self._check_room(limits)
         decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
         check_positions(limits + decoded, positions)
-        limits = limits - self._shorter(len(anchors_in(recipe.heads)))
+        limits = limits - self._shorter(len(recipe.continuations))
         self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64))
         self._slots = self._slots_of(recipe, tokenizer)
-        self._standing = stand_in_id(tokenizer, recipe.prepend)
+        self._standing = stand_in_id(tokenizer, slotted(recipe.interventions))
         self.prefixes = self._shared_prefixes()
         auxiliary = auxiliary_recipe(recipe)
         self._auxiliary = ViewTokenizer(tokenizer, auxiliary, eos_id=eos_id) if auxiliary else None
@@ -173,8 +179,7 @@ class ViewTokenizer:
             recipe.long_text, self._views
         )
         self.cutter = Cutter(tokenizer, self._fit, per_text=self._templates)
-        sparse = sparse_in(recipe.heads)
-        self._words = WordIds(tokenizer) if sparse and sparse.words == "text" else None
+        self._words = WordIds(tokenizer) if recipe.reads_text_words else None
         self._stops = stops(tokenizer, recipe.decode.until) if recipe.decode else None
 
     def views(self, texts: Sequence[str]) -> TokenViews:
@@ -248,15 +253,16 @@ class ViewTokenizer:
         )
 
     def _slots_of(self, recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return the slot's position per template; empty where nothing is prepended."""
-        if recipe.prepend is None:
+        """Return the slot's position per template; empty where no intervention has one."""
+        one = slotted(recipe.interventions)
+        if one is None:
             return ()
-        slot = special_id(tokenizer, recipe.prepend.slot)
+        slot = special_id(tokenizer, str(one.slot))
         return tuple(
             slot_position(
                 [self._fitter.whole(number, probe) for probe in _PROBES],
                 slot,
-                name=recipe.prepend.slot,
+                of=one,
                 template=self._fitter.shown(number),
             )
             for number in range(self._templates)
@@ -289,16 +295,16 @@ class ViewTokenizer:
             for number in range(self._templates)
         )
 
-    def _shorter(self, anchors: int) -> Ints:
+    def _shorter(self, continuations: int) -> Ints:
         """Return per view by how many tokens it is shorter than with the longest continuation.
 
         So much room is left, or a long text would be cut elsewhere before each of them.
         """
-        if not anchors:
+        if not continuations:
             return np.zeros(self._templates, np.int64)
         each = range(self._templates)
         sizes = np.array([len(self._fitter.whole(number, _PROBES[0])) for number in each], np.int64)
-        by_template = sizes.reshape(-1, anchors)
+        by_template = sizes.reshape(-1, continuations)
         shorter: Ints = (by_template.max(axis=1, keepdims=True) - by_template).reshape(-1)
         return shorter
 

@@ -5,13 +5,13 @@ prompts or padding side, and what lies outside the mask, even NaN, never counts.
 is empty has no vector: it is a bad row before it comes here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from embedjob.config.pooling import WeightedFrom
+from embedjob.config.pooling import POOLINGS, WeightedFrom
 
 PoolingFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -22,7 +22,7 @@ def pooler(pooling: str | WeightedFrom | tuple[str | WeightedFrom, ...]) -> Pool
         return partial(_concatenated, [pooler(one) for one in pooling])
     if isinstance(pooling, WeightedFrom):
         return partial(weighted_mean, before=pooling.weighted_mean)
-    return PARTS[pooling]
+    return POOLERS[pooling]
 
 
 def mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
@@ -70,11 +70,7 @@ def _weighted(hidden_VTD: Tensor, weights_VT: Tensor) -> Tensor:
     return sum_VD / weights_VT.sum(dim=1, keepdim=True)
 
 
-POOLINGS: dict[str, PoolingFunction] = {
-    "mean": mean,
-    "weighted_mean": weighted_mean,
-    "max": maximum,
-    "mean_sqrt_len": mean_sqrt_len,
+# The functions of all poolings without weights, by the names that a recipe gives them.
+POOLERS: Mapping[str, PoolingFunction] = {
+    name: globals()[kind.function or name] for name, kind in POOLINGS.items() if not kind.weights
 }
-# Alone these two are spans, and not poolings: one meaning, one spelling.
-PARTS: dict[str, PoolingFunction] = {**POOLINGS, "first": first, "last": last}

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from embedjob.config.job_file import JobSource, Layer, validate_partial
-from embedjob.config.recipe import Decode, Recipe, WeightedSum
+from embedjob.config.heads import HEADS, Decode, WeightedSum
+from embedjob.config.job_file import JobSource, Layer, recipe_from, validate_partial
+from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
 from embedjob.job.resolve import layer_recipes
 
@@ -61,3 +62,31 @@ def test_a_sum_with_a_head_that_the_job_takes_away_is_refused() -> None:
     validate_partial(draft)
     with pytest.raises(ConfigError, match="no head writes that column"):
         layer_recipes(draft, {})
+
+
+def test_continuations_may_be_written_anchors_and_are_recorded_as_anchors() -> None:
+    knobs = {"model": "m", "dtype": "float32", "aggregation": "concat", "finish": []}
+    one, other = (
+        recipe_from({**knobs, "heads": [{key: [" a", " b"]}]}, {})
+        for key in ("continuations", "anchors")
+    )
+    assert one == other
+    assert one.continuations == (" a", " b")
+    assert one.model_dump(mode="json")["heads"] == [{"anchors": [" a", " b"]}]
+    assert recipe_from(one.model_dump(mode="json"), {}) == one
+    with pytest.raises(ConfigError, match="anchors"):
+        recipe_from({**knobs, "heads": [{"continuations": [" a"], "anchors": [" a"]}]}, {})
+
+
+def test_every_kind_of_head_answers_for_its_key() -> None:
+    for key, kind in HEADS.items():
+        (name,) = kind.section.model_fields
+        assert name in (key, kind.also)
+
+
+def test_a_router_in_the_vector_writes_no_column() -> None:
+    heads = [{"router": {"join": "concat"}}, {"normalize": True}]
+    joined = recipe_from({"model": "m", "heads": heads}, {})
+    assert (joined.head_columns, joined.reads_routers) == (frozenset(), True)
+    apart = recipe_from({"model": "m", "heads": [{"router": {}}, {"sparse_lm": {}}]}, {})
+    assert apart.head_columns == {"router", "sparse_indices", "sparse_values"}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from embedjob.config.interventions import Contrast, Prepend
+from embedjob.config.interventions import INTERVENTIONS, Contrast, Prepend, given
 from embedjob.config.job_file import recipe_from
 from embedjob.errors import ConfigError
 
@@ -21,16 +21,23 @@ def _contrast(**changes: Any) -> dict[str, Any]:
 
 
 def test_both_may_be_given_in_any_order() -> None:
-    for given in ([PREPEND, CONTRAST], [CONTRAST, PREPEND]):
-        recipe = recipe_from({"model": "m", "interventions": given}, {})
-        assert recipe.prepend == Prepend(slot="<PST>", start=1, exit=3)
-        assert recipe.contrast == Contrast(template="Not {text}", layer=4, alpha=2.0)
-    nothing = recipe_from({"model": "m"}, {})
-    assert (nothing.prepend, nothing.contrast) == (None, None)
+    for written in ([PREPEND, CONTRAST], [CONTRAST, PREPEND]):
+        recipe = recipe_from({"model": "m", "interventions": written}, {})
+        assert {one.key: one.settings for one in given(recipe.interventions)} == {
+            "prepend": Prepend(slot="<PST>", start=1, exit=3),
+            "contrast": Contrast(template="Not {text}", layer=4, alpha=2.0),
+        }
+    assert list(given(recipe_from({"model": "m"}, {}).interventions)) == []
+
+
+def test_token_views_carry_the_slot_and_the_auxiliary_view_of_one_kind_each() -> None:
+    kinds = INTERVENTIONS.values()
+    assert sum(kind.slot is not None for kind in kinds) <= 1
+    assert sum(kind.template is not None for kind in kinds) <= 1
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("written", "said"),
     [
         ([PREPEND, PREPEND], "one of each kind"),
         ([{"steer": {}}], "one of the keys prepend, contrast"),
@@ -38,20 +45,23 @@ def test_both_may_be_given_in_any_order() -> None:
         ([_prepend(start=-1)], '"start": -1.* allowed is greater than or equal to 0'),
         ([_prepend(slot="")], r"slot"),
         ([_prepend(embedding="")], r"embedding"),
-        ([_prepend(embedding="!", seed=3)], "seed draws an embedding, and this is that of '!'"),
+        (
+            [_prepend(embedding="!", seed=3)],
+            "seed draws an embedding, and embedding: '!' names one",
+        ),
         ([_contrast(mode="half")], "mode"),
-        ([_contrast(alpha=None)], "alpha is of mode: scaled, which needs it"),
-        ([_contrast(mode="norm")], "alpha is of mode: scaled"),
+        ([_contrast(alpha=None)], "alpha belongs to mode: scaled, which needs it"),
+        ([_contrast(mode="norm")], "alpha belongs to mode: scaled"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given: list[Any], said: str) -> None:
+def test_what_cannot_be_meant_is_refused(written: list[Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        recipe_from({"model": "m", "interventions": given}, {})
+        recipe_from({"model": "m", "interventions": written}, {})
 
 
 def test_attention_that_sees_the_end_needs_none() -> None:
     knobs = {"model": "m", "attention": "bidirectional", "interventions": [PREPEND]}
-    with pytest.raises(ConfigError, match="interventions are of causal attention"):
+    with pytest.raises(ConfigError, match="interventions need attention: causal"):
         recipe_from(knobs, {})
 
 

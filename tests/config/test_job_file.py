@@ -56,7 +56,10 @@ def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
         ("encoder.vector_dtype=int4", "encoder.vector_dtype: got \"int4\", allowed is 'float32'"),
         ("encoder.long_text=whole", "got \"whole\", allowed is 'truncate'"),
         ("output.reuse_from=[s3://other/]", "output.reuse_from: not available in this version"),
-        ("encoder.templates=[[{text: {}, literal: x}]]", "a segment is one of literal, special"),
+        (
+            "encoder.templates=[[{text: {}, literal: x}]]",
+            "a segment has exactly one of literal",
+        ),
         ("generate.model=x", "generate: not available in this version"),
         ("input.path=12", "input.path: got 12"),
     ],

@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from embedjob.config import pooling
+from embedjob.config import heads, pooling
 from embedjob.config.job_file import recipe_from
 from embedjob.errors import ConfigError
 
 HEADS = {
-    "pooler": ({"pooler": True}, pooling.Pooler),
-    "dense": ({"dense": "2_Dense"}, pooling.Dense),
-    "a folder inside a folder": ({"dense": "heads/2_Dense"}, pooling.Dense),
-    "layer_norm": ({"layer_norm": "3_LayerNorm"}, pooling.LayerNorm),
+    "pooler": ({"pooler": True}, heads.Pooler),
+    "dense": ({"dense": "2_Dense"}, heads.Dense),
+    "a folder inside a folder": ({"dense": "heads/2_Dense"}, heads.Dense),
+    "layer_norm": ({"layer_norm": "3_LayerNorm"}, heads.LayerNorm),
     "normalize": ({"normalize": True}, pooling.Normalize),
-    "sparse_lm": ({"sparse_lm": {}}, pooling.SparseHead),
-    "router": ({"router": {"join": "concat"}}, pooling.RouterHead),
+    "sparse_lm": ({"sparse_lm": {}}, heads.SparseHead),
+    "router": ({"router": {"join": "concat"}}, heads.RouterHead),
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown head": ({"heads": [{"denser": "2_Dense"}]}, "object with one of the keys pooler"),

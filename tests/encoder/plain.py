@@ -14,7 +14,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, optimize_for_cpu
 from embedjob.encoder.cpu import optimize
 from embedjob.text.views import TokenViews
-from embedjob.vectors.poolers import POOLINGS
+from embedjob.vectors.poolers import POOLERS
 from tests.encoder import tiny
 
 WIDE: Mapping[str, Callable[[], PreTrainedModel]] = {
@@ -64,7 +64,7 @@ def reference(name: str, views: TokenViews, made: Recipe) -> np.ndarray:
         hidden = torch.stack([states[layer] for layer in layers]).mean(dim=0)
         start, stop = views.span[view]
         span = (torch.arange(ids.shape[1]) >= start) & (torch.arange(ids.shape[1]) < stop)
-        vectors.append(POOLINGS[made.pooling](hidden, span[None])[0].numpy())
+        vectors.append(POOLERS[made.pooling](hidden, span[None])[0].numpy())
     return np.stack(vectors)
 
 

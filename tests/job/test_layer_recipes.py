@@ -1,6 +1,6 @@
 """Recipes of a job, laid over those of its method, role by role.
 
-Covers: embedjob.methods.catalogue, embedjob.methods.unused
+Covers: embedjob.methods.catalogue
 """
 
 from pathlib import Path
@@ -117,7 +117,7 @@ def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> No
             {"encoder": {"finish": [{"whiten": "w", "flow": "f"}]}},
             r"finish: .* exactly one key; got whiten and flow",
         ),
-        ({"encoder": {"finish": [{"whiten": "w"}]}}, "finish: whiten is of fitted steps"),
+        ({"encoder": {"finish": [{"whiten": "w"}]}}, "finish: whiten needs a fit on the corpus"),
         (
             {"encoder": {"templates": ["no slot"]}},
             r"method\.yaml: encoder\.templates: 'no slot' has 0 \{text\} slots; exactly one",

@@ -63,11 +63,11 @@ def test_heads_and_poolings_change_the_width_before_a_model_is_loaded(
     assert {"2_Dense/config.json", "2_Dense/model.safetensors"} <= found.digests.keys()
 
 
-def test_anchors_make_one_number_each(document: Job) -> None:
-    heads = [{"anchors": [" a", " b", " c"]}]
+def test_continuations_make_one_number_each(document: Job) -> None:
+    heads = [{"continuations": [" a", " b", " c"]}]
     found = identified(document, heads=heads, aggregation="concat", finish=[])
     assert found.width == 3
-    with pytest.raises(ConfigError, match=r"encoder: heads: anchors are scored .* got aggregation"):
+    with pytest.raises(ConfigError, match=r"heads: continuations are scored .* got aggregation"):
         identified(document, heads=heads)
 
 

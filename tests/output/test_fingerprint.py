@@ -7,21 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedjob.config.heads import Decode
-from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
-from embedjob.config.job import ActorRange, Input, Job, Output
-from embedjob.config.pooling import (
+from embedjob.config.heads import (
+    Continuations,
+    Decode,
     Dense,
     LayerNorm,
-    Normalize,
     Pooler,
-    SpanOffset,
-    SpanTag,
-    Truncate,
-    WeightedFrom,
+    RouterHead,
+    RouterScores,
+    SparseHead,
+    SparseLm,
 )
-from embedjob.config.recipe import Recipe, SpecialTokens, WeightedTemplate
-from embedjob.config.segments import Demonstration, Section, Segment, Slot
+from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
+from embedjob.config.job import ActorRange, Input, Job, Output
+from embedjob.config.pooling import Normalize, SpanOffset, SpanTag, Truncate, WeightedFrom
+from embedjob.config.recipe import Recipe, SpecialTokens
+from embedjob.config.segments import Demonstration, Segment, Slot, WeightedTemplate
+from embedjob.config.types import Section
 from embedjob.output.fingerprint import (
     LATER,
     NOT_HASHED,
@@ -342,6 +344,23 @@ GOLDEN = {
     "job": (JOB.encoder, "c563b767cdbf"),
     "interventions": (_recipe(interventions=(PREPENDING, CONTRASTING)), "21ee4ad64623"),
     "int8": (_recipe(quantize="int8"), "69fa8236a349"),
+    "continuations": (
+        _recipe(
+            aggregation="concat",
+            heads=(Continuations.model_validate({"continuations": (" a", " b")}),),
+        ),
+        "1df516dd6c8b",
+    ),
+    "beside the vector": (
+        _recipe(
+            heads=(
+                SparseHead(sparse_lm=SparseLm(words="text")),
+                RouterHead(router=RouterScores()),
+            )
+        ),
+        "cf20d46da232",
+    ),
+    "modules": (_recipe(heads=(Pooler(pooler=True), Dense(dense="2_Dense"))), "b54b4f6a4f31"),
 }
 
 

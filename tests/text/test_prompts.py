@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config.recipe import Recipe, WeightedTemplate
+from embedjob.config.recipe import Recipe
+from embedjob.config.segments import WeightedTemplate
 from embedjob.errors import ConfigError
 from embedjob.text.prompts import Prompt, prepare, prompts
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from embedjob.config.recipe import Recipe, WeightedTemplate
-from embedjob.config.segments import Segment, Slot
+from embedjob.config.recipe import Recipe
+from embedjob.config.segments import Segment, Slot, WeightedTemplate
 from embedjob.errors import ConfigError
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config.pooling import WeightedFrom
+from embedjob.config.pooling import POOLINGS, WeightedFrom
 from embedjob.config.recipe import Recipe
-from embedjob.vectors.poolers import PARTS, POOLINGS, pooler
+from embedjob.vectors.poolers import POOLERS, pooler
 
 PADDING = 999.0
 
@@ -48,7 +48,7 @@ def test_means_ignore_padding_on_either_side(
 ) -> None:
     values = st.floats(-100, 100, width=32)
     rows = data.draw(st.lists(st.lists(values, min_size=1, max_size=6), min_size=1, max_size=4))
-    pooled = PARTS[pooling](*_padded(rows, side, filling))
+    pooled = POOLERS[pooling](*_padded(rows, side, filling))
     expected = [[_EXPECTED[pooling](row), -_EXPECTED[pooling](row)] for row in rows]
     torch.testing.assert_close(pooled, torch.tensor(expected), rtol=1e-5, atol=1e-3)
 
@@ -56,23 +56,23 @@ def test_means_ignore_padding_on_either_side(
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("filling", [PADDING, math.nan])
 def test_max_ignores_padding(filling: float, side: str) -> None:
-    pooled = POOLINGS["max"](*_padded([[1.0, -2.0, 3.0], [-5.0]], side, filling))
+    pooled = POOLERS["max"](*_padded([[1.0, -2.0, 3.0], [-5.0]], side, filling))
     assert pooled.tolist() == [[3.0, 2.0], [-5.0, 5.0]]
 
 
-@pytest.mark.parametrize("pooling", sorted(POOLINGS))
+@pytest.mark.parametrize("pooling", sorted(POOLERS))
 def test_a_span_of_one_token_is_that_token(pooling: str) -> None:
     hidden_VTD = torch.arange(10.0)[None, :, None].expand(1, 10, 3)
     for position in range(10):
         mask_VT = torch.zeros(1, 10, dtype=torch.bool)
         mask_VT[0, position] = True
-        assert POOLINGS[pooling](hidden_VTD, mask_VT).tolist() == [[float(position)] * 3]
+        assert POOLERS[pooling](hidden_VTD, mask_VT).tolist() == [[float(position)] * 3]
 
 
 def test_half_precision_states_are_summed_in_float32() -> None:
     # In bfloat16 a sum of ones stays at 256.
     hidden_VTD = torch.ones(1, 3000, 1, dtype=torch.bfloat16)
-    pooled = POOLINGS["mean"](hidden_VTD, torch.ones(1, 3000, dtype=torch.bool))
+    pooled = POOLERS["mean"](hidden_VTD, torch.ones(1, 3000, dtype=torch.bool))
     assert pooled.dtype is torch.float32
     assert pooled.item() == pytest.approx(1.0)
 
@@ -89,14 +89,17 @@ def test_weights_may_be_counted_from_before_the_span() -> None:
 
 
 def test_first_and_last_are_poolings_only_among_others() -> None:
-    assert set(PARTS) - set(POOLINGS) == {"first", "last"}
-    for part in PARTS:
+    single = {name for name, kind in POOLINGS.items() if kind.single}
+    assert set(POOLERS) - single == {"first", "last"}
+    for part in POOLERS:
         assert Recipe(model="m", pooling=(part, "mean")).pooling == (part, "mean")
     for pooling in ("first", ("latent_attention",), ()):
         with pytest.raises(ValueError, match="pooling"):
             Recipe(model="m", pooling=pooling)
 
 
-def test_every_pooling_that_a_recipe_may_name_is_here() -> None:
-    for pooling in POOLINGS:
-        assert Recipe(model="m", pooling=pooling).pooling == pooling
+def test_a_recipe_may_name_what_the_table_says() -> None:
+    for pooling, kind in POOLINGS.items():
+        assert (pooling in POOLERS) != kind.weights
+        if kind.single:
+            assert Recipe(model="m", pooling=pooling).pooling == pooling

@@ -25,11 +25,10 @@ from embedjob.encoder.batching.padding import (
     assemble,
     bearable_padding,
 )
-from embedjob.encoder.batching.transfers import to_device
 from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.decoding import decode
 from embedjob.encoder.outputs.pool_and_heads import Readout
-from embedjob.encoder.outputs.sparse_lm import finite
+from embedjob.encoder.outputs.view_states import ViewStates
 from embedjob.text.arrays import Flags, Ids, Ints
 from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row
@@ -136,7 +135,7 @@ class ViewForward:
         assert prefix is not None, "a padded batch without a prefix goes whole"
         # Run the prefix first: interventions must not change its states.
         self._prefixes.key_values(prefix)
-        with self._hooks.over(self._views, self._chosen[which], batch, skip=len(prefix)):
+        with self._hooks.installed(self._views, self._chosen[which], batch, skip=len(prefix)):
             return self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
 
     def in_float32(self, view: int) -> Tensor:
@@ -147,7 +146,7 @@ class ViewForward:
     def _packed(self, which: Ints) -> bool:
         """Tell whether these views go through the model in one row."""
         # Decoding continues padded rows, and routers and interventions read or change them.
-        if self._recipe.decode or self._readout.router_width or self._recipe.interventions:
+        if self._recipe.decode or self._recipe.reads_routers or self._recipe.interventions:
             return False
         longest = int((self.lengths[which] + self.saved[which]).max())
         return self._packing.serves(longest, shared=bool(self.groups[which[0]] >= 0))
@@ -157,7 +156,7 @@ class ViewForward:
         if self._recipe.decode is not None:
             return self._decoded(which, batch)
         layer = self._recipe.layer
-        with self._hooks.over(self._views, self._chosen[which], batch):
+        with self._hooks.installed(self._views, self._chosen[which], batch):
             hidden_VTD = self._backbone.states(batch.ids_VT, batch.mask_VT, layer=layer)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
 
@@ -186,18 +185,14 @@ class ViewForward:
         self, which: Ints, hidden_VTD: Tensor, spans: Sequence[Tensor], ids_VT: Tensor
     ) -> Tensor:
         """Return the vectors of all parts side by side; keep the sparse entries in `rows`."""
-        vectors_VD = torch.cat(
-            [self._readout(hidden_VTD, span_VT, ids_VT) for span_VT in spans], dim=1
-        )
-        if self._readout.sparse is None:
-            return vectors_VD
         words = self._views.words
         # With sparse entries each text has a single view, and each view a single part.
         chosen = None if words is None else [words.of(int(text)) for text in self._chosen[which]]
-        rows = self._readout.rows(hidden_VTD, spans[0], chosen)
-        self.rows.update(zip(which.tolist(), rows, strict=True))
-        broken_V = torch.tensor([not finite(entries) for entries in rows])
-        return vectors_VD.masked_fill(to_device(broken_V, vectors_VD.device)[:, None], torch.nan)
+        parts = [ViewStates(hidden_VTD, span_VT, ids_VT, chosen) for span_VT in spans]
+        vectors_VD = torch.cat([self._readout(part) for part in parts], dim=1)
+        if parts[0].rows is not None:
+            self.rows.update(zip(which.tolist(), parts[0].rows, strict=True))
+        return vectors_VD
 
 
 class TreeForward:
@@ -263,12 +258,14 @@ class TreeForward:
         else:
             hidden_RTD = self._prefixes.tree_states(prefix, tree_batch, layer=layer)
         spans = span_RVT.unbind(dim=1)
-        vectors = [self._readout(hidden_RTD, span_RT, tree_batch.ids_RT) for span_RT in spans]
+        vectors = [
+            self._readout(ViewStates(hidden_RTD, span_RT, tree_batch.ids_RT)) for span_RT in spans
+        ]
         return torch.cat(vectors, dim=1)
 
     def _packed(self, which: Ints) -> bool:
         """Tell whether these texts go through the model in one row."""
-        if self._readout.router_width:
+        if self._recipe.reads_routers:
             return False
         lengths_RV = self._views.lengths.reshape(-1, self._views.views_per_text)
         longest = int(lengths_RV[self._texts[which]].max())

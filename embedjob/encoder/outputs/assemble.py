@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedjob.config.heads import router_in, sparse_in
-from embedjob.config.recipe import Recipe, WeightedTemplate
+from embedjob.config.recipe import Recipe
+from embedjob.config.segments import WeightedTemplate
 from embedjob.encoder.batching.encode_all import EncodeResult
 from embedjob.text.arrays import Ints
 from embedjob.text.views import TextUnits, TokenViews
@@ -42,12 +42,12 @@ def encoded(
     }
     owners = np.repeat(np.arange(views.texts), np.diff(found.line_offsets))
     finished[np.isin(owners, list(failed))] = np.nan
-    asked = sparse_in(recipe.heads) is not None
+    has_rows = "sparse_values" in recipe.head_columns
     return replace(
         found,
         failed=failed,
         stats=passed.stats,
-        sparse=joined_rows(passed.rows, passed.which_RV, failed) if asked else None,
+        sparse=joined_rows(passed.rows, passed.which_RV, failed) if has_rows else None,
         routers=None if routers_VE is None else routers_VE[passed.which_RV].mean(axis=1),
     )
 
@@ -99,8 +99,7 @@ def split(
     readings_VD: Vectors, router_width: int, recipe: Recipe
 ) -> tuple[Vectors, Vectors | None]:
     """The vectors of views, and the router scores [V, E] where they are a column of their own."""
-    asked = router_in(recipe.heads)
-    if asked is None or asked.join == "concat":
+    if "router" not in recipe.head_columns:
         return readings_VD, None
     at = readings_VD.shape[1] - router_width
     return readings_VD[:, :at], readings_VD[:, at:]

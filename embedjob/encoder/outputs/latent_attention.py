@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
+from embedjob.config.recipe import Recipe
+from embedjob.encoder.backbone import Backbone
+from embedjob.encoder.weight_files import prefixed_tensors
 from embedjob.errors import ModelError
+from embedjob.models import nvembed
+from embedjob.models.architecture import config_of
+from embedjob.models.components import components_of
 from embedjob.models.nvembed import LatentSizes
+from embedjob.models.source import materialize, transformer_directory
 from embedjob.vectors.poolers import mean
 
 _ATTEND, _FEED = "cross_attend_blocks.0.", "cross_attend_blocks.1."
@@ -75,6 +82,21 @@ class LatentAttention:
         """Rows of all heads side by side, as rows of each head [H, rows, E]."""
         by_head: Tensor = states.unflatten(-1, (self._heads, -1)).transpose(0, 1)
         return by_head
+
+
+def load_latent_attention(backbone: Backbone, recipe: Recipe) -> LatentAttention:
+    """Load the layer of the recipe's checkpoint; ModelError if it has none."""
+    directory = transformer_directory(materialize(components_of(recipe).weights))
+    config = config_of(directory)
+    if not nvembed.is_nvembed(config):
+        raise ModelError(
+            f"encoder.pooling: got latent_attention, but {recipe.model} has no such layer, which"
+            " NV-Embed's checkpoints have; allowed is another pooling"
+        )
+    prefix = nvembed.LATENT_PREFIX
+    tensors = prefixed_tensors(directory, prefix, allow_pickle=recipe.allow_pickle)
+    sizes, dtype = nvembed.latent_sizes(config), backbone.model.dtype
+    return LatentAttention(tensors, sizes, device=backbone.device, dtype=dtype)
 
 
 def _normed(states: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:

@@ -17,6 +17,7 @@ from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import load_backbone
 from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.outputs.latent_attention import load_latent_attention
 from embedjob.errors import ModelError
 from embedjob.models.architecture import model_info
 from embedjob.models.sentence_transformers import folder_layer
@@ -86,7 +87,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(
     del index["weight_map"][name]
     (published / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=message):
-        load_backbone(recipe(published, **ATTENDS), device=CPU)
+        Encoder.from_recipe(recipe(published, **ATTENDS), device="cpu")
 
 
 def test_sizes_that_are_not_the_tensors_are_refused(published: Path) -> None:
@@ -94,7 +95,7 @@ def test_sizes_that_are_not_the_tensors_are_refused(published: Path) -> None:
     config["latent_attention_config"] = {"model_type": "latent_attention"}
     (published / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"should be \(.*4096"):
-        load_backbone(recipe(published, **ATTENDS), device=CPU)
+        Encoder.from_recipe(recipe(published, **ATTENDS), device="cpu")
 
 
 def test_it_computes_as_wide_as_the_states_and_never_looks_outside_the_span(
@@ -102,18 +103,18 @@ def test_it_computes_as_wide_as_the_states_and_never_looks_outside_the_span(
 ) -> None:
     """A rescue in float32 is one although the weights are narrow."""
     found = recipe(published, **ATTENDS)
-    layer = load_backbone(found, device=CPU).latent_attention
-    narrow = load_backbone(found.model_copy(update={"dtype": "bfloat16"}), device=CPU)
-    assert layer is not None
-    assert narrow.latent_attention is not None
+    low = found.model_copy(update={"dtype": "bfloat16"})
+    layer, narrow = (
+        load_latent_attention(load_backbone(one, device=CPU), one) for one in (found, low)
+    )
     states = torch.linspace(-2, 2, 2 * 5 * 32).sin().reshape(2, 5, 32)
     mask = torch.tensor([[True] * 5, [False, True, True, False, False]])
     exact = layer(states, mask)
     spoilt = states.masked_fill(~mask[:, :, None], torch.nan)
     assert torch.equal(layer(spoilt, mask), exact)
     assert torch.allclose(layer(states[1:, 1:3], mask[1:, 1:3]), exact[1:], atol=1e-6)
-    wide = narrow.latent_attention(states, mask)
-    half = narrow.latent_attention(states.bfloat16(), mask)
+    wide = narrow(states, mask)
+    half = narrow(states.bfloat16(), mask)
     assert wide.dtype == half.dtype == torch.float32
     error, rounded = ((one - exact).norm() / exact.norm() for one in (wide, half))
     assert error < 0.01

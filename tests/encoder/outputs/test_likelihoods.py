@@ -158,7 +158,10 @@ def test_a_long_text_is_cut_alike_before_every_anchor(join: str) -> None:
         ({"aggregation": "mean"}, "got aggregation: mean, allowed is concat"),
         ({"layer": 1}, "reads the last layer"),
         ({"long_text": "chunk_mean"}, "one line per text"),
-        ({"heads": [{"anchors": [" a"]}, {"normalize": True}]}, "stand alone"),
+        (
+            {"heads": [{"anchors": [" a"]}, {"normalize": True}]},
+            "leave the other heads out",
+        ),
         ({"heads": [{"anchors": []}]}, "at least 1 item"),
         ({"heads": [{"anchors": [""]}]}, "at least 1 character"),
         ({"special_tokens": {"eos": "append"}}, "set special_tokens.eos: none"),

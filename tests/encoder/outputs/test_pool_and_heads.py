@@ -1,6 +1,6 @@
 """Heads: what sentence-transformers saves after a pooling, and a model's own pooler.
 
-Covers: embedjob.encoder.weight_files
+Covers: embedjob.encoder.weight_files, embedjob.encoder.outputs.view_states
 """
 
 from pathlib import Path
@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from embedjob.config.heads import Pooler
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import load_backbone
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.outputs.pool_and_heads import Heads
+from embedjob.encoder.outputs.pool_and_heads import HEAD_LOADERS
+from embedjob.encoder.outputs.view_states import ViewStates
 from embedjob.errors import ModelError
 from embedjob.models.digests import file_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
@@ -131,7 +133,8 @@ def test_the_pooler_is_the_models_own(name: str, tmp_path: Path) -> None:
     ids = torch.arange(3, 9)[None]
     with torch.inference_mode():
         out = backbone.model(ids)
-        ours = encoder._readout(found)(out.last_hidden_state, torch.eye(6)[:1].bool(), ids)
+        states = ViewStates(out.last_hidden_state, torch.eye(6)[:1].bool(), ids)
+    ours = encoder._readout(found)(states)
     assert np.allclose(ours, out.pooler_output.numpy(), atol=1e-6)
 
 
@@ -155,10 +158,13 @@ def test_heads_stay_in_float32_beside_a_narrower_model(tmp_path: Path) -> None:
     folder = tiny.save("bert", tmp_path / "bert")
     found = recipe(folder, **CLS, heads=[{"pooler": True}]).model_copy(update={"dtype": "bfloat16"})
     backbone = load_backbone(found, device=torch.device("cpu"))
-    heads = Heads(found, backbone)
+    pooler = HEAD_LOADERS[Pooler](found.heads[0], backbone, found)
     assert backbone.model.dtype == torch.bfloat16
-    assert {weight.dtype for weight in heads.parameters()} == {torch.float32}
     vectors = torch.linspace(-1, 1, 64).reshape(2, 32)
-    before = heads(vectors)
+    nothing = torch.empty(0)
+    states = ViewStates(nothing, nothing, nothing)
+    # A narrower layer would refuse vectors in float32.
+    before = pooler.apply(states, vectors)
+    assert before.dtype == torch.float32
     with backbone.float32():
-        assert torch.equal(heads(vectors), before)
+        assert torch.equal(pooler.apply(states, vectors), before)

@@ -275,7 +275,7 @@ def test_splade_tiny_gives_their_vectors() -> None:
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"heads": [*SPARSE, *SPARSE]}, "got 2 times sparse_lm"),
+        ({"heads": [*SPARSE, *SPARSE]}, "got sparse_lm 2 times; allowed is once"),
         ({"heads": SPARSE, "layer": -2}, "sparse_lm reads the last layer; got layer: -2"),
         ({"heads": [{"router": {}}], "layer": 1}, "router reads the last layer"),
         ({"heads": SPARSE, "templates": ["{text}", "a {text}"]}, "one template; got 2"),
@@ -283,7 +283,10 @@ def test_splade_tiny_gives_their_vectors() -> None:
         ({"decode": {}, "attention": "bidirectional"}, "decode needs attention: causal"),
         ({"decode": {}, "span": "all"}, "decode goes on from the last token; got span: all"),
         ({"decode": {"until": ""}}, "until"),
-        ({"decode": {}, "heads": [{"router": {}}]}, "leave decode out"),
+        (
+            {"decode": {}, "heads": [{"router": {}}]},
+            "cannot be combined with decode",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(knobs: dict[str, Any], said: str) -> None:

@@ -1,0 +1,373 @@
+"""Checks across keys: the table of rules that a recipe must keep, in the order of evaluation.
+
+A rule names when it can be decided: a job may leave a key to its method, the model's folder may
+set others, and the model itself is known last.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+from embedjob.config.heads import HEADS, SUMMANDS, WeightedSum, kinds_of
+from embedjob.config.interventions import INTERVENTIONS, given
+from embedjob.config.pooling import DIVISIBLE_SPANS, POOLINGS, FitStep
+from embedjob.config.segments import WeightedTemplate, holds_one_text
+from embedjob.errors import ConfigError, ModelError
+
+# `with folder`: all keys are there, those of the model's folder too. `in a job`: a key that is set
+# and changes nothing is refused in a job, though a recipe of the library may carry it.
+When = Literal["as written", "with method", "with folder", "in a job", "with model"]
+_ERRORS: Mapping[When, type[Exception]] = {"in a job": ConfigError, "with model": ModelError}
+# What a test finds for the message: nothing where the rule is kept.
+Found = Mapping[str, Any] | bool
+# A recipe: its module imports this module.
+AnyRecipe = Any
+
+
+class ModelSizes(Protocol):
+    """What the rules ask of a model."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether its tokens attend to earlier tokens only."""
+
+    @property
+    def layers(self) -> int:
+        """Its number of blocks."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest input; None where there is no limit."""
+
+    @property
+    def length_bound(self) -> bool:
+        """Whether a longer input would change the positions of others."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule across keys.
+
+    Args:
+        when: the earliest time at which it can be decided.
+        broken: what breaks it, by the names that the message uses; nothing where it is kept.
+        message: what was got, what is allowed, what to do; a format string over `broken`, the
+            `recipe` and the `model` sizes.
+    """
+
+    when: When
+    broken: Callable[[AnyRecipe, Any], Found]
+    message: str
+
+
+def check(recipe: AnyRecipe, *when: When, model: ModelSizes | None = None) -> None:
+    """Raise at the first broken rule of these times.
+
+    Raises:
+        ValueError: the recipe's own keys do not go together.
+        ConfigError: a job sets a key that nothing reads.
+        ModelError: the model cannot do what the recipe asks.
+    """
+    for rule in RULES:
+        found = rule.broken(recipe, model) if rule.when in when else False
+        if found:
+            values = found if isinstance(found, Mapping) else {}
+            message = rule.message.format(recipe=recipe, model=model, **values)
+            raise _ERRORS.get(rule.when, ValueError)(message)
+
+
+_WHOLE = ("truncate", "bad")
+# A likelihood per view leaves these keys nothing to decide.
+_SCORED: Mapping[str, Any] = {
+    "attention": "causal",
+    "span": "all",
+    "pooling": "mean",
+    "aggregation": "concat",
+    "interventions": (),
+    "decode": None,
+}
+
+
+def _first_other(recipe: AnyRecipe, allowed: Mapping[str, Any]) -> Found:
+    """Return the first key that has another value than the allowed one."""
+    return next(
+        (
+            {"key": key, "got": getattr(recipe, key), "allowed": value or "none"}
+            for key, value in allowed.items()
+            if getattr(recipe, key) != value
+        ),
+        False,
+    )
+
+
+# Rules that kinds of heads, and decoding, require by name; `what` is the key that requires one.
+REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Found], str]] = {
+    "last layer": (
+        lambda recipe: recipe.layer not in (-1, (-1,)),
+        "{what} reads the last layer; got layer: {recipe.layer}, allowed is -1",
+    ),
+    "one line": (
+        lambda recipe: recipe.long_text not in _WHOLE or recipe.aggregation == "keep",
+        "{what} gives one line per text; got long_text: {recipe.long_text} and aggregation:"
+        " {recipe.aggregation}, allowed is long_text: truncate or bad, and not aggregation: keep",
+    ),
+    "one template": (
+        lambda recipe: {"number": len(recipe.templates)} if len(recipe.templates) > 1 else False,
+        "{what} goes with one template; got {number}",
+    ),
+    "no decode": (
+        lambda recipe: recipe.decode is not None,
+        "{what} reads the prompt and cannot be combined with decode; leave one of both out",
+    ),
+    "no other head": (
+        lambda recipe: len(recipe.heads) > 1,
+        "{what} is the whole vector; leave the other heads out",
+    ),
+    "scored by its tokens": (
+        lambda recipe: _first_other(recipe, _SCORED),
+        "{what} are scored one by one, by their own tokens; got {key}: {got}, allowed is {allowed}",
+    ),
+    "no eos": (
+        lambda recipe: recipe.special_tokens.eos != "none",
+        "{what} end their views; set special_tokens.eos: none",
+    ),
+    "causal attention": (
+        lambda recipe: recipe.attention != "causal",
+        "{what} needs attention: causal; a model whose tokens attend to later tokens predicts no"
+        " next token",
+    ),
+    "last token": (
+        lambda recipe: recipe.span != "last_token",
+        "{what} goes on from the last token; got span: {recipe.span}, allowed is last_token",
+    ),
+}
+_DECODE_REQUIRES = ("last layer", "one line", "causal attention", "last token", "one template")
+
+
+def _required(
+    what: str, is_asked: Callable[[AnyRecipe], int], requirements: Sequence[str]
+) -> Iterator[Rule]:
+    """Yield the rules that hold where a key is asked for."""
+    for name in requirements:
+        test, message = REQUIREMENTS[name]
+
+        def broken(recipe: AnyRecipe, _: Any, test: Callable[..., Found] = test) -> Found:
+            found = is_asked(recipe) and test(recipe)
+            return (
+                {"what": what, **(found if isinstance(found, Mapping) else {})} if found else False
+            )
+
+        yield Rule("with method", broken, message)
+
+
+def _of_heads() -> Iterator[Rule]:
+    """Yield the rules that the kinds of heads require."""
+    for key, kind in HEADS.items():
+        count = partial(_count, section=kind.section)
+        if "at most one" in kind.requires:
+            yield Rule("with method", partial(_repeated, key=key, count=count), _REPEATED)
+        others = [name for name in kind.requires if name != "at most one"]
+        yield from _required(f"heads: {key}", count, others)
+
+
+_REPEATED = "heads: got {key} {number} times; allowed is once"
+
+
+def _count(recipe: AnyRecipe, *, section: type) -> int:
+    return sum(isinstance(head, section) for head in recipe.heads)
+
+
+def _repeated(recipe: AnyRecipe, _: Any, *, key: str, count: Callable[[AnyRecipe], int]) -> Found:
+    return {"key": key, "number": count(recipe)} if count(recipe) > 1 else False
+
+
+def _unfitted(recipe: AnyRecipe) -> Found:
+    """Return the keys of the first finishing step that a fit would have to make."""
+    steps = (step for step in recipe.finish if isinstance(step, FitStep))
+    return next(({"keys": " and ".join(step.given) or "none"} for step in steps), False)
+
+
+def _misnamed(recipe: AnyRecipe) -> Found:
+    steps = [step for step in recipe.finish if isinstance(step, FitStep)]
+    return _unfitted(recipe) if steps and len(steps[0].given) != 1 else False
+
+
+def _named_summands(recipe: AnyRecipe) -> list[str] | None:
+    """Return the columns besides the embedding that a weighted sum weighs; None without a sum."""
+    if not isinstance(recipe.similarity, WeightedSum):
+        return None
+    return [name for name in SUMMANDS if getattr(recipe.similarity, name) is not None]
+
+
+def _lacking_summand(recipe: AnyRecipe) -> Found:
+    written = {column for _, kind, head in kinds_of(recipe.heads) for column in kind.writes(head)}
+    named = _named_summands(recipe) or ()
+    return next(({"name": name} for name in named if SUMMANDS[name] not in written), False)
+
+
+def _indivisible(recipe: AnyRecipe) -> Found:
+    """Return the first key by which the parts of a long text cannot be pooled."""
+    divisible = {
+        "span": DIVISIBLE_SPANS,
+        "pooling": [key for key, kind in POOLINGS.items() if kind.single and kind.divisible],
+        "prepare": ("none", "strip"),
+    }
+    if recipe.long_text != "late_chunk":
+        return False
+    return next(
+        (
+            {"key": key, "got": getattr(recipe, key), "allowed": ", ".join(allowed)}
+            for key, allowed in divisible.items()
+            if getattr(recipe, key) not in allowed
+        ),
+        False,
+    )
+
+
+def _unread_weight(recipe: AnyRecipe) -> Found:
+    if recipe.aggregation == "weighted":
+        return False
+    weights = [one.weight for one in recipe.templates if isinstance(one, WeightedTemplate)]
+    return next(({"weight": weight} for weight in weights if weight != 1), False)
+
+
+def _layers(recipe: AnyRecipe) -> tuple[int, ...]:
+    return (recipe.layer,) if isinstance(recipe.layer, int) else tuple(recipe.layer)
+
+
+def _lacking_layer(recipe: AnyRecipe, model: ModelSizes) -> Found:
+    lowest = -model.layers - 1
+    found = (layer for layer in _layers(recipe) if not lowest <= layer <= model.layers)
+    return next(({"got": layer, "lowest": lowest} for layer in found), False)
+
+
+def _lacking_block(recipe: AnyRecipe, model: ModelSizes) -> Found:
+    """Return the first block of an intervention that changes nothing that is read."""
+    lowest = min(layer % (model.layers + 1) for layer in _layers(recipe))
+    limits = {"before what is read": lowest - 1, "of the model": model.layers}
+    asked = (
+        (f"{one.key}.{key}", one.value(key), limits[limit])
+        for one in given(recipe.interventions)
+        for key, limit in one.kind.blocks.items()
+    )
+    return next(
+        (
+            {"key": key, "got": got, "most": most, "lowest": lowest}
+            for key, got, most in asked
+            if got > most
+        ),
+        False,
+    )
+
+
+def _too_long(recipe: AnyRecipe, model: ModelSizes) -> Found:
+    decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
+    if model.max_positions is None or recipe.max_tokens + decoded <= model.max_positions:
+        return False
+    bound = ": a longer text would change the positions of all texts in its micro-batch (longrope)"
+    return {"why": bound if model.length_bound else "", "most": model.max_positions - decoded}
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "as written",
+        lambda recipe, _: _misnamed(recipe),
+        "finish: a step has exactly one key; got {keys}, allowed is {{normalize: true}} or"
+        " {{truncate: DIMENSIONS}}",
+    ),
+    Rule(
+        "as written",
+        lambda recipe, _: _unfitted(recipe),
+        "finish: {keys} needs a fit on the corpus, which is not available in this version; allowed"
+        " is {{normalize: true}} or {{truncate: DIMENSIONS}}",
+    ),
+    Rule(
+        "with folder",
+        lambda recipe, _: _named_summands(recipe) == [],
+        "similarity: a sum needs a weight for sparse or router; for the embedding alone name its"
+        " measure: {recipe.measure}",
+    ),
+    Rule(
+        "with folder",
+        lambda recipe, _: _lacking_summand(recipe),
+        "similarity: got a weight for {name}, but no head writes that column; add the head, or set"
+        " similarity: {recipe.measure}",
+    ),
+    *_of_heads(),
+    *_required("decode", lambda recipe: recipe.decode is not None, _DECODE_REQUIRES),
+    Rule(
+        "with method",
+        lambda recipe, _: len({*map(type, recipe.interventions)}) < len(recipe.interventions),
+        f"interventions: one of each kind is allowed, {' and '.join(INTERVENTIONS)}",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: (
+            recipe.attention != "causal"
+            and any(one.kind.needs_causal for one in given(recipe.interventions))
+        ),
+        "interventions need attention: causal; under bidirectional attention every token attends"
+        " to the last one already",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: bool(
+            recipe.interventions and (recipe.long_text not in _WHOLE or recipe.decode)
+        ),
+        "interventions: got long_text: {recipe.long_text} and decode: {recipe.decode}; allowed is"
+        " long_text: truncate or bad, without decode",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: recipe.word_cut is not None and recipe.long_text not in _WHOLE,
+        "word_cut drops what long_text: {recipe.long_text} would embed in parts; leave one of both"
+        " out",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: _indivisible(recipe),
+        "{key}: got {got}, and with long_text: late_chunk every part of the text is pooled: allowed"
+        " is {allowed}",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: (
+            recipe.long_text == "late_chunk"
+            and (len(recipe.templates) > 1 or not holds_one_text(recipe.templates[0]))
+        ),
+        "templates: with long_text: late_chunk allowed is one template, its segments joined as one"
+        " string, with one text in it",
+    ),
+    Rule(
+        "in a job",
+        lambda recipe, _: _unread_weight(recipe),
+        "encoder.aggregation: got {recipe.aggregation}, but a template has weight: {weight}, which"
+        " only weighted reads; set aggregation: weighted, or leave the weight out",
+    ),
+    Rule(
+        "with model",
+        lambda recipe, model: recipe.attention == "causal" and not model.causal,
+        "encoder.attention: got causal, but {recipe.model} is an encoder, whose tokens see each"
+        " other; allowed is bidirectional. Methods that ask a language model for its next"
+        " token need a decoder as encoder.model",
+    ),
+    Rule(
+        "with model",
+        _lacking_layer,
+        "encoder.layer: got {got}, allowed is {lowest} to {model.layers} (0 is the embeddings,"
+        " {model.layers} or -1 the last of {recipe.model})",
+    ),
+    Rule(
+        "with model",
+        _lacking_block,
+        "encoder.interventions: {key}: got {got}, allowed is at most {most}: {recipe.model} has"
+        " {model.layers} blocks, and the lowest layer that is read is {lowest}",
+    ),
+    Rule(
+        "with model",
+        _too_long,
+        "encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
+        " {model.max_positions} positions{why}; set encoder.max_tokens: {most}",
+    ),
+)
