@@ -29,7 +29,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Input(Section):
-    """Which Parquet shards are read, and what of them."""
+    """The Parquet shards that are read, and their columns."""
 
     path: str | tuple[str, ...]
     text: str | tuple[str, ...]
@@ -41,7 +41,7 @@ class Input(Section):
 
 
 class ActorRange(Section):
-    """How far the pool may shrink and grow."""
+    """The fewest and the most actors of the pool."""
 
     min: Positive = 1
     max: Positive

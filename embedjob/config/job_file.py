@@ -1,4 +1,4 @@
-"""From YAML files and `--set` overrides to a validated job, remembering who set which key."""
+"""Job files: YAML and `--set` overrides to a validated job, with the origin of every key."""
 
 import difflib
 import json
@@ -45,7 +45,7 @@ class JobSource:
     layers: tuple[Layer, ...]
 
     def get(self, path: str) -> Any:
-        """The value at a dotted path, from the last layer that sets it; None if none does."""
+        """Return the value at a dotted path, from the last layer that sets it; else None."""
         found = None
         for layer in self.layers:
             value = _lookup(layer.values, path.split("."))
@@ -74,7 +74,7 @@ def job_source(
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError if it is missing, broken, or not a mapping."""
+    """Return the mapping in a YAML file; ConfigError if it is missing, broken or no mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -91,7 +91,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The layers laid over each other, last wins, and for each `section.key` who set it.
+    """Merge layers, last wins; return the sections, and for each `section.key` who set it.
 
     Lists replace lists; only `encoder.special_tokens` is merged key by key, since a method sets
     its EOS and a job may still choose its BOS.
@@ -121,13 +121,13 @@ def validate(
     origins: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> _SectionT:
-    """`document` as a frozen section; ConfigError naming each key, what was got and allowed."""
+    """Return a document as a frozen section; ConfigError says what was got and allowed."""
     try:
         # Strict JSON mode takes YAML's lists for tuples, and still refuses "3" for 3.
         return model.model_validate_json(json.dumps(document), context={PARTIAL: partial})
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
-            raise ConfigError(f"{at or 'config'}: {error}; dates and such need quotes") from error
+            raise ConfigError(f"{at or 'config'}: {error}; dates and times need quotes") from error
         raise ConfigError(_explain(error, document, at, origins or {})) from error
 
 
@@ -149,7 +149,7 @@ def validate_encoder(source: JobSource) -> None:
 
 
 def recipe_from(values: Mapping[str, Any], origins: Mapping[str, str]) -> Recipe:
-    """The `encoder` section as a resolved recipe."""
+    """Return an `encoder` section as a resolved recipe."""
     return validate(Recipe, values, at="encoder", origins=origins)
 
 
@@ -238,7 +238,7 @@ def _line(path: str, notes: Sequence[str], origins: Mapping[str, str]) -> str:
 
 
 def _locate(document: Mapping[str, Any], loc: Sequence[str | int], at: str) -> tuple[str, Any]:
-    """The path of a key as the user wrote it: pydantic adds union branches that nobody wrote."""
+    """Return the path of a key as written: pydantic adds the branches of unions."""
     path, value = [at] if at else [], document
     here: Any = value
     for part in loc:

@@ -1,4 +1,4 @@
-"""Templates as segments in order, their slots filled: what is written, and where the text goes."""
+"""Templates with their slots filled: segments in order, and where the text goes."""
 
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,10 +15,11 @@ from embedjob.errors import ConfigError
 BRACES = "a literal brace is written '{{' or '}}'"
 
 
-def runs(template: str, *, key: str) -> list[tuple[str, str | None]]:
-    """Each literal with the slot after it, None where the template ends or a brace is literal.
+def literals_and_slots(template: str, *, key: str) -> list[tuple[str, str | None]]:
+    """Split a template into literals, each with the slot after it; None at the end or at a brace.
 
-    ConfigError under this key of the config if the template cannot be read.
+    Raises:
+        ConfigError: the template cannot be read; the message names `key`.
     """
     try:
         parsed = list(string.Formatter().parse(template))
@@ -32,17 +33,17 @@ def runs(template: str, *, key: str) -> list[tuple[str, str | None]]:
 
 
 def slots(template: str, *, key: str) -> set[str]:
-    """The names of the slots in a template."""
-    return {slot for _, slot in runs(template, key=key) if slot is not None}
+    """Return the names of the slots in a template."""
+    return {slot for _, slot in literals_and_slots(template, key=key) if slot is not None}
 
 
 def filled(
     template: str, values: Mapping[str, Callable[[], str]], *, key: str
 ) -> list[tuple[str, str | None]]:
-    """Each run of characters with the slot after it that no value fills, None at the end."""
+    """Fill slots by name; return the literals, each with the slot after it that has no value."""
     found: list[tuple[str, str | None]] = []
     literal = ""
-    for before, slot in runs(template, key=key):
+    for before, slot in literals_and_slots(template, key=key):
         literal += before
         if slot is None:
             continue
@@ -59,17 +60,17 @@ _SLOTS = ("text", "answer", "instruction")
 
 
 def instruction(given: str | None) -> str:
-    """The instruction as it is; ConfigError where a template has a slot for one and none is set."""
+    """Return the instruction that a slot asks for; ConfigError if none is set."""
     if given is None:
         raise ConfigError(
-            "encoder.templates: one has an {instruction} slot, but encoder.instruction is not set;"
-            " set it ('' is allowed)"
+            "encoder.templates: a template has an {instruction} slot, but encoder.instruction is"
+            " not set; set it ('' is allowed)"
         )
     return given
 
 
 def demonstrations(recipe: Recipe) -> str:
-    """The few-shot examples one after another, as written or under the method's pattern."""
+    """Return the few-shot examples one after another, as written or under the pattern."""
     if recipe.demonstration is not None:
         _require_pattern(recipe.demonstration)
     return "".join(
@@ -79,7 +80,7 @@ def demonstrations(recipe: Recipe) -> str:
 
 
 def _require_pattern(pattern: str) -> None:
-    """ConfigError unless the pattern shows all of an example, and nothing that it has not."""
+    """Raise ConfigError unless the pattern shows text and answer, and has no unknown slot."""
     found = slots(pattern, key=PATTERN)
     if unknown := sorted(found.difference(_SLOTS)):
         raise ConfigError(
@@ -88,7 +89,7 @@ def _require_pattern(pattern: str) -> None:
         )
     if missing := [slot for slot in ("text", "answer") if slot not in found]:
         raise ConfigError(
-            f"{PATTERN}: {pattern!r} has no {{{missing[0]}}}, so that it would be left out of"
+            f"{PATTERN}: {pattern!r} has no {{{missing[0]}}}, which would be left out of"
             " every demonstration; add it, or give demonstrations as strings"
         )
 
@@ -96,7 +97,7 @@ def _require_pattern(pattern: str) -> None:
 def _demonstration(one: Demonstration, recipe: Recipe) -> str:
     if recipe.demonstration is None:
         raise ConfigError(
-            "encoder.demonstration: is not set, so a demonstration of text and answer has no form;"
+            "encoder.demonstration: is not set, and a demonstration of text and answer needs it;"
             " set it, with the slots {text} and {answer}, or give demonstrations as strings"
         )
     own = recipe.instruction if one.instruction is None else one.instruction
@@ -116,7 +117,7 @@ _TEMPLATES = "encoder.templates"
 
 @dataclass(frozen=True)
 class FilledSegment:
-    """One segment: its content, None where the text goes; `marked` ones are the recipe's span."""
+    """A segment after its slot is filled; `content` is None for the text, `marked` is the span."""
 
     content: str | None
     marked: bool = False
@@ -126,7 +127,7 @@ class FilledSegment:
 
 @dataclass(frozen=True)
 class Template:
-    """One view's segments, whether they are tokenized as one string, and the view's weight."""
+    """The segments of a view, whether they are tokenized as one string, and the view's weight."""
 
     segments: tuple[FilledSegment, ...]
     as_one_string: bool = True
@@ -134,7 +135,7 @@ class Template:
 
 
 def templates(recipe: Recipe) -> tuple[Template, ...]:
-    """The recipe's templates in order; ConfigError if they do not go with the rest of it."""
+    """Return the recipe's templates, filled; ConfigError if they do not fit its other keys."""
     found = tuple(
         continued
         for one in recipe.templates
@@ -142,8 +143,8 @@ def templates(recipe: Recipe) -> tuple[Template, ...]:
     )
     if len({one.as_one_string for one in found}) > 1:
         raise ConfigError(
-            "encoder.templates: got some that join: joint and some that join: separate; all views"
-            " of a recipe are joined alike"
+            "encoder.templates: got join: joint in some templates and join: separate in others; set"
+            " the same join in all"
         )
     if not found[0].as_one_string and recipe.prepare in STRIPPING:
         raise ConfigError(
@@ -156,7 +157,7 @@ def templates(recipe: Recipe) -> tuple[Template, ...]:
 
 
 def slots_read(recipe: Recipe) -> frozenset[str]:
-    """The names of the slots in the recipe's templates, and in what is written into them."""
+    """Return the names of the slots in the recipe's templates and in its demonstrations."""
     found: set[str] = set()
     for one in recipe.templates:
         written = one.template if isinstance(one, WeightedTemplate) else one
@@ -193,7 +194,7 @@ def check_slots(source: JobSource, recipes: Collection[Recipe]) -> None:
 
 
 def span_rule(recipe: Recipe) -> tuple[str, int]:
-    """The name of the recipe's span rule, and its offset; a tag's segments are pooled ones."""
+    """Return the name of the span rule and its offset; a tag marks segments as `pool` does."""
     span = recipe.span
     if recipe.continuations:
         return "continuation", 0
@@ -203,9 +204,10 @@ def span_rule(recipe: Recipe) -> tuple[str, int]:
 
 
 def tokenized_alone(recipe: Recipe) -> tuple[Template, ...]:
-    """Per template, the segments that are tokenized by themselves too; none if the span is not so.
+    """Return per template the segments that are also tokenized alone; empty without `span.alone`.
 
-    ConfigError unless they hold the text and are the last ones of a joint template.
+    Raises:
+        ConfigError: they lack the text, or are not the last segments of a joint template.
     """
     if not (isinstance(recipe.span, SpanOffset) and recipe.span.alone):
         return ()
@@ -262,19 +264,19 @@ def _segments(
 
 
 def _of_string(template: str, recipe: Recipe, *, key: str) -> tuple[FilledSegment, ...]:
-    runs = filled(template, _values(recipe), key=key)
-    for _, slot in runs:
+    parts = filled(template, _values(recipe), key=key)
+    for _, slot in parts:
         if slot not in ("text", None):
             raise ConfigError(
                 f"{key}: {template!r} has an unknown slot {{{slot}}};"
                 f" allowed are {{text}}, {{instruction}} and {{demonstrations}} ({BRACES})"
             )
-    if len(runs) != 2:
+    if len(parts) != 2:
         raise ConfigError(
-            f"{key}: {template!r} has {len(runs) - 1} {{text}} slots; exactly one is allowed in a"
+            f"{key}: {template!r} has {len(parts) - 1} {{text}} slots; exactly one is allowed in a"
             f" string, several in a list of segments ({BRACES})"
         )
-    return (FilledSegment(runs[0][0]), FilledSegment(None), FilledSegment(runs[1][0]))
+    return (FilledSegment(parts[0][0]), FilledSegment(None), FilledSegment(parts[1][0]))
 
 
 def _of_segment(segment: Segment, recipe: Recipe) -> FilledSegment:
@@ -290,7 +292,7 @@ def _of_segment(segment: Segment, recipe: Recipe) -> FilledSegment:
     written = _values(recipe)[slot]()
     how = segment.slot or Slot()
     kept = written.strip() if how.strip else written
-    # After no instruction LLM2Vec, which strips, has no blank; Echo, which does not, has its comma.
+    # Without an instruction LLM2Vec (strip) writes no blank; Echo (no strip) writes its comma.
     after = "" if how.strip and not kept else how.after
     return FilledSegment(kept + after, marked)
 
@@ -303,7 +305,7 @@ def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:
 
 
 def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None:
-    """A tag says which segments count; any other span was chosen over the marks by somebody."""
+    """Refuse marks that the span does not read, as one of both must be a mistake."""
     span = recipe.span
     rule = span.rule if isinstance(span, SpanOffset) else span
     got = f"tag: {span.tag}" if isinstance(span, SpanTag) else rule
@@ -327,5 +329,5 @@ def _require_span(segments: Sequence[FilledSegment], recipe: Recipe) -> None:
     if marked[-1] - marked[0] + 1 != len(marked):
         raise ConfigError(
             f"encoder.span: the segments with {wanted} are not neighbours; a span is one run of"
-            " tokens, so give it to those between them too, or leave some out"
+            " tokens, so give it to the segments between them too, or to fewer"
         )

@@ -1,4 +1,4 @@
-"""What is done to an embedding at the end, in the recipe's order.
+"""Finishing steps of an embedding, in the recipe's order.
 
 Shapes: R rows, D width.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def finish(embeddings_RD: "Tensor", steps: Sequence[Normalize | Truncate | FitStep]) -> "Tensor":
-    """The embeddings after every step, in float32."""
+    """Return the embeddings after every step, in float32."""
     finished = embeddings_RD.float()
     for step in steps:
         if isinstance(step, Truncate):
@@ -28,7 +28,7 @@ def finish(embeddings_RD: "Tensor", steps: Sequence[Normalize | Truncate | FitSt
 
 
 def normalize(vectors: "Tensor") -> "Tensor":
-    """Unit vectors along the last dimension, in float32; a zero vector stays zero."""
+    """Scale to unit vectors along the last dimension, in float32; a zero vector stays zero."""
     # Here alone: the driver asks this module for a width, and must not wait for torch.
     import torch
 
@@ -41,7 +41,7 @@ def normalize(vectors: "Tensor") -> "Tensor":
 
 
 def width(vector: int, *, views: int, recipe: Recipe) -> int:
-    """The width of a finished embedding, from that of one view's vector."""
+    """Return the width of a finished embedding, given the width of one view's vector."""
     found = vector * views if recipe.aggregation == "concat" else vector
     for step in recipe.finish:
         if isinstance(step, FitStep):

@@ -1,8 +1,8 @@
-"""Hidden states under a mask to one vector per view.
+"""Pooling: hidden states under a mask to one vector per view.
 
-Shapes: V views, T tokens (padded), D width. The mask is the span; a pooler knows nothing of
-prompts or padding side, and what lies outside the mask, even NaN, never counts. A view whose mask
-is empty has no vector: it is a bad row before it comes here.
+Shapes: V views, T tokens (padded), D width. The mask is the span. A pooling knows
+neither prompts nor padding side, and values outside the mask, even NaN, never count. A view with an
+empty mask has no vector: it is a bad row, and is not passed in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ PoolingFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def pooler(pooling: str | WeightedFrom | tuple[str | WeightedFrom, ...]) -> PoolingFunction:
-    """What makes one vector of a view's span: of several poolings, their vectors concatenated."""
+    """Return the function of a pooling; the vectors of several poolings are concatenated."""
     if isinstance(pooling, tuple):
         return partial(_concatenated, [pooler(one) for one in pooling])
     if isinstance(pooling, WeightedFrom):
@@ -26,32 +26,32 @@ def pooler(pooling: str | WeightedFrom | tuple[str | WeightedFrom, ...]) -> Pool
 
 
 def mean(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    """The mean of the span's states, in float32 [V, D]."""
+    """Return the mean of the span's states, in float32 [V, D]."""
     return _weighted(hidden_VTD, mask_VT.float())
 
 
 def weighted_mean(hidden_VTD: Tensor, mask_VT: Tensor, before: int = 0) -> Tensor:
-    """The mean weighted 1, 2, ... n along the span, as in SGPT, `before` added to each [V, D]."""
+    """Return the mean weighted 1, 2, ... n along the span (SGPT), `before` added to each [V, D]."""
     return _weighted(hidden_VTD, (mask_VT.cumsum(dim=1) + before).float() * mask_VT)
 
 
 def maximum(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    """The largest value of the span in each dimension, in float32 [V, D]."""
+    """Return the largest value of the span in each dimension, in float32 [V, D]."""
     return hidden_VTD.float().masked_fill(~mask_VT[:, :, None], -torch.inf).amax(dim=1)
 
 
 def mean_sqrt_len(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    """The sum of the span's states over the square root of their number, in float32 [V, D]."""
+    """Return the sum of the span's states over the root of their number, in float32 [V, D]."""
     return mean(hidden_VTD, mask_VT) * mask_VT.sum(dim=1, keepdim=True).sqrt()
 
 
 def first(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    """The state of the span's first token, in float32 [V, D]."""
+    """Return the state of the span's first token, in float32 [V, D]."""
     return _at(hidden_VTD, mask_VT.int().argmax(dim=1))
 
 
 def last(hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-    """The state of the span's last token, in float32 [V, D]."""
+    """Return the state of the span's last token, in float32 [V, D]."""
     return _at(hidden_VTD, mask_VT.shape[1] - 1 - mask_VT.flip(1).int().argmax(dim=1))
 
 

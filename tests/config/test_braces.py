@@ -5,7 +5,7 @@ Covers: embedjob.config.templates
 
 import pytest
 
-from embedjob.config.templates import filled, runs, slots
+from embedjob.config.templates import filled, literals_and_slots, slots
 from embedjob.errors import ConfigError
 
 
@@ -30,4 +30,4 @@ def test_a_value_that_no_slot_asks_for_is_not_made() -> None:
 @pytest.mark.parametrize("template", ["{text", "text}", "{te{xt}"])
 def test_a_broken_brace_is_told_under_its_own_key(template: str) -> None:
     with pytest.raises(ConfigError, match=r"^some\.key: .* cannot be read .*'\{\{' or '\}\}'"):
-        runs(template, key="some.key")
+        literals_and_slots(template, key="some.key")

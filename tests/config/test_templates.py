@@ -126,7 +126,7 @@ def test_demonstrations_go_into_strings_too() -> None:
             r"encoder.demonstration: .* unknown slot \{x\}",
         ),
         ("{demonstrations}{text}", {"demonstration": "{text}."}, r"'\{text\}\.' has no \{answer\}"),
-        ("{demonstrations}{text}", {"demonstration": "{answer}"}, r"has no \{text\}, so that"),
+        ("{demonstrations}{text}", {"demonstration": "{answer}"}, r"has no \{text\}, which would"),
         (
             "{demonstrations}{text}",
             {"demonstration": "{text} {answer"},
@@ -169,7 +169,7 @@ def test_the_slots_of_a_recipe_are_those_of_all_that_is_written_into_its_views()
 
 
 def test_joint_and_separate_views_do_not_mix() -> None:
-    with pytest.raises(ConfigError, match="joined alike"):
+    with pytest.raises(ConfigError, match="set the same join in all"):
         templates(recipe("{text}", {"template": [TEXT], "join": "separate"}))
 
 

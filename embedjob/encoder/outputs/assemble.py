@@ -27,9 +27,9 @@ _UNIT_TOLERANCE = 1e-3
 def encoded(
     passed: EncodeResult, views: TokenViews, recipe: Recipe, *, router_width: int = 0
 ) -> Encoded:
-    """The finished embeddings of the views' texts, or NaN and why a text has none.
+    """Return the finished embeddings of texts, NaN with the reason where a text has none.
 
-    Beside them what else is asked of texts that are not in parts: sparse rows, router scores.
+    With them come the columns of heads: sparse rows, and router scores averaged over views.
     """
     vectors_VD, routers_VE = split(passed.vectors_VD, router_width, recipe)
     finished, troubles = embeddings(vectors_VD, passed.which_RV, recipe, views.cuts)
@@ -55,11 +55,10 @@ def encoded(
 def embeddings(
     vectors_VD: Vectors, which_RV: Ints, recipe: Recipe, cuts: TextUnits | None = None
 ) -> tuple[Vectors, Failures]:
-    """The embeddings [R, D] of texts whose views have these vectors, and those that are none.
+    """Return the embeddings [R, D] of texts from the vectors of views, and which are not finite.
 
-    With `cuts` the vectors are of the parts of texts, and are joined first. Made a block of texts
-    at a time: the vectors of equal views are stored once, and laid out per text they may be many
-    times that.
+    With `cuts` the vectors belong to parts of texts, and are joined first. Texts go in blocks: the
+    vectors of equal views are stored once, and would take many times the memory laid out per text.
     """
     weights_V = torch.tensor([_weight(template) for template in recipe.templates])
     join = AGGREGATIONS[recipe.aggregation]
@@ -73,7 +72,7 @@ def embeddings(
 
 
 def lines_of(views: TokenViews, recipe: Recipe) -> Lines | None:
-    """Which embeddings are a text's, where a text has several."""
+    """Return which embeddings belong to which text; None where each text has a single one."""
     if views.parts is not None:
         return Lines(views.parts.offsets, views.parts.chars)
     if recipe.aggregation == "keep":
@@ -82,7 +81,7 @@ def lines_of(views: TokenViews, recipe: Recipe) -> Lines | None:
 
 
 def _rows(vectors_VD: Vectors, which_RV: Ints, texts: slice, cuts: TextUnits | None) -> Tensor:
-    """The vectors of these texts [R, V, D], those of their parts joined."""
+    """Return the vectors of these texts [R, V, D], their parts joined."""
     if cuts is None:
         return torch.from_numpy(vectors_VD[which_RV[texts]])
     offsets = cuts.offsets[texts.start : texts.stop + 1]
@@ -98,7 +97,7 @@ def _rows(vectors_VD: Vectors, which_RV: Ints, texts: slice, cuts: TextUnits | N
 def split(
     readings_VD: Vectors, router_width: int, recipe: Recipe
 ) -> tuple[Vectors, Vectors | None]:
-    """The vectors of views, and the router scores [V, E] where they are a column of their own."""
+    """Split the vectors of views from the router scores [V, E]; None if these are no column."""
     if "router" not in recipe.head_columns:
         return readings_VD, None
     at = readings_VD.shape[1] - router_width
@@ -106,13 +105,13 @@ def split(
 
 
 def joined_rows(rows: Mapping[int, Row], which_RV: Ints, failed: Failures) -> Sparse:
-    """The sparse rows [R] of texts of one view each; empty where one has failed."""
+    """Return the sparse rows [R] of texts of one view each; empty where a text has failed."""
     views = enumerate(which_RV[:, 0])
     return sparse([NOTHING if text in failed else rows[int(view)] for text, view in views])
 
 
 def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Ints) -> Failures:
-    """The reason of each text that has a troubled view: that of its first one."""
+    """Return the reason of each text with a failed view: the reason of its first failed view."""
     if not troubles:
         return {}
     troubled_RV = np.isin(which_RV, list(troubles))
@@ -121,7 +120,7 @@ def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Ints) -> Failure
 
 
 def _of_owners(troubles: Failures, offsets: Ints) -> Failures:
-    """The reason of each text that has a troubled part; text r's parts are offsets[r] and on."""
+    """Return the reason of each text with a failed part; text r's parts begin at offsets[r]."""
     owners = np.searchsorted(offsets, np.array(sorted(troubles), np.int64), side="right") - 1
     return {
         int(text): troubles[part]

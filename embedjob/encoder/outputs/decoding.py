@@ -1,4 +1,4 @@
-"""A few words said greedily after each prompt, and the states from which they were said.
+"""Greedy decoding after each prompt, and the states from which tokens were predicted.
 
 Legend: V views, T tokens of the prompts, S steps, D width.
 """
@@ -28,10 +28,10 @@ def decode(
     steps: int,
     stops: Tensor,
 ) -> GreedyStates:
-    """What follows the prompts (ids and mask [V, T], padded on either side), by argmax.
+    """Decode greedily after the prompts (ids and mask [V, T], padded on either side).
 
-    A state counts if the token that is said from it is not one of `stops`, up to the first such
-    token; where that is the very first, its state counts all the same.
+    A state counts if its predicted token is not in `stops`, up to the first such token. The state
+    of the first step always counts.
     """
     ids_VT, mask_VT = (one.to(backbone.device) for one in prompts)
     mask_VT = mask_VT.long()
@@ -45,14 +45,14 @@ def decode(
     going_V = torch.ones(len(ids_VT), dtype=torch.bool, device=ids_VT.device)
     states, counts = [], []
     for step in range(steps):
-        said_V = head.logits(state_VD).argmax(dim=-1)
-        going_V = going_V & ~ends[said_V]
+        token_V = head.logits(state_VD).argmax(dim=-1)
+        going_V = going_V & ~ends[token_V]
         states.append(state_VD)
         counts.append(going_V | (step == 0))
         if step + 1 == steps or not going_V.any():
             break
         mask_VT = torch.cat([mask_VT, torch.ones_like(position_V1)], dim=1)
         state_VD = backbone.continued(
-            said_V[:, None], mask_VT, cache, position_VT=position_V1 + step
+            token_V[:, None], mask_VT, cache, position_VT=position_V1 + step
         )[:, -1]
     return GreedyStates(torch.stack(states, dim=1), torch.stack(counts, dim=1))

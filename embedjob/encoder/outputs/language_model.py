@@ -1,4 +1,4 @@
-"""The language-model head of a loaded model, run by itself on states that are there already.
+"""The language-model head of a loaded model, run alone on hidden states.
 
 Legend: N states, D width, W vocabulary.
 """
@@ -13,13 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from embedjob.errors import ModelError
 
 _PROBE = (1, 2, 3, 4, 5)
-# Logits that are held at once: 16 MiB of them where a cache is small, 256 on a GPU.
+# Logits per call: 16 MiB on a CPU, whose cache is small, 256 MiB on a GPU.
 _MOST_LOGITS, _MOST_LOGITS_ON_GPU = 1 << 22, 1 << 26
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 
 class _Given(nn.Module):
-    """Stands where the body of the model stood, and gives the states that it was given."""
+    """Takes the place of the model's body, and returns the states that it was given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Given(nn.Module):
 
     @property
     def decoder(self) -> "_Given":
-        """OPT asks its body's body."""
+        """Return itself: OPT calls the body of its body."""
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -35,10 +35,10 @@ class _Given(nn.Module):
 
 
 class LanguageHead:
-    """Everything of a language model that comes after its last hidden state."""
+    """The layers of a language model after its last hidden state."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Takes the model apart; ModelError if its head alone does not give its own logits."""
+        """Detach the model's body; ModelError if the head alone gives other logits."""
         self.body: PreTrainedModel = getattr(model, model.base_model_prefix)
         self._given = _Given()
         vocabulary = int(self.body.get_input_embeddings().weight.shape[0])
@@ -49,7 +49,7 @@ class LanguageHead:
             states_VTD = self.body(input_ids=ids_VT, attention_mask=mask_VT).last_hidden_state
             setattr(model, model.base_model_prefix, self._given)
             self.module = model
-            # Of a model that is spread the last states are elsewhere, and so would be the logits.
+            # The last states of a spread model are on another device, and so would be the logits.
             apart_NW = self.logits(states_VTD[0].to(ids_VT.device))
         self.vocabulary = apart_NW.shape[-1]
         difference = float((apart_NW - whole_VTW[0].float()).norm())
@@ -60,15 +60,15 @@ class LanguageHead:
             )
 
     def most_states(self, device: torch.device) -> int:
-        """How many states it is to be given at once there."""
+        """Return how many states fit into one call on this device."""
         most = _MOST_LOGITS if device.type == "cpu" else _MOST_LOGITS_ON_GPU
         return max(1, most // self.vocabulary)
 
     @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:
-        """The logits [N, W] in float32 of states after the final norm."""
+        """Return the logits [N, W] in float32 of states after the final norm."""
         self._given.states = states_ND[None]
-        # The input is never looked at: what stands for the body gives the states.
+        # The input is not read: the stand-in for the body returns the states.
         found_NW: Tensor = self.module(inputs_embeds=self._given.states).logits[0].float()
         self._given.states = torch.empty(0)
         return found_NW

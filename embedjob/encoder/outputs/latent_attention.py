@@ -25,12 +25,12 @@ from embedjob.vectors.poolers import mean
 
 _ATTEND, _FEED = "cross_attend_blocks.0.", "cross_attend_blocks.1."
 _WIDEN = 4
-# A token is eight times as wide inside as outside: all at once they would not fit beside a model.
+# Inside, a token is eight times as wide: all tokens at once would not fit beside a model.
 _TOKENS_AT_ONCE = 4096
 
 
 class LatentAttention:
-    """The layer of a checkpoint; it computes in the type of the states that it is given."""
+    """The latent attention layer of a checkpoint; it computes in the type of its input."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class LatentAttention:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Takes the published tensors; ModelError unless there are all of them, of these sizes.
+        """Read the published tensors; ModelError unless all are there, of these sizes.
 
         The latents are the same for every text: their keys and values are made once, in float32.
         """
@@ -54,7 +54,7 @@ class LatentAttention:
         self._weights = {n: one.to(device, dtype) for n, one in tensors.items() if n not in parts}
 
     def __call__(self, hidden_VTD: Tensor, mask_VT: Tensor) -> Tensor:
-        """The mean over each span of what the layer makes of its states, in float32 [V, D]."""
+        """Return the mean over each span of the layer's output, in float32 [V, D]."""
         blocks = hidden_VTD[mask_VT].split(_TOKENS_AT_ONCE)
         moved_VTD = torch.zeros_like(hidden_VTD, dtype=torch.float32)
         moved_VTD[mask_VT] = torch.cat([self._moved(states_ND) for states_ND in blocks])
@@ -79,7 +79,7 @@ class LatentAttention:
         return linear(states, weight, None if bias is None else bias.to(states.dtype))
 
     def _by_head(self, states: Tensor) -> Tensor:
-        """Rows of all heads side by side, as rows of each head [H, rows, E]."""
+        """Return rows of concatenated heads as rows of each head [H, rows, E]."""
         by_head: Tensor = states.unflatten(-1, (self._heads, -1)).transpose(0, 1)
         return by_head
 

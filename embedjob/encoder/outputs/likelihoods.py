@@ -1,4 +1,4 @@
-"""How likely a model finds the last words of a view: one number per view.
+"""Likelihoods of continuations: one mean log-probability per view.
 
 Legend: V views, T tokens, N tokens of all spans, D width, W vocabulary.
 """
@@ -13,9 +13,9 @@ from embedjob.encoder.outputs.language_model import LanguageHead
 def log_probabilities(
     head: LanguageHead, hidden_VTD: Tensor, span_VT: Tensor, ids_VT: Tensor
 ) -> Tensor:
-    """The mean log-probability [V, 1] of each span's tokens but the first, which they follow.
+    """Return the mean log-probability [V, 1] of the tokens of each span after its first token.
 
-    Spans are of two tokens or more, and on the host with the ids, so that no device is waited for.
+    Spans have two tokens or more. They and the ids are on the host, so no device is waited for.
     """
     owner_N, place_N = (span_VT[:, :-1] & span_VT[:, 1:]).nonzero().unbind(dim=1)
     device = hidden_VTD.device

@@ -1,4 +1,4 @@
-"""What the routers of a mixture of experts say of every token, beside its hidden state.
+"""Router scores: the logits that a mixture of experts gives its experts for every token.
 
 Legend: V views, T tokens, L layers with experts, E experts.
 """
@@ -18,7 +18,7 @@ class Routers:
     """The scores that a model's routers gave in its latest forward."""
 
     def __init__(self, model: PreTrainedModel, *, scores: Literal["logits", "softmax"]) -> None:
-        """Listens to the routers that transformers knows of; ModelError if there are none."""
+        """Hook the routers that transformers records; ModelError if there are none."""
         self._softmax = scores == "softmax"
         self._heard: dict[int, Tensor] = {}
         recorder = _recorder(model)
@@ -36,7 +36,7 @@ class Routers:
         self.width = self.scores(1, len(_PROBE)).shape[-1]
 
     def scores(self, views: int, tokens: int) -> Tensor:
-        """The scores [V, T, L x E] in float32 of the tokens that went through last."""
+        """Return the scores [V, T, L x E] in float32 of the tokens of the latest forward."""
         layers = [self._heard[number].float() for number in sorted(self._heard)]
         if self._softmax:
             layers = [scores.softmax(dim=-1) for scores in layers]
@@ -51,5 +51,5 @@ class Routers:
 
 
 def _recorder(model: PreTrainedModel) -> Any:
-    """How transformers itself finds the model's router logits."""
+    """Return the entry by which transformers itself records the model's router logits."""
     return (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")

@@ -1,4 +1,4 @@
-"""From hidden states to weights over the vocabulary, as PromptReps and SPLADE weigh words.
+"""Sparse weights over the vocabulary from hidden states, as in PromptReps and SPLADE.
 
 Legend: V views, T tokens, N tokens of all spans, D width, W vocabulary.
 """
@@ -14,7 +14,7 @@ from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.text.arrays import Ids
 from embedjob.vectors.sparse import Row, heaviest
 
-# Of a text without words of its own, as the authors of PromptReps do.
+# Entries of a text without words of its own, as in the authors' code of PromptReps.
 _WITHOUT_WORDS = 10
 
 
@@ -26,7 +26,7 @@ def sparse_rows(
     asked: SparseLm,
     words: Sequence[Ids] | None,
 ) -> list[Row]:
-    """The entries of each view [V], from the logits of its span; of its words only, where given."""
+    """Return the entries of each view [V] from the logits of its span, limited to given words."""
     owner_N, places_N = span_VT.nonzero().unbind(dim=1)
     states_ND = hidden_VTD[owner_N.to(hidden_VTD.device), places_N.to(hidden_VTD.device)]
     most = head.most_states(hidden_VTD.device)
@@ -34,20 +34,20 @@ def sparse_rows(
     rows = []
     for part_ND, part_owner_N in zip(states_ND.split(most), owner_N.split(most), strict=True):
         _pool(pooled, head.logits(part_ND), part_owner_N, asked=asked)
-        # Of the last view there may be more to come.
+        # The last view may have further tokens in the next part.
         rows += [_entries(pooled, view, asked, words) for view in sorted(pooled)[:-1]]
     return [*rows, *(_entries(pooled, view, asked, words) for view in sorted(pooled))]
 
 
 def finite(row: Row) -> bool:
-    """Whether every value of the row is a number."""
+    """Tell whether every value of the row is finite."""
     return bool(np.isfinite(row[1]).all())
 
 
 def _pool(
     pooled: dict[int, Tensor], logits_NW: Tensor, owner_N: Tensor, *, asked: SparseLm
 ) -> None:
-    """Adds tokens to the views that they belong to: their weights, or their largest logits.
+    """Add tokens to their views: the sum of weights, or the largest logits.
 
     The largest weight is that of the largest logit, and so is found before it is weighed.
     """
@@ -68,7 +68,7 @@ def _weighed(logits: Tensor, asked: SparseLm) -> Tensor:
 def _entries(
     pooled: dict[int, Tensor], view: int, asked: SparseLm, words: Sequence[Ids] | None
 ) -> Row:
-    """The entries of a view whose tokens are all there."""
+    """Return the entries of a view once all its tokens are pooled."""
     found_W = pooled.pop(view)
     weights_W = (_weighed(found_W, asked) if asked.pooling == "max" else found_W).cpu().numpy()
     indices = np.arange(len(weights_W), dtype=np.uint32) if words is None else words[view]
