@@ -4,7 +4,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUALITY := quality retrieval
 PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.py))))
-WORKERS := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: venv demo test slow lint bench bench-quality clean
 
@@ -23,13 +22,12 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: venv
 	$(BIN)/python jobs/demo.py
 
-# What uses Ray stays on one of two workers, and so does each other file (tests/conftest.py).
 test: venv
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest
 
 # What takes minutes: seeded rounds of killing, quality, memory.
 slow: venv
-	$(BIN)/python -m pytest -m "slow and not gpu" $(WORKERS)
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: venv
 	$(BIN)/ruff check .

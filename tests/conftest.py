@@ -18,24 +18,6 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for two workers: all that use Ray on one, of the others each file on one.
-
-    Two Ray clusters would take the cores from each other, and a test that waits would wait in vain.
-    """
-
-    def uses_ray(item: pytest.Item) -> bool:
-        fixtures = getattr(item, "fixturenames", ())
-        return item.get_closest_marker("ray") is not None or "ray_settings" in fixtures
-
-    # The group of Ray takes longest, so its worker begins with it.
-    items.sort(key=uses_ray, reverse=True)
-    for item in items:
-        group = "ray" if uses_ray(item) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> str:
     """An output on the local disk."""

@@ -25,7 +25,7 @@ from tests.outputs import published, written
 from tests.running import Job, job_file, save_slow_model, texts, write_shard
 
 pytestmark = pytest.mark.ray
-SHARDS, SHARD_ROWS, CHUNK_ROWS = 4, 40, 10
+SHARDS, SHARD_ROWS, CHUNK_ROWS = 4, 60, 10
 CHUNKS = SHARDS * SHARD_ROWS // CHUNK_ROWS
 STOP_SECONDS = 30.0
 WAIT_SECONDS = 120.0
@@ -155,22 +155,17 @@ def worker_killed(title: str) -> End:
     """One process of the cluster goes; the run goes on to its end."""
 
     def kill_one(run: Driven) -> None:
-        _kill_worker(run, title)
+        victims: list[psutil.Process] = []
+
+        def find() -> bool:
+            victims[:] = _named(run.cluster, title)
+            return bool(victims)
+
+        run.until(find, title)
+        kill(victims[:1])
         assert run.driver.wait(WAIT_SECONDS) == 0, run.said()
 
     return kill_one
-
-
-def _kill_worker(run: Driven, title: str) -> None:
-    """Kill the first process of the cluster that is at what the title says."""
-    victims: list[psutil.Process] = []
-
-    def find() -> bool:
-        victims[:] = _named(run.cluster, title)
-        return bool(victims)
-
-    run.until(find, title)
-    kill(victims[:1])
 
 
 def _named(cluster: Cluster, title: str) -> list[psutil.Process]:
@@ -233,17 +228,9 @@ def _lost(what: str, bench: Bench, folder: Path, *, files: int, pause: float = 0
     resumed(bench, folder, before, *(["--takeover"] if what in LEASE_NOT_RELEASED else []))
 
 
-@pytest.mark.parametrize(
-    "stops",
-    # Both signals take the same way, and `supervise` is tested with each.
-    [(SIGTERM,), pytest.param((SIGTERM, SIGINT), marks=pytest.mark.slow)],
-    ids=["SIGTERM", "SIGTERM, SIGINT"],
-)
-def test_a_signal_stops_a_run_that_resumes(
-    stops: tuple[End, ...], bench: Bench, tmp_path: Path
-) -> None:
+def test_sigterm_and_sigint_stop_a_run_that_resumes(bench: Bench, tmp_path: Path) -> None:
     before: dict[str, str] = {}
-    for stop in stops:
+    for stop in (SIGTERM, SIGINT):
         with driven(bench, tmp_path, bench.cluster.address) as run:
             run.until_files(len(before) + 1)
             stop(run)
@@ -255,21 +242,7 @@ def test_a_signal_stops_a_run_that_resumes(
     assert time.monotonic() - started < STOP_SECONDS
 
 
-def test_a_run_that_loses_a_reader_and_an_encoder_is_made_whole(
-    bench: Bench, tmp_path: Path
-) -> None:
-    with driven(bench, tmp_path, bench.cluster.address) as run:
-        _kill_worker(run, READER)
-        run.until_files(1)
-        before = written(tmp_path / "out")
-        ENCODE_ACTOR(run)
-    resumed(bench, tmp_path, before)
-
-
-WORKERS = [pytest.param(what, marks=pytest.mark.slow) for what in ("encode actor", "read worker")]
-
-
-@pytest.mark.parametrize("what", ["driver", "cluster", *WORKERS])
+@pytest.mark.parametrize("what", ["driver", "encode actor", "read worker", "cluster"])
 def test_a_run_that_loses_a_process_is_made_whole(what: str, bench: Bench, tmp_path: Path) -> None:
     _lost(what, bench, tmp_path, files=1)
 
