@@ -38,8 +38,14 @@ def _package(checkout: Path, to: Path, *, gitignore: bool) -> zipfile.ZipFile:
 def used_checkout(tmp_path: Path) -> Path:
     """A copy of this checkout with what a week of use leaves in it."""
     checkout = tmp_path / "embedjob"
-    left_out = shutil.ignore_patterns(".git", ".venv", "outputs", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, checkout, ignore=left_out)
+    left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache")
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        # A folder of this name deeper down is a room of the package.
+        written = {"outputs"} if Path(folder) == ROOT else set()
+        return {*left_out(folder, names), *written}
+
+    shutil.copytree(ROOT, checkout, ignore=ignored)
     for name in USED:
         path = checkout / name
         path.parent.mkdir(parents=True, exist_ok=True)
