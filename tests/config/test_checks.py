@@ -1,6 +1,8 @@
 """The table of rules across keys: when each is decided, and what its message says.
 
-What each rule refuses is tested where its keys are. Covers: embedjob.config.types
+What each rule refuses is tested where its keys are.
+
+Covers: embedjob.config.types
 """
 
 import string
