@@ -1,4 +1,4 @@
-"""A transformer without a head: padded token ids in, hidden states out.
+"""Backbone: a transformer without a head, from padded token ids to hidden states.
 
 Legend: V views, T tokens, D width.
 """
@@ -29,96 +29,103 @@ _PROBE = (1, 2, 3, 4, 5)
 _ROUNDING = 1e-5
 
 
-class _Enough(Exception):
-    """All that is read is there."""
+class _AllRead(Exception):
+    """Ends a forward once every layer that is read has been captured."""
 
 
 class LayerReader:
-    """Reads hidden states 0 (the embeddings) to `layers` (after the final norm) of a model."""
+    """Reader of hidden states 0 (the embeddings) to `layers` (after the final norm) of a model."""
 
     def __init__(self, model: PreTrainedModel, *, layers: int, vocabulary: int) -> None:
-        """Finds the model's blocks, and runs nothing yet."""
+        """Find the model's blocks; how they are read is found out at the first use."""
         self._model = model
         self._layers = layers
         self._vocabulary = vocabulary
         stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
         self.stack = next(stacks, None)
-        self._stops: bool | None = None
+        self._reads_blocks: bool | None = None
 
     def read(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
-        """The hidden states [V, T, D] of these layers."""
+        """Return the hidden states [V, T, D] of these layers."""
         if layers == {self._layers}:
             return {self._layers: self._model(**inputs, return_dict=True).last_hidden_state}
-        known = self.blocks is not None
-        return self._stopping(inputs, layers) if known else self._running(inputs, layers)
+        if self.blocks is None:
+            return self._all_layers(inputs, layers)
+        return self._first_layers(inputs, layers)
 
     @property
     def blocks(self) -> nn.ModuleList | None:
-        """The model's blocks, if what goes into block i is seen to be hidden state i."""
+        """The model's blocks, if the input of block i has been proven to be hidden state i."""
         self.prepare()
-        return self.stack if self._stops else None
+        return self.stack if self._reads_blocks else None
 
     def prepare(self) -> None:
-        """Finds out how layers are read, if that is not known: with attention as it is."""
-        if self._stops is None:
-            self._stops = self._proven()
+        """Find out, once, whether blocks can be read, under the attention that is set now."""
+        if self._reads_blocks is None:
+            self._reads_blocks = self._blocks_are_states()
 
-    def _running(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
+    def _all_layers(
+        self, inputs: Mapping[str, Tensor], layers: frozenset[int]
+    ) -> dict[int, Tensor]:
         output = self._model(**inputs, output_hidden_states=True, return_dict=True)
         states = (*output.hidden_states[: self._layers], output.last_hidden_state)
         return {layer: states[layer] for layer in layers}
 
-    def _stopping(self, inputs: Mapping[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
-        with self._watched(found, layers):
+    def _first_layers(
+        self, inputs: Mapping[str, Tensor], layers: frozenset[int]
+    ) -> dict[int, Tensor]:
+        states: dict[int, Tensor] = {}
+        with self._capturing(states, layers):
             try:
                 output = self._model(**inputs, return_dict=True)
-            except _Enough:
-                return found
-        return {**found, self._layers: output.last_hidden_state}
+            except _AllRead:
+                return states
+        return {**states, self._layers: output.last_hidden_state}
 
     @contextmanager
-    def _watched(self, found: dict[int, Tensor], layers: frozenset[int]) -> Iterator[None]:
-        """Within it the blocks put their states into `found`, and the last that is read ends it."""
+    def _capturing(self, states: dict[int, Tensor], layers: frozenset[int]) -> Iterator[None]:
+        """Have the blocks put their inputs into `states`; the last one read ends the forward."""
         with ExitStack() as hooks:
             for layer in layers - {self._layers}:
 
                 def keep(_: nn.Module, args: Any, kwargs: Any, layer: int = layer) -> None:
-                    found[layer] = args[0] if args else kwargs["hidden_states"]
+                    states[layer] = args[0] if args else kwargs["hidden_states"]
                     if layer == max(layers):
-                        raise _Enough
+                        raise _AllRead
 
-                # What goes into block i is hidden state i.
+                # The input of block i is hidden state i.
                 block: nn.Module = self.stack[layer]  # type: ignore[index]
                 handle = block.register_forward_pre_hook(keep, with_kwargs=True)
                 hooks.callback(handle.remove)
             yield
 
     @torch.inference_mode()
-    def _proven(self) -> bool:
-        """Whether the blocks' inputs are the hidden states that the model itself would report."""
+    def _blocks_are_states(self) -> bool:
+        """Return whether the blocks' inputs are the hidden states that the model itself reports."""
         if self.stack is not None:
-            place: torch.device = next(self._model.parameters()).device
-            ids_VT = torch.tensor([_PROBE], device=place).remainder(self._vocabulary)
+            device: torch.device = next(self._model.parameters()).device
+            ids_VT = torch.tensor([_PROBE], device=device).remainder(self._vocabulary)
             inputs = {"input_ids": ids_VT, "attention_mask": torch.ones_like(ids_VT)}
             every = frozenset(range(self._layers + 1))
-            expected = self._running(inputs, every)
+            expected = self._all_layers(inputs, every)
             try:
-                found = self._stopping(inputs, every)
+                captured = self._first_layers(inputs, every)
             except (KeyError, TypeError, AttributeError) as error:
-                found = {}
+                captured = {}
                 _LOG.debug("blocks cannot be read: %s", error)
-            if set(found) == every and all(_alike(found[i], expected[i]) for i in every):
+            if set(captured) == every and all(_equal(captured[i], expected[i]) for i in every):
                 return True
-        _LOG.warning("All layers are run: what %s reads is not known", type(self._model).__name__)
+        name = type(self._model).__name__
+        _LOG.warning("every layer of %s is run: its blocks' inputs are not its hidden states", name)
         return False
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    # A spread model reports all states where its ids came in, and its blocks have them elsewhere.
-    one = one.to(other.device)
-    difference = (one.float() - other.float()).norm()
-    return one.shape == other.shape and bool(difference <= _ROUNDING * other.float().norm())
+def _equal(captured: Tensor, expected: Tensor) -> bool:
+    # A spread model reports all states on its first device; its blocks have them on their own.
+    captured = captured.to(expected.device)
+    difference = (captured.float() - expected.float()).norm()
+    within = bool(difference <= _ROUNDING * expected.float().norm())
+    return captured.shape == expected.shape and within
 
 
 ReadLayer = int | tuple[int, ...]
@@ -126,7 +133,7 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
 class Backbone:
-    """A loaded model whose attention looks the way that was asked for."""
+    """A loaded model, causal or bidirectional as the recipe asks."""
 
     def __init__(
         self,
@@ -136,15 +143,15 @@ class Backbone:
         missing: Collection[str] = (),
         head: LanguageHead | None = None,
     ) -> None:
-        """Sets the model's attention, and refuses one that then does not look that way.
+        """Set the direction of the model's attention; ConfigError if the model does not follow it.
 
-        `missing` are the weights of its pooler that the checkpoint did not have, `head`
-        its own language-model head where a recipe reads logits.
+        `missing` names the pooler's weights that the checkpoint lacks; `head` is the model's own
+        language-model head, where a recipe reads logits.
         """
         self.model = model.eval()
         self.head = head
         self.missing = frozenset(missing)
-        # By how much of their norm states may differ that went another way through the model.
+        # States of another path through the model may differ by this share of their norm.
         self.tolerance = _TOLERANCE[model.dtype]
         # No cache is kept: every view goes through once.
         model.config.use_cache = False
@@ -157,7 +164,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where ids go in and states come out; of a model that is spread, its embeddings' place."""
+        """The device of the embeddings: ids go in there, and states are returned there."""
         place: torch.device = self.model.get_input_embeddings().weight.device
         return place
 
@@ -168,23 +175,23 @@ class Backbone:
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids have an embedding."""
+        """The number of token ids that have an embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def stack(self) -> nn.ModuleList | None:
-        """As many modules as the model has layers, whatever goes into them."""
+        """The model's list of modules, one per layer, if there is one; their inputs are unchecked."""
         return self._reader.stack
 
     @property
     def blocks(self) -> nn.ModuleList | None:
-        """The model's blocks, if what goes into block i is hidden state i."""
+        """The model's blocks, if the input of block i is hidden state i."""
         return self._reader.blocks
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Over how many tokens parts of its attention reach, where that is limited."""
-        # As it runs: what a config would write to a file is another number in Gemma 3.
+        """The lengths of the model's sliding windows in tokens; none if attention has no limit."""
+        # The config as it runs: the number that Gemma 3 writes to a file is another one.
         config = self.model.config
         return windows_of({**vars(config), "text": vars(config.get_text_config())})
 
@@ -197,10 +204,11 @@ class Backbone:
         layer: ReadLayer,
         position: int | Tensor = 0,
     ) -> Tensor:
-        """The hidden states of a layer [V, T, D]: -1 is after the final norm, a tuple the average.
+        """Return the hidden states [V, T, D] of a layer, or the mean over a tuple of layers.
 
-        Padding may be on either side: positions are counted along the mask, from `position` on,
-        unless that is all of them [V, T].
+        Layer -1 is after the final norm. Padding may be on either side: positions count along the
+        mask from `position`, or are `position` itself if it has the shape [V, T]. ModelError if
+        an id has no embedding.
         """
         # On a GPU an id outside the table would kill the process, not the row.
         if int(ids_VT.max()) >= self.vocabulary:
@@ -215,17 +223,17 @@ class Backbone:
                 position = (mask_VT.long().cumsum(dim=1) - 1).clamp(min=0) + position
             inputs["position_ids"] = to_device(position, self.device) + self._first_position
         chosen = self._numbers(layer)
-        found = self._reader.read(inputs, frozenset(chosen))
+        states = self._reader.read(inputs, frozenset(chosen))
         if len(chosen) == 1:
-            return found[chosen[0]].to(self.device)
-        return torch.stack([found[one].to(self.device) for one in chosen]).mean(dim=0)
+            return states[chosen[0]].to(self.device)
+        return torch.stack([states[number].to(self.device) for number in chosen]).mean(dim=0)
 
     def _numbers(self, layer: ReadLayer) -> list[int]:
-        """Of hidden states, one more than there are blocks: 0 is the embeddings."""
-        return [one % (self.info.layers + 1) for one in np.atleast_1d(layer).tolist()]
+        """Return the numbers of hidden states, 0 (the embeddings) to the number of blocks."""
+        return [number % (self.info.layers + 1) for number in np.atleast_1d(layer).tolist()]
 
     def prepare(self, layer: ReadLayer) -> None:
-        """Finds out how a layer is read, before another attention is put in the model's place."""
+        """Find out how a layer is read, before another attention replaces the model's own."""
         if layer != -1:
             self._reader.prepare()
 
@@ -233,9 +241,9 @@ class Backbone:
     def continued(
         self, ids_VT: Tensor, mask_VT: Tensor, cache: Cache, *, position_VT: Tensor | None = None
     ) -> Tensor:
-        """The last states [V, T, D] of what follows the cache, to which it is added.
+        """Return the last states [V, T, D] of tokens that follow the cache, and add them to it.
 
-        The mask is of all tokens, those of the cache too; positions count along it if not given.
+        The mask covers the cached tokens too; positions count along it unless they are given.
         """
         inputs = {"input_ids": ids_VT, "attention_mask": mask_VT}
         if self.takes_positions:
@@ -248,7 +256,7 @@ class Backbone:
 
     @contextmanager
     def float32(self) -> Iterator[None]:
-        """Within it the weights are float32; afterwards they are, to the bit, what they were."""
+        """Hold the weights in float32 within the block; afterwards they are the same to the bit."""
         parts = [self.model, *([self.head.module] if self.head else [])]
         with dequantized(self.model), _widened_rest(parts):
             yield
@@ -256,27 +264,28 @@ class Backbone:
 
 @contextmanager
 def _widened_rest(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it the weights that are not quantised are float32."""
+    """Hold the weights that are not quantised in float32 within the block."""
     narrow = [
         (tensor, tensor.dtype)
         for tensor in chain.from_iterable((*p.parameters(), *p.buffers()) for p in parts)
         if tensor.is_floating_point() and tensor.dtype != torch.float32
     ]
     try:
-        # Within: out of memory half-way, those before it must be narrowed again.
+        # Inside `try`: after running out of memory half-way, widened weights are narrowed again.
         for tensor, _ in narrow:
             tensor.data = tensor.data.float()
         yield
     finally:
-        # The last one first: the room that it left when it was widened is still free.
+        # In reverse order: the memory that the last weight left when it was widened is still free.
         for tensor, dtype in reversed(narrow):
             tensor.data = tensor.data.to(dtype)
 
 
 def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Backbone:
-    """The recipe's model on a device, or spread over several GPUs; ModelError if it is not whole.
+    """Load the recipe's model on a device, or spread over several GPUs.
 
     Raises:
+        ModelError: the checkpoint lacks weights.
         ResourceError: the GPUs are fewer, or smaller, than the model needs.
     """
     check_quantizer(recipe)
@@ -313,7 +322,7 @@ def optimize_for_cpu(backbone: Backbone) -> None:
 
 
 def _first_position(model: PreTrainedModel) -> int:
-    """The position of a view's first token: RoBERTa and its kin count from the padding id on."""
+    """Return the position of a view's first token: RoBERTa counts from the padding id on."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else int(module.padding_idx) + 1
