@@ -180,7 +180,7 @@ class Backbone:
 
     @property
     def stack(self) -> nn.ModuleList | None:
-        """The model's list of modules, one per layer, if there is one; their inputs are unchecked."""
+        """The model's list of modules, one per layer, if there is one; inputs unchecked."""
         return self._reader.stack
 
     @property
