@@ -1,4 +1,4 @@
-"""Config types: the frozen section, number types, and unions whose members are told by a key."""
+"""Config types: the frozen section, number types, and unions discriminated by a key."""
 
 from collections.abc import Mapping
 from functools import reduce

@@ -103,7 +103,7 @@ class IdentifiedJob(ResolvedJob):
 
 @dataclass(frozen=True)
 class RecordedRecipes:
-    """The recipe that wrote an output's documents, and those of its method for every role.
+    """The recipe that wrote an output's documents, and its method's recipes for every role.
 
     `calibration` has the ranges by which the vectors were quantised, None where they were not.
     """
@@ -222,7 +222,7 @@ def identify(job: ResolvedJob) -> IdentifiedJob:
 
 
 def layer_recipes(source: JobSource, folder: Mapping[str, Any]) -> ResolvedRecipes:
-    """Lay the keys of a job over those of its method and of the model's folder, for every role.
+    """Layer a job's keys over the keys of its method and model folder, for every role.
 
     Args:
         source: the job file and its overrides.

@@ -82,7 +82,7 @@ class Prefixes:
     """The keys and values of the prefixes that one loaded model has run."""
 
     def __init__(self, backbone: Backbone) -> None:
-        """Start without prefixes; `tokens_run` counts the tokens of those that were run."""
+        """Start without prefixes; `tokens_run` counts the tokens of the prefixes that were run."""
         self.backbone = backbone
         self._kept: dict[bytes, KeyValues] = {}
         self.tokens_run = 0

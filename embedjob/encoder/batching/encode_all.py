@@ -135,7 +135,7 @@ def by_vector_count(offsets: Ints, chosen: Ints) -> list[Ints]:
 
 
 def _distinct_texts(which_RV: Ints, texts: Ints) -> Ints:
-    """Return these texts without those that equal an earlier text."""
+    """Return these texts without repetitions."""
     return texts[np.unique(which_RV[texts], axis=0, return_index=True)[1]]
 
 

@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: FLOPs counted for a model, over those of a measured matmul."""
+"""Model FLOPs utilization: FLOPs counted for a model, over the FLOPs of a measured matmul."""
 
 import time
 from collections.abc import Mapping
