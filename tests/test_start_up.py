@@ -86,3 +86,26 @@ def test_a_command_that_embeds_nothing_imports_nothing_heavy(
     )
     ended, heavy, printed = json.loads(done.stdout.splitlines()[-1])
     assert (ended, said in printed, heavy) == (code, True, []), printed
+
+
+ACTOR = """
+import sys
+from embedjob.config.recipe import Recipe
+from embedjob.stages.engine import RecipeEngine
+recipe = Recipe.model_validate({"model": sys.argv[1], "dtype": "float32", "max_tokens": 64})
+RecipeEngine(recipe.model_dump_json()).load_encoder()
+print([name for name in ("scipy", "sklearn", "torchao") if name in sys.modules])
+import scipy, torchao
+"""
+
+
+def test_an_encoder_loads_without_the_packages_of_other_tasks(model: Path) -> None:
+    """They are installed here, and can be imported after it."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ACTOR, str(model)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.splitlines() == ["[]"]

@@ -144,6 +144,8 @@ def connected(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # An actor of its own, two seconds of a core, only to report to Ray's makers what was run.
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     # Once this Ray is left, what still runs of an interrupted pipeline would start another one.
     auto_init_hook.enable_auto_connect = False
     on_terminate = signal.getsignal(signal.SIGTERM)

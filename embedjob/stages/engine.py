@@ -1,11 +1,15 @@
 """What turns texts into vectors, as a small value that travels to every worker and loads there."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from embedjob.config.job import Job
 from embedjob.config.recipe import Recipe
+from embedjob.models.architecture import config_of
+from embedjob.models.source import materialize, source_of
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
@@ -13,6 +17,11 @@ from embedjob.vectors.encoded import Encoded
 
 if TYPE_CHECKING:
     from embedjob.encoder.encoder import Encoder
+
+
+# transformers imports these wherever they are installed, for tasks other than embedding: a third
+# of the seconds that an actor's imports take. torchao also prints.
+_UNUSED = ("scipy", "sklearn", "torchao")
 
 
 class EncodesViews(Protocol):
@@ -76,7 +85,8 @@ class RecipeEngine:
     def load_encoder(self) -> "Encoder":
         """The recipe's encoder, on this actor's GPU or GPUs if it has any."""
         # Here alone: torch and transformers would cost every read worker seconds and memory.
-        from embedjob.encoder.encoder import Encoder
+        with _left_out(_unused(self.recipe)):
+            from embedjob.encoder.encoder import Encoder
 
         return Encoder.from_recipe(
             self.recipe,
@@ -91,3 +101,21 @@ def recipe_engine(config: Job, threads: int) -> Engine:
     pool = config.pool
     gpus = max(1, int(pool.gpus_per_actor))
     return RecipeEngine(config.encoder.model_dump_json(), pool.tokens_per_microbatch, threads, gpus)
+
+
+def _unused(recipe: Recipe) -> tuple[str, ...]:
+    """Return the packages to leave out; a model's own code or quantised weights may need them."""
+    config = config_of(materialize(source_of(recipe), tokenizer_only=True))
+    return () if recipe.trust_remote_code or "quantization_config" in config else _UNUSED
+
+
+@contextmanager
+def _left_out(names: Sequence[str]) -> Iterator[None]:
+    """Let packages that were not imported yet count as not installed inside the block."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: not importable
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
