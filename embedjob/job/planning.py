@@ -12,6 +12,7 @@ from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import agree, columns_of
 from embedjob.input.listing import Footer, find_shards, read_footers
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
+from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
 from embedjob.output.file_names import chunk_name, data_directory, parse
 from embedjob.storage.objects import list_files
@@ -80,7 +81,8 @@ def plan_job(source: JobSource) -> JobPlan:
         AccessError: the input or the output cannot be listed.
     """
     listing = list_input(input_of(source))
-    identified = identify(resolve(source))
+    with asked_once():
+        identified = identify(resolve(source))
     return plan(identified, listing, listed=_committed(identified))
 
 

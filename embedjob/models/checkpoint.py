@@ -147,4 +147,4 @@ def module_weight(names: Iterable[str], *, allow_pickle: bool, module: str) -> s
 def copy(files: Iterable[ModelFile], to: Path) -> None:
     """Download the files into the local directory `to`, under their names."""
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
-        list(pool.map(lambda f: objects.download(f.stored.url, str((to / f.name).parent)), files))
+        list(pool.map(lambda file: objects.download(file.stored, to / file.name), files))

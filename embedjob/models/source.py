@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from embedjob.config.heads import module_of
 from embedjob.config.recipe import HubModel, Recipe
@@ -28,6 +31,9 @@ from embedjob.models.checkpoint import (
 from embedjob.storage import objects
 
 _TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
+_Question = ParamSpec("_Question")
+_Answer = TypeVar("_Answer")
+_answers: ContextVar[dict[Any, Any] | None] = ContextVar("answers", default=None)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,32 @@ def source_of(recipe: Recipe) -> ModelSource:
     return replace(source, base=source.derive(recipe.base, BASE)) if recipe.base else source
 
 
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Ask each source at most once inside the block, and answer further questions from memory."""
+    token = _answers.set({})
+    try:
+        yield
+    finally:
+        _answers.reset(token)
+
+
+def _once(ask: Callable[_Question, _Answer]) -> Callable[_Question, _Answer]:
+    @wraps(ask)
+    def answer(*args: _Question.args, **options: _Question.kwargs) -> _Answer:
+        known = _answers.get()
+        if known is None:
+            return ask(*args, **options)
+        question = (ask, args, tuple(options.items()))
+        if question not in known:
+            known[question] = ask(*args, **options)
+        kept: _Answer = known[question]
+        return kept
+
+    return answer
+
+
+@_once
 def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
     """Return a local directory with config, tokenizer and, unless `tokenizer_only`, weights."""
     directory = _MAKERS[source_kind(source.model, source.layout)](source, tokenizer_only)
@@ -80,6 +112,7 @@ def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
     return directory
 
 
+@_once
 def readable_files(source: ModelSource) -> list[ModelFile]:
     """List the model's files, weights included, without fetching; [] while they are on the hub."""
     layout = source.layout

@@ -7,7 +7,6 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from embedjob.storage.locate import locate, split
 from embedjob.storage.patterns import is_magic, matches
 
 _COPY_BYTES = 16 * 2**20
-_COPIERS = 8
 
 
 @dataclass(frozen=True)
@@ -157,18 +155,11 @@ def delete(url: str) -> None:
         backend.delete(path)
 
 
-def download(url: str, to: str) -> None:
-    """Copy a file, or everything below a folder, into the local folder `to`."""
-    _, path, prefix = locate(url)
-    base, files = prefix + path, list_files(url)
-    if not files:
-        files = [file for file in [stat(url)] if file]
-        base = base.rpartition("/")[0]
-    if not files:
-        raise FileNotFoundError(f"{url}: is neither a file nor a folder")
-    targets = [_inside(to, file.url[len(base) :].strip("/")) for file in files]
-    with ThreadPoolExecutor(_COPIERS) as pool:
-        list(pool.map(_copy, files, targets))
+def download(file: Stored, to: Path) -> None:
+    """Copy a listed file to a local path; InputChangedError if it has changed."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with open_unchanged(file) as source, to.open("wb") as sink:
+        shutil.copyfileobj(source, sink, _COPY_BYTES)
 
 
 def holds(folder: str) -> bool:
@@ -205,16 +196,3 @@ def _changed(file: Stored) -> InputChangedError:
         f"{file.url}: is not the planned file: it was replaced or removed; "
         "run again to plan with the present files"
     )
-
-
-def _inside(folder: str, name: str) -> Path:
-    """Return the local path of a name; AccessError where it leads out of the folder."""
-    if ".." in name.split("/"):
-        raise AccessError(f"{name}: a name with '..' would leave {folder}; rename it")
-    return Path(folder, name)
-
-
-def _copy(file: Stored, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open_unchanged(file) as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, _COPY_BYTES)

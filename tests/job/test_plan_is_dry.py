@@ -1,5 +1,6 @@
 """`embedjob.plan` lists and reads; nothing is put, and no directory is made."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import embedjob
 from embedjob.errors import InputError, OutputError
 from embedjob.storage.objects import list_files
+from embedjob.storage.s3 import S3Backend
 from tests.shards import write_shard
 
 
@@ -41,3 +43,26 @@ def test_a_plan_of_nothing_is_refused(tmp_path: Path, model: Path) -> None:
     job["input"]["path"] = str(tmp_path / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
         embedjob.plan(job)
+
+
+def test_a_plan_asks_for_the_models_files_once(
+    tmp_path: Path, model: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is listed once to fetch the texts and once for the digests, as each text is read."""
+    S3Backend().fs.put(str(model), f"{bucket}/model", recursive=True)
+    monkeypatch.setenv("EMBEDJOB_CACHE", str(tmp_path / "cache"))
+    job = document(tmp_path, model, str(tmp_path / "out"))
+    job["encoder"]["model"] = f"{bucket}/model"
+    asked: Counter[str] = Counter()
+
+    def count(params: dict[str, str], **_: object) -> None:
+        asked[f"{params['method']} {params['url_path']}"] += 1
+
+    events = S3Backend().fs.s3.meta.events
+    events.register("before-call.s3", count)
+    try:
+        embedjob.plan(job)
+    finally:
+        events.unregister("before-call.s3", count)
+    assert asked.pop("GET ?list-type=2") == 2
+    assert max(asked[f"GET /model/{name}"] for name in ("config.json", "tokenizer.json")) == 2

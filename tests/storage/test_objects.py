@@ -436,7 +436,7 @@ def test_any_other_filesystem_is_read(tmp_path: Path) -> None:
     urls = put("careful://in", "a/1", "_b", "c")
     assert objects.find("careful://in") == objects.find("careful://in/*")
     assert objects.find("careful://in/c*") == objects.find("careful://in/c") != []
-    objects.download("careful://in", str(tmp_path))
+    objects.download(objects.find("careful://in/a")[0], tmp_path / "a" / "1")
     assert (tmp_path / "a" / "1").read_bytes() == b"a/1"
     assert names(objects.find("careful://in"), "careful://in") == ["a/1", "c"]
     file = objects.stat(urls[2])
@@ -461,19 +461,16 @@ def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
         require_create_only(f"{url}/out")
 
 
-def test_download_copies_a_folder_or_a_file(place: str, tmp_path: Path) -> None:
+def test_download_copies_a_listed_file_and_no_other(place: str, tmp_path: Path) -> None:
     data = os.urandom(20 * 2**20)
-    objects.create(objects.join(place, "model/weights"), data)
-    put(place, "model/sub/config", "model2/x")
-    objects.download(objects.join(place, "model/"), str(tmp_path / "to"))
-    copied = [path for path in (tmp_path / "to").rglob("*") if path.is_file()]
-    assert sorted(path.name for path in copied) == ["config", "weights"]
+    url = objects.join(place, "model/weights")
+    objects.create(url, data)
+    [listed] = objects.list_files(objects.join(place, "model"))
+    objects.download(listed, tmp_path / "to" / "weights")
     assert (tmp_path / "to" / "weights").read_bytes() == data
-    assert (tmp_path / "to" / "sub" / "config").read_bytes() == b"model/sub/config"
-    objects.download(objects.join(place, "model/sub/config"), str(tmp_path / "one"))
-    assert os.listdir(tmp_path / "one") == ["config"]
-    with pytest.raises(FileNotFoundError):
-        objects.download(objects.join(place, "none"), str(tmp_path / "two"))
+    objects.replace(url, data[:-1])
+    with pytest.raises(InputChangedError):
+        objects.download(listed, tmp_path / "to" / "again")
 
 
 # Access
