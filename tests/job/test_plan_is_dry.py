@@ -48,7 +48,7 @@ def test_a_plan_of_nothing_is_refused(tmp_path: Path, model: Path) -> None:
 def test_a_plan_asks_for_the_models_files_once(
     tmp_path: Path, model: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder is listed once to fetch the texts and once for the digests, as each text is read."""
+    """The folder is listed to fetch the texts and for the digests; so is each text read."""
     S3Backend().fs.put(str(model), f"{bucket}/model", recursive=True)
     monkeypatch.setenv("EMBEDJOB_CACHE", str(tmp_path / "cache"))
     job = document(tmp_path, model, str(tmp_path / "out"))
