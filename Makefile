@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUALITY := quality retrieval
+RAY_TESTS := $(shell grep -rl pytest.mark.ray tests)
 PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .PHONY: venv demo test slow lint bench bench-quality clean
@@ -22,8 +23,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: venv
 	$(BIN)/python jobs/demo.py
 
+# Whole runs on Ray use every core, and some have deadlines: these tests have the machine alone.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not (ray or gpu or slow)" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not (gpu or slow)" $(RAY_TESTS)
 
 # What takes minutes: seeded rounds of killing, quality, memory.
 slow: venv

@@ -11,7 +11,7 @@ from tests.cluster import Cluster
 from tests.outputs import published, written
 from tests.running import texts, write_shard
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROWS = 400
 
 

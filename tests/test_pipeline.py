@@ -255,6 +255,7 @@ class TestWhatChanged:
             .equals(published(corpus.out).drop_columns(["embedding"]))
         )
 
+    @pytest.mark.slow
     def test_a_trial_reads_its_rows_exactly_and_filters_after(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -434,6 +435,7 @@ class TestBadRows:
         again = running.run(document, tmp_path, "--address", "127.0.0.1:1")
         assert (again.code, "2 of 50 rows are quarantined" in again.err) == (1, True)
 
+    @pytest.mark.slow
     def test_as_null_they_keep_their_place(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -544,6 +546,7 @@ class TestTroubleWithTheModel:
         assert {name: written(out)[name] for name in before} == before
         assert published(out)["row"].to_pylist() == [*range(30), *range(40), *range(10)]
 
+    @pytest.mark.slow
     def test_a_file_that_somebody_deletes_meanwhile_is_a_fault(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -557,6 +560,7 @@ class TestTroubleWithTheModel:
         assert f"the file {lost.name} is gone; run again" in fault
         assert unfinished.exists()
 
+    @pytest.mark.slow
     def test_an_actor_that_does_not_load_on_a_bad_node_is_started_again(
         self, cluster: Cluster, model: Path, tmp_path: Path
     ) -> None:
