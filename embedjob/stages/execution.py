@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from embedjob.errors import FaultError, InterruptedRunError, RefusedError
 from embedjob.job.result import Tally
@@ -17,8 +17,13 @@ from embedjob.stages.chunk_state import describe
 
 POLL_SECONDS = 0.5
 LEASE_SECONDS = 10.0
-DRAIN_SECONDS = 20.0
-SETTLE_SECONDS = 5.0
+# A run ends within 30 s of a signal: the longest wait for one answer of the ledger, the drain, and
+# the time in which Ray Data may come to its end, with some seconds left for the last puts.
+ANSWER_SECONDS = 3.0
+DRAIN_SECONDS = 15.0
+SETTLE_SECONDS = 4.0
+# A ledger that is silent for so long is lost; on a busy node, answers take seconds.
+SILENT_SECONDS = 60.0
 _THREAD = "embedjob-pipeline"
 
 
@@ -54,29 +59,79 @@ def cluster_lost(error: RayError) -> FaultError:
 
 
 def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
-    worker = _Worker(work)
-    checked = time.monotonic()
-    with _signals() as interrupted:
+    worker, counts, lease = _Worker(work), _Counts(ledger), _LeaseLook(watch.superseded)
+    with _signals() as interrupted, lease:
         worker.start()
         while worker.is_alive():
             worker.join(POLL_SECONDS)
-            tally = ray.get(ledger.tally.remote())
-            watch.show(tally)
+            tally = counts.tally()
+            if tally is not None:
+                watch.show(tally)
             ending = _ending(tally, watch, interrupted)
-            if ending is None and time.monotonic() - checked >= LEASE_SECONDS:
-                checked = time.monotonic()
-                taken = watch.superseded()
-                ending = FaultError(taken) if taken else None
+            ending = ending or counts.lost or lease.lost
             if ending is not None:
-                _drain(ledger, worker, str(ending))
+                _drain(ledger, worker, counts, str(ending))
                 raise ending
-    tally = ray.get(ledger.tally.remote())
+        while (tally := counts.tally()) is None:
+            if (lost := counts.lost) or interrupted:
+                raise lost or _interruption(interrupted)
     if tally.refusal:
         raise _refused(tally)
     if worker.error is not None:
         # Ray's message is the worker's whole traceback; its cause is the error itself.
         cause = getattr(worker.error, "cause", None) or worker.error
         raise FaultError(f"the pipeline failed: {describe(cause)}") from worker.error
+
+
+class _Counts:
+    """The ledger's tally, waited for no longer than a run may take to end: its process may hang."""
+
+    def __init__(self, ledger: Any) -> None:
+        self._ledger = ledger
+        self._asked: Any = None
+        self._answered = time.monotonic()
+
+    def tally(self, seconds: float = ANSWER_SECONDS) -> Tally | None:
+        """Return the state of the run; None where the ledger does not answer in time."""
+        self._asked = self._asked or self._ledger.tally.remote()
+        try:
+            tally: Tally = ray.get(self._asked, timeout=seconds)
+        except GetTimeoutError:
+            return None
+        self._asked, self._answered = None, time.monotonic()
+        return tally
+
+    @property
+    def lost(self) -> FaultError | None:
+        """Return the fault of a run whose ledger has been silent for too long."""
+        if time.monotonic() - self._answered < SILENT_SECONDS:
+            return None
+        return FaultError(
+            f"the run's ledger, a process on this node, has not answered for {SILENT_SECONDS:g} s;"
+            " finished chunks are committed; run again to resume"
+        )
+
+
+class _LeaseLook(threading.Thread):
+    """Looks at the lease beside the main thread: storage may take minutes to answer."""
+
+    def __init__(self, superseded: Callable[[], str | None]) -> None:
+        super().__init__(name="embedjob-lease-look", daemon=True)
+        self._superseded = superseded
+        self._over = threading.Event()
+        self.lost: FaultError | None = None
+
+    def run(self) -> None:
+        """Look until the run is over, or another run has taken its output."""
+        while self.lost is None and not self._over.wait(LEASE_SECONDS):
+            taken = self._superseded()
+            self.lost = FaultError(taken) if taken else None
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
 
 
 class _Worker(threading.Thread):
@@ -95,18 +150,23 @@ class _Worker(threading.Thread):
             self.error = error
 
 
-def _ending(tally: Tally, watch: Watch, interrupted: list[str]) -> Exception | None:
-    if tally.refusal:
+def _ending(tally: Tally | None, watch: Watch, interrupted: list[str]) -> Exception | None:
+    """Return what ends the run now; a ledger that does not answer hides no signal."""
+    if tally is not None and tally.refusal:
         return _refused(tally)
     if interrupted:
-        return InterruptedRunError(
-            f"stopped by {interrupted[0]}; finished chunks are committed; run again to resume"
-        )
-    if tally.idle_seconds > watch.stall_seconds:
+        return _interruption(interrupted)
+    if tally is not None and tally.idle_seconds > watch.stall_seconds:
         return FaultError(
             f"run.stall_seconds: nothing moved for {watch.stall_seconds:g} s; run again to resume"
         )
     return None
+
+
+def _interruption(signals: list[str]) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"stopped by {signals[0]}; finished chunks are committed; run again to resume"
+    )
 
 
 def _refused(tally: Tally) -> Exception:
@@ -114,12 +174,13 @@ def _refused(tally: Tally) -> Exception:
     return (FaultError if tally.chunks else RefusedError)(tally.refusal)
 
 
-def _drain(ledger: Any, worker: threading.Thread, reason: str) -> None:
+def _drain(ledger: Any, worker: threading.Thread, counts: _Counts, reason: str) -> None:
     """Let finished chunks reach storage; encoders abandon what they hold within seconds."""
-    ray.get(ledger.stop.remote(reason))
+    ledger.stop.remote(reason)
     deadline = time.monotonic() + DRAIN_SECONDS
-    while worker.is_alive() and time.monotonic() < deadline:
-        if not ray.get(ledger.tally.remote()).in_hand:
+    while worker.is_alive() and (left := deadline - time.monotonic()) > 0:
+        tally = counts.tally(min(ANSWER_SECONDS, left))
+        if tally is not None and not tally.in_hand:
             break
         time.sleep(POLL_SECONDS)
     # Ray Data now only waits for each task to report that nothing is left to do.

@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.job.result import Outcome, Tally
 
+STAGES = ("read", "tokenize", "encode", "write")
 MAX_ATTEMPTS = 3
 
 
@@ -34,11 +35,14 @@ class LedgerState:
     def begin(self, stage: str, key: str, node: str) -> int | None:
         """Count an attempt at a chunk in a stage; return its number, None if the run is stopping.
 
-        An attempt that ended with its node (a reclaimed spot machine) says nothing against the
-        chunk and is not counted.
+        What is embedded is still written then. An attempt that ended with its node (a reclaimed
+        spot machine) says nothing against the chunk and is not counted; nor do earlier attempts at
+        a stage whose end this beginning shows.
         """
-        if self._stopping:
+        if self._stopping and stage != STAGES[-1]:
             return None
+        for earlier in STAGES[: STAGES.index(stage)]:
+            self._attempts.pop((earlier, key), None)
         tried = self._attempts.setdefault((stage, key), [])
         if tried:
             dead = self._dead_nodes()
@@ -144,9 +148,7 @@ def new_ledger() -> Any:
     return actor.options(scheduling_strategy=here).remote()
 
 
-def outcomes_of(
-    ledger: Any, *, timeout: float | None = None
-) -> tuple[tuple[Outcome, ...], tuple[str, ...]]:
+def outcomes_of(ledger: Any, *, timeout: float) -> tuple[tuple[Outcome, ...], tuple[str, ...]]:
     """Return the ended chunks in order, and the encoders' notes; RayError if Ray is lost."""
     ended, notes = ray.get([ledger.outcomes.remote(), ledger.notes.remote()], timeout=timeout)
     return tuple(ended), notes

@@ -23,7 +23,9 @@ from embedjob.stages.engine import Engine, recipe_engine
 from embedjob.stages.execution import Watch, cluster_lost, supervise
 from embedjob.stages.ledger import new_ledger, outcomes_of
 
+# For the outcomes of a million chunks; after an error they are only counted, and it has to end.
 ANSWER_SECONDS = 60.0
+BRIEF_SECONDS = 4.0
 EngineOf = Callable[[Job, int], Engine]
 
 
@@ -109,7 +111,8 @@ def _supervised(
     except EmbedjobError as stopped:
         error = stopped
     try:
-        outcomes, notes = outcomes_of(ledger, timeout=ANSWER_SECONDS)
+        timeout = BRIEF_SECONDS if error else ANSWER_SECONDS
+        outcomes, notes = outcomes_of(ledger, timeout=timeout)
         return StagesEnd(outcomes, error, notes)
     except RayError as lost:
         return StagesEnd(None, error or cluster_lost(lost))

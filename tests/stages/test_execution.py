@@ -2,7 +2,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -129,3 +129,41 @@ def test_a_ledger_that_is_gone_ends_the_run_in_one_sentence(ledger: Any) -> None
     while execution.is_unfinished() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not execution.is_unfinished()
+
+
+@pytest.fixture
+def hung_ledger(ledger: Any) -> Iterator[Any]:
+    """A ledger whose process is there and answers nothing."""
+    pid = ray.get(ledger.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield ledger
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_ledger_that_hangs_ends_the_run_in_bounded_time(
+    hung_ledger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(execution, "DRAIN_SECONDS", 1.0)
+    over, started = threading.Event(), time.monotonic()
+    with pytest.raises(FaultError, match="ledger, a process on this node, has not answered"):
+        supervise(lambda: over.wait(300) and None, hung_ledger, watch())
+    over.set()
+    assert time.monotonic() - started < 30
+
+
+def test_a_signal_ends_a_run_whose_ledger_and_storage_hang(hung_ledger: Any) -> None:
+    """The promise is 30 s, of which the driver needs some for its last puts."""
+    over = threading.Event()
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    started = time.monotonic()
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
+        supervise(
+            lambda: over.wait(300) and None,
+            hung_ledger,
+            watch(superseded=lambda: over.wait(300) and None),
+        )
+    assert time.monotonic() - started < 26
+    over.set()

@@ -92,3 +92,18 @@ def test_a_repeated_report_changes_nothing() -> None:
     state.done(outcome("a", fault="late"))
     assert [end.fault for end in state.outcomes()] == [None]
     assert (state.tally().chunks, state.tally().faults, state.tally().rows) == (1, 0, 10)
+
+
+def test_what_is_embedded_is_written_although_the_run_is_stopping() -> None:
+    state = ledger()
+    state.stop("SIGTERM")
+    assert [state.begin("write", "a", "n") for _ in range(2)] == [1, 2]
+
+
+def test_attempts_at_a_stage_are_forgotten_once_the_next_one_begins() -> None:
+    state = ledger()
+    assert [state.begin("read", "a", "n") for _ in range(2)] == [1, 2]
+    assert state.begin("tokenize", "a", "n") == 1
+    # The tokenizer dies, and Ray Data reads again: what is counted is the stage that dies.
+    assert (state.begin("read", "a", "n"), state.begin("tokenize", "a", "n")) == (1, 2)
+    assert (state.begin("read", "a", "n"), state.begin("tokenize", "a", "n")) == (1, 3)
