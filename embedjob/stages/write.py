@@ -17,7 +17,8 @@ from embedjob.output.committing import commit
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
 from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.stages.calibrating import with_quantization
-from embedjob.stages.chunk_state import ChunkState, describe, from_block
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
+from embedjob.stages.read import begin_attempt
 from embedjob.vectors.encoded import Encoded, Failures, Lines
 
 Commit = Callable[[ChunkState], Committed]
@@ -40,11 +41,18 @@ class ChunkSink(Datasink[None]):
         """Commit every chunk in the blocks."""
         for block in blocks:
             for state in from_block(block):
-                end = outcome_of(state, self._commit)
+                end = outcome_of(self._begun(state), self._commit)
                 reply = self._ledger.abandon.remote(state.chunk.key)
                 if end is not None:
                     reply = self._ledger.done.remote(end)
                 ray.get(reply)
+
+    def _begun(self, state: ChunkState) -> ChunkState:
+        """Count the attempt: Ray Data repeats a write whose process died without end."""
+        if state.failure is not None:
+            return state
+        attempt = begin_attempt("write", state.chunk.key, self._ledger)
+        return replace(state, failure=attempt) if isinstance(attempt, Failure) else state
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.output.chunk_file import Committed
-from embedjob.stages.chunk_state import ChunkState, Failure
-from embedjob.stages.write import assemble_rows, outcome_of
+from embedjob.stages.chunk_state import ChunkState, Failure, to_block
+from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger, outcomes_of
+from embedjob.stages.write import ChunkSink, assemble_rows, outcome_of
 from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.sparse import sparse
 
@@ -144,3 +145,27 @@ def test_what_cannot_be_put_is_the_fault_of_this_chunk_alone(error: Exception, f
 
     end = outcome_of(state([0], {}), commit)
     assert (end.fault, end.committed) == (fault, None)
+
+
+class ProcessDied(BaseException):
+    """Stands for the end of a process, after which Ray Data runs the same write again."""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("joined")
+def test_a_write_whose_process_dies_is_a_fault_of_this_chunk_after_three_attempts() -> None:
+    ledger, tried = new_ledger(), []
+
+    def commit(part: ChunkState) -> Committed:
+        tried.append(part.chunk.key)
+        raise ProcessDied
+
+    sink, block = ChunkSink(commit, ledger), to_block(state([0, 1, 2], {}))
+    for _ in range(MAX_ATTEMPTS):
+        with pytest.raises(ProcessDied):
+            sink.write([block], None)
+    sink.write([block], None)
+    [end], _ = outcomes_of(ledger, timeout=60)
+    assert (end.shard, end.start, end.stop) == ("in/a.parquet", 2, 5)
+    assert "its write process died 3 times" in end.fault
+    assert len(tried) == MAX_ATTEMPTS
