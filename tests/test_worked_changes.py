@@ -35,7 +35,7 @@ save_file({**weights, "token_score.weight": score}, folder / "model.safetensors"
 TEXT = "The quick brown fox, isn't it?"
 ids = torch.tensor([tiny.tokenizer("llama").encode(TEXT).ids])
 
-def states():
+def states(ids=ids):
     with torch.inference_mode():
         return model(input_ids=ids).last_hidden_state[0]
 
@@ -54,14 +54,31 @@ expected = {
     "pooling": plain.median(dim=0).values,
     "weights": (plain @ score).softmax(dim=0) @ plain,
 }
-model.layers[1].register_forward_pre_hook(
-    lambda _, args, kwargs: ((args[0] * 0.5, *args[1:]), kwargs), with_kwargs=True
-)
+
+def halved(block):
+    return block.register_forward_pre_hook(
+        lambda _, args, kwargs: ((args[0] * 0.5, *args[1:]), kwargs), with_kwargs=True
+    )
+
+hooks = [halved(model.layers[1])]
 expected["intervention"] = states().mean(dim=0)
+# Views that begin alike may share what they begin with, but not where every token is changed.
+PROMPT = "Represent this text for search:"
+before = len(tiny.tokenizer("llama").encode(PROMPT).ids)
+prompted = torch.tensor([tiny.tokenizer("llama").encode(f"{PROMPT} {TEXT}").ids])
+hooks[0].remove()
+hooks.append(halved(model.layers[0]))
+expected["prompted"] = states(prompted)[before:].mean(dim=0)
 found = {
     "pooling": ours(pooling="median"),
     "weights": ours(pooling="scored_mean"),
     "intervention": ours(method="scaled_states"),
+    "prompted": ours(
+        method="scaled_states",
+        templates=[PROMPT + " {text}"],
+        span="text",
+        interventions=[{"scale": {"layer": 0, "factor": 0.5}}],
+    ),
 }
 print(json.dumps({
     "package": embedjob.__file__,
@@ -126,7 +143,7 @@ def test_each_change_costs_no_more_than_is_promised() -> None:
     assert {title: len(_changed(diff)) for title, diff in _diffs().items()} == COSTS
 
 
-@pytest.mark.parametrize("change", ["pooling", "weights", "intervention"])
+@pytest.mark.parametrize("change", ["pooling", "weights", "intervention", "prompted"])
 def test_vectors_follow_the_formula_that_was_added(change: str, report: dict[str, Any]) -> None:
     assert report["unlike"][change] < 1e-5
     assert report["apart"] > 1e-3

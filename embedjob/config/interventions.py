@@ -92,6 +92,8 @@ class InterventionKind:
         blocks: its keys that count blocks, and the limit of each: a block that comes after all
             that is read would change nothing.
         needs_causal: whether it is pointless where every token attends to the last one.
+        keeps_prefix: whether the tokens before its slot and before all spans keep their states, so
+            that views may share them; if not, every view goes through the model whole.
         template: its key that is an auxiliary template, which gives one more view of each text.
         slot: its key that names a special token, which every template has before the text.
         stand_in: its key that names the token whose embedding the slot has.
@@ -101,6 +103,7 @@ class InterventionKind:
     section: type[Section]
     blocks: Mapping[str, Limit] = field(default_factory=dict)
     needs_causal: bool = True
+    keeps_prefix: bool = False
     template: str | None = None
     slot: str | None = None
     stand_in: str | None = None
@@ -111,12 +114,14 @@ INTERVENTIONS: Mapping[str, InterventionKind] = {
     "prepend": InterventionKind(
         Prepending,
         blocks={"exit": "of the model", "start": "before what is read"},
+        keeps_prefix=True,
         slot="slot",
         stand_in="embedding",
     ),
     "contrast": InterventionKind(
         Contrasting,
         blocks={"layer": "before what is read"},
+        keeps_prefix=True,
         template="template",
         extra_blocks=lambda contrast: int(contrast.layer) + 1,
     ),
@@ -166,6 +171,11 @@ def given(interventions: Sequence[Section]) -> Iterator[Given]:
 def slotted(interventions: Sequence[Section]) -> Given | None:
     """Return the intervention that has a slot in every template, if there is one."""
     return next((one for one in given(interventions) if one.slot is not None), None)
+
+
+def keep_prefixes(interventions: Sequence[Section]) -> bool:
+    """Tell whether views may share the tokens that they begin with under these interventions."""
+    return all(one.kind.keeps_prefix for one in given(interventions))
 
 
 def auxiliary_templates(interventions: Sequence[Section]) -> dict[str, str]:

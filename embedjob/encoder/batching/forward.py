@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedjob.config.interventions import keep_prefixes
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.packing import Packing
 from embedjob.encoder.attention.shared_prefix import FEWEST_TOKENS, Prefixes
@@ -77,7 +78,7 @@ class ViewForward:
         ids = [prefix.tobytes() for prefix in self._views.prefixes]
         # Templates may begin alike: then their views are one group.
         prefix = np.array([*map(ids.index, ids), -1])[self._views.prefix[self._chosen]]
-        if self._recipe.decode is not None:
+        if self._recipe.decode is not None or not keep_prefixes(self._recipe.interventions):
             return np.full_like(prefix, -1)
         lengths = self._views.lengths[self._chosen]
         for which in np.unique(prefix[prefix >= 0]):
@@ -133,7 +134,7 @@ class ViewForward:
             shared = None if prefix is None else self._prefixes.key_values(prefix)
             return self._packing.states(batch.ids_VT, batch.mask_VT, layer=layer, shared=shared)
         assert prefix is not None, "a padded batch without a prefix goes whole"
-        # Run the prefix first: interventions must not change its states.
+        # Run the prefix first: it is kept, and no intervention that is installed may change it.
         self._prefixes.key_values(prefix)
         with self._hooks.installed(self._views, self._chosen[which], batch, skip=len(prefix)):
             return self._prefixes.states(prefix, batch.ids_VT, batch.mask_VT, layer=layer)
