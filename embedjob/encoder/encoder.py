@@ -135,21 +135,45 @@ class Encoder:
         return cls.from_recipe(found.recipe, recipes=found.recipes, device=place, gpus=gpus)
 
     @classmethod
-    def from_output(
+    def from_output(  # noqa: PLR0913 - each key is a consent, or the place of a copy
         cls,
         out: str,
         *,
         model: str | None = None,
         base: str | None = None,
         adapters: Sequence[str] | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
         device: str | None = None,
         gpus: int = 1,
     ) -> "Encoder":
-        """The encoder of exactly the recipe that wrote an output, without Ray.
+        """Load the encoder of exactly the recipe that wrote an output, without Ray.
 
-        `model`, `base` and `adapters` say where copies of them lie, if not where the job had them.
+        Whoever wrote the output named the model: its code runs, and its pickles are read, only
+        where the caller says so as well.
+
+        Args:
+            out: the output.
+            model: where a copy of the model lies, if not where the job had it.
+            base: as `model`, for `encoder.base`.
+            adapters: as `model`, for `encoder.adapters`.
+            trust_remote_code: whether the model's own Python code may run, if the job let it run.
+            allow_pickle: whether pickled weights may be read, if the job let them be read.
+            device: as for `from_recipe`.
+            gpus: as for `from_recipe`.
+
+        Raises:
+            OutputError: the output has no recipe.
+            ModelError: the model is not the one that wrote, or needs what is not allowed here.
         """
-        kept = recorded_recipes(out, model=model, base=base, adapters=adapters)
+        kept = recorded_recipes(
+            out,
+            model=model,
+            base=base,
+            adapters=adapters,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         encoder = cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device, gpus=gpus)
         if kept.calibration is not None:
             encoder.ranges = kept.calibration.array

@@ -6,7 +6,7 @@ config and the small files of the model's folder, `identify` looks at the weight
 the output.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -170,14 +170,22 @@ def recorded_recipes(
     model: str | None = None,
     base: str | None = None,
     adapters: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> RecordedRecipes:
     """Return the recipes behind an output's newest snapshot, or behind its first claim without one.
 
-    `model`, `base` and `adapters` say where copies of them lie, if not where the job had them.
+    Args:
+        out: the output.
+        model: where a copy of the model lies, if not where the job had it.
+        base: as `model`, for `encoder.base`.
+        adapters: as `model`, for `encoder.adapters`.
+        trust_remote_code: whether the model's own Python code may run, if the job let it run.
+        allow_pickle: whether pickled weights may be read, if the job let them be read.
 
     Raises:
         OutputError: the output has no recipe.
-        ModelError: the model is no longer the one that wrote.
+        ModelError: the model is no longer the one that wrote, or needs what is not allowed here.
     """
     claim = _newest_claim(out)
     moved: dict[str, Any] = {"model": model, "revision": None} if model else {}
@@ -187,6 +195,7 @@ def recorded_recipes(
     wrote = [recipe for recipe in kept if fingerprint(recipe, claim.digests) == claim.fingerprint]
     if not wrote:
         raise OutputError(f"{out}: none of its recipes gives its fingerprint; was it edited?")
+    _require_allowed(kept, out, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     _require_same_model(wrote[0], claim, out)
     by_role = {recipe.role: recipe for recipe in kept}
     return RecordedRecipes(wrote[0], by_role, claim.calibration)
@@ -307,6 +316,18 @@ def _newest_claim(out: str) -> Claim:
             " in claims/ deleted? Restore it from a copy of the output"
         )
     return claim
+
+
+def _require_allowed(recipes: Iterable[Recipe], out: str, **allowed: bool) -> None:
+    """Refuse what only the output asks for: whoever wrote it could run code in this process."""
+    for recipe in recipes:
+        for key, may in allowed.items():
+            if getattr(recipe, key) and not may:
+                raise ModelError(
+                    f"{out}: its recipe has {key}: true, which may run code that comes with"
+                    f" {recipe.model}; pass {key}=True to Encoder.from_output if you trust that"
+                    " model, or open another output"
+                )
 
 
 def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:

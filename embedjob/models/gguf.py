@@ -65,8 +65,10 @@ def _unpack_tokenizer(path: Path, to: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        # Files beside it may name code of their own, about which transformers would ask.
+        options = {"gguf_file": path.name, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(path.parent, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"encoder.model: {path} cannot be unpacked: {error}") from error
     _forget_quantization(config)

@@ -70,4 +70,5 @@ def _converted(directory: Path) -> Tokenizer:
     # Only models without a tokenizer.json need transformers, which takes seconds to import.
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory).backend_tokenizer
+    # Not refused, transformers asks on the terminal whether code of the folder may run.
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False).backend_tokenizer

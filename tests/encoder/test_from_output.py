@@ -1,8 +1,13 @@
+import json
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
@@ -30,10 +35,12 @@ def recipes(model: Path, layer: int = -1) -> dict[str, Recipe]:
     return {"document": document, "query": Recipe.model_validate(query)}
 
 
-def claim(model: Path, layer: int = -1, **knobs: object) -> Claim:
+def claim(
+    model: Path, found: Mapping[str, str] | None = None, *, layer: int = -1, **knobs: object
+) -> Claim:
     """The claim of a run that wrote documents."""
     made = {role: one.model_copy(update=knobs) for role, one in recipes(model, layer).items()}
-    found = file_digests(source_of(made["document"]))
+    found = found or file_digests(source_of(made["document"]))
     return Claim(
         chunk_rows=100,
         fingerprint=fingerprint(made["document"], found),
@@ -113,6 +120,53 @@ def test_another_model_in_the_same_place_is_refused(model: Path, tmp_path: Path)
     with pytest.raises(ModelError, match=r"is not the model that wrote .*safetensors"):
         Encoder.from_output(out)
     assert Encoder.from_output(out, model=str(moved)).encode(["a"]).shape == (1, 32)
+
+
+def test_code_that_comes_with_the_model_runs_only_if_the_caller_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes an output names a model folder of their own, and trusts it."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    ran = tmp_path / "ran"
+    (model / "theirs.py").write_text(
+        f"from transformers import LlamaConfig, LlamaModel\nopen({str(ran)!r}, 'w').close()\n"
+        "class Config(LlamaConfig): pass\nclass Model(LlamaModel): config_class = Config\n"
+    )
+    config = json.loads((model / "config.json").read_text())
+    named = {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}
+    (model / "config.json").write_text(json.dumps({**config, "auto_map": named}))
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model, trust_remote_code=True))
+    with pytest.raises(ModelError, match=r"trust_remote_code: true.*pass trust_remote_code=True"):
+        Encoder.from_output(out, allow_pickle=True)
+    assert not ran.exists()
+    encoder = Encoder.from_output(out, trust_remote_code=True, device="cpu")
+    assert ran.exists()
+    assert encoder.encode(["a"]).shape == (1, 32)
+
+
+def test_pickled_weights_are_read_only_if_the_caller_says_so(model: Path, tmp_path: Path) -> None:
+    weights = model / "model.safetensors"
+    torch.save(load_file(weights), model / "pytorch_model.bin")
+    weights.unlink()
+    pickled = replace(source_of(recipes(model)["document"]), allow_pickle=True)
+    found = file_digests(pickled)
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model, found, allow_pickle=True))
+    with pytest.raises(ModelError, match=r"allow_pickle: true.*pass allow_pickle=True"):
+        Encoder.from_output(out, trust_remote_code=True)
+    encoder = Encoder.from_output(out, allow_pickle=True, device="cpu")
+    assert encoder.encode(["a"]).shape == (1, 32)
+
+
+def test_a_callers_permission_adds_none_that_the_job_did_not_give(
+    model: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    put_claim(out, claim(model))
+    recipe = Encoder.from_output(out, trust_remote_code=True, allow_pickle=True).recipe
+    assert (recipe.trust_remote_code, recipe.allow_pickle) == (False, False)
 
 
 def test_a_place_without_a_recipe_is_refused(model: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="no tokenizer can be read in"):
+        read_tokenizer(folder)
+
+
+def test_a_tokenizer_of_the_folders_own_code_is_refused_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save("llama", tmp_path)
+    (folder / "tokenizer.json").unlink()
+    named = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    (folder / "theirs.py").write_text("raise SystemExit")
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    with pytest.raises(ModelError, match=r"(?s)no tokenizer can be read in .*trust_remote"):
         read_tokenizer(folder)
 
 
