@@ -83,11 +83,21 @@ def test_images_are_of_the_pinned_ray(cluster: dict[str, Any], rayjob: dict[str,
     assert f"FROM {IMAGE}-gpu\n" in (ROOT / "Dockerfile").read_text()
 
 
-def test_both_sides_set_the_authentication_mode(cluster: dict[str, Any]) -> None:
+def test_both_sides_set_the_authentication_mode(
+    cluster: dict[str, Any], rayjob: dict[str, Any]
+) -> None:
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
         starts = [command for command in commands if "ray start" in command]
         assert starts
         assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    # KubeRay makes the token; where an old one does not, Ray ends instead of serving all comers.
+    made = rayjob["spec"]["rayClusterSpec"]
+    assert made["authOptions"] == {"mode": "token"}
+    groups = [made["headGroupSpec"], *made["workerGroupSpecs"]]
+    containers = [one for group in groups for one in group["template"]["spec"]["containers"]]
+    assert len(containers) == 2
+    for container in containers:
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
 
 
 def test_a_stopped_job_is_given_longer_than_it_needs(
