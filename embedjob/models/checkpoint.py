@@ -79,7 +79,9 @@ def model_files(url: str, *, key: str = MODEL.key) -> list[ModelFile]:
     if single is not None:
         return [ModelFile(PurePosixPath(single.url).name, single)]
     base = objects.absolute(url).rstrip("/") + "/"
-    files = [ModelFile(stored.url.removeprefix(base), stored) for stored in objects.list_files(url)]
+    # The hub's cache is a folder of links.
+    there = objects.list_files(url, links=True)
+    files = [ModelFile(stored.url.removeprefix(base), stored) for stored in there]
     if not files:
         raise ModelError(
             f"{key}: got {url}, which is missing or empty; give a directory with files"

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from embedjob.errors import AccessError
 from embedjob.storage.backend import Entry
 from embedjob.storage.patterns import may_lead
 
@@ -36,6 +37,25 @@ class LocalBackend:
                     entry = self.entry(os.path.join(folder, name))
                     if entry:
                         yield entry
+
+    def own_entries(self, path: str) -> Iterator[Entry]:
+        """Yield the files below a folder; links to files and folders are left out.
+
+        AccessError where the folder itself is a link.
+        """
+        if os.path.islink(path):
+            raise AccessError(
+                f"{path}: is a link, and what it leads to is not this output's to list or delete;"
+                " move the folder itself here"
+            )
+        for folder, folders, names in os.walk(path, onerror=_raise_unless_gone):
+            folders.sort()
+            for name in names:
+                inner = os.path.join(folder, name)
+                with suppress(FileNotFoundError):
+                    status = os.lstat(inner)
+                    if stat.S_ISREG(status.st_mode):
+                        yield Entry(inner, status.st_size, _etag(status))
 
     def entry(self, path: str) -> Entry | None:
         """Return the file; None for a folder."""

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 from embedjob.errors import AccessError, InputChangedError, OutputError
 from embedjob.storage.access import access_errors
 from embedjob.storage.backend import Entry
+from embedjob.storage.local import LocalBackend
 from embedjob.storage.locate import locate, split
 from embedjob.storage.patterns import is_magic, matches
 
@@ -62,11 +63,19 @@ def find(pattern: str) -> list[Stored]:
     return _below(starts[fixed], tuple(parts[fixed:]))
 
 
-def list_files(directory: str) -> list[Stored]:
-    """Return every file below a folder, hidden files too, sorted; none without a folder."""
+def list_files(directory: str, *, links: bool = False) -> list[Stored]:
+    """Return every file below a folder, hidden files too, sorted; none without a folder.
+
+    Links are followed only where `links` says so: a link inside an output would have files
+    elsewhere listed, and then deleted. AccessError where the folder itself is a link.
+    """
     backend, path, prefix = locate(directory)
     with access_errors(directory):
-        files = [_stored(prefix, entry) for entry in backend.entries(path, ())]
+        if links or not isinstance(backend, LocalBackend):
+            entries = backend.entries(path, ())
+        else:
+            entries = backend.own_entries(path)
+        files = [_stored(prefix, entry) for entry in entries]
     return sorted(files, key=lambda file: file.url)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embedjob.errors import LeaseHeldError, OutputError
+from embedjob.errors import AccessError, LeaseHeldError, OutputError
 from embedjob.output import lease
 from embedjob.output.cleanup import Pruned, prune
 from embedjob.output.snapshot import open_snapshot, publish, published
@@ -29,6 +29,33 @@ def test_only_what_no_kept_snapshot_names_is_deleted(tmp_path: Path, any_out: st
     assert prune(any_out, keep=1) == Pruned(files=6, snapshots=1)
     assert open_snapshot(any_out).count_rows() == 8
     assert len(list_files(f"{any_out}/data")) == 2
+
+
+@pytest.mark.parametrize("folder", ["data", "data/" + "f" * 12, "quarantine", ".embedjob-tmp"])
+def test_nothing_is_deleted_through_a_link(tmp_path: Path, folder: str) -> None:
+    """Whoever may write to an output may put links there; prune runs with another's rights."""
+    out, home = tmp_path / "out", tmp_path / "home"
+    _, snapshot = commit_left(small_corpus(tmp_path), str(out), epoch=1)
+    publish(str(out), snapshot)
+    (home / folder).mkdir(parents=True)
+    names = ["thesis.parquet", f"a-{'0' * 16}-{'0' * 16}-{0:010d}-{9:010d}.parquet"]
+    for name in names:
+        (home / folder / name).write_text("mine")
+        (home / name).write_text("mine")
+    (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / folder / "link").symlink_to(home)
+    for name in names:
+        (out / folder / name).symlink_to(home / name)
+    prune(str(out), keep=1)
+    (out / folder).rename(tmp_path / "before")
+    (out / folder).symlink_to(home / folder)
+    if "/" in folder:  # only links inside a folder that is listed are passed over
+        prune(str(out), keep=1)
+    else:
+        with pytest.raises(AccessError, match=f"{folder}: is a link"):
+            prune(str(out), keep=1)
+    for kept in (home, home / folder):
+        assert {name: (kept / name).read_text() for name in names} == dict.fromkeys(names, "mine")
 
 
 def test_nothing_is_deleted_while_a_run_holds_the_output(

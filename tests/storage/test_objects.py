@@ -162,6 +162,18 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert names(objects.find(str(tmp_path / "top")), str(tmp_path / "top")) == ["2", "link/1"]
 
 
+def test_links_in_an_output_are_left_out_and_its_folders_are_none(tmp_path: Path) -> None:
+    put(str(tmp_path), "elsewhere/1", "top/deep/2")
+    top = tmp_path / "top"
+    (top / "link").symlink_to(tmp_path / "elsewhere")
+    (top / "deep" / "file").symlink_to(tmp_path / "elsewhere" / "1")
+    assert names(objects.list_files(str(top)), str(top)) == ["deep/2"]
+    followed = objects.list_files(str(top), links=True)
+    assert names(followed, str(top)) == ["deep/2", "deep/file", "link/1"]
+    with pytest.raises(AccessError, match="link: is a link"):
+        objects.list_files(str(top / "link"))
+
+
 def test_only_regular_files_count(tmp_path: Path) -> None:
     put(str(tmp_path), "a.p", "deep.p/b")
     os.mkfifo(tmp_path / "pipe.p")
