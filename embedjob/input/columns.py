@@ -10,8 +10,8 @@ from embedjob.config.job import Input
 from embedjob.errors import InputError
 from embedjob.input.chunks import Shard
 from embedjob.input.filtering import filter_columns, filter_rows
+from embedjob.input.footers import Footer, Wanted
 from embedjob.input.joining import text_columns
-from embedjob.input.listing import Footer
 
 MAX_ROWS = 2**32  # the output's `row` is a uint32
 # Kept columns carry this prefix until they are written: a corpus may well keep a column named
@@ -32,6 +32,11 @@ class Columns:
     def carried(self) -> tuple[str, ...]:
         """Return the columns whose values reach the output; their types must agree."""
         return tuple(dict.fromkeys([*([self.id] if self.id else []), *self.keep]))
+
+    @property
+    def wanted(self) -> Wanted:
+        """Return what footers are asked of these columns."""
+        return Wanted(text=self.text, needed=self.needed, filter=self.filter)
 
     @property
     def needed(self) -> tuple[str, ...]:

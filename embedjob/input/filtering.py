@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.errors import ConfigError
+from embedjob.input.footers import Bounds
 
 Term = tuple[str, str, Any]
-Bounds = Mapping[str, tuple[Any, Any]]
 
 # Types whose Parquet bounds are exact and compare in Python as they do in Arrow.
 _COMPARABLE = frozenset({int, float, str, datetime.date})
@@ -72,26 +72,6 @@ def never_passes(written: Sequence[Any], bounds: Bounds) -> bool:
     return all(
         any(_term_excludes(term, bounds) for term in group) for group in alternatives(written)
     )
-
-
-def group_bounds(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> Bounds:
-    """Return the lowest and highest value of `columns` in a row group that the footer has."""
-    bounds: dict[str, tuple[Any, Any]] = {}
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    for column in columns:
-        if paths.count(column) != 1:
-            continue
-        part = metadata.row_group(group).column(paths.index(column))
-        if part.is_stats_set and part.statistics.has_min_max:
-            bounds |= {column: _decoded(part.statistics)}
-    return bounds
-
-
-def _decoded(statistics: pq.Statistics) -> tuple[Any, Any]:
-    try:
-        return (statistics.min, statistics.max)
-    except UnicodeDecodeError:  # a bound cut inside a character, or text that is not UTF-8
-        return (None, None)
 
 
 def _term_excludes(term: Term, bounds: Bounds) -> bool:

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import unquote
 
@@ -12,13 +11,13 @@ import pyarrow.parquet as pq
 
 from embedjob.errors import InputChangedError, InputError
 from embedjob.input.chunks import Shard
+from embedjob.input.decoders import Decode, decoders
+from embedjob.input.footers import Footer, Wanted, footer_length, parse
 from embedjob.storage.objects import Stored, find, read_tail
 
 PARQUET_NAMES = (".parquet", ".pq", ".parq")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 FIRST_READ = 64 * 1024
-_MAGIC = b"PAR1"
-_ENDING = 8  # the footer's length, then the magic
 
 
 def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
@@ -74,77 +73,37 @@ def partitions(url: str) -> tuple[tuple[str, str | None], ...]:
     return tuple(values.items())
 
 
-@dataclass(frozen=True)
-class Footer:
-    """Rows and decompressed bytes of text by row group, columns, and the footer's length."""
-
-    group_rows: tuple[int, ...]
-    group_text_bytes: tuple[int, ...]
-    schema: pa.Schema
-    length: int
-
-    @property
-    def rows(self) -> int:
-        """Return the number of rows in the shard."""
-        return sum(self.group_rows)
-
-
 def read_footers(
-    files: Sequence[Stored], *, text: Sequence[str], threads: int = 32
+    files: Sequence[Stored], wanted: Wanted, *, threads: int = 32
 ) -> dict[str, Footer | str]:
-    """Read the footers of many files; return by url the footer, or why it cannot be used.
-
-    `text` names the columns whose bytes are summed.
-    """
-    read = functools.partial(read_footer, text=text)
-    with ThreadPoolExecutor(max_workers=threads) as pool:
+    """Read the footers of many files; return by url the footer, or why it cannot be used."""
+    with decoders(wanted, files=len(files)) as decode, ThreadPoolExecutor(threads) as pool:
+        read = functools.partial(read_footer, decode=decode)
         return dict(zip((file.url for file in files), pool.map(read, files), strict=True))
 
 
-def read_footer(file: Stored, *, text: Sequence[str]) -> Footer | str:
+def read_footer(file: Stored, decode: Decode) -> Footer | str:
     """Return the footer of a shard, or what is wrong with the shard."""
     try:
-        metadata, length = read_metadata(file, length=FIRST_READ)
-        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        return decode(_tail(file, FIRST_READ), file.size)
     except pa.ArrowException as error:
-        return f"not a whole Parquet file: {error}"
+        return f"not a whole Parquet file: {' '.join(str(error).split())}"
     except (InputChangedError, FileNotFoundError) as error:
         return f"changed after it was listed: {error}"
-    groups = range(metadata.num_row_groups)
-    return Footer(
-        group_rows=tuple(metadata.row_group(group).num_rows for group in groups),
-        group_text_bytes=_column_bytes(metadata, text),
-        schema=schema,
-        length=length,
-    )
 
 
 def read_metadata(file: Stored, *, length: int) -> tuple[pq.FileMetaData, int]:
     """Return the footer and its length in bytes, reading `length` bytes first and more if needed.
 
+    It is decoded in this process: see `embedjob.input.footers` for what a file must have passed.
     pa.ArrowInvalid where the file does not end in a whole footer.
     """
+    tail = _tail(file, length)
+    return parse(tail), footer_length(tail, file.size)
+
+
+def _tail(file: Stored, length: int) -> bytes:
+    """Return the last bytes of a file, at least its footer."""
     tail = read_tail(file, min(length, file.size))
-    if len(tail) < _ENDING + len(_MAGIC) or not tail.endswith(_MAGIC):
-        raise pa.ArrowInvalid(f"its {file.size} bytes do not end in PAR1; cut short?")
-    needed = int.from_bytes(tail[-_ENDING : -len(_MAGIC)], "little") + _ENDING
-    if needed + len(_MAGIC) > file.size:
-        raise pa.ArrowInvalid(f"its footer claims {needed} bytes of {file.size}")
-    if needed > len(tail):
-        tail = read_tail(file, needed)
-    try:
-        return pq.read_metadata(pa.BufferReader(tail)), needed
-    except OSError as error:  # what Arrow raises for a footer that cannot be decoded
-        raise pa.ArrowInvalid(str(error)) from error
-
-
-def _column_bytes(metadata: pq.FileMetaData, columns: Sequence[str]) -> tuple[int, ...]:
-    wanted = [
-        index
-        for index in range(metadata.num_columns)
-        if metadata.schema.column(index).path.split(".")[0] in columns
-    ]
-    return tuple(
-        sum(metadata.row_group(group).column(index).total_uncompressed_size for index in wanted)
-        for group in range(metadata.num_row_groups)
-    )
+    needed = footer_length(tail, file.size)
+    return tail if needed <= len(tail) else read_tail(file, needed)

@@ -12,7 +12,8 @@ from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.columns import KEPT, Columns, columns_of, plain_type
-from embedjob.input.filtering import filter_rows, group_bounds, never_passes
+from embedjob.input.filtering import filter_rows, never_passes
+from embedjob.input.footers import group_bounds
 from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
 from embedjob.storage.objects import Stored, open_unchanged
@@ -93,7 +94,9 @@ def _whole(
     source: BinaryIO, metadata: pq.FileMetaData, groups: list[int], names: list[str]
 ) -> pa.Table:
     """Read all rows of the groups, in few large reads."""
-    with pq.ParquetFile(source, metadata=metadata, pre_buffer=True) as file:
+    with pq.ParquetFile(
+        source, metadata=metadata, pre_buffer=True, page_checksum_verification=True
+    ) as file:
         return file.read_row_groups(groups, columns=names, use_threads=False)
 
 
@@ -109,7 +112,11 @@ def _part(
     place = 0
     parts: list[pa.RecordBatch] = []
     with pq.ParquetFile(
-        source, metadata=metadata, pre_buffer=False, buffer_size=_STREAM_BYTES
+        source,
+        metadata=metadata,
+        pre_buffer=False,
+        buffer_size=_STREAM_BYTES,
+        page_checksum_verification=True,
     ) as file:
         schema = file.schema_arrow
         batches = file.iter_batches(_STREAM_ROWS, groups, columns=names, use_threads=False)

@@ -10,7 +10,8 @@ from embedjob.config.job_file import JobSource
 from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import agree, columns_of
-from embedjob.input.listing import Footer, find_shards, read_footers
+from embedjob.input.footers import Footer
+from embedjob.input.listing import find_shards, read_footers
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
@@ -89,8 +90,7 @@ def plan_job(source: JobSource) -> JobPlan:
 def list_input(job_input: Input) -> InputListing:
     """Find the shards and read their footers; InputError where not one shard can be read."""
     shards = find_shards(job_input.path)
-    text = columns_of(job_input).text
-    footers = read_footers([shard.stored for shard in shards], text=text)
+    footers = read_footers([shard.stored for shard in shards], columns_of(job_input).wanted)
     problems = [footer for footer in footers.values() if isinstance(footer, str)]
     if problems and len(problems) == len(footers):
         raise InputError(f"input.path: {shards[0].url} is {problems[0]}; no shard can be read")

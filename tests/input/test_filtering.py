@@ -14,9 +14,9 @@ from embedjob.input.filtering import (
     alternatives,
     filter_columns,
     filter_rows,
-    group_bounds,
     never_passes,
 )
+from embedjob.input.footers import group_bounds
 
 INTEGERS = st.lists(st.none() | st.integers(-5, 5), min_size=1, max_size=6)
 STRINGS = st.lists(st.none() | st.text(max_size=2), min_size=1, max_size=6)

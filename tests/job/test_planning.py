@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from embedjob.config.job import Input
 from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.listing import Footer
+from embedjob.input.footers import Footer
 from embedjob.job.planning import InputListing, JobPlan, largest_first, plan
 from tests.shards import job_of
 
