@@ -38,9 +38,15 @@ NewFingerprint = Annotated[
 PublishPartial = Annotated[
     bool, typer.Option("--publish-partial", help="Publish in spite of faults; they are listed.")
 ]
-Repair = Annotated[bool, typer.Option("--repair", help="Delete damaged files first.")]
+Repair = Annotated[bool, typer.Option("--repair", help="Make damaged chunks again.")]
 RetryQuarantined = Annotated[
     bool, typer.Option("--retry-quarantined", help="Do chunks with quarantined rows again.")
+]
+NewInput = Annotated[
+    bool, typer.Option("--new-input", help="Replace the served corpus by that of another input.")
+]
+AllowShrink = Annotated[
+    bool, typer.Option("--allow-shrink", help="Publish fewer rows than run.max_shrink allows.")
 ]
 
 
@@ -56,6 +62,8 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
     publish_partial: PublishPartial = False,
     repair: Repair = False,
     retry_quarantined: RetryQuarantined = False,
+    new_input: NewInput = False,
+    allow_shrink: AllowShrink = False,
 ) -> None:
     """Embed what is left of a job, and publish it."""
     source = _source(job, sets)
@@ -72,6 +80,8 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
         publish_partial=publish_partial,
         repair=repair,
         retry_quarantined=retry_quarantined,
+        new_input=new_input,
+        allow_shrink=allow_shrink,
     )
     result = embed(source, options, RunConsole(_say, shown))
     show_summary(result, Console(stderr=as_json))
@@ -145,11 +155,14 @@ def methods(
 def prune(
     out: OutPath,
     keep: Annotated[int, typer.Option(min=1, help="How many snapshots stay readable.")] = 2,
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="HOURS", help="For how long a replaced one stays, too.")
+    ] = 24,
 ) -> None:
     """Delete embedding files that no kept snapshot names."""
     from embedjob.output.cleanup import prune as pruned
 
-    deleted = pruned(out, keep=keep)
+    deleted = pruned(out, keep=keep, grace_seconds=3600 * grace)
     Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots deleted")
 
 

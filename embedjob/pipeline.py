@@ -71,19 +71,19 @@ def embed(
     from embedjob.stages.session import run_stages
 
     name = f"{plan.job.config.input.path} -> {out}"
-    with held(claim(out, job=name, takeover=options.takeover)) as lease:
-        redo = chunks_to_redo(plan.job, options, console.say)
+    with held(claim(out, job=name, takeover=options.takeover)) as holder:
+        redo = chunks_to_redo(plan, options, console.say)
         # Another run, or a prune, may have ended while this one waited for the lease.
-        plan = relisted(plan, redo=redo)
+        plan = relisted(plan, epoch=holder.epoch, redo=redo)
         check_output(plan, options)
         end = run_stages(
             plan,
             flow,
             options=options,
             console=console,
-            lease=lease,
+            holder=holder,
             engine_of=engine_of,
         )
         return publish_run(
-            plan, end, options=options, console=console, lease=lease, started=started
+            plan, end, options=options, console=console, holder=holder, started=started
         )

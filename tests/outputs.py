@@ -4,13 +4,15 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedjob.output.snapshot import newest
+from embedjob.output.manifest import FileList, SnapshotFile, put_parts
+from embedjob.output.snapshot import newest, read_snapshot
 from embedjob.storage.objects import absolute, list_files
 
 
@@ -32,7 +34,7 @@ def published(out: str | Path) -> pa.Table:
 def clone(out: Path, to: Path) -> Path:
     """A copy of a local output whose snapshots name the copies: a local etag holds the inode."""
     shutil.copytree(out, to)
-    for path in (to / "snapshots").iterdir():
+    for path in (to / "snapshots").glob("*.json"):
         reissue(to, path)
     return to
 
@@ -40,14 +42,26 @@ def clone(out: Path, to: Path) -> Path:
 def reissue(
     out: Path, snapshot: Path, edit: Callable[[dict[str, Any]], None] = lambda _: None
 ) -> None:
-    """Rewrites a snapshot of a local output so that it names the files as they are now."""
+    """Rewrites a snapshot of a local output so that it names the files as they are now.
+
+    `edit` changes the head, with the file entries as `files` in it.
+    """
+    standing = read_snapshot(str(out), int(snapshot.stem))
     document = json.loads(snapshot.read_text())
     etags = {file.url: file for file in list_files(str(out / "data"))}
+    document["files"] = [asdict(file) for file in standing.files]
     for file in document["files"]:
         stored = etags.get(str(out / file["path"]))
         if stored is not None:
             file |= {"etag": stored.etag, "bytes": stored.size}
     edit(document)
+    folder = snapshot.with_suffix("")
+    shutil.rmtree(folder)
+    files = FileList.of(SnapshotFile(**file) for file in document["files"])
+    document |= {
+        "files": len(files),
+        "parts": put_parts(str(folder), files, standing.shards),
+    }
     snapshot.write_text(json.dumps(document))
 
 

@@ -19,6 +19,8 @@ from embedjob.job.planning import InputListing, JobPlan, plan
 from embedjob.job.resolve import IdentifiedJob
 from embedjob.models.architecture import HeadWidths, ModelInfo
 from embedjob.output.schema import OutputSpec, output_spec_of
+from embedjob.output.snapshot import Snapshot
+from embedjob.storage.objects import Stored
 
 FINGERPRINT = "f" * 64
 WIDTH = 4
@@ -51,6 +53,7 @@ def job_of(job_input: Input, *, chunk_rows: int = 10, limit: int | None = None) 
         recipes={"document": config.encoder},
         origins={},
         folder=Path("m"),
+        input_paths=(str(job_input.path),),
         model=ModelInfo(WIDTH, 1, causal=True, max_positions=None, parameters=None),
         width=WIDTH,
         heads=HeadWidths(),
@@ -60,11 +63,17 @@ def job_of(job_input: Input, *, chunk_rows: int = 10, limit: int | None = None) 
 
 
 def plan_of(
-    job_input: Input, *, chunk_rows: int = 10, limit: int | None = None, listed: Sequence[str] = ()
+    job_input: Input,
+    *,
+    chunk_rows: int = 10,
+    limit: int | None = None,
+    listed: Sequence[Stored] = (),
+    served: Snapshot | None = None,
 ) -> JobPlan:
     shards = tuple(find_shards(job_input.path))
     listing = InputListing(shards, footers_of(shards, job_input))
-    return plan(job_of(job_input, chunk_rows=chunk_rows, limit=limit), listing, listed=listed)
+    job = job_of(job_input, chunk_rows=chunk_rows, limit=limit)
+    return plan(job, listing, listed=listed, served=served)
 
 
 def output_spec(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> OutputSpec:

@@ -99,6 +99,7 @@ class Run(Section):
 
     limit: Positive | None = None
     max_quarantined: Fraction = 0.01
+    max_shrink: Fraction = 0.1
     wait_for_resources: str = "30m"
     stall_seconds: Positive = 1800
 

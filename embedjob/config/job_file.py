@@ -32,10 +32,14 @@ _SectionT = TypeVar("_SectionT", bound=Section)
 
 @dataclass(frozen=True)
 class Layer:
-    """Raw config values from one place, and the name of that place."""
+    """Raw config values from one place, and the name of that place.
+
+    `unexpanded` are the values before `${...}` was replaced in paths, where they differ.
+    """
 
     origin: str
     values: Mapping[str, Any]
+    unexpanded: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,13 @@ class JobSource:
             value = _lookup(layer.values, path.split("."))
             found = found if value is None else value
         return found
+
+    @property
+    def input_paths(self) -> tuple[str, ...]:
+        """Return `input.path` before `${...}` is replaced: a dated folder is one input."""
+        layers = [Layer(one.origin, one.unexpanded or one.values) for one in self.layers]
+        given = JobSource(tuple(layers)).get("input.path") or ()
+        return (given,) if isinstance(given, str) else tuple(given)
 
 
 def read_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSource:
@@ -68,7 +79,7 @@ def job_source(
     unknown = [key for key in document if key not in _SECTIONS]
     if unknown:
         raise ConfigError(f"{origin}: {_unknown(unknown[0], _SECTIONS)}")
-    written = Layer(origin, _expanded(dict(document)))
+    written = Layer(origin, _expanded(dict(document)), document)
     sets = tuple(_override(text) for text in overrides)
     return JobSource((written, *sets))
 
@@ -172,7 +183,7 @@ def _override(text: str) -> Layer:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
     for key in reversed(keys):
         value = {key: value}
-    return Layer(f"--set {path.strip()}", _expanded(value))
+    return Layer(f"--set {path.strip()}", _expanded(value), value)
 
 
 def _lookup(values: Any, keys: Sequence[str]) -> Any:

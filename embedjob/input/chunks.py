@@ -37,7 +37,10 @@ class RowRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows [start, stop) of a shard; `name` is the file name of their embeddings."""
+    """Rows [start, stop) of a shard; `name` is the file name of their embeddings.
+
+    `generation` is the epoch of the run that makes them again; 0 the first time.
+    """
 
     shard: Shard
     start: int
@@ -47,6 +50,7 @@ class Chunk:
     name: str
     text_bytes: int
     footer_bytes: int
+    generation: int = 0
 
     @property
     def key(self) -> str:

@@ -13,7 +13,7 @@ from embedjob.errors import InputChangedError, InputError
 from embedjob.input.chunks import Shard
 from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Footer, Wanted, footer_length, parse
-from embedjob.storage.objects import Stored, find, read_tail
+from embedjob.storage.objects import Stored, absolute, covers, find, read_tail
 
 PARQUET_NAMES = (".parquet", ".pq", ".parq")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -33,6 +33,26 @@ def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
                 " . or _ are left out"
             )
     return shards_of(listed)
+
+
+def check_apart(path: str | Sequence[str], out: str, shards: Sequence[Shard] = ()) -> None:
+    """Raise InputError where input and output overlap: embeddings would be embedded.
+
+    Args:
+        path: the input's patterns.
+        out: the output.
+        shards: the shards that the patterns list now.
+    """
+    folder = absolute(out).rstrip("/") + "/"
+    inside = next((shard.url for shard in shards if shard.url.startswith(folder)), None)
+    patterns = (path,) if isinstance(path, str) else tuple(path)
+    around = next((one for one in patterns if covers(one, f"{folder}data/x.parquet")), None)
+    if inside or around:
+        what = f"{inside} lies in it" if inside else f"it lies in input.path {around}"
+        raise InputError(
+            f"output.path: got {out}, but {what}, and its files would be embedded every night;"
+            " give input and output folders of their own"
+        )
 
 
 def shards_of(listed: dict[str, list[Stored]]) -> tuple[Shard, ...]:

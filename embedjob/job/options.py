@@ -21,6 +21,8 @@ class Options:
     publish_partial: bool = False
     repair: bool = False
     retry_quarantined: bool = False
+    new_input: bool = False
+    allow_shrink: bool = False
 
     @property
     def redoes(self) -> bool:

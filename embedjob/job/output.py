@@ -1,7 +1,7 @@
 """The output of a job: the schema of its files, the claim on it, and whether it is complete."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from embedjob.errors import OutputError
@@ -9,7 +9,6 @@ from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options, Say
 from embedjob.job.planning import JobPlan
 from embedjob.job.resolve import IdentifiedJob
-from embedjob.output import snapshot
 from embedjob.output.calibration import ENOUGH_VECTORS, sampled
 from embedjob.output.claim import Claim, Probes, check, read_claims
 from embedjob.output.cleanup import damaged, quarantined
@@ -25,18 +24,20 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
     """Return the newest snapshot where this job may write to its output.
 
     Raises:
-        OutputError: it belongs to another recipe, or a trial would replace a corpus.
+        OutputError: it belongs to another recipe or input, or a trial would replace a corpus.
     """
     job, run = plan.job, plan.job.config.run
+    claims = read_claims(job.out)
     check(
-        read_claims(job.out),
+        claims,
         fingerprint=job.fingerprint,
         chunk_rows=job.config.output.chunk_rows,
         recipes=_recipes(job),
         digests=job.digests,
         new_fingerprint=options.new_fingerprint,
     )
-    newest = snapshot.newest(job.out)
+    newest = plan.served
+    _check_input(job, claims, newest, options)
     if newest is None:
         return None
     if newest.fingerprint != job.fingerprint and not options.new_fingerprint:
@@ -59,23 +60,48 @@ def is_published(plan: JobPlan, newest: Snapshot) -> bool:
     if plan.left or plan.faults or newest.faults:
         return False
     job = plan.job
-    names = {file.path.rsplit("/", 1)[-1] for file in newest.files}
     same = newest.fingerprint == job.fingerprint and newest.limit == job.config.run.limit
+    # Outputs of earlier releases have no input on record: the next publish adds it.
+    same = same and newest.input in (job.input_paths, None)
     empty = {(shard["url"], shard["etag"]) for shard in newest.shards if not shard["rows"]}
     same = same and empty == {(shard.url, shard.etag) for shard in plan.empty}
-    same = same and names == {chunk.name for chunk in plan.chunks}
+    same = same and listed_as(newest) == {
+        (file.name, file.etag) for chunk in plan.chunks for file in [plan.files[chunk.name]]
+    }
     return same and newest.quarantined_share <= job.config.run.max_quarantined
 
 
-def chunks_to_redo(job: IdentifiedJob, options: Options, say: Say) -> frozenset[str]:
-    """Return the names of the committed chunks that the options send back."""
+def listed_as(newest: Snapshot) -> set[tuple[str, str]]:
+    """Return the names of a snapshot's files, each with the etag under which it was published."""
+    paths, etags = (newest.files.table[name].to_pylist() for name in ("path", "etag"))
+    return {(path.rsplit("/", 1)[-1], etag) for path, etag in zip(paths, etags, strict=True)}
+
+
+def _check_input(
+    job: IdentifiedJob, claims: Sequence[Claim], newest: Snapshot | None, options: Options
+) -> None:
+    """OutputError where the output serves, or was begun with, the corpus of another input."""
+    begun = claims[0].input if claims else None
+    served = begun if newest is None else newest.input
+    if served is None or served == job.input_paths or options.new_input:
+        return
+    raise OutputError(
+        f"input.path: got {', '.join(job.input_paths)}, but this output holds the corpus of"
+        f" {', '.join(served)}, which this run would replace for its readers; use another"
+        " output.path, or pass --new-input if that is meant"
+    )
+
+
+def chunks_to_redo(plan: JobPlan, options: Options, say: Say) -> frozenset[str]:
+    """Return the names of this plan's committed chunks that the options send back."""
+    job = plan.job
     redo: frozenset[str] = frozenset()
     for option, asked, find in (
         ("repair", options.repair, damaged),
         ("retry-quarantined", options.retry_quarantined, quarantined),
     ):
         if asked:
-            names = find(job.out, job.fingerprint)
+            names = find(job.out, job.fingerprint) & {chunk.name for chunk in plan.chunks}
             say(f"{option}: {len(names)} chunks are to be made again")
             redo |= names
     return redo
@@ -105,6 +131,7 @@ def claim_of(plan: JobPlan) -> Claim:
         digests=job.digests,
         schema=schema_text(output_spec(plan).data),
         probes=Probes((), (), ()),
+        input=job.input_paths,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
 

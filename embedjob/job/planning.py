@@ -1,7 +1,7 @@
 """Planning: the chunks of a job and those still to be done, from listings alone; writes nothing."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -11,12 +11,13 @@ from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import agree, columns_of
 from embedjob.input.footers import Footer
-from embedjob.input.listing import find_shards, read_footers
+from embedjob.input.listing import check_apart, find_shards, read_footers
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
-from embedjob.output.file_names import chunk_name, data_directory, parse
-from embedjob.storage.objects import list_files
+from embedjob.output.file_names import chunk_name, data_directory, is_chunk_name, parse
+from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
+from embedjob.storage.objects import Stored, list_files
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,23 @@ class InputListing:
 class InputChunks:
     """An input cut into chunks: `faults` are shards with the reason why they give none.
 
-    `empty` are shards without rows, `types` the column types that the shards agree on.
+    `empty` are shards without rows, `types` the column types that the shards agree on; `projection`
+    is the canonical text of what decides a file's rows.
     """
 
     chunks: tuple[Chunk, ...]
     faults: tuple[tuple[str, str], ...]
     empty: tuple[Shard, ...]
     types: Mapping[str, pa.DataType]
+    projection: str = ""
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """A job's chunks, those left to be done, and the shards that give none.
 
-    `corpus` is every chunk that there would be without `run.limit`; `redo` are the names of
-    committed chunks that are to be deleted and made again.
+    `corpus` is every chunk that there would be without `run.limit`. `served` is the newest
+    snapshot as the plan saw it, `files` the committed file of each chunk that has one.
     """
 
     job: IdentifiedJob
@@ -56,7 +59,9 @@ class JobPlan:
     empty: tuple[Shard, ...]
     types: Mapping[str, pa.DataType]
     corpus: tuple[Chunk, ...]
-    redo: frozenset[str] = frozenset()
+    projection: str
+    served: Snapshot | None = None
+    files: Mapping[str, Stored] = field(default_factory=dict)
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -84,7 +89,8 @@ def plan_job(source: JobSource) -> JobPlan:
     listing = list_input(input_of(source))
     with asked_once():
         identified = identify(resolve(source))
-    return plan(identified, listing, listed=_committed(identified))
+    check_apart(identified.config.input.path, identified.out, listing.shards)
+    return plan(identified, listing, listed=_listed(identified), served=newest(identified.out))
 
 
 def list_input(job_input: Input) -> InputListing:
@@ -97,8 +103,14 @@ def list_input(job_input: Input) -> InputListing:
     return InputListing(tuple(shards), footers)
 
 
-def plan(job: IdentifiedJob, listing: InputListing, *, listed: Collection[str]) -> JobPlan:
-    """Plan a job; `listed` are the names (or URLs) of the files under its fingerprint.
+def plan(
+    job: IdentifiedJob,
+    listing: InputListing,
+    *,
+    listed: Sequence[Stored],
+    served: Snapshot | None = None,
+) -> JobPlan:
+    """Plan a job; `listed` are the files under its fingerprint, `served` the newest snapshot.
 
     InputError when shards can be read and not one of them has what the job asks for; when none
     can be read, there are only faults, and the caller decides.
@@ -110,21 +122,62 @@ def plan(job: IdentifiedJob, listing: InputListing, *, listed: Collection[str]) 
     chunks = cut.chunks
     if config.run.limit is not None:
         chunks = tuple(limited(chunks, config.run.limit))
+    files = committed_files(listed, served)
     return JobPlan(
         job=job,
         shards=listing.shards,
         chunks=chunks,
-        left=_left(chunks, {name.rsplit("/", 1)[-1] for name in listed}),
+        left=tuple(chunk for chunk in chunks if chunk.name not in files),
         faults=cut.faults,
         empty=cut.empty,
         types=cut.types,
         corpus=cut.chunks,
+        projection=cut.projection,
+        served=served,
+        files=files,
     )
 
 
-def relisted(plan: JobPlan, *, redo: frozenset[str] = frozenset()) -> JobPlan:
-    """List the output once more: the chunks there are done, apart from those to be made again."""
-    return replace(plan, left=_left(plan.chunks, _committed(plan.job) - redo), redo=redo)
+def relisted(plan: JobPlan, *, epoch: int, redo: Collection[str] = ()) -> JobPlan:
+    """Plan again from what the output holds now, for the run that has claimed `epoch`.
+
+    What was made before gets a new file name, and so do the chunks named in `redo`: a name never
+    holds two contents, and what readers see stays until the next snapshot replaces it.
+    """
+    listed = _listed(plan.job)
+    served = plan.served
+    if (last := published(plan.job.out)[-1:]) and (served is None or served.epoch != last[0]):
+        served = read_snapshot(plan.job.out, last[0])
+    files = committed_files(listed, served)
+    taken = {name for file in listed if (name := _chunk_of(file.name))} | {*redo}
+    pruned = served is not None and served.pruned is not None
+    if served is not None:
+        taken |= {parse(name).chunk for name in served.files.names}
+    left = tuple(
+        replace(chunk, generation=epoch if pruned or chunk.name in taken else 0)
+        for chunk in plan.chunks
+        if chunk.name not in files or chunk.name in redo
+    )
+    return replace(plan, left=left, served=served, files=files)
+
+
+def committed_files(listed: Iterable[Stored], served: Snapshot | None) -> dict[str, Stored]:
+    """Return by chunk the file that counts: its last generation.
+
+    After a prune, files that were made before it count only if the newest snapshot names them: a
+    prune that was suspended may still delete the others.
+    """
+    line = -1 if served is None or served.pruned is None else served.pruned
+    named = frozenset() if served is None or line < 0 else served.files.names
+    last: dict[str, tuple[int, Stored]] = {}
+    for file in listed:
+        if not is_chunk_name(file.name):
+            continue
+        name = parse(file.name)
+        counts = name.generation > line or file.name in named
+        if counts and name.generation >= last.get(name.chunk, (-1, file))[0]:
+            last[name.chunk] = (name.generation, file)
+    return {chunk: file for chunk, (_, file) in last.items()}
 
 
 def cut_input(
@@ -157,7 +210,9 @@ def cut_input(
         if shard.url not in faults:
             version = hashes.version(shard.etag, fingerprint, projection)
             chunks += _chunks(shard, readable[shard.url], version, chunk_rows)
-    return InputChunks(tuple(chunks), tuple(sorted(faults.items())), empty, agreement.types)
+    return InputChunks(
+        tuple(chunks), tuple(sorted(faults.items())), empty, agreement.types, projection
+    )
 
 
 def largest_first(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
@@ -174,12 +229,12 @@ def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
         rows -= chunk.rows
 
 
-def _committed(job: IdentifiedJob) -> set[str]:
-    return {file.name for file in list_files(data_directory(job.out, job.fingerprint))}
+def _listed(job: IdentifiedJob) -> list[Stored]:
+    return list_files(data_directory(job.out, job.fingerprint))
 
 
-def _left(chunks: Sequence[Chunk], committed: Collection[str]) -> tuple[Chunk, ...]:
-    return tuple(chunk for chunk in chunks if chunk.name not in committed)
+def _chunk_of(name: str) -> str | None:
+    return parse(name).chunk if is_chunk_name(name) else None
 
 
 def _cut(chunk: Chunk, rows: int) -> Chunk:

@@ -2,20 +2,23 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 
 from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.chunks import Chunk
 from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_notes
-from embedjob.job.planning import JobPlan
-from embedjob.job.result import Outcome, Result, RunFacts, StagesEnd, Summary, summarize
+from embedjob.job.planning import JobPlan, committed_files
+from embedjob.job.result import Drift, Outcome, Result, RunFacts, StagesEnd, Summary, summarize
 from embedjob.output.chunk_file import Committed, read_all_committed
-from embedjob.output.file_names import data_directory
-from embedjob.output.lease import Lease
-from embedjob.output.snapshot import Snapshot, SnapshotFile, newest, publish
+from embedjob.output.file_names import data_directory, parse
+from embedjob.output.fingerprint import version
+from embedjob.output.lease import Holder
+from embedjob.output.manifest import FileList, SnapshotFile
+from embedjob.output.snapshot import Snapshot, publish
 from embedjob.storage.objects import Stored, create, join, list_files
 
 Known = Mapping[tuple[str, str], tuple[int, Mapping[str, int]]]  # rows and counts, by name, etag
@@ -27,19 +30,18 @@ def snapshot_of(
     epoch: int,
     listed: Sequence[Stored],
     committed: Sequence[Committed] = (),
-    previous: Snapshot | None = None,
 ) -> Snapshot:
-    """Return the planned files that are there, and of incomplete shards the files published before.
+    """Return the planned files that are there, and of incomplete shards the files served until now.
 
     `committed` spares reading the footers of what this run wrote; the faults are the plan's.
     """
-    fingerprint = plan.job.fingerprint
-    here = {file.name: file for file in listed}
+    fingerprint, served = plan.job.fingerprint, plan.served
+    here = committed_files(listed, served)
     unfinished = {chunk.shard.url for chunk in plan.chunks if chunk.name not in here}
     unfinished |= {url for url, _ in plan.faults}
-    alike = previous is not None and previous.fingerprint == fingerprint
-    before = previous.files if previous is not None and alike else ()
-    held_back = tuple(file for file in before if file.shard in unfinished)
+    alike = served is not None and served.fingerprint == fingerprint
+    before = served.files if served is not None and alike else FileList.of(())
+    held_back = [file for file in _standing(before, listed, plan) if file.shard in unfinished]
     replaced = {file.shard for file in held_back}
     chunks = [
         chunk for chunk in plan.chunks if chunk.name in here and chunk.shard.url not in replaced
@@ -48,31 +50,42 @@ def snapshot_of(
     return Snapshot(
         epoch=epoch,
         fingerprint=fingerprint,
-        files=(*files, *held_back),
+        files=FileList.of(chain(files, held_back)),
         shards=_shards(plan, unfinished),
         faults=tuple({"shard": url, "reason": reason} for url, reason in plan.faults),
-        quarantine=tuple(
-            file.path.replace("data/", "quarantine/", 1)
-            for file in (*files, *held_back)
-            if file.counts["quarantined"]
-        ),
         limit=plan.job.config.run.limit,
+        input=plan.job.input_paths,
+        projection=plan.projection or (served.projection if served and alike else None),
+        pruned=None if served is None else served.pruned,
     )
 
 
-def _known(committed: Sequence[Committed], before: Sequence[SnapshotFile]) -> Known:
-    found = {(file.path.rsplit("/", 1)[-1], file.etag): (file.rows, file.counts) for file in before}
+def _standing(before: FileList, listed: Sequence[Stored], plan: JobPlan) -> Iterator[SnapshotFile]:
+    """Yield the served files that are as they were published, and have tonight's columns."""
+    etags = {file.name: file.etag for file in listed}
+    for file in before:
+        if etags.get(file.name) != file.etag:
+            continue
+        made = version(file.shard_etag, plan.job.fingerprint, plan.projection)
+        # Without a shard that can be read, no columns are known, and none are written.
+        if not plan.projection or parse(file.name).version == made:
+            yield file
+
+
+def _known(committed: Sequence[Committed], before: Iterable[SnapshotFile]) -> Known:
+    found = {(file.name, file.etag): (file.rows, file.counts) for file in before}
     return found | {(file.name, file.etag): (file.rows, file.counts) for file in committed}
 
 
 def _files(
     chunks: Sequence[Chunk], here: Mapping[str, Stored], fingerprint: str, known: Known
 ) -> tuple[SnapshotFile, ...]:
-    unknown = [here[c.name] for c in chunks if (c.name, here[c.name].etag) not in known]
+    stored = [here[chunk.name] for chunk in chunks]
+    unknown = [file for file in stored if (file.name, file.etag) not in known]
     known = {**known, **_known(read_all_committed(unknown), ())}
     return tuple(
-        _file(chunk, here[chunk.name], fingerprint, known[chunk.name, here[chunk.name].etag])
-        for chunk in chunks
+        _file(chunk, file, fingerprint, known[file.name, file.etag])
+        for chunk, file in zip(chunks, stored, strict=True)
     )
 
 
@@ -81,7 +94,7 @@ def _file(
 ) -> SnapshotFile:
     rows, counts = content
     return SnapshotFile(
-        path=f"data/{fingerprint[:12]}/{chunk.name}",
+        path=f"data/{fingerprint[:12]}/{file.name}",
         rows=rows,
         bytes=file.size,
         etag=file.etag,
@@ -115,7 +128,7 @@ def publish_run(
     *,
     options: Options,
     console: Console,
-    lease: Lease,
+    holder: Holder,
     started: float,
 ) -> Result:
     """Publish what a run made, keep its summary, and return its result.
@@ -131,7 +144,7 @@ def publish_run(
         if end.outcomes is not None:
             # A full disk may be what stopped it: that is then the message, not this put.
             with suppress(AccessError, OSError):
-                _keep_summary(plan, _summary(plan, end.outcomes, None, started), lease)
+                _keep_summary(plan, _summary(plan, end.outcomes, None, started), holder)
         raise end.error or FaultError("the stages ended without outcomes; run again to resume")
     with _refusals_as_faults():
         for note in calibration_notes(plan.job) if end.outcomes else ():
@@ -139,20 +152,22 @@ def publish_run(
         listed = list_files(data_directory(plan.job.out, plan.job.fingerprint))
         snapshot = snapshot_of(
             plan,
-            epoch=lease.epoch,
+            epoch=holder.epoch,
             listed=listed,
             committed=[one.committed for one in end.outcomes if one.committed is not None],
-            previous=newest(plan.job.out),
         )
         missing = (*_failed(plan, end.outcomes), *_gone(plan, end.outcomes, listed))
         faults = [f"{fault['shard']}: {fault['reason']}" for fault in missing]
         faults += _quarantine(plan, snapshot)
+        shrunk = [] if options.allow_shrink or options.new_input else [*_shrunk(plan, snapshot)]
         url = None
-        if not faults or options.publish_partial:
+        if not shrunk and (not faults or options.publish_partial):
+            holder.require()
             publish(plan.job.out, replace(snapshot, faults=missing))
             url = _snapshot_url(plan, snapshot)
         summary = _summary(plan, end.outcomes, url, started)
-        _keep_summary(plan, summary, lease)
+        _keep_summary(plan, summary, holder)
+    faults += shrunk
     return Result(summary, plan.job.out, tuple(faults), _verdict(faults, url), end.notes)
 
 
@@ -190,7 +205,7 @@ def _gone(
     plan: JobPlan, outcomes: Sequence[Outcome], listed: Sequence[Stored]
 ) -> Iterator[dict[str, str]]:
     """Chunks that are neither there nor known to have failed: somebody deleted their files."""
-    here = {file.name for file in listed}
+    here = committed_files(listed, plan.served)
     failed = {end.key for end in outcomes if end.fault is not None}
     for chunk in plan.chunks:
         if chunk.name not in here and chunk.key not in failed:
@@ -207,6 +222,35 @@ def _quarantine(plan: JobPlan, snapshot: Snapshot) -> list[str]:
         f" allowed is {most:.2%}; the rows and their reasons are in"
         f" {join(plan.job.out, 'quarantine', plan.job.fingerprint[:12])}"
     ]
+
+
+def _shrunk(plan: JobPlan, snapshot: Snapshot) -> Iterator[str]:
+    """Yield why readers would lose more rows than the job allows."""
+    served, most = plan.served, plan.job.config.run.max_shrink
+    if served is None or served.limit is not None:
+        return
+    before, now = served.counts.get("rows", 0), snapshot.counts.get("rows", 0)
+    if now < before * (1 - most):
+        removed = drift_of(plan).shards_removed
+        yield (
+            f"run.max_shrink: {now} rows would replace {before}, allowed is {most:.0%} less;"
+            f" {removed} shards are gone from the input. Is it listed whole? --allow-shrink"
+            " publishes it, if that is meant"
+        )
+
+
+def drift_of(plan: JobPlan) -> Drift:
+    """Return how the input differs from the corpus that was served when the run planned."""
+    if plan.served is None:
+        return Drift(shards_added=len(plan.shards))
+    before = {shard["url"]: shard["etag"] for shard in plan.served.shards}
+    now = {shard.url: shard.etag for shard in plan.shards}
+    return Drift(
+        rows_before=plan.served.counts.get("rows", 0),
+        shards_added=len(now.keys() - before.keys()),
+        shards_changed=sum(before.get(url, etag) != etag for url, etag in now.items()),
+        shards_removed=len(before.keys() - now.keys()),
+    )
 
 
 def _verdict(faults: Sequence[str], url: str | None) -> str:
@@ -228,13 +272,14 @@ def _summary(
         seconds=time.monotonic() - started,
         fingerprint=plan.job.fingerprint,
         snapshot=url,
+        drift=drift_of(plan),
     )
     return summarize(outcomes, facts)
 
 
-def _keep_summary(plan: JobPlan, summary: Summary, lease: Lease) -> None:
+def _keep_summary(plan: JobPlan, summary: Summary, holder: Holder) -> None:
     """Put the summary beside the snapshots; the epoch is this run's alone, so the name is free."""
-    url = join(plan.job.out, "runs", f"{lease.epoch:08d}.json")
+    url = join(plan.job.out, "runs", f"{holder.epoch:08d}.json")
     create(url, json.dumps(summary.as_dict(), indent=1).encode())
 
 

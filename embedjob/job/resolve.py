@@ -72,13 +72,15 @@ class ResolvedRecipes:
 class ResolvedJob:
     """A job with every key set, its recipe under every role, and who set each key.
 
-    `folder` is the local copy of the model's config and tokenizer.
+    `folder` is the local copy of the model's config and tokenizer, `input_paths` is `input.path` as
+    the job has it, before `${...}` is replaced.
     """
 
     config: Job
     recipes: Mapping[Role, Recipe]
     origins: Mapping[str, str]
     folder: Path
+    input_paths: tuple[str, ...]
 
     @property
     def out(self) -> str:
@@ -146,7 +148,8 @@ def resolve(source: JobSource) -> ResolvedJob:
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
     found = layer_recipes(source, folder_layer(folder))
-    return ResolvedJob(config_around(found, source), found.recipes, found.origins, folder)
+    config = config_around(found, source)
+    return ResolvedJob(config, found.recipes, found.origins, folder, source.input_paths)
 
 
 def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedRecipes:

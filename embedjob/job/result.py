@@ -61,6 +61,9 @@ class StagesEnd:
 class Summary:
     """What `run` prints; `rows = embedded + reused + deduplicated + nulls + quarantined`.
 
+    `rows_before` and the shards added, changed and removed compare the corpus with that of the
+    snapshot that was served when the run began.
+
     `tokens` went through the model: those of a text that is there twice count once. Of what the
     device could have done in the encoders' `compute` seconds, `flops_utilization` went into it; in
     those seconds, all is that is done with a chunk beside waiting for it and copying from a GPU.
@@ -72,6 +75,10 @@ class Summary:
     deduplicated: int
     nulls: int
     quarantined: int
+    rows_before: int
+    shards_added: int
+    shards_changed: int
+    shards_removed: int
     vectors: int
     chunks_planned: int
     chunks_done_before: int
@@ -94,6 +101,16 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How a corpus differs from the corpus that is served: its rows before, and its shards."""
+
+    rows_before: int = 0
+    shards_added: int = 0
+    shards_changed: int = 0
+    shards_removed: int = 0
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What a summary needs beside the outcomes."""
 
@@ -102,6 +119,7 @@ class RunFacts:
     seconds: float
     fingerprint: str
     snapshot: str | None = None
+    drift: Drift = Drift()
 
 
 def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
@@ -123,6 +141,7 @@ def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
         deduplicated=counts["deduplicated"],
         nulls=counts["nulls"],
         quarantined=counts["quarantined"],
+        **asdict(facts.drift),
         vectors=int(stats["distinct_views"]),
         chunks_planned=facts.chunks_planned,
         chunks_done_before=facts.chunks_done_before,

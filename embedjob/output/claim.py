@@ -30,7 +30,10 @@ class Probes:
 
 @dataclass(frozen=True)
 class Claim:
-    """One recipe's right to write here; `recipes` are resolved, by role."""
+    """One recipe's right to write here; `recipes` are resolved, by role.
+
+    `input` are the paths of the corpus as the first job had them; None in earlier releases.
+    """
 
     chunk_rows: int
     fingerprint: str
@@ -40,6 +43,7 @@ class Claim:
     probes: Probes
     versions: Mapping[str, str]
     calibration: Calibration | None = None
+    input: tuple[str, ...] | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     format_version: int = FORMAT_VERSION
 
@@ -199,6 +203,7 @@ def _claim(document: dict[str, Any], url: str) -> Claim:
         nested = {
             "probes": Probes(**document["probes"]),
             "calibration": calibration and Calibration(**calibration),
+            "input": tuple(paths) if (paths := document.get("input")) else None,
         }
         return Claim(**{**document, **nested})
     except (TypeError, KeyError) as error:

@@ -1,8 +1,9 @@
-"""Deletion: files that `prune` drops, and chunks that a run is to make again."""
+"""Clean-up: files that `prune` deletes, and chunks that a run is to make again."""
 
-from collections.abc import Collection
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,13 +11,28 @@ import pyarrow.parquet as pq
 from embedjob.errors import EmbedjobError, OutputError
 from embedjob.output import lease
 from embedjob.output.chunk_file import read_committed
-from embedjob.output.file_names import data_directory, quarantine_directory
+from embedjob.output.file_names import (
+    data_directory,
+    is_chunk_name,
+    parse,
+    quarantine_directory,
+)
 from embedjob.output.row_checks import first_lines
-from embedjob.output.snapshot import Snapshot, published, read_snapshot
+from embedjob.output.snapshot import (
+    Snapshot,
+    publish,
+    published,
+    read_snapshot,
+    snapshot_files,
+)
 from embedjob.storage.local import SCRATCH
 from embedjob.storage.objects import Stored, absolute, delete, join, list_files, open_unchanged
 
 THREADS = 8
+
+
+GRACE_SECONDS = 24 * 3600.0
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -27,58 +43,117 @@ class Pruned:
     snapshots: int
 
 
-def prune(out: str, *, keep: int) -> Pruned:
-    """Delete files that none of the newest `keep` snapshots names, and the older snapshots.
+def prune(out: str, *, keep: int, grace_seconds: float = GRACE_SECONDS) -> Pruned:
+    """Delete files that no kept snapshot names, and the snapshots that are not kept.
 
-    It holds the lease meanwhile, because a run's files are in no snapshot until the run ends.
+    Kept are the newest `keep`, and those that were replaced less than `grace_seconds` ago: their
+    readers may still read. The newest is published once more, under the number of this prune, so
+    that a run that is suspended meanwhile can only publish below it, and so that no later run
+    counts on a file that is about to be deleted.
+
+    Raises:
+        OutputError: nothing was published here.
+        FaultError: the output was taken over; what is left is deleted by the next prune.
     """
     if not published(out):
         raise OutputError(f"{out}: no snapshot was published here, so every file would be deleted")
-    with lease.held(lease.claim(out, job="prune")):
+    with lease.held(lease.claim(out, job="prune")) as holder:
         # Listed under the lease: the run that held it before may have published at its very end.
-        epochs = published(out)
-        kept = [read_snapshot(out, epoch) for epoch in epochs[-keep:]]
-        named = {join(absolute(out), path) for snapshot in kept for path in _paths(snapshot)}
-        doomed = [
-            file.url
-            for folder in ("data", "quarantine")
-            for file in list_files(join(out, folder))
-            if file.url not in named
-        ]
+        snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
+        kept = _kept(snapshots, keep=keep, grace_seconds=grace_seconds)
+        named = {join(absolute(out), path) for one in kept for path in _paths(one)}
+        doomed = [file.url for file in _embedding_files(out) if file.url not in named]
+        numbers = {one.epoch for one in kept}
+        dropped = [one.epoch for one in snapshots if one.epoch not in numbers]
+        if doomed or dropped:
+            last = snapshots[-1]
+            original = last.epoch if last.original is None else last.original
+            again = replace(last, epoch=holder.epoch, pruned=holder.epoch, original=original)
+            holder.require()
+            publish(out, again)
         # Files that killed writers had not linked into place.
         left_over = [file.url for file in list_files(join(out, SCRATCH))]
-        for url in [*doomed, *left_over]:
-            delete(url)
-        for epoch in epochs[:-keep]:
-            delete(join(out, "snapshots", f"{epoch:08d}.json"))
-    return Pruned(files=len(doomed), snapshots=len(epochs[:-keep]))
+        # The lists go before the files that they name.
+        lists = [url for epoch in dropped for url in snapshot_files(out, epoch)]
+        _delete([*lists, *doomed, *left_over], holder)
+    lost = {_original(one) for one in snapshots} - {_original(one) for one in kept}
+    return Pruned(files=len(doomed), snapshots=len(lost))
+
+
+def _kept(snapshots: Sequence[Snapshot], *, keep: int, grace_seconds: float) -> list[Snapshot]:
+    """Return the snapshots that stay; a list that a prune published again counts once."""
+    now = datetime.now(timezone.utc)
+    kept: list[Snapshot] = []
+    replaced: datetime | None = None  # when the next newer list was published
+    for snapshot in reversed(snapshots):
+        lists = {_original(one) for one in kept}
+        recent = replaced is not None and (now - replaced).total_seconds() < grace_seconds
+        if _original(snapshot) in lists or len(lists) < keep or recent:
+            kept.append(snapshot)
+        if snapshot.original is None:
+            replaced = datetime.fromisoformat(snapshot.created)
+    return kept
+
+
+def _original(snapshot: Snapshot) -> int:
+    return snapshot.epoch if snapshot.original is None else snapshot.original
+
+
+def _embedding_files(out: str) -> Iterator[Stored]:
+    """Yield what a prune may delete: embedding files and bad rows, where a run puts them."""
+    for folder in ("data", "quarantine"):
+        place = join(absolute(out), folder)
+        for file in list_files(place):
+            inner = file.url[len(place) + 1 :].split("/")
+            if len(inner) == 2 and is_chunk_name(file.name):
+                yield file
+
+
+def _delete(urls: Sequence[str], holder: lease.Holder) -> None:
+    """Delete files, some at a time, and none once the output is another's."""
+    for start in range(0, len(urls), _BATCH):
+        holder.require()
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(delete, urls[start : start + _BATCH]))
 
 
 def _paths(snapshot: Snapshot) -> list[str]:
-    return [file.path for file in snapshot.files] + list(snapshot.quarantine)
+    return [*snapshot.files.table["path"].to_pylist(), *snapshot.quarantine]
 
 
 def damaged(out: str, fingerprint: str) -> frozenset[str]:
-    """Return the names of chunks whose files cannot be read whole, or were only half put."""
-    data = list_files(data_directory(out, fingerprint))
-    quarantine = {file.name: file for file in list_files(quarantine_directory(out, fingerprint))}
+    """Return the names of chunks whose last file cannot be read whole, or was only half put."""
+    data = _last(list_files(data_directory(out, fingerprint)))
+    quarantine = {file.name: file for file in _last(_bad_rows(out, fingerprint))}
     with ThreadPoolExecutor(THREADS) as pool:
         sound = list(pool.map(lambda file: _is_sound(file, quarantine.get(file.name)), data))
-    head_column_problems = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
+    unsound = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
     halves = quarantine.keys() - {file.name for file in data}
-    return frozenset(head_column_problems | halves)
+    return frozenset(parse(name).chunk for name in unsound | halves)
 
 
 def quarantined(out: str, fingerprint: str) -> frozenset[str]:
     """Return the names of chunks with quarantined rows, which may now succeed."""
-    return frozenset(file.name for file in list_files(quarantine_directory(out, fingerprint)))
+    # An earlier generation may have had bad rows that the last has not.
+    data = {file.name for file in _last(list_files(data_directory(out, fingerprint)))}
+    bad = {file.name for file in _bad_rows(out, fingerprint)}
+    return frozenset(parse(name).chunk for name in data & bad)
 
 
-def delete_chunks(out: str, fingerprint: str, names: Collection[str]) -> None:
-    """Delete chunks, each data file first: a chunk without it is work left, whatever remains."""
-    for name in sorted(names):
-        delete(join(data_directory(out, fingerprint), name))
-        delete(join(quarantine_directory(out, fingerprint), name))
+def _bad_rows(out: str, fingerprint: str) -> list[Stored]:
+    return list_files(quarantine_directory(out, fingerprint))
+
+
+def _last(files: Iterable[Stored]) -> list[Stored]:
+    """Return the last generation of each chunk's files."""
+    last: dict[str, Stored] = {}
+    for file in files:
+        if is_chunk_name(file.name):
+            name = parse(file.name)
+            before = last.get(name.chunk)
+            if before is None or parse(before.name).generation < name.generation:
+                last[name.chunk] = file
+    return [*last.values()]
 
 
 def _is_sound(file: Stored, quarantine: Stored | None) -> bool:

@@ -17,7 +17,7 @@ from embedjob.output.chunk_file import (
     file_metadata,
     quarantine_table,
 )
-from embedjob.output.file_names import data_directory, quarantine_directory
+from embedjob.output.file_names import data_directory, quarantine_directory, with_generation
 from embedjob.output.row_checks import check_head_columns, check_rows, checked_vectors, first_lines
 from embedjob.output.schema import OutputSpec, schema_text
 from embedjob.storage.objects import Stored, create, join, read_bytes, stat
@@ -35,13 +35,14 @@ def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, spec: Outpu
     counts = count_rows(table, spec=spec)
     _put_quarantine(out, chunk, table, spec=spec, counts=counts)
     data = data_table(table, vectors, chunk.shard, spec=spec)
-    url = join(data_directory(out, spec.fingerprint), chunk.name)
+    name = with_generation(chunk.name, chunk.generation)
+    url = join(data_directory(out, spec.fingerprint), name)
     written = create(url, file_bytes(data, chunk.shard, spec=spec, counts=counts))
     file = stat(url)
     if file is None:
         raise ChunkError(f"{url}: was deleted as soon as it was written; is a prune running?")
     if written:
-        return Committed(chunk.name, len(data), file.size, file.etag, counts, written=True)
+        return Committed(name, len(data), file.size, file.etag, counts, written=True)
     return _agreed(file, len(data), spec)
 
 
@@ -72,7 +73,7 @@ def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
         metadata = file_metadata(file)
         existing = committed(file, metadata)
     except OutputError as error:
-        raise ChunkError(f"{error}; `run --repair` deletes the file") from error
+        raise ChunkError(f"{error}; `run --repair` makes the chunk again") from error
     schema = metadata.schema.to_arrow_schema()
     fingerprint = metadata.metadata[FINGERPRINT].decode()
     for what, theirs, ours in (
@@ -83,7 +84,7 @@ def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
         if theirs != ours:
             raise ChunkError(
                 f"{file.url}: the name is taken by a file with {what} {theirs}, but this chunk has"
-                f" {ours}; `run --repair` deletes the file"
+                f" {ours}; `run --repair` makes the chunk again"
             )
     return existing
 
@@ -92,7 +93,8 @@ def _put_quarantine(
     out: str, chunk: Chunk, table: pa.Table, *, spec: OutputSpec, counts: Mapping[str, int]
 ) -> None:
     """Put the bad rows; ChunkError when other bad rows of this chunk are there already."""
-    url = join(quarantine_directory(out, spec.fingerprint), chunk.name)
+    name = with_generation(chunk.name, chunk.generation)
+    url = join(quarantine_directory(out, spec.fingerprint), name)
     rows: list[int] = []
     if counts["quarantined"]:
         bad = table.filter(table.column("reason").is_valid())
@@ -106,7 +108,7 @@ def _put_quarantine(
     if existing.column("row").to_pylist() != rows:
         raise ChunkError(
             f"{url}: an earlier attempt at this chunk quarantined other rows ({len(existing)} then,"
-            f" {len(rows)} now); `run --repair` deletes the file"
+            f" {len(rows)} now); `run --repair` makes the chunk again"
         )
 
 

@@ -11,17 +11,27 @@ _SLUG_LENGTH = 48
 _HASH_LENGTH = 16
 _NAME = re.compile(
     r"(?P<slug>[A-Za-z0-9_.]+)-(?P<hash>[0-9a-f]{16})-(?P<version>[0-9a-f]{16})"
-    r"-(?P<start>[0-9]{10,})-(?P<stop>[0-9]{10,})\.parquet"
+    r"-(?P<start>[0-9]{10,})-(?P<stop>[0-9]{10,})(?:-(?P<generation>[0-9]{8,}))?\.parquet"
 )
 
 
 class ChunkName(NamedTuple):
-    """The fields of a file name; `shard` is the slug and hash of the shard's url."""
+    """The fields of a file name; `shard` is the slug and hash of the shard's url.
+
+    `generation` tells apart the files of one chunk: the epoch of the run that made it, or 0 for a
+    chunk that was never made before.
+    """
 
     shard: str
     version: str
     start: int
     stop: int
+    generation: int = 0
+
+    @property
+    def chunk(self) -> str:
+        """Return the name of the chunk, which all its generations share."""
+        return f"{self.shard}-{self.version}-{self.start:010d}-{self.stop:010d}.parquet"
 
 
 def digest(text: str) -> str:
@@ -43,16 +53,28 @@ def chunk_name(shard_url: str, version: str, start: int, stop: int) -> str:
     return f"{shard_name(shard_url)}-{version}-{start:010d}-{stop:010d}.parquet"
 
 
+def with_generation(name: str, generation: int) -> str:
+    """Return the file name of one generation of a chunk; the first, 0, has the chunk's own name."""
+    return f"{name.removesuffix('.parquet')}-{generation:08d}.parquet" if generation else name
+
+
+def is_chunk_name(name: str) -> bool:
+    """Return whether a file name is that of an embedding file."""
+    return _NAME.fullmatch(name) is not None
+
+
 def parse(name: str) -> ChunkName:
     """Split a file name into its fields; OutputError when it is not the name of a chunk."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise OutputError(
             f"{name}: is not the name of an embedding file"
-            " (<shard>-<hash>-<version>-<start>-<stop>.parquet); move it out of the output"
+            " (<shard>-<hash>-<version>-<start>-<stop>[-<generation>].parquet); move it out of the"
+            " output"
         )
     shard = f"{match['slug']}-{match['hash']}"
-    return ChunkName(shard, match["version"], int(match["start"]), int(match["stop"]))
+    place = int(match["start"]), int(match["stop"])
+    return ChunkName(shard, match["version"], *place, int(match["generation"] or 0))
 
 
 def data_directory(out: str, fingerprint: str) -> str:

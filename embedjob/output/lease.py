@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from embedjob.errors import AccessError, LeaseHeldError, OutputError
-from embedjob.storage.objects import create_json, join, list_files, read_bytes
+from embedjob.errors import AccessError, FaultError, LeaseHeldError, OutputError
+from embedjob.storage.objects import absolute, create_json, join, list_files, read_bytes
 from embedjob.storage.objects import replace as put_over
 
 HEARTBEAT_SECONDS = 10.0
 WATCH_SECONDS = 30.0
+# Before a contender's watch is over, a holder whose heartbeat was not accepted stops by itself.
+UNRENEWED_SECONDS = 20.0
 _LOOK_SECONDS = 1.0  # the longest pause between two looks of a contender
 
 
@@ -50,8 +52,12 @@ def claim(
     """
     last = newest(out)
     if last is not None and not last.released and not takeover:
-        last = _watched(last, seconds=watch_seconds)
-    mine = Lease(out=out, epoch=last.epoch + 1 if last else 1, job=job)
+        _watched(last, seconds=watch_seconds)
+    # Leases alone may have been tidied up, and an epoch that has a snapshot must not come again. A
+    # lease newer than the one that was watched belongs to a live run: then the name is taken.
+    others = (*_numbers(out, "snapshots"), *_numbers(out, "runs"))
+    epoch = 1 + max((last.epoch if last else 0, *others))
+    mine = Lease(out=out, epoch=epoch, job=job)
     standing = _lease(out, create_json(mine.url, _document(mine)), mine.url)
     if standing.token != mine.token:
         raise _held(standing)
@@ -69,15 +75,6 @@ def superseded(lease: Lease) -> bool:
     return max(_epochs(lease.out), default=0) > lease.epoch
 
 
-def takeover_of(lease: Lease) -> str | None:
-    """Return the message that another run took this one's output over; None while none did."""
-    try:
-        lost = superseded(lease)
-    except (OSError, AccessError):
-        return None  # The next look may succeed; create-only puts keep the output right meanwhile.
-    return f"another run took {lease.out} over; nothing is published by this one" if lost else None
-
-
 def beat(lease: Lease) -> Lease:
     """Advance the heartbeat in storage, and return the lease."""
     return _rewritten(replace(lease, heartbeat=lease.heartbeat + 1))
@@ -88,46 +85,94 @@ def release(lease: Lease) -> Lease:
     return _rewritten(replace(lease, heartbeat=lease.heartbeat + 1, released=True))
 
 
-@contextmanager
-def held(lease: Lease, *, every: float = HEARTBEAT_SECONDS) -> Iterator[Lease]:
-    """Hold the lease, its heartbeat moved by a thread until the block ends, then release it.
+class Holder:
+    """A lease while it is held: its heartbeat is moved by a thread until the end."""
 
-    A heartbeat that storage refuses is tried again at the next: create-only puts keep the output
-    right even if another run takes over meanwhile.
-    """
-    stop = threading.Event()
-    last = [lease]
+    def __init__(self, lease: Lease, *, every: float, unrenewed: float) -> None:
+        """Begin to move the heartbeat."""
+        self.lease = lease
+        self._every, self._unrenewed = every, unrenewed
+        self._accepted = _clock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="embedjob-heartbeat", daemon=True)
+        self._thread.start()
 
-    def keep() -> None:
-        while not stop.wait(every):
-            try:
-                last[0] = beat(last[0])
-            except (OSError, AccessError):
-                continue
+    @property
+    def epoch(self) -> int:
+        """Return the number under which this holder publishes."""
+        return self.lease.epoch
 
-    thread = threading.Thread(target=keep, name="embedjob-heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield lease
-    finally:
-        stop.set()
-        thread.join(every)
+    def lost(self) -> str | None:
+        """Return why the output is no longer this holder's to change; None while it is."""
+        out = self.lease.out
+        try:
+            taken = superseded(self.lease)
+        except (OSError, AccessError):
+            taken = False  # The heartbeat will tell how long storage has not answered.
+        if taken:
+            return f"another run took {out} over; nothing is published by this one"
+        unrenewed = _clock() - self._accepted
+        if unrenewed > self._unrenewed:
+            return (
+                f"the lease on {out} was not renewed for {unrenewed:.0f} s, allowed are"
+                f" {self._unrenewed:g}: another run may hold it; run again to resume"
+            )
+        return None
+
+    def require(self) -> None:
+        """Raise FaultError where the output is no longer this holder's to change."""
+        if reason := self.lost():
+            raise FaultError(reason)
+
+    def end(self) -> None:
+        """Stop the heartbeat and release the lease, so that the next run need not watch it."""
+        self._stop.set()
+        self._thread.join(self._every)
         # The next run watches an unreleased lease; that is no reason to fail this run.
         with suppress(OSError, AccessError):
-            release(last[0])
+            release(self.lease)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._every):
+            began = _clock()
+            try:
+                self.lease = beat(self.lease)
+            except (OSError, AccessError):
+                continue
+            self._accepted = began
 
 
-def _watched(last: Lease, *, seconds: float) -> Lease:
-    """Return the newest lease, once it was released or did not move for `seconds` of our clock."""
+@contextmanager
+def held(
+    lease: Lease, *, every: float = HEARTBEAT_SECONDS, unrenewed: float = UNRENEWED_SECONDS
+) -> Iterator[Holder]:
+    """Hold the lease until the block ends, then release it.
+
+    A heartbeat that storage refuses is tried again at the next; a holder that was not heard for
+    `unrenewed` seconds has lost the lease, whether or not another run took it.
+    """
+    holder = Holder(lease, every=every, unrenewed=unrenewed)
+    try:
+        yield holder
+    finally:
+        holder.end()
+
+
+def _clock() -> float:
+    """Return seconds that go on while the machine sleeps, where the platform has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _watched(last: Lease, *, seconds: float) -> None:
+    """Return once the newest lease was released or did not move for `seconds` of our clock."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         time.sleep(min(_LOOK_SECONDS, seconds / 10))
         now = newest(last.out) or last
         if now.released:
-            return now
+            return
         if now != last:
             raise _held(now)
-    return last
 
 
 def _held(lease: Lease) -> LeaseHeldError:
@@ -148,8 +193,14 @@ def _document(lease: Lease) -> dict[str, Any]:
 
 
 def _epochs(out: str) -> list[int]:
-    names = [file.name for file in list_files(join(out, "leases"))]
-    return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
+    return _numbers(out, "leases")
+
+
+def _numbers(out: str, folder: str) -> list[int]:
+    """Return the numbers of what lies in a folder of the output: files, or folders of parts."""
+    place = join(absolute(out), folder)
+    tops = {file.url[len(place) + 1 :].partition("/")[0] for file in list_files(place)}
+    return [int(stem) for top in tops if (stem := top.removesuffix(".json")).isdigit()]
 
 
 def _read(out: str, epoch: int) -> Lease:

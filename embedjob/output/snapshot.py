@@ -1,61 +1,64 @@
-"""Snapshots: the published lists of files that readers may trust; the highest number wins."""
+"""Snapshots: the published lists of files that readers may trust; the highest number wins.
+
+A snapshot is a small JSON head, and its file entries in Parquet parts beside it.
+"""
 
 import json
+import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from embedjob.errors import OutputError
-from embedjob.output.schema import FORMAT_VERSION
+from embedjob.errors import FaultError, OutputError
+from embedjob.output.manifest import FileList, SnapshotFile, inside, put_parts, read_parts
 from embedjob.storage.objects import absolute, create_json, join, list_files, read_bytes
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
     import pyarrow.fs as fs
 
-
-@dataclass(frozen=True)
-class SnapshotFile:
-    """An embedding file, relative to the output, and the rows of its shard that it holds.
-
-    `rows` is Parquet's count: of lines, where a row of the shard has several.
-    """
-
-    path: str
-    rows: int
-    bytes: int
-    etag: str
-    shard: str
-    shard_etag: str
-    start: int
-    stop: int
-    counts: Mapping[str, int]
+# Version 1 held the file entries in the head itself.
+HEAD_VERSION = 2
+_HEAD = ("epoch", "fingerprint", "limit", "input", "projection", "pruned", "original", "created")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state that was published under one epoch."""
+    """The state that was published under one epoch.
+
+    `input` are the paths of the corpus as its job has them, `projection` is the canonical text of
+    what decided the files' rows; both are None in snapshots of earlier releases. `pruned` is the
+    epoch of the last prune: what was made before it and is in no snapshot since counts for nothing.
+    `original` is the epoch of the snapshot that a prune published once more.
+    """
 
     epoch: int
     fingerprint: str
-    files: tuple[SnapshotFile, ...]
+    files: FileList
     shards: tuple[Mapping[str, Any], ...]
     faults: tuple[Mapping[str, str], ...] = ()
-    quarantine: tuple[str, ...] = ()
     limit: int | None = None
+    input: tuple[str, ...] | None = None
+    projection: str | None = None
+    pruned: int | None = None
+    original: int | None = None
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds")
     )
-    format_version: int = FORMAT_VERSION
 
     @property
     def counts(self) -> dict[str, int]:
         """Sum all files' rows by what became of them, and their tokens."""
-        keys = dict.fromkeys(key for file in self.files for key in file.counts)
-        return {key: sum(file.counts.get(key, 0) for file in self.files) for key in keys}
+        return self.files.counts
+
+    @property
+    def quarantine(self) -> tuple[str, ...]:
+        """Return the paths of the files of bad rows, relative to the output."""
+        bad = self.files.with_bad_rows()
+        return tuple(file.path.replace("data/", "quarantine/", 1) for file in bad)
 
     @property
     def quarantined_share(self) -> float:
@@ -64,13 +67,34 @@ class Snapshot:
         return counts.get("quarantined", 0) / max(1, counts.get("rows", 0))
 
 
-def publish(out: str, snapshot: Snapshot) -> Snapshot:
-    """Put a snapshot once, never to be changed; return the snapshot that stands under its epoch.
+def publish(out: str, snapshot: Snapshot) -> None:
+    """Put a snapshot once, never to be changed; its parts come first and its head last.
 
-    A run that lost its lease publishes below the newest number, and so never over it.
+    FaultError where it is not what readers see then: its number was taken, or a later run has
+    published. A run that lost its lease publishes below the newest number, and so never over it.
     """
+    folder = join(out, "snapshots", f"{snapshot.epoch:08d}")
+    parts = put_parts(folder, snapshot.files, snapshot.shards)
+    head = {name: getattr(snapshot, name) for name in _HEAD}
+    document = {
+        "token": secrets.token_hex(16),
+        "format_version": HEAD_VERSION,
+        **head,
+        "files": len(snapshot.files),
+        "shards": len(snapshot.shards),
+        "counts": snapshot.counts,
+        "faults": [*snapshot.faults],
+        "parts": parts,
+    }
     url = _url(out, snapshot.epoch)
-    return _snapshot(create_json(url, asdict(snapshot) | {"counts": snapshot.counts}), url)
+    standing = create_json(url, document)
+    if standing.get("token") != document["token"]:
+        raise FaultError(f"{url}: was published by another run; nothing of this run is published")
+    if (last := published(out)[-1]) != snapshot.epoch:
+        raise FaultError(
+            f"{out}: snapshot {last} of a later run is what readers see, not {snapshot.epoch} of"
+            " this one"
+        )
 
 
 def newest(out: str) -> Snapshot | None:
@@ -81,18 +105,43 @@ def newest(out: str) -> Snapshot | None:
 
 def published(out: str) -> tuple[int, ...]:
     """Return the numbers of all snapshots, ascending."""
-    names = [file.name for file in list_files(join(out, "snapshots"))]
+    folder = join(absolute(out), "snapshots")
+    names = [file.url[len(folder) + 1 :] for file in list_files(folder)]
     numbers = [name.removesuffix(".json") for name in names if name.endswith(".json")]
     return tuple(sorted(int(number) for number in numbers if number.isdigit()))
 
 
+def snapshot_files(out: str, epoch: int) -> list[str]:
+    """Return the URLs of a snapshot's head and, after it, of its parts."""
+    url = _url(out, epoch)
+    return [url, *(file.url for file in list_files(url.removesuffix(".json")))]
+
+
 def read_snapshot(out: str, epoch: int) -> Snapshot:
-    """Read the snapshot of that number."""
+    """Read the snapshot of that number, with all its file entries.
+
+    OutputError where it is damaged, or names a file outside the output's folders of embeddings.
+    """
     url = _url(out, epoch)
     try:
-        return _snapshot(json.loads(read_bytes(url)), url)
+        document = json.loads(read_bytes(url))
     except ValueError as error:
         raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
+    try:
+        if document.get("format_version") == HEAD_VERSION:
+            files, shards = read_parts(url.removesuffix(".json"), document["parts"])
+        else:
+            files = FileList.of(SnapshotFile(**file) for file in document["files"])
+            shards = tuple(document["shards"])
+        given = {name: document[name] for name in _HEAD if name in document}
+        if given.get("input") is not None:
+            given["input"] = tuple(given["input"])
+        snapshot = Snapshot(**given, files=files, shards=shards, faults=tuple(document["faults"]))
+        for path in files.table["path"].to_pylist():
+            inside(path)
+    except (KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise OutputError(f"{url}: is not a snapshot of this release ({error})") from error
+    return snapshot
 
 
 def open_snapshot(out: str) -> "ds.Dataset":
@@ -126,13 +175,3 @@ def _filesystem(out: str) -> "tuple[fs.FileSystem, str]":
 
 def _url(out: str, epoch: int) -> str:
     return join(out, "snapshots", f"{epoch:08d}.json")
-
-
-def _snapshot(document: dict[str, Any], url: str) -> Snapshot:
-    try:
-        lists = {key: tuple(document[key]) for key in ("shards", "faults", "quarantine")}
-        files = tuple(SnapshotFile(**file) for file in document["files"])
-        own = {key: document[key] for key in document.keys() - {"token", "counts"}}
-        return Snapshot(**{**own, **lists, "files": files})
-    except (KeyError, TypeError) as error:
-        raise OutputError(f"{url}: is not a snapshot of this release ({error})") from error

@@ -16,9 +16,10 @@ from embedjob.errors import EmbedjobError, OutputError
 from embedjob.output.chunk_file import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY, committed
 from embedjob.output.claim import Claim, read_claims
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
+from embedjob.output.manifest import SnapshotFile
 from embedjob.output.row_checks import first_lines, lines_in_order
 from embedjob.output.schema import PART, schema_text
-from embedjob.output.snapshot import Snapshot, SnapshotFile, published, read_snapshot
+from embedjob.output.snapshot import Snapshot, published, read_snapshot
 from embedjob.storage.objects import Stored, absolute, join, list_files, open_unchanged
 
 PARTS = ("data", "quarantine")

@@ -13,8 +13,7 @@ from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_sample, claim_of
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import StagesEnd
-from embedjob.output.cleanup import delete_chunks
-from embedjob.output.lease import Lease, takeover_of
+from embedjob.output.lease import Holder
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.cluster import connected, preflight, size_pool, threads_per_actor
@@ -45,26 +44,24 @@ def run_stages(
     *,
     options: Options,
     console: Console,
-    lease: Lease,
+    holder: Holder,
     engine_of: EngineOf | None = None,
 ) -> StagesEnd:
     """Run the stages over every chunk that is left; no Ray is started where none is.
 
     Args:
-        plan: the chunks; those to be made again are deleted once all means for it are there.
+        plan: the chunks.
         flow: the stages.
         options: where Ray is, and whether a further recipe may be claimed.
         console: where to speak.
-        lease: ends the run once another run takes it over.
+        holder: ends the run once the output is no longer its own.
         engine_of: gives the engine for a config and a number of torch threads; the recipe's own
             if None.
 
     Returns:
         The outcome of each chunk, and the error that stopped the stages early, if one did.
     """
-    clear = partial(delete_chunks, plan.job.out, plan.job.fingerprint, plan.redo)
     if not plan.left:
-        clear()
         return StagesEnd()
     config, engine_of = plan.job.config, engine_of or recipe_engine
     try:
@@ -79,10 +76,9 @@ def run_stages(
             )
             engine = engine_of(config, threads_per_actor(pool))
             claim = _claim(plan, options)
-            clear()
             ledger = new_ledger()
             work = partial(flow, plan, engine, pool=pool, claim=claim, ledger=ledger)
-            return _supervised(plan, work, ledger, console, lease)
+            return _supervised(plan, work, ledger, console, holder)
     except EmbedjobError as error:
         return StagesEnd(error=error)
 
@@ -101,12 +97,12 @@ def _claim(plan: JobPlan, options: Options) -> ClaimAndCheck:
 
 
 def _supervised(
-    plan: JobPlan, work: Callable[[], None], ledger: Any, console: Console, lease: Lease
+    plan: JobPlan, work: Callable[[], None], ledger: Any, console: Console, holder: Holder
 ) -> StagesEnd:
     error: EmbedjobError | None = None
     try:
         with console.shown(plan) as show:
-            watch = Watch(show, lambda: takeover_of(lease), plan.job.config.run.stall_seconds)
+            watch = Watch(show, holder.lost, plan.job.config.run.stall_seconds)
             supervise(work, ledger, watch)
     except EmbedjobError as stopped:
         error = stopped

@@ -4,6 +4,7 @@ Names are URLs; a plain path, a `~` path and `file://` are all local. Nothing is
 """
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -61,6 +62,14 @@ def find(pattern: str) -> list[Stored]:
     wild = (i for i, part in enumerate(parts) if is_magic(part) and not holds(starts[i + 1]))
     fixed = next(wild, len(parts))
     return _below(starts[fixed], tuple(parts[fixed:]))
+
+
+def covers(pattern: str, url: str) -> bool:
+    """Return whether `find` would list a file at `url` for this pattern; links are followed."""
+    parts, place = _real(pattern).split("/"), _real(url).split("/")
+    wild = next((i for i, part in enumerate(parts) if is_magic(part)), len(parts))
+    fixed, rest = parts[:wild], tuple(parts[wild:])
+    return place[:wild] == fixed and len(place) > wild and matches(place[wild:], rest)
 
 
 def list_files(directory: str, *, links: bool = False) -> list[Stored]:
@@ -189,6 +198,12 @@ def _below(folder: str, pattern: tuple[str, ...]) -> list[Stored]:
             if matches(entry.path.split("/")[base:], pattern)
         ]
     return sorted(files, key=lambda file: file.url)
+
+
+def _real(url: str) -> str:
+    """Return the URL without links, and without a slash at its end."""
+    place = absolute(url).rstrip("/")
+    return place if "://" in place else os.path.realpath(place)
 
 
 def _stored(prefix: str, entry: Entry) -> Stored:

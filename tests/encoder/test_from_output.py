@@ -17,6 +17,7 @@ from embedjob.models.source import source_of
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, Probes, put_claim
 from embedjob.output.fingerprint import fingerprint
+from embedjob.output.manifest import FileList
 from embedjob.output.snapshot import Snapshot, publish
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 from tests.encoder import tiny
@@ -93,7 +94,7 @@ def test_of_two_recipes_the_published_one_counts(model: Path, tmp_path: Path) ->
     put_claim(out, claim(model))
     later = put_claim(out, claim(model, layer=1), new_fingerprint=True)
     assert Encoder.from_output(out, device="cpu").recipe.layer == -1
-    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=(), shards=()))
+    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=FileList.of(()), shards=()))
     assert Encoder.from_output(out, device="cpu").recipe.layer == 1
 
 
@@ -103,7 +104,7 @@ def test_a_published_recipe_without_its_claim_is_no_other_recipe(
     out = str(tmp_path / "out")
     put_claim(out, claim(model))
     later = put_claim(out, claim(model, layer=1), new_fingerprint=True)
-    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=(), shards=()))
+    publish(out, Snapshot(epoch=1, fingerprint=later.fingerprint, files=FileList.of(()), shards=()))
     for path in (tmp_path / "out" / "claims").iterdir():
         path.unlink()
     with pytest.raises(OutputError, match=rf"fingerprint {later.fingerprint}.*deleted"):

@@ -15,6 +15,7 @@ from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.footers import Footer
 from embedjob.job.planning import InputListing, JobPlan, largest_first, plan
+from embedjob.storage.objects import Stored
 from tests.shards import job_of
 
 INPUT = Input(path="/in", text="t", keep=("k",))
@@ -34,7 +35,7 @@ def _plan(
     footers: Sequence[Footer | str],
     *,
     job_input: Input = INPUT,
-    listed: Sequence[str] = (),
+    listed: Sequence[Stored] = (),
     limit: int | None = None,
     chunk_rows: int = 10,
 ) -> JobPlan:
@@ -42,6 +43,10 @@ def _plan(
     by_url = {shard.url: footer for shard, footer in zip(shards, footers, strict=True)}
     job = job_of(job_input, chunk_rows=chunk_rows, limit=limit)
     return plan(job, InputListing(shards, by_url), listed=listed)
+
+
+def _stored(name: str) -> Stored:
+    return Stored(f"/out/data/ffffffffffff/{name}", 1, "e")
 
 
 def _rows(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
@@ -58,8 +63,8 @@ def test_left_is_planned_less_listed_and_every_row_is_read_once(
     assert _rows(first.chunks) == every[:limit]
     assert first.left == first.chunks
     done = data.draw(st.sets(st.sampled_from(first.chunks))) if first.chunks else set()
-    listed = [f"/out/data/ffffffffffff/{chunk.name}" for chunk in done]
-    again = _plan(footers, chunk_rows=chunk_rows, limit=limit, listed=[*listed, "stray.parquet"])
+    listed = [_stored(name) for name in (*(chunk.name for chunk in done), "stray.parquet")]
+    again = _plan(footers, chunk_rows=chunk_rows, limit=limit, listed=listed)
     assert again.chunks == first.chunks
     assert set(again.left) == set(first.chunks) - done
     assert set(again.done) == {chunk.name for chunk in done}
@@ -98,7 +103,7 @@ def test_a_changed_shard_is_new_work_and_the_others_are_not() -> None:
     footers = {_shard(i).url: _footer() for i in range(3)}
     shards = tuple(_shard(i) for i in range(3))
     before = plan(job_of(INPUT), InputListing(shards, footers), listed=())
-    listed = [chunk.name for chunk in before.chunks]
+    listed = [_stored(chunk.name) for chunk in before.chunks]
     changed = (_shard(0), _shard(1, etag="new"), _shard(2))
     after = plan(job_of(INPUT), InputListing(changed, footers), listed=listed)
     assert [chunk.shard.url for chunk in after.left] == [_shard(1).url]

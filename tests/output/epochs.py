@@ -1,5 +1,6 @@
 """Small corpora of several epochs: what is left is committed, and a snapshot of all is made."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from embedjob.config.job import Input
@@ -9,7 +10,7 @@ from embedjob.job.publishing import snapshot_of
 from embedjob.output.committing import commit
 from embedjob.output.file_names import data_directory
 from embedjob.output.snapshot import Snapshot
-from embedjob.storage.objects import list_files
+from embedjob.storage.objects import Stored, list_files
 from tests.shards import FINGERPRINT, finished, output_spec, plan_of, write_shard
 
 
@@ -26,19 +27,29 @@ def commit_left(
     job_input: Input, out: str, *, epoch: int, skip: str = "none", previous: Snapshot | None = None
 ) -> tuple[JobPlan, Snapshot]:
     """Commit what is left, but for the shard named `skip`, and give what could be published."""
-    directory = data_directory(out, FINGERPRINT)
-    plan = plan_of(job_input, listed=[file.url for file in list_files(directory)])
+    plan = plan_of(job_input, listed=_listed(out), served=previous)
+    return plan, commit_chunks(plan, job_input, out, epoch=epoch, skip=skip)
+
+
+def commit_chunks(
+    plan: JobPlan, job_input: Input, out: str, *, epoch: int, skip: str = "none"
+) -> Snapshot:
+    """Commit what a plan has left, but for the shard named `skip`; give what could be published."""
     ours = output_spec(job_input, plan.types)
     ends = []
     for chunk in plan.left:
         if skip not in chunk.shard.url:
             rows = read_chunk(chunk, job_input)
             ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), spec=ours))
-    snapshot = snapshot_of(
-        plan,
-        epoch=epoch,
-        listed=list_files(directory),
-        committed=ends,
-        previous=previous,
-    )
-    return plan, snapshot
+    return snapshot_of(plan, epoch=epoch, listed=_listed(out), committed=ends)
+
+
+def replace_out(plan: JobPlan, out: str) -> JobPlan:
+    """The plan of a job that writes there."""
+    config = plan.job.config
+    output = config.output.model_copy(update={"path": out})
+    return replace(plan, job=replace(plan.job, config=config.model_copy(update={"output": output})))
+
+
+def _listed(out: str) -> list[Stored]:
+    return list_files(data_directory(out, FINGERPRINT))

@@ -103,6 +103,7 @@ KEEPS: dict[str, Any] = {
     "output.reuse_from": ("/old",),
     "run.limit": 5,
     "run.max_quarantined": 0.5,
+    "run.max_shrink": 0.5,
     "run.wait_for_resources": "1m",
     "run.stall_seconds": 1,
 }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from embedjob.errors import AccessError, LeaseHeldError, OutputError
+from embedjob.errors import AccessError, FaultError, LeaseHeldError, OutputError
 from embedjob.output import lease
 from embedjob.output.lease import Lease, beat, claim, held, newest, release, superseded
 from embedjob.storage import objects
@@ -145,3 +145,32 @@ def test_what_is_no_lease_is_refused(out: str) -> None:
     objects.create(f"{out}/leases/00000001.json", b'{"host": "h"}')
     with pytest.raises(OutputError, match="not a lease"):
         _claim(out)
+
+
+def test_an_epoch_that_was_published_does_not_come_again(any_out: str) -> None:
+    """Leases may be tidied up, or an output be copied without them."""
+    for name in (
+        "snapshots/00000003.json",
+        "snapshots/00000004/files.parquet",
+        "runs/00000006.json",
+    ):
+        objects.create(f"{any_out}/{name}", b"{}")
+    assert _claim(any_out).epoch == 7
+
+
+def test_a_holder_that_was_suspended_has_lost_the_lease(out: str) -> None:
+    with held(_claim(out), every=BEAT, unrenewed=3 * BEAT) as holder:
+        holder.require()
+        holder.end()  # as a process that is stopped moves no heartbeat
+        time.sleep(4 * BEAT)
+        with pytest.raises(FaultError, match="was not renewed for"):
+            holder.require()
+
+
+def test_a_holder_that_was_taken_over_says_so(any_out: str) -> None:
+    with held(_claim(any_out), every=BEAT) as holder:
+        assert holder.lost() is None
+        _claim(any_out, takeover=True)
+        assert "another run took" in str(holder.lost())
+        with pytest.raises(FaultError):
+            holder.require()

@@ -1,4 +1,4 @@
-"""Chunks that are damaged or hold quarantined rows, found and deleted.
+"""Chunks that are damaged or hold quarantined rows, and how they are made again.
 
 Covers: embedjob.output.cleanup
 """
@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from embedjob.output.cleanup import damaged, delete_chunks, quarantined
+from embedjob.config.job import Input
+from embedjob.job.options import Options
+from embedjob.job.output import chunks_to_redo
+from embedjob.job.planning import relisted
+from embedjob.output.cleanup import damaged
+from embedjob.output.file_names import with_generation
+from embedjob.output.snapshot import publish
 from embedjob.storage.objects import create, list_files
-from tests.output.epochs import commit_left, small_corpus
+from tests.output.epochs import commit_chunks, commit_left, replace_out, small_corpus
 from tests.shards import FINGERPRINT
 
 FOLDER = FINGERPRINT[:12]
@@ -30,27 +36,55 @@ def test_sound_files_stay(written: str) -> None:
     assert (len(_names(written, "data")), len(_names(written, "quarantine"))) == (6, 2)
 
 
-def test_damaged_files_and_half_put_chunks_go(written: str) -> None:
+def test_damaged_files_and_half_put_chunks_are_named(written: str) -> None:
     names = _names(written, "data")
-    head_column_problems, half = names[0], _names(written, "quarantine")[1]
-    path = Path(written, "data", FOLDER, head_column_problems)
+    broken, half = names[0], _names(written, "quarantine")[1]
+    path = Path(written, "data", FOLDER, broken)
     path.write_bytes(path.read_bytes()[:-1])
     Path(written, "data", FOLDER, half).unlink()
-    stray = f"{names[1][:-8]}-stray.parquet"
-    create(f"{written}/data/{FOLDER}/{stray}", b"not Parquet")
-    found = damaged(written, FINGERPRINT)
-    assert found == {head_column_problems, half, stray}
-    delete_chunks(written, FINGERPRINT, found)
-    assert _names(written, "data") == sorted({*names} - {head_column_problems, half})
-    assert _names(written, "quarantine") == []
+    create(f"{written}/data/{FOLDER}/stray.parquet", b"not Parquet")
+    assert damaged(written, FINGERPRINT) == {broken, half}
 
 
-def test_chunks_with_quarantined_rows_go_and_are_work_again(tmp_path: Path, out: str) -> None:
+def test_only_the_last_generation_of_a_chunk_is_looked_at(written: str) -> None:
+    """What an earlier run left broken, and a later one made again, is sound."""
+    first = Path(written, "data", FOLDER, _names(written, "data")[1])
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1])
+    again = first.with_name(with_generation(first.name, 2))
+    again.write_bytes(whole)
+    assert damaged(written, FINGERPRINT) == frozenset()
+    first.write_bytes(whole)
+    again.unlink()
+    again.write_bytes(whole[:-1])
+    assert damaged(written, FINGERPRINT) == {first.name}
+
+
+def test_chunks_with_quarantined_rows_are_made_again_beside_the_old(
+    tmp_path: Path, out: str
+) -> None:
+    """Readers of the first snapshot keep every file of it, and the second names the new ones."""
     job_input = small_corpus(tmp_path)
-    _, before = commit_left(job_input, out, epoch=1)
-    found = quarantined(out, FINGERPRINT)
-    assert len(found) == 2
-    delete_chunks(out, FINGERPRINT, found)
-    plan, after = commit_left(job_input, out, epoch=2)
-    assert [chunk.start for chunk in plan.left] == [0, 0]
+    plan, before = commit_left(job_input, out, epoch=1)
+    publish(out, before)
+    options = Options(retry_quarantined=True)
+    redo = chunks_to_redo(replace_out(plan, out), options, lambda _: None)
+    assert len(redo) == 2
+    again = relisted(replace_out(plan, out), epoch=2, redo=redo)
+    assert [(chunk.start, chunk.generation) for chunk in again.left] == [(0, 2), (0, 2)]
+    standing = _names(out, "data")
+    after = commit_chunks(again, job_input, out, epoch=2)
+    assert set(standing) < set(_names(out, "data"))
     assert after.counts == before.counts
+    assert {with_generation(name, 2) for name in redo} < after.files.names
+    assert not redo & after.files.names
+
+
+def test_nothing_of_another_plan_is_sent_back(tmp_path: Path, out: str) -> None:
+    """A snapshot that is kept may name chunks of shards that are no longer there."""
+    commit_left(small_corpus(tmp_path), out, epoch=1)
+    (tmp_path / "in" / "1.parquet").unlink()
+    plan, _ = commit_left(Input(path=str(tmp_path / "in"), text="t", id="n"), out, epoch=2)
+    options = Options(retry_quarantined=True)
+    [name] = chunks_to_redo(replace_out(plan, out), options, lambda _: None)
+    assert name in {chunk.name for chunk in plan.chunks}

@@ -2,18 +2,23 @@ from pathlib import Path
 
 import pytest
 
-from embedjob.errors import OutputError
+from embedjob.errors import FaultError, OutputError
 from embedjob.output import lease
+from embedjob.output.manifest import FileList
 from embedjob.output.snapshot import Snapshot, newest, open_snapshot, publish, published
 from embedjob.storage.objects import create
 from tests.output.epochs import commit_left, small_corpus
 from tests.shards import FINGERPRINT
 
 
+def _empty(epoch: int) -> Snapshot:
+    return Snapshot(epoch=epoch, fingerprint=FINGERPRINT, files=FileList.of(()), shards=())
+
+
 def test_a_snapshot_lists_every_file_and_opens_as_one_dataset(tmp_path: Path, any_out: str) -> None:
     job_input = small_corpus(tmp_path)
     plan, snapshot = commit_left(job_input, any_out, epoch=1)
-    assert publish(any_out, snapshot) == snapshot
+    publish(any_out, snapshot)
     assert newest(any_out) == snapshot
     assert [file.path.rsplit("/", 1)[-1] for file in snapshot.files] == [
         c.name for c in plan.chunks
@@ -45,7 +50,8 @@ def test_a_late_zombie_publishes_below_and_never_over(tmp_path: Path, any_out: s
     _, current = commit_left(job_input, any_out, epoch=heir.epoch)
     publish(any_out, current)
     assert lease.superseded(zombie)
-    publish(any_out, late)
+    with pytest.raises(FaultError, match="snapshot 2 of a later run"):
+        publish(any_out, late)
     assert published(any_out) == (1, 2)
     assert newest(any_out) == current
 
@@ -53,8 +59,8 @@ def test_a_late_zombie_publishes_below_and_never_over(tmp_path: Path, any_out: s
 def test_a_snapshot_is_never_changed(tmp_path: Path, any_out: str) -> None:
     _, snapshot = commit_left(small_corpus(tmp_path), any_out, epoch=7)
     publish(any_out, snapshot)
-    other = Snapshot(epoch=7, fingerprint=FINGERPRINT, files=(), shards=())
-    assert publish(any_out, other) == snapshot
+    with pytest.raises(FaultError, match="published by another run"):
+        publish(any_out, _empty(7))
     assert newest(any_out) == snapshot
 
 
@@ -93,7 +99,7 @@ def test_without_a_snapshot_there_is_nothing_to_trust(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_without_files_opens_empty(tmp_path: Path) -> None:
-    publish(str(tmp_path), Snapshot(epoch=1, fingerprint=FINGERPRINT, files=(), shards=()))
+    publish(str(tmp_path), _empty(1))
     assert open_snapshot(str(tmp_path)).count_rows() == 0
 
 

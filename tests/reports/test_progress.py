@@ -76,6 +76,7 @@ def test_off_a_terminal_lines_come_at_once_and_at_the_end(monkeypatch: pytest.Mo
         empty=(),
         types={},
         corpus=(chunk,),
+        projection="",
     )
     with shown(plan) as show:
         for _ in range(5):

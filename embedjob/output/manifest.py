@@ -1,0 +1,204 @@
+"""Manifest: the file entries and shards of a snapshot, as Parquet parts beside its JSON head."""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedjob.errors import OutputError
+from embedjob.output.file_names import is_chunk_name
+from embedjob.storage.objects import create, join, read_bytes
+
+COUNTS = (
+    "rows",
+    "embedded",
+    "reused",
+    "deduplicated",
+    "quarantined",
+    "nulls",
+    "tokens",
+    "truncated",
+)
+FILES = pa.schema(
+    [
+        ("path", pa.string()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("shard", pa.string()),
+        ("shard_etag", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("counts", pa.struct([(name, pa.int64()) for name in COUNTS])),
+    ]
+)
+SHARDS = pa.schema(
+    [("url", pa.string()), ("etag", pa.string()), ("rows", pa.int64()), ("complete", pa.bool_())]
+)
+PART_ROWS = 1_000_000
+_BATCH_ROWS = 10_000
+# Neighbours share most of a path, and their digests share nothing.
+_ENCODINGS = {"path": "DELTA_BYTE_ARRAY", "etag": "DELTA_LENGTH_BYTE_ARRAY"}
+
+
+@dataclass(frozen=True)
+class SnapshotFile:
+    """An embedding file, relative to the output, and the rows of its shard that it holds.
+
+    `rows` is Parquet's count: of lines, where a row of the shard has several.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    etag: str
+    shard: str
+    shard_etag: str
+    start: int
+    stop: int
+    counts: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+
+class FileList(Sequence[SnapshotFile]):
+    """File entries kept as columns: a million take some 300 MB, and as objects ten times that."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Keep a table of the schema FILES."""
+        self.table = table
+
+    @classmethod
+    def of(cls, files: Iterable[SnapshotFile]) -> "FileList":
+        """Build from entries."""
+        rows = [asdict(file) for file in files]
+        return cls(pa.Table.from_pylist(rows, schema=FILES))
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[SnapshotFile]:
+        """Yield the entries, of which few are in memory at a time."""
+        for batch in self.table.to_batches(max_chunksize=_BATCH_ROWS):
+            yield from map(_entry, batch.to_pylist())
+
+    @overload
+    def __getitem__(self, place: int) -> SnapshotFile: ...
+    @overload
+    def __getitem__(self, place: slice) -> "FileList": ...
+    def __getitem__(self, place: int | slice) -> "SnapshotFile | FileList":
+        """Return an entry, or a list of some."""
+        if isinstance(place, slice):
+            start, stop, _ = place.indices(len(self))
+            return FileList(self.table.slice(start, max(0, stop - start)))
+        return _entry(self.table.slice(range(len(self))[place], 1).to_pylist()[0])
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the entries are equal, in the same order."""
+        return isinstance(other, FileList) and self.table.equals(other.table)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the entries' file names, without their folders."""
+        return frozenset(path.rsplit("/", 1)[-1] for path in self.table["path"].to_pylist())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sum all entries' rows by what became of them, and their tokens."""
+        counts = self.table["counts"].combine_chunks()
+        sums = {name: pc.sum(counts.field(name)).as_py() for name in COUNTS}
+        return {name: value for name, value in sums.items() if value is not None}
+
+    def with_bad_rows(self) -> "FileList":
+        """Return the entries of chunks that have quarantined rows."""
+        bad = self.table["counts"].combine_chunks().field("quarantined")
+        return FileList(self.table.filter(pc.greater(pc.fill_null(bad, 0), 0)))
+
+
+def put_parts(
+    folder: str, files: FileList, shards: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Put the Parquet parts of a manifest in a folder; return their names, rows and bytes."""
+    tables = [
+        (f"files-{number:05d}", files.table.slice(start, PART_ROWS))
+        for number, start in enumerate(range(0, max(1, len(files)), PART_ROWS))
+    ]
+    tables.append(("shards", pa.Table.from_pylist([*shards], schema=SHARDS)))
+    parts = []
+    for name, table in tables:
+        data = _to_parquet(table)
+        # A name that is taken holds this very part: an epoch has one publisher.
+        create(join(folder, f"{name}.parquet"), data)
+        parts.append({"name": f"{name}.parquet", "rows": table.num_rows, "bytes": len(data)})
+    return parts
+
+
+def read_parts(
+    folder: str, parts: Sequence[Mapping[str, Any]]
+) -> tuple[FileList, tuple[dict[str, Any], ...]]:
+    """Read the parts that a head names; OutputError where one is missing or not as it says."""
+    files: list[pa.Table] = []
+    shards: list[pa.Table] = []
+    for part in parts:
+        # The last segment alone: a head that was edited reaches no other folder.
+        url = join(folder, part["name"].rsplit("/", 1)[-1])
+        try:
+            table = pq.read_table(io.BytesIO(read_bytes(url)), page_checksum_verification=True)
+        except FileNotFoundError as error:
+            raise OutputError(f"{url}: is missing; its snapshot cannot be read") from error
+        except (pa.ArrowException, OSError) as error:
+            raise OutputError(f"{url}: is not a whole Parquet file ({error})") from error
+        if table.num_rows != part["rows"]:
+            raise OutputError(f"{url}: has {table.num_rows} rows, its snapshot says {part['rows']}")
+        (shards if part["name"] == "shards.parquet" else files).append(table)
+    listed = FileList(_cast(files, FILES, folder))
+    return listed, tuple(_cast(shards, SHARDS, folder).to_pylist())
+
+
+def inside(path: str) -> str:
+    """Return the path of an embedding file below an output.
+
+    OutputError where it could lead elsewhere: opening an output reaches nothing outside it.
+    """
+    folder, _, name = path.rpartition("/")
+    kind, _, fingerprint = folder.partition("/")
+    if kind not in ("data", "quarantine") or "/" in fingerprint or not is_chunk_name(name):
+        raise OutputError(f"{path}: is not a place of embeddings in an output; was it edited?")
+    return path
+
+
+def _entry(row: dict[str, Any]) -> SnapshotFile:
+    counts = {name: count for name, count in row.pop("counts").items() if count is not None}
+    return SnapshotFile(**row, counts=counts)
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    delta = {name: kind for name, kind in _ENCODINGS.items() if name in table.column_names}
+    plain = [name for name in table.column_names if name not in delta and name != "counts"]
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=plain,
+        column_encoding=delta or None,
+        write_page_checksum=True,
+    )
+    return sink.getvalue()
+
+
+def _cast(tables: Sequence[pa.Table], schema: pa.Schema, folder: str) -> pa.Table:
+    try:
+        return pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
+    except (KeyError, pa.ArrowException) as error:
+        raise OutputError(f"{folder}: a part has other columns ({error})") from error
