@@ -58,10 +58,8 @@ def reissue(
     folder = snapshot.with_suffix("")
     shutil.rmtree(folder)
     files = FileList.of(SnapshotFile(**file) for file in document["files"])
-    document |= {
-        "files": len(files),
-        "parts": put_parts(str(folder), files, standing.shards),
-    }
+    del document["files"]
+    document["parts"] = put_parts(str(folder), files, standing.shards)
     snapshot.write_text(json.dumps(document))
 
 

@@ -1,6 +1,5 @@
 """What the README shows is what there is: its recipes run, its config ships, its commands exist."""
 
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROSE = README + (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 ROWS = 5
 # One option of each command that only that command has; the others belong to `run`.
-OPTIONS = {"--keep": "prune", "--json": "verify"}
+OPTIONS = {"--keep": "prune", "--grace": "prune", "--json": "verify"}
 
 
 def _section(title: str) -> str:
@@ -52,8 +51,12 @@ def out(tmp_path: Path) -> Path:
         _write_file(out / name, first=10 * number, rows=rows)
     (out / "snapshots").mkdir()
     for epoch, listed in ((9, names[:1]), (10, names[1:])):
-        document = {"files": [{"path": name} for name in listed]}
-        (out / "snapshots" / f"{epoch:08d}.json").write_text(json.dumps(document))
+        head = out / "snapshots" / f"{epoch:08d}.json"
+        head.write_text("{}")
+        head.with_suffix("").mkdir()
+        for part, name in enumerate(listed):
+            table = pa.table({"path": [name], "rows": [1]})
+            pq.write_table(table, head.with_suffix("") / f"files-{part:05d}.parquet")
     return out
 
 

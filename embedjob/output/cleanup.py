@@ -1,5 +1,6 @@
 """Clean-up: files that `prune` deletes, and chunks that a run is to make again."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ THREADS = 8
 
 GRACE_SECONDS = 24 * 3600.0
 _BATCH = 256
+_FOLDER = re.compile("[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _embedding_files(out: str) -> Iterator[Stored]:
         place = join(absolute(out), folder)
         for file in list_files(place):
             inner = file.url[len(place) + 1 :].split("/")
-            if len(inner) == 2 and is_chunk_name(file.name):
+            if len(inner) == 2 and _FOLDER.fullmatch(inner[0]) and is_chunk_name(file.name):
                 yield file
 
 

@@ -80,8 +80,6 @@ def publish(out: str, snapshot: Snapshot) -> None:
         "token": secrets.token_hex(16),
         "format_version": HEAD_VERSION,
         **head,
-        "files": len(snapshot.files),
-        "shards": len(snapshot.shards),
         "counts": snapshot.counts,
         "faults": [*snapshot.faults],
         "parts": parts,
