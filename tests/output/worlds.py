@@ -1,0 +1,271 @@
+"""A world for one output: runs and prunes that stop, die or sleep at any storage call of theirs.
+
+Everything is real but Ray and the time: `embed` and `prune` work on a local output, and chunks are
+committed without a model. One operation is active at a time; the others sleep where they were.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedjob import pipeline
+from embedjob.config.job import Input
+from embedjob.config.job_file import JobSource
+from embedjob.errors import EmbedjobError
+from embedjob.input.chunks import Chunk
+from embedjob.input.listing import check_apart
+from embedjob.input.reading import read_chunk
+from embedjob.job.options import Console, Options
+from embedjob.job.output import claim_of, output_spec
+from embedjob.job.planning import JobPlan, list_input, plan
+from embedjob.job.result import Outcome, StagesEnd
+from embedjob.output import cleanup, lease
+from embedjob.output.claim import put_claim
+from embedjob.output.committing import commit
+from embedjob.output.file_names import data_directory
+from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
+from embedjob.stages import session
+from embedjob.storage import objects
+from embedjob.storage.backend import Backend, Entry
+from tests.shards import FINGERPRINT, finished, job_of
+
+WATCH = 30.0
+QUIET = Console(lambda _: None, lambda _: pytest.fail("nothing is shown"))
+
+
+class Crash(BaseException):
+    """The end of a process: nothing catches it, and no later call of it reaches storage."""
+
+
+@dataclass
+class Operation:
+    """A process: what it does, and the storage call before or after which it stops."""
+
+    work: Callable[[], Any]
+    stop_at: int | None = None
+    how: str = "sleep"
+    calls: int = 0
+    result: Any = None
+    error: BaseException | None = None
+    dead: bool = False
+    shards: tuple[Any, ...] = ()
+    stopped: threading.Event = field(default_factory=threading.Event)
+    woken: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def asleep(self) -> bool:
+        return self.thread.is_alive()
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        self._wait()
+
+    def wake(self) -> None:
+        self.stopped.clear()
+        self.woken.set()
+        self._wait()
+
+    def _wait(self) -> None:
+        assert self.stopped.wait(60), "an operation neither ended nor stopped"
+
+    def _run(self) -> None:
+        try:
+            self.result = self.work()
+        except BaseException as error:
+            self.error = error
+        self.stopped.set()
+
+    def at_call(self) -> None:
+        self.calls += 1
+        if self.calls == self.stop_at and self.how == "die":
+            self.dead = True
+        elif self.calls == self.stop_at:
+            self.stopped.set()
+            self.woken.wait()
+        if self.dead:
+            raise Crash
+
+
+class Gated:
+    """A backend whose every call is a moment at which its operation may stop, before and after."""
+
+    checks_reads = False
+
+    def __init__(self, backend: Backend, world: "World") -> None:
+        self._backend, self._world = backend, world
+
+    def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
+        return iter(self._call(lambda: [*self._backend.entries(path, pattern)]))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self._call(partial(getattr(self._backend, name), *arguments))
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        operation = self._world.active
+        if operation is None:
+            return call()
+        operation.at_call()
+        answer = call()
+        operation.at_call()
+        return answer
+
+
+class World:
+    """An output, its inputs, and the operations on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.out, self.inputs = str(folder / "out"), folder
+        self.active: Operation | None = None
+        self.sleeping: list[Operation] = []
+        self.seconds = 0.0
+        self.contents: dict[str, bytes] = {}
+        self.good: dict[tuple[str, str], list[str]] = {}  # ids of good rows, by url and etag
+        self.spoiled = 0  # the epoch of the last snapshot that somebody took a file from
+
+    @contextmanager
+    def running(self) -> Iterator["World"]:
+        """The project's own functions, with this world's storage, clock and stages."""
+        located, held, claim = objects.locate, lease.held, lease.claim
+
+        def gated(url: str) -> tuple[Any, str, str]:
+            backend, path, prefix = located(url)
+            mine = path.startswith(f"{self.out}/")
+            return (Gated(backend, self) if mine else backend), path, prefix
+
+        def taken_over(out: str, *, job: str, **_: Any) -> lease.Lease:
+            last = lease.newest(out)
+            if last is not None and not last.released:
+                self.seconds += WATCH
+            return claim(out, job=job, takeover=True)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(objects, "locate", gated)
+            patch.setattr(lease, "_clock", lambda: self.seconds)
+            for module in (lease, pipeline):
+                patch.setattr(module, "held", partial(held, every=3600.0))
+                patch.setattr(module, "claim", taken_over)
+            patch.setattr(pipeline, "require_create_only", lambda _: None)
+            patch.setattr(cleanup, "THREADS", 1)
+            yield self
+            for operation in self.sleeping:
+                operation.dead = True
+                operation.wake()
+
+    def job_input(self, name: str) -> Input:
+        return Input(path=str(self.inputs / name), text="t", id="n")
+
+    def write(self, name: str, rows: int, version: int) -> None:
+        """A shard; its third row is bad."""
+        path = self.inputs / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = [None if row == 2 else f"{name} {version} {row}" for row in range(rows)]
+        columns = {"t": pa.array(texts, pa.string()), "n": [f"{version}-{r}" for r in range(rows)]}
+        pq.write_table(pa.table(columns), path, row_group_size=5)
+        [file] = objects.find(str(path))
+        good = [row_id for row_id, text in zip(columns["n"], texts, strict=True) if text]
+        self.good[file.url, file.etag] = good
+
+    def operate(self, work: Callable[[], Any], stop_at: int | None, how: str) -> Operation:
+        operation = Operation(work, stop_at, how)
+        self._step(operation, operation.start)
+        return operation
+
+    def wake(self, number: int) -> Operation:
+        operation = self.sleeping.pop(number)
+        self._step(operation, operation.wake)
+        return operation
+
+    def _step(self, operation: Operation, step: Callable[[], None]) -> None:
+        self.active = operation
+        step()
+        self.active = None
+        if operation.asleep and not operation.dead:
+            self.sleeping.append(operation)
+        elif isinstance(operation.error, Exception):
+            assert isinstance(operation.error, EmbedjobError), operation.error
+            operation.result = operation.error.exit_code
+
+    def run(self, options: Options, *, name: str = "in", fails: int | None = None) -> int:
+        """The exit code of a run; the chunk of that number fails."""
+        me = self.active
+        assert me is not None
+
+        def planned(_: JobSource) -> JobPlan:
+            job = job_of(self.job_input(name))
+            config = job.config
+            output = config.output.model_copy(update={"path": self.out})
+            run = config.run.model_copy(update={"max_quarantined": 1.0})
+            config = config.model_copy(update={"output": output, "run": run})
+            job = replace(job, config=config)
+            listing = list_input(config.input)
+            me.shards = listing.shards
+            check_apart(config.input.path, job.out, listing.shards)
+            listed = objects.list_files(data_directory(job.out, FINGERPRINT))
+            return plan(job, listing, listed=listed, served=newest(job.out))
+
+        def stages(plan: JobPlan, *_: Any, holder: lease.Holder, **__: Any) -> StagesEnd:
+            if not plan.left:
+                return StagesEnd()
+            put_claim(self.out, claim_of(plan))
+            ends = [self._chunk(plan, chunk, i == fails) for i, chunk in enumerate(plan.left)]
+            # As the driver does while its stages run.
+            holder.require()
+            return StagesEnd(tuple(ends))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "plan_job", planned)
+            patch.setattr(session, "run_stages", stages)
+            result = pipeline.embed(JobSource(()), options, QUIET)
+        return 1 if result.faults else 0
+
+    def _chunk(self, plan: JobPlan, chunk: Chunk, fails: bool) -> Outcome:
+        place = (chunk.key, chunk.shard.url, chunk.start, chunk.stop)
+        if fails:
+            return Outcome(*place, fault="this chunk fails")
+        rows = read_chunk(chunk, plan.job.config.input)
+        spec = output_spec(plan)
+        done = commit(self.out, chunk, finished(rows), rows_in=len(rows), spec=spec)
+        return Outcome(*place, committed=done)
+
+    def look(self) -> None:
+        """What a reader, and the history of all names, show at this moment."""
+        files = {file.url: file for file in objects.list_files(f"{self.out}/data")}
+        for url in files:
+            content = Path(url).read_bytes()
+            assert self.contents.setdefault(url, content) == content, f"{url} was changed"
+        epochs = published(self.out) if Path(self.out).exists() else ()
+        if epochs and epochs[-1] > self.spoiled:
+            snapshot = read_snapshot(self.out, epochs[-1])
+            for file in snapshot.files:
+                stored = files.get(f"{self.out}/{file.path}")
+                assert stored is not None, f"snapshot {snapshot.epoch}: {file.path} is gone"
+                assert stored.etag == file.etag, f"snapshot {snapshot.epoch}: another {file.path}"
+
+    def check_success(self, operation: Operation) -> None:
+        """Exit 0 means that readers see exactly the good rows of the input as it was listed."""
+        snapshot = newest(self.out)
+        assert snapshot is not None
+        assert self.rows(snapshot) == sorted(self.good_rows(operation)), "exit 0, and other rows"
+
+    def rows(self, snapshot: Snapshot) -> list[tuple[str, str]]:
+        """(shard, id) of every row that a reader of the snapshot sees."""
+        found: list[tuple[str, str]] = []
+        for file in snapshot.files:
+            table = pq.read_table(f"{self.out}/{file.path}", columns=["shard", "id"])
+            found += zip(table["shard"].to_pylist(), table["id"].to_pylist(), strict=True)
+        return sorted(found)
+
+    def good_rows(self, operation: Operation) -> Iterator[tuple[str, str]]:
+        """(shard, id) of every good row of the input, in the versions that a run has listed."""
+        for shard in operation.shards:
+            for row_id in self.good[shard.url, shard.etag]:
+                yield shard.url, row_id
