@@ -24,7 +24,9 @@ from embedjob.encoder.encoder import Encoder
 from embedjob.errors import OutputError
 from embedjob.job.options import Options
 from embedjob.output.claim import read_claims
+from embedjob.output.file_names import parse, with_generation
 from embedjob.output.snapshot import newest, open_snapshot, read_snapshot
+from embedjob.output.snapshot import published as snapshot_numbers
 from tests import running
 from tests.cluster import Cluster
 from tests.engines import MARKER, MARKER_TOKEN, failing, late, losing
@@ -223,15 +225,16 @@ class TestWhatChanged:
             self._prune(out, old=snapshots[0], new=snapshots[1])
 
     def _prune(self, out: Path, *, old: object, new: object) -> None:
-        kept = running.command("prune", str(out), "--keep", "2")
-        assert (kept.code, "0 files and 0 snapshots" in kept.out) == (0, True)
-        pruned = running.command("prune", str(out), "--keep", "1")
+        for spares in (("--keep", "2", "--grace", "0"), ("--keep", "1")):
+            kept = running.command("prune", str(out), *spares)
+            assert (kept.code, "0 files and 0 snapshots" in kept.out) == (0, True)
+        pruned = running.command("prune", str(out), "--keep", "1", "--grace", "0")
         assert (pruned.code, "1 files and 1 snapshots" in pruned.out) == (0, True)
         assert {f"data/{path.parent.name}/{path.name}" for path in out.rglob("data/*/*")} == {
             file.path for file in new.files
         }
         assert running.command("verify", str(out)).code == 0
-        assert old.epoch not in (int(path.stem) for path in (out / "snapshots").iterdir())
+        assert old.epoch not in snapshot_numbers(str(out))
 
     def test_damage_is_found_and_repaired_and_nothing_else_is_done_again(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
@@ -247,7 +250,11 @@ class TestWhatChanged:
         assert ran.code == 0, ran.err
         assert (ran.summary["chunks_written"], "repair: 1 chunks" in ran.err) == (1, True)
         after = written(out)
-        assert {name for name in before if after[name] != before[name]} == {damaged.name}
+        # The damaged file stays as it is: what is made again has a name of its own.
+        assert {name: after[name] for name in before} == before | {
+            damaged.name: after[damaged.name]
+        }
+        assert after.keys() - before.keys() == {with_generation(damaged.name, 2)}
         assert running.command("verify", str(out)).code == 0
         assert (
             published(out)
@@ -288,7 +295,9 @@ class TestOtherRecipes:
         assert 'pooling: the output has "mean", this job has "max"' in refused.err
         assert first.fingerprint[:12] in refused.err
         options = ("--address", cluster.address, "--new-fingerprint")
-        ran = running.run(other, tmp_path, *options)
+        refused = running.run(other, tmp_path, *options)
+        assert (refused.code, "--new-input" in refused.err) == (2, True)
+        ran = running.run(other, tmp_path, *options, "--new-input")
         assert ran.code == 0, ran.err
         second = newest(str(out))
         assert second.fingerprint == ran.summary["fingerprint"] != first.fingerprint
@@ -298,7 +307,7 @@ class TestOtherRecipes:
         assert running.command("verify", str(out)).code == 0
         # The nights after the switch need no flag, also where there is something to embed.
         both = corpus.to(out, encoder={"pooling": "max"})
-        ran = running.run(both, tmp_path, "--address", cluster.address)
+        ran = running.run(both, tmp_path, "--address", cluster.address, "--new-input")
         assert (ran.code, ran.summary["chunks_written"] > 0) == (0, True), ran.err
         # Back to the first one: asked for again, and done without a model.
         back = corpus.to(out)
@@ -496,8 +505,11 @@ class TestTroubleWithTheModel:
         ran = running.run(document, folder, "--address", cluster.address, "--retry-quarantined")
         assert ran.code == 0, ran.err
         assert (ran.summary["chunks_written"], ran.summary["quarantined"]) == (1, 0)
-        assert len({name for name in before if written(out)[name] != before[name]}) == 1
-        assert not list((out / "quarantine").rglob("*.parquet"))
+        after = written(out)
+        assert {name: after[name] for name in before} == before
+        [again] = after.keys() - before.keys()
+        assert parse(again).chunk in before
+        assert newest(str(out)).quarantine == ()
         table = published(out)
         assert table["row"].to_pylist() == list(range(40))
         assert _cosines(_vectors(table), _reference(document, bodies)).min() >= 0.99999
