@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from embedjob.config.job_file import JobSource, read_job, validate_partial
+from embedjob.config.url_secrets import redacted
 from embedjob.errors import EmbedjobError, InterruptedRunError
 
 app = typer.Typer(
@@ -210,7 +211,7 @@ def _interrupted(number: int, _frame: FrameType | None) -> None:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{redacted(message)}\n")
     sys.stderr.flush()
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from embedjob.config.job import Job
 from embedjob.config.recipe import PARTIAL, Recipe
 from embedjob.config.types import Section
+from embedjob.config.url_secrets import redacted, refuse_secrets
 from embedjob.errors import ConfigError
 
 DEFAULT = "library default"
@@ -95,10 +96,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: is not valid YAML: {_without_its_text(error)}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: got {type(document).__name__}, allowed is a mapping of keys")
     return document
+
+
+def _without_its_text(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a YAML text, and where; its lines may hold secrets."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__
+    mark = error.problem_mark
+    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -133,6 +142,7 @@ def validate(
     partial: bool = False,
 ) -> _SectionT:
     """Return a document as a frozen section; ConfigError says what was got and allowed."""
+    refuse_secrets(document, at)
     try:
         # Strict JSON mode takes YAML's lists for tuples, and still refuses "3" for 3.
         return model.model_validate_json(json.dumps(document), context={PARTIAL: partial})
@@ -175,12 +185,14 @@ def _override(text: str) -> Layer:
     keys = path.strip().split(".")
     if not equals or len(keys) < 2 or keys[0] not in _SECTIONS:
         raise ConfigError(
-            f"--set {text}: allowed is SECTION.KEY=VALUE with a section of {', '.join(_SECTIONS)}"
+            f"--set {redacted(path)}: allowed is SECTION.KEY=VALUE with a section of"
+            f" {', '.join(_SECTIONS)}"
         )
     try:
         value: Any = yaml.safe_load(raw)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+        what = _without_its_text(error)
+        raise ConfigError(f"--set {path}: the value is not valid YAML: {what}") from None
     for key in reversed(keys):
         value = {key: value}
     return Layer(f"--set {path.strip()}", _expanded(value), value)
@@ -193,6 +205,8 @@ def _lookup(values: Any, keys: Sequence[str]) -> Any:
 
 
 def _expanded(document: dict[str, Any]) -> dict[str, Any]:
+    # Once more than at validation: a message about a variable shows what stands around it.
+    refuse_secrets(document)
     for path in _PATHS:
         section, key = path.split(".")
         values = document.get(section)

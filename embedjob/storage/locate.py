@@ -3,29 +3,28 @@
 import os
 import re
 
+from embedjob.config.url_secrets import ADVICE, holds_credentials, secret_in
 from embedjob.errors import AccessError
 from embedjob.storage.access import access_errors
 from embedjob.storage.backend import Backend
 from embedjob.storage.local import LocalBackend
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
-_CREDENTIALS = re.compile(r"[^/@]*:[^/]*@")
 
 
 def split(url: str) -> tuple[str, str]:
     """Split a URL into its protocol ("" for a local path, which is made absolute) and its path.
 
-    AccessError where the URL holds credentials.
+    AccessError where the URL holds a secret.
     """
     match = _URL.fullmatch(url)
-    if match is None or match[1] == "file":
-        return "", os.path.abspath(os.path.expanduser(match[2] if match else url))
-    protocol, path = match.groups()
-    if _CREDENTIALS.match(path):
-        raise AccessError(
-            f"{protocol}://: got credentials in the URL; set them in the environment, "
-            "the profile or the role of each node"
-        )
+    protocol, path = ("", url) if match is None else match.groups()
+    # A listed key of a bucket may look like a query, which S3 does not have.
+    plain = protocol in ("s3", "s3a") and not holds_credentials(protocol, path)
+    if not plain and (found := secret_in(url)):
+        raise AccessError(f"got a place with {found}, {ADVICE}")
+    if protocol in ("", "file"):
+        return "", os.path.abspath(os.path.expanduser(path))
     return ("s3" if protocol == "s3a" else protocol), path.rstrip("/")
 
 
