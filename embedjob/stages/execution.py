@@ -14,11 +14,13 @@ from ray.exceptions import GetTimeoutError, RayError
 from embedjob.errors import FaultError, InterruptedRunError, RefusedError
 from embedjob.job.result import Tally
 from embedjob.stages.chunk_state import describe
+from embedjob.storage.retrying import hurry
 
 POLL_SECONDS = 0.5
 LEASE_SECONDS = 10.0
-# A run ends within 30 s of a signal: the longest wait for one answer of the ledger, the drain, and
+# A run ends so soon after a signal: the longest wait for one answer of the ledger, the drain, and
 # the time in which Ray Data may come to its end, with some seconds left for the last puts.
+END_SECONDS = 30.0
 ANSWER_SECONDS = 3.0
 DRAIN_SECONDS = 15.0
 SETTLE_SECONDS = 4.0
@@ -164,6 +166,8 @@ def _ending(tally: Tally | None, watch: Watch, interrupted: list[str]) -> Except
 
 
 def _interruption(signals: list[str]) -> InterruptedRunError:
+    # The last puts of this process wait for no storage that is in trouble.
+    hurry(END_SECONDS)
     return InterruptedRunError(
         f"stopped by {signals[0]}; finished chunks are committed; run again to resume"
     )

@@ -1,6 +1,7 @@
 """READ: one Ray read task per chunk, each giving one chunk state with rows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from ray.data.datasource import Datasource, ReadTask
 from embedjob.input.chunks import Chunk
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
 from embedjob.stages.ledger import MAX_ATTEMPTS
+from embedjob.storage.retrying import retried
 
 ReadRows = Callable[[Chunk], pa.Table]
 
@@ -70,7 +72,8 @@ def read_state(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> ChunkState:
     if isinstance(attempt, Failure):
         return ChunkState(chunk, failure=attempt)
     try:
-        rows = rows_of(chunk)
+        # As a whole: a read that is cut off half-way begins anew.
+        rows = retried(partial(rows_of, chunk), what=chunk.shard.url)
     except Exception as error:  # a fault of one shard; the others go on
         return ChunkState(chunk, failure=Failure("fault", describe(error)))
     return ChunkState(chunk, rows, stats={"rows": rows.num_rows, "text_bytes": chunk.text_bytes})

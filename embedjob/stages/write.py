@@ -19,8 +19,10 @@ from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
 from embedjob.stages.read import begin_attempt
+from embedjob.storage.retrying import patience
 from embedjob.vectors.encoded import Encoded, Failures, Lines
 
+WRITE_SECONDS = 600.0
 Commit = Callable[[ChunkState], Committed]
 
 
@@ -86,7 +88,9 @@ def outcome_of(state: ChunkState, commit: Commit) -> Outcome | None:
             return None
         return replace(outcome, fault=state.failure.detail)
     try:
-        committed = commit(state)
+        # Storage that is in trouble is waited for longer than elsewhere: this holds a GPU's work.
+        with patience(WRITE_SECONDS):
+            committed = commit(state)
     except (
         Exception
     ) as error:  # a full disk, a lost bucket: a fault of this chunk, not the end of the run

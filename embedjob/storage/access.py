@@ -10,9 +10,20 @@ from embedjob.errors import AccessError
 _ENDPOINT = "check AWS_ENDPOINT_URL and the network of this node"
 _KEYS = "check the credentials in the environment, the profile or the role of this node"
 _RIGHTS = "these credentials may not do this: grant list, read and (for an output) write"
-# By the class of a client's error or the code that the server answered. A HEAD answers without a
-# body, so its codes are bare numbers: an expired token is a 400 there.
+# What a server answers that cannot serve a request now. A HEAD answers without a body, so its codes
+# are bare numbers.
+BUSY = frozenset(
+    {
+        *("SlowDown", "ServiceUnavailable", "InternalError", "OperationAborted"),
+        *("RequestTimeout", "RequestLimitExceeded", "Throttling", "ThrottlingException"),
+        *("TooManyRequests", "BandwidthLimitExceeded", "IncompleteBody", "BadDigest"),
+        *("XAmzContentSHA256Mismatch", "408", "429", "500", "502", "503", "504"),
+    }
+)
+# By the class of a client's error or the code that the server answered: an expired token is a 400
+# to a HEAD.
 PROBLEMS = {
+    **dict.fromkeys(BUSY, "storage is too busy or broken to answer; run again later"),
     "NoSuchBucket": "the bucket does not exist; create it, or correct the name",
     "ParamValidationError": "got a name that is not allowed for a bucket or key; correct it",
     "InvalidBucketName": "got a name that is not allowed for a bucket; correct it",
@@ -61,7 +72,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return (OSError, BotoCoreError, ResponseParserError)
 
 
-def error_code(error: Exception) -> str:
+def error_code(error: BaseException) -> str:
     """Return the code that S3 answered, or the class name of an error that the client raised."""
     response = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", type(error).__name__))

@@ -17,6 +17,15 @@ class Backend(Protocol):
 
     checks_reads: bool  # each read fails once the opened file was replaced
 
+    @property
+    def reached(self) -> bool:
+        """Whether there was an answer in this process; until then the address may be wrong."""
+        return True
+
+    def note_reached(self) -> None:
+        """Note that there was an answer."""
+        return
+
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
         """Yield files below a folder, at least those that match `pattern`; none if missing."""
 

@@ -8,12 +8,12 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from embedjob.errors import AccessError
-from embedjob.storage.backend import Entry
+from embedjob.storage.backend import Backend, Entry
 
 _VERSION_KEYS = ("ETag", "etag", "generation", "content_md5", "mtime", "last_modified", "created")
 
 
-class FsspecBackend:
+class FsspecBackend(Backend):
     """The backend of one fsspec protocol."""
 
     checks_reads = False

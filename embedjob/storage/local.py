@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedjob.errors import AccessError
-from embedjob.storage.backend import Entry
+from embedjob.storage.backend import Backend, Entry
 from embedjob.storage.patterns import may_lead
 
 # A local file is written in a folder of this name and then linked to its own. The nearest one above
@@ -18,7 +18,7 @@ from embedjob.storage.patterns import may_lead
 SCRATCH = ".embedjob-tmp"
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """The backend of plain paths."""
 
     checks_reads = False

@@ -7,19 +7,22 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from embedjob.errors import AccessError, InputChangedError, OutputError
 from embedjob.storage.access import access_errors
-from embedjob.storage.backend import Entry
+from embedjob.storage.backend import Backend, Entry
 from embedjob.storage.local import LocalBackend
 from embedjob.storage.locate import locate, split
 from embedjob.storage.patterns import is_magic, matches
+from embedjob.storage.retrying import retried
 
+T = TypeVar("T")
 _COPY_BYTES = 16 * 2**20
 
 
@@ -92,7 +95,7 @@ def stat(url: str) -> Stored | None:
     """Return the file as it is now; None where there is none."""
     backend, path, prefix = locate(url)
     with access_errors(url), suppress(FileNotFoundError):
-        entry = backend.entry(path)
+        entry = _asked(backend, url, partial(backend.entry, path))
         return _stored(prefix, entry) if entry else None
     return None
 
@@ -101,14 +104,18 @@ def read_bytes(url: str) -> bytes:
     """Return the whole file; FileNotFoundError where there is none."""
     backend, path, _ = locate(url)
     with access_errors(url):
-        return backend.read(path)
+        return _asked(backend, url, partial(backend.read, path))
 
 
 def read_tail(file: Stored, length: int) -> bytes:
     """Return the last `length` bytes of a listed file; InputChangedError if it has changed."""
-    with open_unchanged(file) as handle:
-        handle.seek(max(0, file.size - length))
-        return handle.read()
+
+    def read() -> bytes:
+        with open_unchanged(file) as handle:
+            handle.seek(max(0, file.size - length))
+            return handle.read()
+
+    return retried(read, what=file.url)
 
 
 @contextmanager
@@ -121,7 +128,7 @@ def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
     backend, path, _ = locate(file.url)
     try:
         with access_errors(file.url):
-            handle, etag = backend.open(path)
+            handle, etag = _asked(backend, file.url, partial(backend.open, path))
         with handle:
             if etag != file.etag:
                 raise _changed(file)
@@ -138,10 +145,24 @@ def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
 
 
 def create(url: str, data: bytes | bytearray | memoryview) -> bool:
-    """Create the whole file and return True; return False where the name was taken."""
+    """Create the whole file and return True; return False where the name was taken.
+
+    Where a put had no answer, the file counts as created if its content is this one.
+    """
     backend, path, _ = locate(url)
+    content, uncertain = bytes(data), False
+
+    def put() -> bool:
+        nonlocal uncertain
+        try:
+            made = backend.create(path, content)
+        except Exception:
+            uncertain = True
+            raise
+        return made or (uncertain and backend.read(path) == content)
+
     with access_errors(url):
-        return backend.create(path, bytes(data))
+        return _asked(backend, url, put)
 
 
 def create_json(url: str, document: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +181,10 @@ def create_json(url: str, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def replace(url: str, data: bytes) -> None:
-    """Put a whole file under a name, even where the name is taken."""
+    """Put a whole file under a name, even where the name is taken; tried once.
+
+    A retry could put an old content over a new one.
+    """
     backend, path, _ = locate(url)
     with access_errors(url):
         backend.replace(path, data)
@@ -170,14 +194,18 @@ def delete(url: str) -> None:
     """Remove a file; a file that is not there counts as removed."""
     backend, path, _ = locate(url)
     with access_errors(url), suppress(FileNotFoundError):
-        backend.delete(path)
+        _asked(backend, url, partial(backend.delete, path))
 
 
 def download(file: Stored, to: Path) -> None:
     """Copy a listed file to a local path; InputChangedError if it has changed."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    with open_unchanged(file) as source, to.open("wb") as sink:
-        shutil.copyfileobj(source, sink, _COPY_BYTES)
+
+    def copy() -> None:
+        with open_unchanged(file) as source, to.open("wb") as sink:
+            shutil.copyfileobj(source, sink, _COPY_BYTES)
+
+    retried(copy, what=file.url)
 
 
 def holds(folder: str) -> bool:
@@ -185,6 +213,13 @@ def holds(folder: str) -> bool:
     backend, path, _ = locate(folder)
     with access_errors(folder):
         return next(backend.entries(path, ()), None) is not None
+
+
+def _asked(backend: Backend, url: str, call: Callable[[], T]) -> T:
+    """Return storage's answer, waited for while its trouble may pass."""
+    answer = retried(call, what=url, reached=backend.reached)
+    backend.note_reached()
+    return answer
 
 
 def _below(folder: str, pattern: tuple[str, ...]) -> list[Stored]:

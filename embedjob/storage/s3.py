@@ -4,15 +4,16 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 from s3fs import S3FileSystem
 
 from embedjob.errors import AccessError
 from embedjob.storage.access import PROBLEMS, error_code
-from embedjob.storage.backend import Entry
+from embedjob.storage.backend import Backend, Entry
 from embedjob.storage.patterns import stem
+from embedjob.storage.retrying import retried
 
 # Six attempts in all (2 by s3fs, each 3 by botocore): where packets vanish, some 20 seconds.
 _S3_CONFIG = {
@@ -22,16 +23,27 @@ _S3_CONFIG = {
     "retries": {"mode": "standard", "total_max_attempts": 3},
 }
 _CONFLICT_SECONDS = (0.1, 0.3, 1.0, 3.0)
+_REACHED: set[tuple[int, int]] = set()  # processes and environments whose server has answered
 
 
-class S3Backend:
+class S3Backend(Backend):
     """The backend of `s3://`; all threads of a process share one client."""
 
     checks_reads = True
 
     def __init__(self) -> None:
         """Take the client of this process and environment."""
-        self.fs: Any = _client(os.getpid(), _environment())
+        self._connection = (os.getpid(), _environment())
+        self.fs: Any = _client(*self._connection)
+
+    @property
+    def reached(self) -> bool:
+        """Whether this process has had an answer under its present environment."""
+        return self._connection in _REACHED
+
+    def note_reached(self) -> None:
+        """Note that there was an answer."""
+        _REACHED.add(self._connection)
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
         """Yield the files below a folder, a page at a time; none where it is missing."""
@@ -39,14 +51,7 @@ class S3Backend:
         prefix = f"{key}/" if key else ""
         page = {"Bucket": bucket, "Prefix": prefix + stem(pattern[0] if pattern else "")}
         while True:
-            try:
-                answer = self.fs.call_s3("list_objects_v2", **page)
-            except OSError as error:
-                # S3 refuses a listing with a word; a bare number comes from another kind of server.
-                code = error_code(error)
-                if not code.isdigit():
-                    raise
-                raise AccessError(f"s3://{bucket}: {PROBLEMS['NotS3']} ({code})") from error
+            answer = self._page(page)
             for item in answer.get("Contents", ()):
                 # A key that ends in a slash is a folder's placeholder.
                 if not item["Key"].endswith("/"):
@@ -54,6 +59,20 @@ class S3Backend:
             if not answer.get("IsTruncated"):
                 return
             page["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def _page(self, page: Mapping[str, str]) -> dict[str, Any]:
+        """Return one page of a listing; each is waited for by itself, as there may be thousands."""
+        bucket, call = page["Bucket"], functools.partial(self.fs.call_s3, "list_objects_v2", **page)
+        try:
+            answer: dict[str, Any] = retried(call, what=f"s3://{bucket}", reached=self.reached)
+        except OSError as error:
+            # S3 refuses a listing with a word; a bare number comes from another kind of server.
+            code = error_code(error)
+            if not code.isdigit() or self.reached:
+                raise
+            raise AccessError(f"s3://{bucket}: {PROBLEMS['NotS3']} ({code})") from error
+        self.note_reached()
+        return answer
 
     def entry(self, path: str) -> Entry | None:
         """Return the file; None for a folder."""
