@@ -195,7 +195,9 @@ def recorded_recipes(
     moved |= {} if base is None else {"base": base}
     moved |= {} if adapters is None else {"adapters": list(adapters)}
     kept = [recipe_from({**values, **moved}, {}) for values in claim.recipes.values()]
-    wrote = [recipe for recipe in kept if fingerprint(recipe, claim.digests) == claim.fingerprint]
+    # A dtype of auto is a job's word: no run has left it so.
+    resolved = [recipe for recipe in kept if recipe.dtype != "auto"]
+    wrote = [one for one in resolved if fingerprint(one, claim.digests) == claim.fingerprint]
     if not wrote:
         raise OutputError(f"{out}: none of its recipes gives its fingerprint; was it edited?")
     _require_allowed(kept, out, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)

@@ -1,6 +1,7 @@
 """Claim: the recipes that may write to an output, and the vectors that they must reproduce."""
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,12 +12,28 @@ import numpy as np
 
 from embedjob.errors import OutputError
 from embedjob.output.calibration import Calibration
+from embedjob.output.documents import EVERY, NONE, Kind, read_document, require_kinds
 from embedjob.output.fingerprint import NOT_HASHED
 from embedjob.output.schema import FORMAT_VERSION
-from embedjob.storage.objects import create_json, join, list_files, read_bytes
+from embedjob.storage.objects import create_json, join, list_files
 
 # The least cosine between a probe's vectors, by the precision in which the model runs.
 COSINES: Mapping[str, float] = {"float32": 0.9999, "bfloat16": 0.999, "float16": 0.999}
+
+
+_NUMBERS = [[float]]
+_KINDS: Kind = {
+    "chunk_rows": int,
+    "fingerprint": re.compile("[0-9a-f]{64}"),
+    "recipes": {EVERY: {"finish": [{EVERY: object}], EVERY: object}},
+    "digests": {EVERY: str},
+    "schema": {EVERY: str},
+    "probes": {"texts": [str], "ids": [[int]], "vectors": _NUMBERS},
+    "versions": {EVERY: str},
+    "calibration": (NONE, {"ranges": _NUMBERS, "vectors": int}),
+    "input": (NONE, [str]),
+    "token": str,
+}
 
 
 @dataclass(frozen=True)
@@ -184,20 +201,20 @@ def _put(url: str, claim: Claim) -> Claim:
 
 def _read(url: str) -> Claim | None:
     try:
-        document = json.loads(read_bytes(url))
+        document = read_document(url)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
     return _claim(document, url)
 
 
 def _claim(document: dict[str, Any], url: str) -> Claim:
+    require_kinds(document, {EVERY: object}, url=url, what="a claim")
     if document.get("format_version") != FORMAT_VERSION:
         raise OutputError(
             f"{url}: got format version {document.get('format_version')}, this release reads"
             f" {FORMAT_VERSION}; use the release that wrote it, or set another output.path"
         )
+    require_kinds(document, _KINDS, url=url, what="a claim")
     try:
         calibration = document.get("calibration")
         nested = {
@@ -205,6 +222,7 @@ def _claim(document: dict[str, Any], url: str) -> Claim:
             "calibration": calibration and Calibration(**calibration),
             "input": tuple(paths) if (paths := document.get("input")) else None,
         }
+        document["recipes"]["document"]  # what all readers ask for
         return Claim(**{**document, **nested})
     except (TypeError, KeyError) as error:
         raise OutputError(f"{url}: is not a claim of embedjob ({error})") from error

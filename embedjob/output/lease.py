@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from embedjob.errors import AccessError, FaultError, LeaseHeldError, OutputError
-from embedjob.storage.objects import absolute, create_json, join, list_files, read_bytes
+from embedjob.output.documents import Kind, numbered, read_document, require_kinds
+from embedjob.storage.objects import absolute, create_json, join, list_files
 from embedjob.storage.objects import replace as put_over
 
 HEARTBEAT_SECONDS = 10.0
@@ -21,6 +22,18 @@ WATCH_SECONDS = 30.0
 # Before a contender's watch is over, a holder whose heartbeat was not accepted stops by itself.
 UNRENEWED_SECONDS = 20.0
 _LOOK_SECONDS = 1.0  # the longest pause between two looks of a contender
+
+
+_KINDS: Kind = {
+    "epoch": int,
+    "job": str,
+    "token": str,
+    "host": str,
+    "pid": int,
+    "since": str,
+    "heartbeat": int,
+    "released": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -200,20 +213,20 @@ def _numbers(out: str, folder: str) -> list[int]:
     """Return the numbers of what lies in a folder of the output: files, or folders of parts."""
     place = join(absolute(out), folder)
     tops = {file.url[len(place) + 1 :].partition("/")[0] for file in list_files(place)}
-    return [int(stem) for top in tops if (stem := top.removesuffix(".json")).isdigit()]
+    return numbered(tops)
 
 
 def _read(out: str, epoch: int) -> Lease:
     url = join(out, "leases", f"{epoch:08d}.json")
-    try:
-        document = json.loads(read_bytes(url))
-    except ValueError as error:
-        raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
-    return _lease(out, document, url)
+    return _lease(out, read_document(url), url)
 
 
 def _lease(out: str, document: dict[str, Any], url: str) -> Lease:
+    require_kinds(document, _KINDS, url=url, what="a lease")
     try:
-        return Lease(**{**document, "out": out})
+        lease = Lease(**{**document, "out": out})
     except TypeError as error:
         raise OutputError(f"{url}: is not a lease of embedjob ({error})") from error
+    if lease.url != url:
+        raise OutputError(f"{url}: has the epoch {lease.epoch} of another lease; was it copied?")
+    return lease

@@ -199,6 +199,9 @@ def _to_parquet(table: pa.Table) -> bytes:
 
 def _cast(tables: Sequence[pa.Table], schema: pa.Schema, folder: str) -> pa.Table:
     try:
-        return pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
+        found = pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
     except (KeyError, pa.ArrowException) as error:
         raise OutputError(f"{folder}: a part has other columns ({error})") from error
+    if empty := [name for name in schema.names if found[name].null_count]:
+        raise OutputError(f"{folder}: a part has no value in some {empty[0]}; was it edited?")
+    return found

@@ -3,7 +3,7 @@
 A snapshot is a small JSON head, and its file entries in Parquet parts beside it.
 """
 
-import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from embedjob.errors import FaultError, OutputError
+from embedjob.output.documents import (
+    EVERY,
+    NONE,
+    Kind,
+    moment,
+    numbered,
+    read_document,
+    require_kinds,
+)
 from embedjob.output.manifest import FileList, SnapshotFile, inside, put_parts, read_parts
-from embedjob.storage.objects import absolute, create_json, join, list_files, read_bytes
+from embedjob.storage.objects import absolute, create_json, join, list_files
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -23,6 +32,23 @@ if TYPE_CHECKING:
 # Version 1 held the file entries in the head itself.
 HEAD_VERSION = 2
 _HEAD = ("epoch", "fingerprint", "limit", "input", "projection", "pruned", "original", "created")
+
+
+_KINDS: Kind = {
+    "epoch": int,
+    "fingerprint": re.compile("[0-9a-f]{64}"),
+    "limit": (NONE, int),
+    "input": (NONE, [str]),
+    "projection": (NONE, str),
+    "pruned": (NONE, int),
+    "original": (NONE, int),
+    "created": moment,
+    "faults": [{EVERY: str}],
+    "parts": [{"name": re.compile(r"(files-\d+|shards)\.parquet"), "rows": int, "bytes": int}],
+    # In version 1 these lists are in the head; a later head has their lengths.
+    "files": (int, [{"counts": {EVERY: int}, EVERY: (str, int)}]),
+    "shards": (int, [{"url": str, "etag": str, "rows": int, "complete": bool}]),
+}
 
 
 @dataclass(frozen=True)
@@ -105,8 +131,7 @@ def published(out: str) -> tuple[int, ...]:
     """Return the numbers of all snapshots, ascending."""
     folder = join(absolute(out), "snapshots")
     names = [file.url[len(folder) + 1 :] for file in list_files(folder)]
-    numbers = [name.removesuffix(".json") for name in names if name.endswith(".json")]
-    return tuple(sorted(int(number) for number in numbers if number.isdigit()))
+    return tuple(sorted(numbered(name for name in names if name.endswith(".json"))))
 
 
 def snapshot_files(out: str, epoch: int) -> list[str]:
@@ -121,10 +146,8 @@ def read_snapshot(out: str, epoch: int) -> Snapshot:
     OutputError where it is damaged, or names a file outside the output's folders of embeddings.
     """
     url = _url(out, epoch)
-    try:
-        document = json.loads(read_bytes(url))
-    except ValueError as error:
-        raise OutputError(f"{url}: is not JSON; was it edited by hand?") from error
+    document = read_document(url)
+    require_kinds(document, _KINDS, url=url, what="a snapshot")
     try:
         if document.get("format_version") == HEAD_VERSION:
             files, shards = read_parts(url.removesuffix(".json"), document["parts"])
@@ -137,8 +160,10 @@ def read_snapshot(out: str, epoch: int) -> Snapshot:
         snapshot = Snapshot(**given, files=files, shards=shards, faults=tuple(document["faults"]))
         for path in files.table["path"].to_pylist():
             inside(path)
-    except (KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, pa.ArrowException) as error:
         raise OutputError(f"{url}: is not a snapshot of this release ({error})") from error
+    if snapshot.epoch != epoch:
+        raise OutputError(f"{url}: has the epoch {snapshot.epoch} of another one; was it copied?")
     return snapshot
 
 
