@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from embedjob.config.job import Job
 from embedjob.config.recipe import PARTIAL, Recipe
 from embedjob.config.types import Section
-from embedjob.config.url_secrets import redacted, refuse_secrets
+from embedjob.config.url_secrets import ADVICE, names_secret, redacted, refuse_secrets
 from embedjob.errors import ConfigError
 
 DEFAULT = "library default"
@@ -225,6 +225,10 @@ def _expand(value: Any, path: str) -> Any:
         name = match[1]
         if name not in os.environ:
             raise ConfigError(f"{path}: the environment variable {name} is not set; got {value!r}")
+        if names_secret(name):
+            raise ConfigError(
+                f"{path}: got the variable {name}, whose name is a secret's, {ADVICE}"
+            )
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", variable, value)

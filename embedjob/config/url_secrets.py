@@ -35,10 +35,14 @@ def secret_in(text: str) -> str | None:
         if holds_credentials(scheme, rest):
             return f"credentials before the host of {scheme}://"
         for name in _PARAMETER.findall(re.sub(r"^[^?#]*", "", rest)):
-            plain = re.sub(r"[^a-z0-9]", "", unquote(name).lower())
-            if _SECRET_NAME.search(plain):
-                return f"a secret in the query of {scheme}:// ({plain[:40]})"
+            if names_secret(unquote(name)):
+                return f"a secret in the query of {scheme}:// ({_plain(unquote(name))[:40]})"
     return None
+
+
+def names_secret(name: str) -> bool:
+    """Tell whether a parameter, or a variable of the environment, is named like a secret."""
+    return _SECRET_NAME.search(_plain(name)) is not None
 
 
 def holds_credentials(scheme: str, rest: str) -> bool:
@@ -49,6 +53,10 @@ def holds_credentials(scheme: str, rest: str) -> bool:
         return ":" in user or scheme.lower() not in _NAMES_BEFORE_HOST
     # A password may hold a slash, and then the "@" comes after it. An access point is an ARN.
     return "@" in path and re.match(r"(?!arn:|\[)[^:]*:(?!\d+$)", host) is not None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def redacted(text: str) -> str:

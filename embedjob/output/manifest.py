@@ -39,6 +39,8 @@ FILES = pa.schema(
 SHARDS = pa.schema(
     [("url", pa.string()), ("etag", pa.string()), ("rows", pa.int64()), ("complete", pa.bool_())]
 )
+# Columns that every row has a value in.
+_NEEDED = frozenset({*FILES.names, "url", "complete"})
 PART_ROWS = 1_000_000
 _BATCH_ROWS = 10_000
 # Neighbours share most of a path, and their digests share nothing.
@@ -202,6 +204,7 @@ def _cast(tables: Sequence[pa.Table], schema: pa.Schema, folder: str) -> pa.Tabl
         found = pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
     except (KeyError, pa.ArrowException) as error:
         raise OutputError(f"{folder}: a part has other columns ({error})") from error
-    if empty := [name for name in schema.names if found[name].null_count]:
+    needed = [name for name in schema.names if name in _NEEDED]
+    if empty := [name for name in needed if found[name].null_count]:
         raise OutputError(f"{folder}: a part has no value in some {empty[0]}; was it edited?")
     return found

@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedjob.cli import main
 from embedjob.config.job_file import job_source, read_job, validate_partial
 from embedjob.config.url_secrets import redacted, refuse_secrets, secret_in
 from embedjob.errors import AccessError, ConfigError, EmbedjobError
@@ -158,6 +159,41 @@ def test_a_variable_of_the_environment_may_not_hold_one(monkeypatch: pytest.Monk
     for path in ("${PLACE}", f"{WITH_SECRET[0]}/${{NOWHERE}}"):
         said = _refused(lambda path=path: validate_partial(job_source(_job("input.path", path))))
         assert said.startswith("input.path: got credentials before the host of s3://")
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD"])
+def test_a_variable_that_is_named_like_a_secret_is_no_part_of_a_path(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, SECRET)
+    job = _job("output.path", f"s3://bucket/${{{name}}}")
+    assert name in _refused(lambda: job_source(job))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "{job}"],
+        ["run", "{plain}", "--set", "output.path={url}"],
+        ["preview", "{job}"],
+        ["methods", "--resolved", "{job}"],
+        ["verify", "{url}"],
+        ["prune", "{url}"],
+        ["run", "{url}/job.yaml"],
+    ],
+)
+@pytest.mark.parametrize("url", [WITH_SECRET[0], WITH_SECRET[5], WITH_SECRET[12]])
+def test_no_command_repeats_one(
+    arguments: list[str], url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"url": url}
+    for name, at in (("job", url), ("plain", "in")):
+        places[name] = str(tmp_path / f"{name}.yaml")
+        Path(places[name]).write_text(yaml.safe_dump(_job("input.path", at)))
+    assert main([one.format(**places) for one in arguments]) == 2
+    said = "".join(capsys.readouterr())
+    assert "embedjob: " in said
+    assert SECRET not in said
 
 
 def test_a_broken_file_is_not_quoted(tmp_path: Path) -> None:

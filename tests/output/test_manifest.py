@@ -7,6 +7,8 @@ from typing import Any
 
 import duckdb
 import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from embedjob.errors import OutputError
@@ -141,6 +143,16 @@ def test_a_damaged_part_is_named(out: str) -> None:
             newest(out)
     part.unlink()
     with pytest.raises(OutputError, match="is missing; its snapshot cannot be read"):
+        newest(out)
+
+
+def test_a_part_with_gaps_is_named(out: str) -> None:
+    publish(out, _snapshot(30))
+    part = Path(out, "snapshots", "00000003", "files-00000.parquet")
+    table = pq.read_table(part)
+    gap = pa.array([None, *table["start"].to_pylist()[1:]], pa.int64())
+    pq.write_table(table.set_column(table.column_names.index("start"), "start", gap), part)
+    with pytest.raises(OutputError, match="has no value in some start"):
         newest(out)
 
 
