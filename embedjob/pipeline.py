@@ -64,10 +64,10 @@ def embed(
     started = time.monotonic()
     plan = plan_job(source)
     out = plan.job.out
-    require_create_only(out)
     newest = check_output(plan, options)
     if newest is not None and not options.redoes and is_published(plan, newest):
         return nothing_to_do(plan, newest, started=started)
+    require_create_only(out)
     from embedjob.stages.session import run_stages
 
     name = f"{plan.job.config.input.path} -> {out}"

@@ -1,13 +1,14 @@
 """Planning: the chunks of a job and those still to be done, from listings alone; writes nothing."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from embedjob.config.job import Input
 from embedjob.config.job_file import JobSource
-from embedjob.errors import InputError
+from embedjob.errors import InputError, RefusedError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import agree, columns_of
 from embedjob.input.footers import Footer
@@ -16,8 +17,9 @@ from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
 from embedjob.output.file_names import chunk_name, data_directory, is_chunk_name, parse
+from embedjob.output.manifest import remembered
 from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
-from embedjob.storage.objects import Stored, list_files
+from embedjob.storage.objects import Stored, absolute, list_files
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class JobPlan:
 
     job: IdentifiedJob
     shards: tuple[Shard, ...]
+    footers: Mapping[str, Footer | str]
     chunks: tuple[Chunk, ...]
     left: tuple[Chunk, ...]
     faults: tuple[tuple[str, str], ...]
@@ -86,17 +89,29 @@ def plan_job(source: JobSource) -> JobPlan:
         ConfigError, ModelError: see `resolve` and `identify`.
         AccessError: the input or the output cannot be listed.
     """
-    listing = list_input(input_of(source))
+    job_input, served = input_of(source), _served(source)
+    listing = list_input(job_input, served)
     with asked_once():
         identified = identify(resolve(source))
-    check_apart(identified.config.input.path, identified.out, listing.shards)
-    return plan(identified, listing, listed=_listed(identified), served=newest(identified.out))
+    check_apart(job_input.path, identified.out, listing.shards)
+    listed = _listed(identified)
+    return plan(identified, listing, listed=listed, served=served or newest(identified.out))
 
 
-def list_input(job_input: Input) -> InputListing:
-    """Find the shards and read their footers; InputError where not one shard can be read."""
-    shards = find_shards(job_input.path)
-    footers = read_footers([shard.stored for shard in shards], columns_of(job_input).wanted)
+def list_input(job_input: Input, served: Snapshot | None = None) -> InputListing:
+    """Find the shards and read their footers; InputError where not one shard can be read.
+
+    A shard that is unchanged since the `served` snapshot is not opened: its footer is there.
+    """
+    shards, wanted = find_shards(job_input.path), columns_of(job_input).wanted
+    known = remembered(served.shards, served.footers, wanted) if served else {}
+    footers: dict[str, Footer | str] = {
+        shard.url: known[shard.url, shard.etag]
+        for shard in shards
+        if (shard.url, shard.etag) in known
+    }
+    opened = [shard.stored for shard in shards if shard.url not in footers]
+    footers |= read_footers(opened, wanted) if opened else {}
     problems = [footer for footer in footers.values() if isinstance(footer, str)]
     if problems and len(problems) == len(footers):
         raise InputError(f"input.path: {shards[0].url} is {problems[0]}; no shard can be read")
@@ -126,6 +141,7 @@ def plan(
     return JobPlan(
         job=job,
         shards=listing.shards,
+        footers=listing.footers,
         chunks=chunks,
         left=tuple(chunk for chunk in chunks if chunk.name not in files),
         faults=cut.faults,
@@ -227,6 +243,13 @@ def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
             return
         yield chunk if chunk.rows <= rows else _cut(chunk, rows)
         rows -= chunk.rows
+
+
+def _served(source: JobSource) -> Snapshot | None:
+    """Return the newest snapshot where it can be read; why it cannot is said in its turn."""
+    with suppress(RefusedError, OSError):
+        return newest(absolute(source.get("output.path") or ""))
+    return None
 
 
 def _listed(job: IdentifiedJob) -> list[Stored]:

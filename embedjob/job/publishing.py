@@ -6,9 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
+from typing import Any
+
+import pyarrow as pa
 
 from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.chunks import Chunk
+from embedjob.input.columns import columns_of
 from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_notes
 from embedjob.job.planning import JobPlan, committed_files
@@ -17,7 +21,7 @@ from embedjob.output.chunk_file import Committed, read_all_committed
 from embedjob.output.file_names import data_directory, parse
 from embedjob.output.fingerprint import version
 from embedjob.output.lease import Holder
-from embedjob.output.manifest import FileList, SnapshotFile
+from embedjob.output.manifest import FileList, Footers, SnapshotFile, described
 from embedjob.output.snapshot import Snapshot, publish
 from embedjob.storage.objects import Stored, create, join, list_files
 
@@ -47,11 +51,14 @@ def snapshot_of(
         chunk for chunk in plan.chunks if chunk.name in here and chunk.shard.url not in replaced
     ]
     files = _files(chunks, here, fingerprint, _known(committed, before))
+    schemas: dict[pa.Schema, int] = {}
+    shards = _shards(plan, unfinished, schemas)
     return Snapshot(
         epoch=epoch,
         fingerprint=fingerprint,
         files=FileList.of(chain(files, held_back)),
-        shards=_shards(plan, unfinished),
+        shards=shards,
+        footers=Footers(columns_of(plan.job.config.input).wanted, tuple(schemas)),
         faults=tuple({"shard": url, "reason": reason} for url, reason in plan.faults),
         limit=plan.job.config.run.limit,
         input=plan.job.input_paths,
@@ -106,7 +113,9 @@ def _file(
     )
 
 
-def _shards(plan: JobPlan, unfinished: set[str]) -> tuple[dict[str, str | int | bool], ...]:
+def _shards(
+    plan: JobPlan, unfinished: set[str], schemas: dict[pa.Schema, int]
+) -> tuple[dict[str, Any], ...]:
     """Every shard once, the empty ones with no rows, the unfinished ones named so."""
     rows = {shard.url: 0 for shard in plan.empty}
     etags = {shard.url: shard.etag for shard in plan.empty}
@@ -114,7 +123,13 @@ def _shards(plan: JobPlan, unfinished: set[str]) -> tuple[dict[str, str | int | 
         rows[chunk.shard.url] = rows.get(chunk.shard.url, 0) + chunk.rows
         etags[chunk.shard.url] = chunk.shard.etag
     return tuple(
-        {"url": url, "etag": etags[url], "rows": rows[url], "complete": url not in unfinished}
+        {
+            "url": url,
+            "etag": etags[url],
+            "rows": rows[url],
+            "complete": url not in unfinished,
+            **described(plan.footers.get(url), schemas),
+        }
         for url in sorted(rows)
     )
 

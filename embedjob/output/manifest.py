@@ -1,5 +1,6 @@
 """Manifest: the file entries and shards of a snapshot, as Parquet parts beside its JSON head."""
 
+import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.errors import OutputError
+from embedjob.input.footers import Footer, Wanted
 from embedjob.output.file_names import is_chunk_name
 from embedjob.storage.objects import create, join, read_bytes
 
@@ -36,8 +38,18 @@ FILES = pa.schema(
         ("counts", pa.struct([(name, pa.int64()) for name in COUNTS])),
     ]
 )
+# The last four are what the shard's footer says: as long as its etag stays, nobody opens it again.
 SHARDS = pa.schema(
-    [("url", pa.string()), ("etag", pa.string()), ("rows", pa.int64()), ("complete", pa.bool_())]
+    [
+        ("url", pa.string()),
+        ("etag", pa.string()),
+        ("rows", pa.int64()),
+        ("complete", pa.bool_()),
+        ("group_rows", pa.list_(pa.int64())),
+        ("group_text_bytes", pa.list_(pa.int64())),
+        ("footer_bytes", pa.int64()),
+        ("schema", pa.int32()),
+    ]
 )
 # Columns that every row has a value in.
 _NEEDED = frozenset({*FILES.names, "url", "complete"})
@@ -164,7 +176,60 @@ def read_parts(
             raise OutputError(f"{url}: has {table.num_rows} rows, its snapshot says {part['rows']}")
         (shards if part["name"] == "shards.parquet" else files).append(table)
     listed = FileList(_cast(files, FILES, folder))
-    return listed, tuple(_cast(shards, SHARDS, folder).to_pylist())
+    rows = _cast(shards, SHARDS, folder).to_pylist()
+    return listed, tuple({k: v for k, v in row.items() if v is not None} for row in rows)
+
+
+@dataclass(frozen=True)
+class Footers:
+    """The distinct schemas of an input's shards, and the columns that its footers were read for."""
+
+    wanted: Wanted
+    schemas: tuple[pa.Schema, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        schemas = [schema.serialize().to_pybytes() for schema in self.schemas]
+        coded = [base64.b64encode(schema).decode() for schema in schemas]
+        return {"wanted": self.wanted._asdict(), "schemas": coded}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Footers":
+        """Read what `as_dict` gave."""
+        wanted = {name: tuple(columns) for name, columns in document["wanted"].items()}
+        coded = (base64.b64decode(schema) for schema in document["schemas"])
+        schemas = tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in coded)
+        return cls(Wanted(**wanted), schemas)
+
+
+def described(footer: Footer | str | None, schemas: dict[pa.Schema, int]) -> dict[str, Any]:
+    """Return a shard's footer as columns of SHARDS; a schema that is new is added to `schemas`."""
+    if not isinstance(footer, Footer):
+        return {}
+    return {
+        "group_rows": [*footer.group_rows],
+        "group_text_bytes": [*footer.group_text_bytes],
+        "footer_bytes": footer.length,
+        "schema": schemas.setdefault(footer.schema, len(schemas)),
+    }
+
+
+def remembered(
+    shards: Iterable[Mapping[str, Any]], footers: Footers | None, wanted: Wanted
+) -> dict[tuple[str, str], Footer]:
+    """Return by url and etag the footers of shards; none if other columns are wanted now."""
+    if footers is None or footers.wanted != wanted:
+        return {}
+    return {
+        (shard["url"], shard["etag"]): Footer(
+            tuple(shard["group_rows"]),
+            tuple(shard["group_text_bytes"]),
+            footers.schemas[shard["schema"]],
+            shard["footer_bytes"],
+        )
+        for shard in shards
+        if shard.get("schema") is not None
+    }
 
 
 def inside(path: str) -> str:

@@ -22,7 +22,7 @@ from embedjob.output.documents import (
     read_document,
     require_kinds,
 )
-from embedjob.output.manifest import FileList, SnapshotFile, inside, put_parts, read_parts
+from embedjob.output.manifest import FileList, Footers, SnapshotFile, inside, put_parts, read_parts
 from embedjob.storage.objects import absolute, create_json, join, list_files
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Snapshot:
     limit: int | None = None
     input: tuple[str, ...] | None = None
     projection: str | None = None
+    footers: Footers | None = None
     pruned: int | None = None
     original: int | None = None
     created: str = field(
@@ -106,6 +107,7 @@ def publish(out: str, snapshot: Snapshot) -> None:
         "token": secrets.token_hex(16),
         "format_version": HEAD_VERSION,
         **head,
+        "footers": snapshot.footers and snapshot.footers.as_dict(),
         "counts": snapshot.counts,
         "faults": [*snapshot.faults],
         "parts": parts,
@@ -157,10 +159,19 @@ def read_snapshot(out: str, epoch: int) -> Snapshot:
         given = {name: document[name] for name in _HEAD if name in document}
         if given.get("input") is not None:
             given["input"] = tuple(given["input"])
+        if document.get("footers"):
+            given["footers"] = Footers.from_dict(document["footers"])
         snapshot = Snapshot(**given, files=files, shards=shards, faults=tuple(document["faults"]))
         for path in files.table["path"].to_pylist():
             inside(path)
-    except (KeyError, TypeError, AttributeError, ArithmeticError, pa.ArrowException) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        pa.ArrowException,
+    ) as error:
         raise OutputError(f"{url}: is not a snapshot of this release ({error})") from error
     if snapshot.epoch != epoch:
         raise OutputError(f"{url}: has the epoch {snapshot.epoch} of another one; was it copied?")

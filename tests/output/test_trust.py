@@ -4,6 +4,7 @@ Covers: embedjob.pipeline
 """
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from embedjob.input import listing
+from embedjob.input.decoders import Decode
+from embedjob.input.footers import Footer
 from embedjob.job.options import Options
-from embedjob.output.cleanup import prune
 from embedjob.output.snapshot import newest
+from embedjob.storage.objects import Stored, list_files
 from tests.output.worlds import Operation, World
 
+# Each moment in `slow`, and one in eleven otherwise.
+STRIDES = pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 11])
 STOPS = st.none() | st.integers(1, 60)
 WAYS = st.sampled_from(["die", "sleep"])
 SHARDS = st.sampled_from(["in/a", "in/b", "in/c"])
@@ -70,23 +76,20 @@ class Output(RuleBasedStateMachine):
         ),
     )
     def run(self, stop_at: int | None, how: str, fails: int | None, options: Options) -> None:
-        work = lambda: self.world.run(options, fails=fails)  # noqa: E731 - it is what a process does
-        self._ended(self.world.operate(work, stop_at, how))
+        self._ended(self.world.run(options, stop_at=stop_at, how=how, fails=fails))
 
     @precondition(lambda self: newest(self.world.out) is not None)
     @rule()
     def another_job(self) -> None:
         """The same recipe over another input, by mistake."""
         before = newest(self.world.out)
-        ended = self.world.operate(lambda: self.world.run(Options(), name="other"), None, "die")
-        assert ended.result == 2, "another input was taken"
+        assert self.world.run(Options(), input="other").code == 2, "another input was taken"
         assert newest(self.world.out) == before
 
     @precondition(lambda self: newest(self.world.out) is not None)
     @rule(stop_at=STOPS, how=WAYS, keep=st.integers(1, 2))
     def prune(self, stop_at: int | None, how: str, keep: int) -> None:
-        work = lambda: prune(self.world.out, keep=keep, grace_seconds=0)  # noqa: E731 - as above
-        self.world.operate(work, stop_at, how)
+        self.world.prune(keep=keep, stop_at=stop_at, how=how)
 
     @precondition(lambda self: self.world.sleeping)
     @rule(data=st.data())
@@ -118,9 +121,8 @@ class Output(RuleBasedStateMachine):
         """However it went, a plain run with everything allowed puts it right."""
         try:
             if self.versions:
-                options = Options(allow_shrink=True, new_input=True)
-                ended = self.world.operate(lambda: self.world.run(options), None, "die")
-                assert ended.result == 0, ended.error
+                ended = self.world.run(Options(allow_shrink=True, new_input=True))
+                assert ended.code == 0, ended.error
                 self.world.look()
                 self.world.check_success(ended)
         finally:
@@ -128,7 +130,7 @@ class Output(RuleBasedStateMachine):
             self._folder.cleanup()
 
     def _ended(self, operation: Operation) -> None:
-        if operation.result == 0:
+        if operation.code == 0:
             self.world.check_success(operation)
 
 
@@ -137,10 +139,188 @@ def _settings(**given: Any) -> settings:
     return settings(deadline=None, suppress_health_check=checks, **given)
 
 
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Two shards of three and of one chunk, and an input of another job."""
+    with World(tmp_path).running() as made:
+        made.write("in/a", 23, 1)
+        made.write("in/b", 7, 1)
+        made.write("other/z", 3, 1)
+        yield made
+
+
+def _run(world: World, **options: bool) -> None:
+    """A run to its end, which readers see."""
+    ended = world.run(Options(**options))
+    assert ended.code == 0, ended.error or ended.result
+    world.look()
+    world.check_success(ended)
+
+
+@STRIDES
+@pytest.mark.parametrize("how", ["die", "sleep"])
+def test_a_run_that_stops_at_any_moment_is_followed_by_one_that_ends_well(
+    how: str, stride: int, world: World
+) -> None:
+    """It sleeps until the next run is over: what it does then harms nobody."""
+    for moment in range(1, 600, stride):
+        world.write("in/a", 23, moment)
+        first = world.run(Options(), stop_at=moment, how=how)
+        world.look()
+        if first.calls < moment:
+            break
+        _run(world)
+        if how == "sleep":
+            assert world.wake(0).code in (0, 1)
+            world.look()
+    else:
+        pytest.fail("a run has more moments than this")
+
+
+@STRIDES
+@pytest.mark.parametrize("how", ["die", "sleep"])
+def test_a_prune_that_stops_at_any_moment_takes_nothing_that_readers_see(
+    how: str, stride: int, world: World
+) -> None:
+    """A run whose files no snapshot names yet went before it; the next run may count on some."""
+    for moment in range(1, 600, stride):
+        _run(world)
+        world.write("in/b", 7, moment)
+        world.write("in/a", 23, moment)
+        world.run(Options(), stop_at=60, how="die")
+        first = world.prune(stop_at=moment, how=how)
+        world.look()
+        _run(world)
+        if how == "sleep" and first.asleep:
+            world.wake(0)
+            world.look()
+        if first.calls < moment:
+            break
+        # Or the next prune would have more to read, and so more moments.
+        world.prune()
+        world.look()
+    else:
+        pytest.fail("a prune has more moments than this")
+
+
+def test_a_run_that_published_late_is_never_what_readers_see(world: World) -> None:
+    """Asleep just before its head is put; a prune meanwhile takes the files that it lists."""
+    _run(world)
+    world.write("in/b", 9, 2)
+    moments = world.run(Options(), stop_at=10**6).calls
+    for moment in range(moments - 12, moments):
+        world.write("in/b", 9, moment)
+        late = world.run(Options(), stop_at=moment)
+        if not late.asleep:
+            continue
+        world.prune()
+        world.look()
+        woken = world.wake(0)
+        world.look()
+        # It may have published before the prune, which then keeps its list.
+        if woken.code == 0:
+            world.check_success(woken)
+        _run(world)
+
+
+def test_another_job_does_not_replace_the_corpus(world: World) -> None:
+    _run(world)
+    before = newest(world.out)
+    ended = world.run(Options(), input="other")
+    assert ended.code == 2
+    assert "--new-input" in str(ended.error)
+    assert newest(world.out) == before
+    assert world.run(Options(new_input=True), input="other").code == 0
+    assert world.run(Options()).code == 2
+
+
+def test_an_input_that_lists_short_is_not_published(world: World) -> None:
+    _run(world)
+    before = newest(world.out)
+    (world.inputs / "in" / "a.parquet").unlink()
+    ended = world.run(Options(publish_partial=True))
+    assert ended.code == 1
+    [fault] = ended.result.faults
+    assert (
+        "run.max_shrink: 7 rows would replace 30, allowed is 10% less; 1 shards are gone" in fault
+    )
+    summary = ended.result.summary
+    assert (summary.rows_before, summary.shards_removed, summary.snapshot) == (30, 1, None)
+    assert newest(world.out) == before
+    _run(world, allow_shrink=True)
+
+
+def test_leases_that_were_tidied_up_do_not_hide_a_run(world: World) -> None:
+    _run(world)
+    for path in Path(world.out, "leases").glob("*.json"):
+        path.unlink()
+    world.write("in/b", 9, 2)
+    _run(world)
+
+
+@STRIDES
+@pytest.mark.parametrize("option", ["repair", "retry_quarantined"])
+def test_a_crash_at_any_moment_of_making_again_is_healed_by_a_plain_run(
+    option: str, stride: int, world: World
+) -> None:
+    _run(world)
+    for moment in range(1, 600, stride):
+        first = world.run(Options(**{option: True}), stop_at=moment, how="die")
+        world.look()
+        _run(world)
+        if first.calls < moment:
+            break
+    else:
+        pytest.fail("a run has more moments than this")
+
+
+def test_a_partial_snapshot_lists_nothing_that_is_gone(world: World) -> None:
+    """Files of an unfinished shard stay as they were served, but for those that somebody lost."""
+    _run(world)
+    served = newest(world.out)
+    assert served is not None
+    lost = next(file for file in served.files if file.shard.endswith("a.parquet"))
+    Path(world.out, lost.path).unlink()
+    ended = world.run(Options(publish_partial=True, allow_shrink=True), fails=0)
+    assert (ended.code, ended.result.summary.snapshot is not None) == (1, True)
+    world.look()
+    _run(world)
+
+
+def test_what_is_made_again_takes_nothing_from_older_snapshots(world: World) -> None:
+    """Chunks with quarantined rows of shards that are no longer there are left alone."""
+    _run(world)
+    first = newest(world.out)
+    assert first is not None
+    world.write("in/a", 23, 2)
+    _run(world, retry_quarantined=True)
+    files = {file.url: file.etag for file in list_files(f"{world.out}/data")}
+    assert {f"{world.out}/{file.path}": file.etag for file in first.files}.items() <= files.items()
+
+
+def test_an_unchanged_input_is_not_opened_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(world)
+    world.write("in/b", 9, 2)
+    opened: list[str] = []
+    read = listing.read_footer
+
+    def read_footer(file: Stored, decode: Decode) -> Footer | str:
+        opened.append(file.name)
+        return read(file, decode)
+
+    monkeypatch.setattr(listing, "read_footer", read_footer)
+    _run(world)
+    assert opened == ["b.parquet"]
+    _run(world)
+    assert opened == ["b.parquet"]
+
+
 def test_any_history_leaves_readers_a_whole_corpus() -> None:
-    run_state_machine_as_test(Output, settings=_settings(max_examples=30, stateful_step_count=15))
+    run_state_machine_as_test(Output, settings=_settings(max_examples=15, stateful_step_count=12))
 
 
 @pytest.mark.slow
 def test_any_long_history_leaves_readers_a_whole_corpus() -> None:
-    run_state_machine_as_test(Output, settings=_settings(max_examples=600, stateful_step_count=30))
+    run_state_machine_as_test(Output, settings=_settings(max_examples=300, stateful_step_count=25))

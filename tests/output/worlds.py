@@ -6,7 +6,7 @@ committed without a model. One operation is active at a time; the others sleep w
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,16 @@ from embedjob import pipeline
 from embedjob.config.job import Input
 from embedjob.config.job_file import JobSource
 from embedjob.errors import EmbedjobError
+from embedjob.input import listing
 from embedjob.input.chunks import Chunk
+from embedjob.input.columns import columns_of
+from embedjob.input.decoders import decoders
 from embedjob.input.listing import check_apart
 from embedjob.input.reading import read_chunk
 from embedjob.job.options import Console, Options
 from embedjob.job.output import claim_of, output_spec
 from embedjob.job.planning import JobPlan, list_input, plan
-from embedjob.job.result import Outcome, StagesEnd
+from embedjob.job.result import Outcome, Result, StagesEnd
 from embedjob.output import cleanup, lease
 from embedjob.output.claim import put_claim
 from embedjob.output.committing import commit
@@ -47,13 +50,19 @@ class Crash(BaseException):
 
 @dataclass
 class Operation:
-    """A process: what it does, and the storage call before or after which it stops."""
+    """A process: what it does, and the moment at which it stops, of two for each storage call.
+
+    A run embeds the input of that name, and its chunk of that number `fails`.
+    """
 
     work: Callable[[], Any]
     stop_at: int | None = None
     how: str = "sleep"
+    input: str = "in"
+    fails: int | None = None
     calls: int = 0
     result: Any = None
+    code: int | None = None
     error: BaseException | None = None
     dead: bool = False
     shards: tuple[Any, ...] = ()
@@ -147,13 +156,18 @@ class World:
                 self.seconds += WATCH
             return claim(out, job=job, takeover=True)
 
-        with pytest.MonkeyPatch.context() as patch:
+        wanted = columns_of(self.job_input("in")).wanted
+        with pytest.MonkeyPatch.context() as patch, decoders(wanted, files=1) as decode:
+            # One process decodes for all: a run of these takes less than its start.
+            patch.setattr(listing, "decoders", lambda *_, **__: nullcontext(decode))
             patch.setattr(objects, "locate", gated)
             patch.setattr(lease, "_clock", lambda: self.seconds)
             for module in (lease, pipeline):
                 patch.setattr(module, "held", partial(held, every=3600.0))
                 patch.setattr(module, "claim", taken_over)
             patch.setattr(pipeline, "require_create_only", lambda _: None)
+            patch.setattr(pipeline, "plan_job", self._planned)
+            patch.setattr(session, "run_stages", self._stages)
             patch.setattr(cleanup, "THREADS", 1)
             yield self
             for operation in self.sleeping:
@@ -174,8 +188,9 @@ class World:
         good = [row_id for row_id, text in zip(columns["n"], texts, strict=True) if text]
         self.good[file.url, file.etag] = good
 
-    def operate(self, work: Callable[[], Any], stop_at: int | None, how: str) -> Operation:
-        operation = Operation(work, stop_at, how)
+    def operate(self, work: Callable[[], Any], **given: Any) -> Operation:
+        """A process that is over, dead or asleep when this returns."""
+        operation = Operation(work, **given)
         self._step(operation, operation.start)
         return operation
 
@@ -192,40 +207,43 @@ class World:
             self.sleeping.append(operation)
         elif isinstance(operation.error, Exception):
             assert isinstance(operation.error, EmbedjobError), operation.error
-            operation.result = operation.error.exit_code
+            operation.code = operation.error.exit_code
+        elif isinstance(operation.result, Result):
+            operation.code = 1 if operation.result.faults else 0
 
-    def run(self, options: Options, *, name: str = "in", fails: int | None = None) -> int:
-        """The exit code of a run; the chunk of that number fails."""
+    def run(self, options: Options, **given: Any) -> Operation:
+        """A run, which is over, dead or asleep; `given` are fields of its operation."""
+        return self.operate(lambda: pipeline.embed(JobSource(()), options, QUIET), **given)
+
+    def prune(self, *, keep: int = 1, **given: Any) -> Operation:
+        """A prune without grace, likewise."""
+        return self.operate(lambda: cleanup.prune(self.out, keep=keep, grace_seconds=0), **given)
+
+    def _planned(self, _: JobSource) -> JobPlan:
         me = self.active
         assert me is not None
+        job = job_of(self.job_input(me.input))
+        config = job.config
+        output = config.output.model_copy(update={"path": self.out})
+        run = config.run.model_copy(update={"max_quarantined": 1.0})
+        job = replace(job, config=config.model_copy(update={"output": output, "run": run}))
+        served = newest(job.out)
+        found = list_input(config.input, served)
+        me.shards = found.shards
+        check_apart(config.input.path, job.out, found.shards)
+        listed = objects.list_files(data_directory(job.out, FINGERPRINT))
+        return plan(job, found, listed=listed, served=served)
 
-        def planned(_: JobSource) -> JobPlan:
-            job = job_of(self.job_input(name))
-            config = job.config
-            output = config.output.model_copy(update={"path": self.out})
-            run = config.run.model_copy(update={"max_quarantined": 1.0})
-            config = config.model_copy(update={"output": output, "run": run})
-            job = replace(job, config=config)
-            listing = list_input(config.input)
-            me.shards = listing.shards
-            check_apart(config.input.path, job.out, listing.shards)
-            listed = objects.list_files(data_directory(job.out, FINGERPRINT))
-            return plan(job, listing, listed=listed, served=newest(job.out))
-
-        def stages(plan: JobPlan, *_: Any, holder: lease.Holder, **__: Any) -> StagesEnd:
-            if not plan.left:
-                return StagesEnd()
-            put_claim(self.out, claim_of(plan))
-            ends = [self._chunk(plan, chunk, i == fails) for i, chunk in enumerate(plan.left)]
-            # As the driver does while its stages run.
-            holder.require()
-            return StagesEnd(tuple(ends))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "plan_job", planned)
-            patch.setattr(session, "run_stages", stages)
-            result = pipeline.embed(JobSource(()), options, QUIET)
-        return 1 if result.faults else 0
+    def _stages(self, plan: JobPlan, *_: Any, holder: lease.Holder, **__: Any) -> StagesEnd:
+        if not plan.left:
+            return StagesEnd()
+        me = self.active
+        assert me is not None
+        put_claim(self.out, claim_of(plan))
+        ends = [self._chunk(plan, chunk, i == me.fails) for i, chunk in enumerate(plan.left)]
+        # As the driver does while its stages run.
+        holder.require()
+        return StagesEnd(tuple(ends))
 
     def _chunk(self, plan: JobPlan, chunk: Chunk, fails: bool) -> Outcome:
         place = (chunk.key, chunk.shard.url, chunk.start, chunk.stop)

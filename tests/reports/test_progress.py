@@ -70,6 +70,7 @@ def test_off_a_terminal_lines_come_at_once_and_at_the_end(monkeypatch: pytest.Mo
     plan = JobPlan(
         job=job_of(Input(path="in", text="t")),
         shards=(shard,),
+        footers={},
         chunks=(chunk,),
         left=(chunk,),
         faults=(),
