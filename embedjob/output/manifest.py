@@ -228,7 +228,7 @@ def remembered(
             shard["footer_bytes"],
         )
         for shard in shards
-        if shard.get("schema") is not None
+        if shard.get("schema") in range(len(footers.schemas))
     }
 
 

@@ -261,8 +261,9 @@ class World:
             content = Path(url).read_bytes()
             assert self.contents.setdefault(url, content) == content, f"{url} was changed"
         epochs = published(self.out) if Path(self.out).exists() else ()
-        if epochs and epochs[-1] > self.spoiled:
-            snapshot = read_snapshot(self.out, epochs[-1])
+        snapshot = read_snapshot(self.out, epochs[-1]) if epochs else None
+        # A prune publishes the newest list again, also where somebody took a file from it.
+        if snapshot is not None and (snapshot.original or snapshot.epoch) > self.spoiled:
             for file in snapshot.files:
                 stored = files.get(f"{self.out}/{file.path}")
                 assert stored is not None, f"snapshot {snapshot.epoch}: {file.path} is gone"
