@@ -10,7 +10,7 @@ from embedjob.storage.objects import Stored
 WHOLE_GROUP_FACTOR = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One input file as it was listed; `partitions` come from `key=value` directories."""
 
@@ -35,7 +35,7 @@ class RowRange(NamedTuple):
     first_row: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Rows [start, stop) of a shard; `name` is the file name of their embeddings.
 

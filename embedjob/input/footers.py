@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     filter: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Footer:
     """Rows and decompressed bytes of text by row group, columns, and the footer's length."""
 

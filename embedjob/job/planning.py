@@ -16,7 +16,7 @@ from embedjob.input.listing import check_apart, find_shards, read_footers
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
-from embedjob.output.file_names import chunk_name, data_directory, is_chunk_name, parse
+from embedjob.output.file_names import chunk_name, data_directory, parse, parsed
 from embedjob.output.manifest import remembered
 from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
 from embedjob.storage.objects import Stored, absolute, list_files
@@ -187,9 +187,9 @@ def committed_files(listed: Iterable[Stored], served: Snapshot | None) -> dict[s
     named = frozenset() if served is None or line < 0 else served.files.names
     last: dict[str, tuple[int, Stored]] = {}
     for file in listed:
-        if not is_chunk_name(file.name):
+        name = parsed(file.name)
+        if name is None:
             continue
-        name = parse(file.name)
         counts = name.generation > line or file.name in named
         if counts and name.generation >= last.get(name.chunk, (-1, file))[0]:
             last[name.chunk] = (name.generation, file)
@@ -257,7 +257,8 @@ def _listed(job: IdentifiedJob) -> list[Stored]:
 
 
 def _chunk_of(name: str) -> str | None:
-    return parse(name).chunk if is_chunk_name(name) else None
+    fields = parsed(name)
+    return fields.chunk if fields else None
 
 
 def _cut(chunk: Chunk, rows: int) -> Chunk:

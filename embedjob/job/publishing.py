@@ -86,14 +86,13 @@ def _known(committed: Sequence[Committed], before: Iterable[SnapshotFile]) -> Kn
 
 def _files(
     chunks: Sequence[Chunk], here: Mapping[str, Stored], fingerprint: str, known: Known
-) -> tuple[SnapshotFile, ...]:
+) -> Iterator[SnapshotFile]:
     stored = [here[chunk.name] for chunk in chunks]
     unknown = [file for file in stored if (file.name, file.etag) not in known]
-    known = {**known, **_known(read_all_committed(unknown), ())}
-    return tuple(
-        _file(chunk, file, fingerprint, known[file.name, file.etag])
-        for chunk, file in zip(chunks, stored, strict=True)
-    )
+    read = _known(read_all_committed(unknown), ())
+    for chunk, file in zip(chunks, stored, strict=True):
+        key = (file.name, file.etag)
+        yield _file(chunk, file, fingerprint, read[key] if key in read else known[key])
 
 
 def _file(

@@ -14,8 +14,8 @@ from embedjob.output import lease
 from embedjob.output.chunk_file import read_committed
 from embedjob.output.file_names import (
     data_directory,
-    is_chunk_name,
     parse,
+    parsed,
     quarantine_directory,
 )
 from embedjob.output.row_checks import first_lines
@@ -107,7 +107,7 @@ def _embedding_files(out: str) -> Iterator[Stored]:
         place = join(absolute(out), folder)
         for file in list_files(place):
             inner = file.url[len(place) + 1 :].split("/")
-            if len(inner) == 2 and _FOLDER.fullmatch(inner[0]) and is_chunk_name(file.name):
+            if len(inner) == 2 and _FOLDER.fullmatch(inner[0]) and parsed(file.name):
                 yield file
 
 
@@ -150,8 +150,7 @@ def _last(files: Iterable[Stored]) -> list[Stored]:
     """Return the last generation of each chunk's files."""
     last: dict[str, Stored] = {}
     for file in files:
-        if is_chunk_name(file.name):
-            name = parse(file.name)
+        if name := parsed(file.name):
             before = last.get(name.chunk)
             if before is None or parse(before.name).generation < name.generation:
                 last[name.chunk] = file

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from embedjob.errors import OutputError
@@ -39,6 +40,8 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
 
 
+# A shard's chunks are named one after the other.
+@lru_cache(maxsize=8)
 def shard_name(url: str) -> str:
     """Return `<slug>-<hash>`: the end of the path, readable, and a hash of the whole path."""
     tail = "/".join(url.split("/")[-2:]).removesuffix(".parquet")
@@ -58,23 +61,25 @@ def with_generation(name: str, generation: int) -> str:
     return f"{name.removesuffix('.parquet')}-{generation:08d}.parquet" if generation else name
 
 
-def is_chunk_name(name: str) -> bool:
-    """Return whether a file name is that of an embedding file."""
-    return _NAME.fullmatch(name) is not None
+def parsed(name: str) -> ChunkName | None:
+    """Split a file name into its fields; None when it is not the name of an embedding file."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    slug, digits, version, start, stop, generation = match.groups()
+    return ChunkName(f"{slug}-{digits}", version, int(start), int(stop), int(generation or 0))
 
 
 def parse(name: str) -> ChunkName:
     """Split a file name into its fields; OutputError when it is not the name of a chunk."""
-    match = _NAME.fullmatch(name)
-    if match is None:
+    fields = parsed(name)
+    if fields is None:
         raise OutputError(
             f"{name}: is not the name of an embedding file"
             " (<shard>-<hash>-<version>-<start>-<stop>[-<generation>].parquet); move it out of the"
             " output"
         )
-    shard = f"{match['slug']}-{match['hash']}"
-    place = int(match["start"]), int(match["stop"])
-    return ChunkName(shard, match["version"], *place, int(match["generation"] or 0))
+    return fields
 
 
 def data_directory(out: str, fingerprint: str) -> str:

@@ -3,7 +3,8 @@
 import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, overload
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from embedjob.errors import OutputError
 from embedjob.input.footers import Footer, Wanted
-from embedjob.output.file_names import is_chunk_name
+from embedjob.output.file_names import parsed
 from embedjob.storage.objects import create, join, read_bytes
 
 COUNTS = (
@@ -59,7 +60,7 @@ _BATCH_ROWS = 10_000
 _ENCODINGS = {"path": "DELTA_BYTE_ARRAY", "etag": "DELTA_LENGTH_BYTE_ARRAY"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SnapshotFile:
     """An embedding file, relative to the output, and the rows of its shard that it holds.
 
@@ -92,8 +93,18 @@ class FileList(Sequence[SnapshotFile]):
     @classmethod
     def of(cls, files: Iterable[SnapshotFile]) -> "FileList":
         """Build from entries."""
-        rows = [asdict(file) for file in files]
-        return cls(pa.Table.from_pylist(rows, schema=FILES))
+        tables = [FILES.empty_table()]
+        entries = iter(files)
+        while batch := [*islice(entries, _BATCH_ROWS)]:
+            arrays = [
+                pa.array([getattr(file, field.name) for file in batch], field.type)
+                for field in FILES
+                if field.name != "counts"
+            ]
+            counts = [pa.array([one.counts.get(n) for one in batch], pa.int64()) for n in COUNTS]
+            arrays.append(pa.StructArray.from_arrays(counts, fields=[*FILES.field("counts").type]))
+            tables.append(pa.table(arrays, schema=FILES))
+        return cls(pa.concat_tables(tables).combine_chunks())
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -239,7 +250,7 @@ def inside(path: str) -> str:
     """
     folder, _, name = path.rpartition("/")
     kind, _, fingerprint = folder.partition("/")
-    if kind not in ("data", "quarantine") or "/" in fingerprint or not is_chunk_name(name):
+    if kind not in ("data", "quarantine") or "/" in fingerprint or parsed(name) is None:
         raise OutputError(f"{path}: is not a place of embeddings in an output; was it edited?")
     return path
 

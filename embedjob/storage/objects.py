@@ -26,7 +26,7 @@ T = TypeVar("T")
 _COPY_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
     """One file as it was listed; another etag under the same URL means another file."""
 

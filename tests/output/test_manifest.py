@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_the_list_of_an_earlier_release_is_read(tmp_path: Path, out: str) -> Non
         "fingerprint": snapshot.fingerprint,
         "created": snapshot.created,
         "limit": None,
-        "files": [vars(file) for file in snapshot.files],
+        "files": [asdict(file) for file in snapshot.files],
         "shards": [*snapshot.shards],
         "faults": [],
         "quarantine": [*snapshot.quarantine],
