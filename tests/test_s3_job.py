@@ -34,6 +34,7 @@ from tests.seaweed import S3Server
 pytestmark = pytest.mark.ray
 MANY = 2000
 NOWHERE = "127.0.0.1:1"
+HUB_TOKEN = "hf_plantedInTheDriversEnvironment"
 
 
 def parquet(bodies: list[str], *, stem: str = "") -> bytes:
@@ -80,7 +81,9 @@ def done(
         input={"keep": ["lang"]},
     )
     folder = tmp_path_factory.mktemp("job")
-    ran = running.run(document, folder, "--address", cluster.address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", HUB_TOKEN)
+        ran = running.run(document, folder, "--address", cluster.address)
     return Done(bucket, document, bodies, ran)
 
 
@@ -115,7 +118,7 @@ def test_it_resumes_with_what_is_left(done: Done, cluster: Cluster, tmp_path: Pa
 
 
 def test_no_credential_is_anywhere(done: Done, s3: S3Server, cluster: Cluster) -> None:
-    secrets = [s3.secret_key.encode(), s3.access_key.encode()]
+    secrets = [s3.secret_key.encode(), s3.access_key.encode(), HUB_TOKEN.encode()]
 
     def clean(content: bytes) -> bool:
         return not any(secret in content for secret in secrets)
