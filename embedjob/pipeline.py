@@ -38,7 +38,7 @@ def flow(
     config = plan.job.config
     left = largest_first(plan.left)
     rows = read(left, partial(read_chunk, job_input=config.input), ledger=ledger)
-    views = tokenize(rows, engine)
+    views = tokenize(rows, engine, files=claim.files, ledger=ledger)
     embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
     committer = Committer(plan.job.out, output_spec(plan), config.encoder.vector_dtype)
     write(embeddings, committer, ledger=ledger)

@@ -122,3 +122,14 @@ def failing(how: Literal["raise", "exit"], token: int, log: Path) -> Callable[[J
         return FailingEngine(inner, token, how, str(log))
 
     return engine_of
+
+
+def replacing(file: Path, content: bytes) -> Callable[[Job, int], Engine]:
+    """An `engine_of` before which a file gets another content: the plan is made by then."""
+
+    def engine_of(config: Job, threads: int) -> Engine:
+        file.unlink()
+        file.write_bytes(content)
+        return recipe_engine(config, threads)
+
+    return engine_of

@@ -30,7 +30,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Tally:
-    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks."""
+    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks.
+
+    `idle_seconds` are those without progress while encoders were there, `absent_seconds` those
+    since one was last heard of.
+    """
 
     chunks: int
     faults: int
@@ -42,6 +46,7 @@ class Tally:
     in_hand: int
     refusal: str | None
     idle_seconds: float
+    absent_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,17 @@ def model_digests(components: ModelComponents) -> dict[str, str]:
     return digests
 
 
+def tokenizer_digests(components: ModelComponents) -> dict[str, str]:
+    """Return the digests of the files that texts are tokenized by, named as by `model_digests`.
+
+    No weights are read, apart from those that share a file with their tokenizer.
+    """
+    if components.model.model.endswith(".gguf"):
+        return file_digests(components.model)
+    files = model_files(str(materialize(components.model, tokenizer_only=True)))
+    return _sha256s(files, {name for name in _texts(files, MODEL) if _is_tokenizer(name)})
+
+
 def file_digests(source: ModelSource) -> dict[str, str]:
     """Return the SHA-256 of a model's weights, config and tokenizer files, modules included.
 

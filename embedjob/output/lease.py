@@ -16,6 +16,7 @@ from embedjob.errors import AccessError, FaultError, LeaseHeldError, OutputError
 from embedjob.output.documents import Kind, numbered, read_document, require_kinds
 from embedjob.storage.objects import absolute, create_json, join, list_files
 from embedjob.storage.objects import replace as put_over
+from embedjob.storage.retrying import patience
 
 HEARTBEAT_SECONDS = 10.0
 WATCH_SECONDS = 30.0
@@ -119,7 +120,9 @@ class Holder:
         """Return why the output is no longer this holder's to change; None while it is."""
         out = self.lease.out
         try:
-            taken = superseded(self.lease)
+            # Storage in trouble is not waited for: the other reason is just that.
+            with patience(0.0):
+                taken = superseded(self.lease)
         except (OSError, AccessError):
             taken = False  # The heartbeat will tell how long storage has not answered.
         if taken:

@@ -9,7 +9,7 @@ from embedjob.errors import OutputError
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, Probes, check_probes, put_claim, read_claims
 from embedjob.stages.calibrating import Calibrate
-from embedjob.stages.engine import EncodesViews, Engine
+from embedjob.stages.engine import EncodesViews, Engine, PlannedFiles
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
 
@@ -31,17 +31,24 @@ class ClaimAndCheck:
     """Claims an output with a freshly loaded encoder's probes, or holds the encoder to the claim.
 
     `claim` is this run's, without probes and ranges; `dtype` is what the model computes in, and
-    says how alike vectors must be. `calibrate` finds the ranges of int8 and uint8.
+    says how alike vectors must be. `files` are the model's as planned; `calibrate` finds the ranges
+    of int8 and uint8.
     """
 
     out: str
     claim: Claim
     dtype: str
+    files: PlannedFiles
     new_fingerprint: bool = False
     calibrate: Calibrate | None = None
 
     def __call__(self, encoder: EncodesViews, engine: Engine) -> None:
-        """Claim or check; OutputError where ids or vectors are not those of the standing claim."""
+        """Claim or check, after the encoder was loaded.
+
+        OutputError where ids or vectors are not those of the standing claim, ModelError where the
+        files are not those of the plan.
+        """
+        self.files.check()
         views = engine.load_tokenizer().views(PROBE_TEXTS)
         encoded = encoder.encode_views(views, stop=lambda: False, on_progress=lambda *_: None)
         if encoded.failed:

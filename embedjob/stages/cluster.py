@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from ray._private.worker import global_worker
 from ray.autoscaler.sdk import request_resources
 from ray.core.generated import autoscaler_pb2
 from ray.data import DataContext
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.config.job import ActorRange, Pool
-from embedjob.errors import AccessError, EmbedjobError, ResourceError
+from embedjob.errors import AccessError, EmbedjobError, ResourceError, in_one_line
 from embedjob.stages.encode import PoolSize
-from embedjob.stages.engine import Engine
+from embedjob.stages.engine import Engine, PlannedFiles
 from embedjob.stages.execution import is_unfinished
 from embedjob.storage import objects
 from embedjob.storage.create_only import require_create_only
@@ -54,6 +56,11 @@ def alive() -> list[NodeType]:
     """The nodes that are there now."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [_node_type(resources, 1) for resources in nodes]
+
+
+def free() -> list[NodeType]:
+    """What is left now of the nodes that are there: other jobs may hold the rest."""
+    return [_node_type(left, 1) for left in state.available_resources_per_node().values()]
 
 
 def launchable() -> list[NodeType] | None:
@@ -106,28 +113,95 @@ def _node_type(resources: Mapping[str, float], count: int) -> NodeType:
     return NodeType(resources.get("CPU", 0.0), resources.get("GPU", 0.0), count)
 
 
-def preflight(engine: Engine, *, shard: str, out: str) -> None:
-    """Raises EmbedjobError if a worker cannot see the input, write the output, or tokenize."""
-    problem = ray.get(_look.remote(engine, shard, out))
-    if problem is not None:
-        raise problem
+@dataclass(frozen=True)
+class Look:
+    """What a node must be able to do: see the input, read and write the output, tokenize.
+
+    `mark` is a file that the driver has put into the output, with a text that is in it: a node that
+    does not see it has a disk of its own there, and what it would write were lost.
+    """
+
+    engine: Engine
+    files: PlannedFiles
+    shard: str
+    out: str
+    mark: tuple[str, str]
+
+    def __call__(self) -> None:
+        """Look from this node; EmbedjobError says what it cannot do."""
+        self._read_mark()
+        if objects.stat(self.shard) is None:
+            raise AccessError(f"{self.shard}: the driver sees this shard and this node does not")
+        require_create_only(self.out)
+        self.engine.load_tokenizer()
+        self.files.check_tokenizer()
+
+    def _read_mark(self) -> None:
+        url, text = self.mark
+        for pause in (*MARK_PAUSES, None):
+            # A network disk may show a new file some seconds late.
+            with suppress(FileNotFoundError):
+                if text.encode() in objects.read_bytes(url):
+                    return
+            if pause is not None:
+                time.sleep(pause)
+        raise AccessError(
+            f"{self.out}: this node does not see the file that the driver has put there, so it"
+            " would write elsewhere; give output.path on S3, or on a disk that all nodes share"
+        )
 
 
-@ray.remote(num_cpus=1, max_retries=2)
-def _look(engine: Engine, shard: str, out: str) -> EmbedjobError | None:
+def preflight(look: Look, *, but: Set[str] = frozenset()) -> frozenset[str]:
+    """Look from every node apart from `but`, at the same time; return the ids of all that did.
+
+    Raises:
+        EmbedjobError: a node cannot do its part; the message names it.
+    """
+    nodes = {n["NodeID"]: n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
+    tasks = {_look_from(node, look): node for node in nodes.keys() - but}
+    late: list[Any] = []
+    if tasks:
+        _, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=LOOK_SECONDS)
+    looked = set(but)
+    for task, node in tasks.items():
+        host = nodes[node]["NodeManagerHostname"]
+        if task in late:
+            raise ResourceError(f"node {host}: did not answer in {LOOK_SECONDS:g} s; remove it")
+        try:
+            problem = ray.get(task)
+        except RayError as error:
+            # A node that left meanwhile does no harm.
+            if any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()):
+                reason = f"cannot run tasks ({in_one_line(error)})"
+                raise ResourceError(f"node {host}: {reason}") from error
+            continue
+        if problem is not None:
+            raise type(problem)(f"node {host}: {problem}")
+        looked.add(node)
+    return frozenset(looked)
+
+
+def _look_from(node: str, look: Look) -> Any:
+    # No CPU is asked for: on a busy node the task would wait.
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _answer.options(scheduling_strategy=there).remote(look)
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def _answer(look: Look) -> EmbedjobError | None:
     # Errors come back as values: Ray wraps a raised one in the worker's traceback.
     try:
-        if objects.stat(shard) is None:
-            return AccessError(f"{shard}: the driver sees this shard and a worker node does not")
-        require_create_only(out)
-        engine.load_tokenizer()
+        look()
     except EmbedjobError as error:
         return error
     return None
 
 
+LOOK_SECONDS = 600.0
+MARK_PAUSES = (1.0, 2.0, 4.0)
 POLL_SECONDS = 2.0
 SAY_SECONDS = 30.0
+GRACE_POLLS = 3
 ANSWER_SECONDS = 10.0
 
 
@@ -248,9 +322,12 @@ def _asked(pool: Pool, kinds: Sequence[NodeType], most: int) -> tuple[int, int]:
 
 
 def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
-    """Return once the smallest pool fits on nodes that are there."""
-    if _fits(size):
-        return
+    """Return once the smallest pool fits into what is free on the nodes that are there."""
+    for _ in range(GRACE_POLLS):
+        if _fits(size):
+            return
+        # Ray takes a moment to count what a task of this run has given back.
+        time.sleep(POLL_SECONDS / 2)
     bundle = {"CPU": size.cpus, **({"GPU": size.gpus} if size.gpus else {})}
     request_resources(bundles=[bundle] * size.smallest)
     deadline, said = time.monotonic() + wait, -math.inf
@@ -261,7 +338,8 @@ def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
                 reason = "no node type fits" if left > 0 else f"waited {wait:g} s in vain"
                 raise ResourceError(
                     f"run.wait_for_resources: {size.smallest} x {bundle}: {reason}; there are"
-                    f" {_listed(alive())}. Lower what pool asks for, or wait longer"
+                    f" {_listed(alive())}, of which {_listed(free())} are free. Lower what pool"
+                    " asks for, or wait longer"
                 )
             if time.monotonic() - said >= SAY_SECONDS:
                 said = time.monotonic()
@@ -272,7 +350,7 @@ def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
 
 
 def _fits(size: PoolSize) -> bool:
-    return sum(kind.holds(size.cpus, size.gpus) for kind in alive()) >= size.smallest
+    return sum(kind.holds(size.cpus, size.gpus) for kind in free()) >= size.smallest
 
 
 def _listed(kinds: Sequence[NodeType]) -> str:

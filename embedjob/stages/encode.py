@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -15,12 +16,13 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
-from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
+from embedjob.stages.attempts import begin_attempt, limited, packed
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import EncodesViews, Engine
-from embedjob.stages.read import begin_attempt
 
 REPORT_SECONDS = 2.0
+LOAD_PAUSE = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class EncodeActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the block's chunks with embeddings in place of views."""
-        return pa.concat_tables([to_block(self._encode(state)) for state in from_block(block)])
+        return pa.concat_tables([packed(self._encode(state)) for state in from_block(block)])
 
     def _load(self, engine: Engine, claim: ClaimAndCheck) -> EncodesViews | None:
         # A constructor that raises would end the run with a traceback: a model that does not load
@@ -87,8 +89,13 @@ class EncodeActor:
             ray.get(self._ledger.refuse.remote(_unloaded(error)))
             return None
         except Exception as error:
-            if ray.get(self._ledger.failed_to_load.remote(_unloaded(error))):
+            node = ray.get_runtime_context().get_node_id()
+            alone = sum(known["Alive"] for known in ray.nodes()) == 1
+            failed = self._ledger.failed_to_load.remote(_unloaded(error), node, alone=alone)
+            if ray.get(failed):
                 return None
+            # A bad node would fail again and again while a good one still loads.
+            time.sleep(LOAD_PAUSE)
             _exit_process(_unloaded(error))
         self._ledger.ready.remote(ray.get_runtime_context().get_actor_id(), tuple(notes))
         return encoder
@@ -97,21 +104,27 @@ class EncodeActor:
         if state.failure or state.views is None:
             return state
         started = time.monotonic()
-        attempt = begin_attempt("encode", state.chunk.key, self._ledger)
+        tokens = int(state.views.lengths.sum())
+        attempt = begin_attempt("encode", state.chunk.key, self._ledger, size=tokens)
         if isinstance(attempt, Failure) or self._encoder is None:
             stopped = Failure("abandoned", "the run is stopping")
             failure = attempt if isinstance(attempt, Failure) else stopped
             return ChunkState(state.chunk, failure=failure, stats=state.stats)
         try:
-            encoded = self._encoder.encode_views(
-                state.views, stop=self._stopping.is_set, on_progress=self._reporter(state)
-            )
+            with limited(attempt.seconds) as moved:
+                reporter = self._reporter(state, moved)
+                encoded = self._encoder.encode_views(
+                    state.views, stop=self._stopping.is_set, on_progress=reporter
+                )
         except InterruptedRunError as error:
             self._ledger.abandon.remote(state.chunk.key)
             return ChunkState(state.chunk, failure=Failure("abandoned", str(error)))
         except DeviceLostError as error:
             # This actor would take chunk after chunk and fail them all. The attempt is counted, and
-            # Ray gives the chunk to the next actor.
+            # Ray runs it again in a new process.
+            gpu = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+            device = f"GPU {gpu} of node {socket.gethostname()}"
+            ray.get(self._ledger.lost.remote(state.chunk.key, device))
             _exit_process(f"{state.chunk.key}: {error}")
         except Exception as error:  # a fault of one chunk; the others go on
             failure = Failure("fault", describe(error))
@@ -122,14 +135,16 @@ class EncodeActor:
             **encoded.stats,
             "wait_seconds": waited,
             "encode_seconds": self._free_since - started,
+            "view_tokens": tokens,
         }
         return replace(state, views=None, encoded=encoded, stats=stats)
 
-    def _reporter(self, state: ChunkState) -> Callable[[int, int], None]:
+    def _reporter(self, state: ChunkState, moved: Callable[[], None]) -> Callable[[int, int], None]:
         reported = time.monotonic()
 
         def on_progress(texts: int, tokens: int) -> None:
             nonlocal reported
+            moved()
             if time.monotonic() - reported >= REPORT_SECONDS:
                 reported = time.monotonic()
                 self._ledger.progress.remote(state.chunk.key, texts, tokens)
@@ -138,7 +153,7 @@ class EncodeActor:
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
-            if ray.get(self._ledger.stopping.remote()):
+            if ray.get(self._ledger.present.remote()):
                 self._stopping.set()
             time.sleep(1.0)
 

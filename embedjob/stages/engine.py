@@ -1,14 +1,18 @@
 """What turns texts into vectors, as a small value that travels to every worker and loads there."""
 
+import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from embedjob.config.job import Job
 from embedjob.config.recipe import Recipe
+from embedjob.errors import ModelError
 from embedjob.models.architecture import config_of
+from embedjob.models.components import ModelComponents, components_of
+from embedjob.models.digests import model_digests, tokenizer_digests
 from embedjob.models.source import materialize, source_of
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.tokenizing import ViewTokenizer
@@ -94,6 +98,41 @@ class RecipeEngine:
             gpus=self.gpus,
             threads=self.threads,
         )
+
+
+@dataclass(frozen=True)
+class PlannedFiles:
+    """The model as the plan found it: its recipe as JSON, and the digests of its files by name."""
+
+    recipe_json: str
+    digests: tuple[tuple[str, str], ...]
+
+    def check(self) -> None:
+        """Check all files of this node, once they were loaded; ModelError names one that differs.
+
+        A file is read once per node, and again when it has changed.
+        """
+        here, planned = model_digests(self._components), dict(self.digests)
+        self._compare({**dict.fromkeys(planned), **here})
+
+    def check_tokenizer(self) -> None:
+        """Check the files that texts are tokenized by; ModelError names one that differs."""
+        self._compare(tokenizer_digests(self._components))
+
+    @property
+    def _components(self) -> ModelComponents:
+        return components_of(Recipe.model_validate_json(self.recipe_json))
+
+    def _compare(self, here: Mapping[str, str | None]) -> None:
+        planned = dict(self.digests)
+        for name, sha256 in sorted(here.items()):
+            if planned.get(name) != sha256:
+                ours, theirs = ((one or "not there")[:12] for one in (sha256, planned.get(name)))
+                raise ModelError(
+                    f"encoder.model: {name} is another file on node {socket.gethostname()} than in"
+                    f" the plan (sha256 {ours}, planned {theirs}); give all nodes the same files,"
+                    " and do not change them during a run"
+                )
 
 
 def recipe_engine(config: Job, threads: int) -> Engine:

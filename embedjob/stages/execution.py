@@ -26,6 +26,8 @@ DRAIN_SECONDS = 15.0
 SETTLE_SECONDS = 4.0
 # A ledger that is silent for so long is lost; on a busy node, answers take seconds.
 SILENT_SECONDS = 60.0
+# Without any encoder a run waits for machines, or for a model to be fetched, and not for ever.
+ABSENT_STALLS = 8
 _THREAD = "embedjob-pipeline"
 
 
@@ -161,6 +163,11 @@ def _ending(tally: Tally | None, watch: Watch, interrupted: list[str]) -> Except
     if tally is not None and tally.idle_seconds > watch.stall_seconds:
         return FaultError(
             f"run.stall_seconds: nothing moved for {watch.stall_seconds:g} s; run again to resume"
+        )
+    if tally is not None and tally.absent_seconds > ABSENT_STALLS * watch.stall_seconds:
+        return FaultError(
+            f"pool: no encoder was there for {tally.absent_seconds:.0f} s, {ABSENT_STALLS} times"
+            " run.stall_seconds; run again to resume once the cluster has machines for them"
         )
     return None
 

@@ -10,9 +10,9 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from embedjob.input.chunks import Chunk
-from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
-from embedjob.stages.ledger import MAX_ATTEMPTS
-from embedjob.storage.retrying import retried
+from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, limited, packed
+from embedjob.stages.chunk_state import ChunkState, Failure, describe
+from embedjob.storage.retrying import patience, retried
 
 ReadRows = Callable[[Chunk], pa.Table]
 
@@ -55,7 +55,7 @@ class ChunkSource(Datasource):
         rows_of, ledger = self._rows_of, self._ledger
 
         def blocks() -> Iterator[pa.Table]:
-            yield to_block(read_state(chunk, rows_of, ledger))
+            yield packed(read_state(chunk, rows_of, ledger))
 
         metadata = BlockMetadata(
             num_rows=1,
@@ -72,21 +72,9 @@ def read_state(chunk: Chunk, rows_of: ReadRows, ledger: Any) -> ChunkState:
     if isinstance(attempt, Failure):
         return ChunkState(chunk, failure=attempt)
     try:
-        # As a whole: a read that is cut off half-way begins anew.
-        rows = retried(partial(rows_of, chunk), what=chunk.shard.url)
+        with limited(attempt.seconds), patience(STORAGE_SHARE * attempt.seconds):
+            # As a whole: a read that is cut off half-way begins anew.
+            rows = retried(partial(rows_of, chunk), what=chunk.shard.url)
     except Exception as error:  # a fault of one shard; the others go on
         return ChunkState(chunk, failure=Failure("fault", describe(error)))
     return ChunkState(chunk, rows, stats={"rows": rows.num_rows, "text_bytes": chunk.text_bytes})
-
-
-def begin_attempt(stage: str, key: str, ledger: Any) -> int | Failure:
-    """Count an attempt where no crash of a worker loses it; return its number, or a failure."""
-    node = ray.get_runtime_context().get_node_id()
-    attempt = ray.get(ledger.begin.remote(stage, key, node))
-    if attempt is None:
-        return Failure("abandoned", "the run is stopping")
-    if attempt > MAX_ATTEMPTS:
-        return Failure(
-            "fault", f"its {stage} process died {MAX_ATTEMPTS} times; no further attempt is made"
-        )
-    return int(attempt)

@@ -16,9 +16,9 @@ from embedjob.job.result import StagesEnd
 from embedjob.output.lease import Holder
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.claiming import ClaimAndCheck
-from embedjob.stages.cluster import connected, preflight, size_pool, threads_per_actor
+from embedjob.stages.cluster import Look, connected, preflight, size_pool, threads_per_actor
 from embedjob.stages.encode import PoolSize
-from embedjob.stages.engine import Engine, recipe_engine
+from embedjob.stages.engine import Engine, PlannedFiles, recipe_engine
 from embedjob.stages.execution import Watch, cluster_lost, supervise
 from embedjob.stages.ledger import new_ledger, outcomes_of
 
@@ -66,21 +66,34 @@ def run_stages(
     config, engine_of = plan.job.config, engine_of or recipe_engine
     try:
         with connected(options.address):
-            shard = plan.left[0].shard.url
-            preflight(engine_of(config, 1), shard=shard, out=plan.job.out)
+            look = _look(plan, engine_of(config, 1), holder)
+            looked = preflight(look)
             pool = size_pool(
                 config.pool,
                 chunks=len(plan.left),
                 wait=config.run.resource_wait_seconds,
                 say=console.say,
             )
+            # Nodes that were started meanwhile.
+            preflight(look, but=looked)
             engine = engine_of(config, threads_per_actor(pool))
             claim = _claim(plan, options)
-            ledger = new_ledger()
+            ledger = new_ledger(config.run.stall_seconds)
             work = partial(flow, plan, engine, pool=pool, claim=claim, ledger=ledger)
             return _supervised(plan, work, ledger, console, holder)
     except EmbedjobError as error:
         return StagesEnd(error=error)
+
+
+def _look(plan: JobPlan, engine: Engine, holder: Holder) -> Look:
+    """What every node is tried for; the lease is a file that the driver has put into the output."""
+    lease, shard = holder.lease, plan.left[0].shard.url
+    return Look(engine, _files(plan), shard, plan.job.out, (lease.url, lease.token))
+
+
+def _files(plan: JobPlan) -> PlannedFiles:
+    recipe = plan.job.config.encoder.model_dump_json()
+    return PlannedFiles(recipe, tuple(plan.job.digests.items()))
 
 
 def _claim(plan: JobPlan, options: Options) -> ClaimAndCheck:
@@ -91,6 +104,7 @@ def _claim(plan: JobPlan, options: Options) -> ClaimAndCheck:
         out=plan.job.out,
         claim=claim_of(plan),
         dtype=config.encoder.dtype,
+        files=_files(plan),
         new_fingerprint=options.new_fingerprint,
         calibrate=None if sample is None else Calibrate(sample, rows_of),
     )

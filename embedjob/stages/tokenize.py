@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
-from embedjob.stages.engine import Engine
+from embedjob.errors import RefusedError
+from embedjob.stages.attempts import begin_attempt, limited, packed
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
+from embedjob.stages.engine import Engine, PlannedFiles
 from embedjob.text.arrays import Flags
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
@@ -23,14 +25,37 @@ EXCERPT_CHARACTERS = 200
 Labels = npt.NDArray[np.object_]
 
 
-def tokenize(rows: ray.data.Dataset, engine: Engine) -> ray.data.Dataset:
-    """Return a dataset of chunk states with hashes and excerpts, and ids in place of texts."""
+def tokenize(
+    rows: ray.data.Dataset, engine: Engine, *, files: PlannedFiles, ledger: Any
+) -> ray.data.Dataset:
+    """Return a dataset of chunk states with hashes and excerpts, and ids in place of texts.
+
+    A worker whose tokenizer is not the one of `files` stops the run.
+    """
 
     def on_block(block: pa.Table) -> Iterator[pa.Table]:
         for state in from_block(block):
-            yield to_block(tokenize_state(state, engine))
+            yield packed(_attempted(state, engine, files, ledger))
 
     return rows.map_batches(on_block, batch_size=None, batch_format="pyarrow")
+
+
+def _attempted(state: ChunkState, engine: Engine, files: PlannedFiles, ledger: Any) -> ChunkState:
+    """Tokenize within the limit of an attempt."""
+    if state.failure:
+        return state
+    chunk = state.chunk
+    attempt = begin_attempt("tokenize", chunk.key, ledger, size=chunk.text_bytes)
+    if isinstance(attempt, Failure):
+        return ChunkState(chunk, failure=attempt, stats=state.stats)
+    try:
+        with limited(attempt.seconds):
+            ended = tokenize_state(state, engine)
+            _check(files)
+    except RefusedError as error:
+        ray.get(ledger.refuse.remote(str(error)))
+        return ChunkState(chunk, failure=Failure("abandoned", str(error)), stats=state.stats)
+    return ended
 
 
 def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
@@ -109,3 +134,9 @@ def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -
 @lru_cache(maxsize=1)
 def _tokenizer(engine: Engine) -> ViewTokenizer:
     return engine.load_tokenizer()
+
+
+@lru_cache(maxsize=1)
+def _check(files: PlannedFiles) -> None:
+    """Check once per process, after the tokenizer was loaded."""
+    files.check_tokenizer()

@@ -16,13 +16,12 @@ from embedjob.output.chunk_file import Committed
 from embedjob.output.committing import commit
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
 from embedjob.output.schema import OutputSpec, embedding_type
+from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, limited
 from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
-from embedjob.stages.read import begin_attempt
 from embedjob.storage.retrying import patience
 from embedjob.vectors.encoded import Encoded, Failures, Lines
 
-WRITE_SECONDS = 600.0
 Commit = Callable[[ChunkState], Committed]
 
 
@@ -43,18 +42,21 @@ class ChunkSink(Datasink[None]):
         """Commit every chunk in the blocks."""
         for block in blocks:
             for state in from_block(block):
-                end = outcome_of(self._begun(state), self._commit)
+                end = self._ended(state)
                 reply = self._ledger.abandon.remote(state.chunk.key)
                 if end is not None:
                     reply = self._ledger.done.remote(end)
                 ray.get(reply)
 
-    def _begun(self, state: ChunkState) -> ChunkState:
-        """Count the attempt: Ray Data repeats a write whose process died without end."""
+    def _ended(self, state: ChunkState) -> Outcome | None:
+        """Commit within an attempt: Ray Data repeats a write whose process died without end."""
         if state.failure is not None:
-            return state
+            return outcome_of(state, self._commit)
         attempt = begin_attempt("write", state.chunk.key, self._ledger)
-        return replace(state, failure=attempt) if isinstance(attempt, Failure) else state
+        if isinstance(attempt, Failure):
+            return outcome_of(replace(state, failure=attempt), self._commit)
+        with limited(attempt.seconds), patience(STORAGE_SHARE * attempt.seconds):
+            return outcome_of(state, self._commit)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,7 @@ def outcome_of(state: ChunkState, commit: Commit) -> Outcome | None:
             return None
         return replace(outcome, fault=state.failure.detail)
     try:
-        # Storage that is in trouble is waited for longer than elsewhere: this holds a GPU's work.
-        with patience(WRITE_SECONDS):
-            committed = commit(state)
+        committed = commit(state)
     except (
         Exception
     ) as error:  # a full disk, a lost bucket: a fault of this chunk, not the end of the run

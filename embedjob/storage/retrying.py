@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from embedjob.errors import AccessError
+from embedjob.errors import AccessError, ChunkError
 from embedjob.storage.access import BUSY, error_code
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def is_passing(error: BaseException, *, reached: bool = True) -> bool:
 
     `reached` says whether this process has had an answer from there before.
     """
-    while isinstance(error, AccessError) and error.__cause__ is not None:
+    while isinstance(error, AccessError | ChunkError) and error.__cause__ is not None:
         error = error.__cause__
     code = error_code(error)
     if code in BUSY and not code.isdigit():

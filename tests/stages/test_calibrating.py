@@ -24,6 +24,7 @@ from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import RecipeEngine
 from embedjob.vectors.quantizing import ranges_of
 from tests.encoder import tiny
+from tests.planned import files_of
 from tests.running import texts
 from tests.shards import FINGERPRINT, output_spec, plan_of, write_shard
 
@@ -119,7 +120,7 @@ class TestClaiming:
             probes=Probes((), (), ()),
             versions={},
         )
-        return ClaimAndCheck(str(out), claim, "float32", calibrate=found)
+        return ClaimAndCheck(str(out), claim, "float32", files_of(engine.recipe), calibrate=found)
 
     def test_the_first_claim_keeps_the_ranges_and_nobody_samples_again(
         self, engine: RecipeEngine, encoder: Encoder, tmp_path: Path

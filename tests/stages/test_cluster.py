@@ -1,16 +1,21 @@
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 from ray.data import DataContext
 
-from embedjob.errors import ResourceError
-from embedjob.stages.cluster import connected
+from embedjob.config.recipe import Recipe
+from embedjob.errors import RefusedError, ResourceError
+from embedjob.stages.cluster import Look, connected, preflight
+from embedjob.stages.engine import RecipeEngine
 from tests.cluster import Cluster
+from tests.planned import files_of
 
 
 @pytest.mark.ray
@@ -63,3 +68,28 @@ def test_a_dead_cluster_is_not_waited_for_when_none_is_asked_for(dead_cluster: s
 def test_auto_is_refused_at_once_where_the_latest_cluster_is_dead(dead_cluster: str) -> None:
     with pytest.raises(ResourceError, match="auto: no Ray cluster answers"), connected("auto"):
         pass
+
+
+@pytest.mark.ray
+def test_a_node_is_refused_by_its_name_unless_it_sees_what_the_driver_has_put(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(model=str(model), max_tokens=24)
+    engine, files = RecipeEngine(recipe.model_dump_json()), files_of(recipe)
+    shard, out = tmp_path / "in.parquet", tmp_path / "out"
+    shard.touch()
+    mark = out / "leases" / "00000001.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text("the token")
+    look = Look(engine, files, str(shard), str(out), (str(mark), "the token"))
+    host = socket.gethostname()
+    with connected(cluster.address):
+        [node] = preflight(look)
+        assert preflight(look, but={node}) == {node}
+        for spoiled, reason in (
+            (replace(look, mark=(str(mark), "another")), "does not see the file that the driver"),
+            (replace(look, shard=f"{shard}-gone"), "the driver sees this shard"),
+            (replace(look, files=replace(files, digests=())), r"tokenizer\.json is another file"),
+        ):
+            with pytest.raises(RefusedError, match=f"^node {host}: .*{reason}"):
+                preflight(spoiled, but=frozenset())

@@ -32,7 +32,7 @@ def until_stopped(ledger: Any) -> Callable[[], None]:
     """Work that goes on until the run is asked to stop."""
 
     def work() -> None:
-        while not ray.get(ledger.stopping.remote()):
+        while not ray.get(ledger.present.remote()):
             time.sleep(0.05)
 
     return work

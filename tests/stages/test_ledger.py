@@ -1,9 +1,18 @@
+from itertools import cycle
+
+import pytest
+
 from embedjob.job.result import Outcome
-from embedjob.stages.ledger import MAX_ATTEMPTS, LedgerState
+from embedjob.stages.ledger import MAX_ATTEMPTS, STAGES, LedgerState
 
 
 def ledger(*dead: str) -> LedgerState:
     return LedgerState(lambda: set(dead))
+
+
+def begin(state: LedgerState, stage: str, key: str, node: str) -> int | None:
+    attempt = state.begin(stage, key, node)
+    return attempt and attempt.number
 
 
 def outcome(key: str, **more: object) -> Outcome:
@@ -13,22 +22,22 @@ def outcome(key: str, **more: object) -> Outcome:
 
 def test_attempts_are_counted_by_stage_and_chunk() -> None:
     state = ledger()
-    assert [state.begin("encode", "a", "n") for _ in range(MAX_ATTEMPTS + 1)] == [1, 2, 3, 4]
-    assert state.begin("read", "a", "n") == 1
-    assert state.begin("encode", "b", "n") == 1
+    assert [begin(state, "encode", "a", "n") for _ in range(MAX_ATTEMPTS + 1)] == [1, 2, 3, 4]
+    assert begin(state, "read", "a", "n") == 1
+    assert begin(state, "encode", "b", "n") == 1
 
 
 def test_an_attempt_that_ended_with_its_node_is_not_counted() -> None:
     state = ledger("spot-1", "spot-2")
-    counts = [state.begin("encode", "a", node) for node in ("spot-1", "spot-2", "spot-1", "ours")]
+    counts = [begin(state, "encode", "a", node) for node in ("spot-1", "spot-2", "spot-1", "ours")]
     assert counts == [1, 1, 1, 1]
-    assert state.begin("encode", "a", "ours") == 2
+    assert begin(state, "encode", "a", "ours") == 2
 
 
 def test_nothing_begins_once_the_run_is_stopping() -> None:
     state = ledger()
     state.stop("SIGTERM")
-    assert state.begin("read", "a", "n") is None
+    assert begin(state, "read", "a", "n") is None
     assert state.stopping() == "SIGTERM"
     state.stop("later")
     assert state.stopping() == "SIGTERM"
@@ -42,18 +51,63 @@ def test_the_first_refusal_stays_and_stops_the_run() -> None:
     assert state.stopping() == "no model"
 
 
-def test_one_bad_node_stops_nothing_once_an_encoder_has_loaded() -> None:
-    ledger = LedgerState(set)
-    ledger.ready("actor")
-    # A long night loses more nodes than that, and gets others.
-    for _ in range(3):
-        assert not ledger.failed_to_load("no room")
-        ledger.ready("actor")
-    assert [ledger.failed_to_load("no room") for _ in range(3)] == [False, False, True]
-    assert ledger.tally().refusal == "no room"
-    first = LedgerState(set)
-    assert first.failed_to_load("no such model")
-    assert first.tally().refusal == first.stopping() == "no such model"
+def test_one_bad_node_stops_nothing_while_an_encoder_is_there() -> None:
+    state = ledger()
+    state.ready("actor")
+    assert not any(state.failed_to_load("no room", "bad") for _ in range(20))
+    assert state.tally().refusal is None
+
+
+def test_a_first_encoder_that_fails_is_the_trouble_of_its_node() -> None:
+    state = ledger()
+    assert [state.failed_to_load("no room", "bad") for _ in range(2)] == [False, False]
+    # A good node needs longer to load.
+    assert not state.failed_to_load("no room", "bad")
+    state.ready("actor")
+    assert state.tally().refusal is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "alone", "loads"), [(["a", "b"], False, 3), (["a"], True, 3), (["a"], False, 9)]
+)
+def test_an_encoder_that_loads_nowhere_is_refused(
+    nodes: list[str], alone: bool, loads: int
+) -> None:
+    state, where = ledger(), cycle(nodes)
+    failed = [state.failed_to_load("no model", next(where), alone=alone) for _ in range(loads)]
+    assert failed == [False] * (loads - 1) + [True]
+    assert state.tally().refusal == state.stopping() == "no model"
+
+
+def test_a_run_is_idle_only_while_an_encoder_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("embedjob.stages.ledger.time.monotonic", lambda: now[0])
+    state = ledger()
+    for seconds, called in ((500, 0), (1, 1), (60, 60), (3000, 0), (1, 1), (30, 30)):
+        # So many calls in so many seconds: none while a machine is awaited.
+        for _ in range(called):
+            now[0] += seconds / called
+            state.present()
+        now[0] += 0 if called else seconds
+    assert state.tally().idle_seconds == 60 + 30
+    now[0] += 700
+    assert (state.tally().idle_seconds, state.tally().absent_seconds) == (90, 700)
+    begin(state, "encode", "a", "n")
+    assert state.tally().idle_seconds == 0
+
+
+def test_an_attempt_may_take_many_times_what_others_took_and_less_than_a_stall() -> None:
+    state = LedgerState(set, stall_seconds=3600)
+    limits = [state.begin(stage, "a", "n", 1000).seconds for stage in STAGES]
+    assert limits == [1800] * 4
+    stats = {"encode_seconds": 100.0, "view_tokens": 1000.0}
+    state.done(Outcome(key="b", shard="s", start=0, stop=10, stats=stats))
+    limits = [state.begin("encode", key, "n", size).seconds for key, size in SIZES.items()]
+    assert limits == [120, 500, 1800]
+    assert state.begin("write", "a", "n", 1).seconds == 1800
+
+
+SIZES = {"small": 1, "middle": 500, "large": 10**6}
 
 
 def test_what_several_encoders_warn_of_is_noted_once() -> None:
@@ -65,10 +119,10 @@ def test_what_several_encoders_warn_of_is_noted_once() -> None:
 
 def test_a_chunk_is_in_hand_from_encode_until_it_ended() -> None:
     state = ledger()
-    state.begin("read", "a", "n")
+    begin(state, "read", "a", "n")
     assert state.tally().in_hand == 0
-    state.begin("encode", "a", "n")
-    state.begin("encode", "b", "n")
+    begin(state, "encode", "a", "n")
+    begin(state, "encode", "b", "n")
     assert state.tally().in_hand == 2
     state.done(outcome("a"))
     state.abandon("b")
@@ -97,13 +151,24 @@ def test_a_repeated_report_changes_nothing() -> None:
 def test_what_is_embedded_is_written_although_the_run_is_stopping() -> None:
     state = ledger()
     state.stop("SIGTERM")
-    assert [state.begin("write", "a", "n") for _ in range(2)] == [1, 2]
+    assert [begin(state, "write", "a", "n") for _ in range(2)] == [1, 2]
 
 
 def test_attempts_at_a_stage_are_forgotten_once_the_next_one_begins() -> None:
     state = ledger()
-    assert [state.begin("read", "a", "n") for _ in range(2)] == [1, 2]
-    assert state.begin("tokenize", "a", "n") == 1
+    assert [begin(state, "read", "a", "n") for _ in range(2)] == [1, 2]
+    assert begin(state, "tokenize", "a", "n") == 1
     # The tokenizer dies, and Ray Data reads again: what is counted is the stage that dies.
-    assert (state.begin("read", "a", "n"), state.begin("tokenize", "a", "n")) == (1, 2)
-    assert (state.begin("read", "a", "n"), state.begin("tokenize", "a", "n")) == (1, 3)
+    assert (begin(state, "read", "a", "n"), begin(state, "tokenize", "a", "n")) == (1, 2)
+    assert (begin(state, "read", "a", "n"), begin(state, "tokenize", "a", "n")) == (1, 3)
+
+
+def test_a_device_that_lost_other_chunks_too_is_named_as_the_reason() -> None:
+    state = ledger()
+    assert state.begin("encode", "a", "n").lost_on == ""
+    state.lost("a", "GPU 3 of node x")
+    assert state.begin("encode", "a", "n").lost_on == "lost on GPU 3 of node x"
+    state.lost("b", "GPU 3 of node x")
+    state.lost("c", "GPU 1 of node y")
+    lost_on = state.begin("encode", "a", "n").lost_on
+    assert lost_on == "lost on GPU 3 of node x, as were 1 other chunks: the device may be broken"

@@ -1,14 +1,22 @@
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
 
+from embedjob.config.job import Input
 from embedjob.errors import InputChangedError
 from embedjob.input.chunks import Chunk, Shard
+from embedjob.input.reading import read_chunk
 from embedjob.stages.chunk_state import from_block
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
 from embedjob.stages.read import ChunkSource, read, read_state
+from embedjob.storage import objects
+from tests.faulty_s3 import faulty_s3
+from tests.seaweed import S3Server
+from tests.shards import plan_of, write_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
 
@@ -66,3 +74,26 @@ def test_nothing_is_read_once_the_run_is_stopping(ledger: Any) -> None:
     ray.get(ledger.stop.remote("SIGTERM"))
     state = read_state(chunk(0), pytest.fail, ledger)
     assert (state.rows, state.failure.kind) == (None, "abandoned")
+
+
+@pytest.mark.parametrize("fault", ["busy", "half"])
+def test_a_read_that_storage_cuts_off_begins_anew(
+    ledger: Any,
+    s3: S3Server,
+    bucket: str,
+    tmp_path: Path,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_shard(tmp_path / "a.parquet", {"t": [f"text {i}" for i in range(100)]})
+    with faulty_s3(s3) as (faulty, endpoint):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        objects.create(f"{bucket}/a.parquet", (tmp_path / "a.parquet").read_bytes())
+        job_input = Input(path=f"{bucket}/a.parquet", text="t")
+        [part] = plan_of(job_input, chunk_rows=1000).chunks
+        # More than the client tries by itself.
+        faulty.fail(fault, times=8, method="GET")
+        state = read_state(part, partial(read_chunk, job_input=job_input), ledger)
+        assert [failed for *_, failed in faulty.asked].count(fault) == 8
+    assert state.failure is None
+    assert state.rows["text"].to_pylist() == [f"text {i}" for i in range(100)]

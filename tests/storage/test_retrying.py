@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from embedjob.errors import AccessError
+from embedjob.errors import AccessError, ChunkError
 from embedjob.storage import objects, retrying
 from embedjob.storage.retrying import hurry, is_passing, patience, retried
 from tests.faulty_s3 import FaultyS3, faulty_s3
@@ -161,9 +161,9 @@ LASTING = (FileNotFoundError(), PermissionError(), OSError(errno.ENOSPC, "full")
 def test_what_may_pass_is_tried_again_where_there_was_an_answer(error: Exception) -> None:
     assert is_passing(error)
     assert not is_passing(error, reached=False)
-    refused = AccessError("the endpoint does not answer")
-    refused.__cause__ = error
-    assert is_passing(refused)
+    for told in (AccessError("the endpoint does not answer"), ChunkError("cannot be read")):
+        told.__cause__ = error
+        assert is_passing(told)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=repr)

@@ -1,0 +1,69 @@
+"""Attempts: every stage counts its attempts at a chunk, and an attempt that hangs is ended.
+
+The count is kept by the ledger, where no crash of a worker loses it.
+"""
+
+import faulthandler
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
+from embedjob.stages.ledger import MAX_ATTEMPTS, Attempt
+
+# Of an attempt's time, what storage in trouble may take: the rest is for the work itself.
+STORAGE_SHARE = 0.8
+
+
+def begin_attempt(stage: str, key: str, ledger: Any, *, size: float = 0.0) -> Attempt | Failure:
+    """Count an attempt at a chunk; return it, or why there is to be none.
+
+    `size` is the chunk's, in tokens or bytes of text, for the limit of the attempt.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    attempt: Attempt | None = ray.get(ledger.begin.remote(stage, key, node, size))
+    if attempt is None:
+        return Failure("abandoned", "the run is stopping")
+    if attempt.number > MAX_ATTEMPTS:
+        lost = f" ({attempt.lost_on})" if stage == "encode" and attempt.lost_on else ""
+        return Failure(
+            "fault",
+            f"its {stage} process died {MAX_ATTEMPTS} times{lost}; no further attempt is made (a"
+            f" process that does not get on for {attempt.seconds:.0f} s is ended, too)",
+        )
+    return attempt
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[Callable[[], None]]:
+    """End this process if the block hangs: neither ends nor calls what it is given in `seconds`.
+
+    The stacks of all threads go to the process's log. The watch needs no thread of Python, since
+    what hangs may hold the interpreter's lock.
+    """
+    often, armed = min(1.0, seconds / 4), float("-inf")
+
+    def moved() -> None:
+        nonlocal armed
+        if time.monotonic() - armed >= often:
+            armed = time.monotonic()
+            faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+    moved()
+    try:
+        yield moved
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def packed(state: ChunkState) -> pa.Table:
+    """Return the state as a block; a fault where memory does not suffice for it."""
+    try:
+        return to_block(state)
+    except Exception as error:
+        failure = Failure("fault", describe(error))
+        return to_block(ChunkState(state.chunk, failure=failure, stats=state.stats))

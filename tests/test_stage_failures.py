@@ -1,0 +1,85 @@
+"""Stage by failure: whatever a chunk does in whatever stage, it alone is named, in bounded time."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from embedjob import pipeline
+from embedjob.errors import RefusedError
+from embedjob.job.options import Options
+from embedjob.output.claim import read_claims
+from embedjob.output.snapshot import newest
+from tests import running, troubles
+from tests.cluster import Cluster
+from tests.engines import replacing
+from tests.outputs import written
+from tests.running import write_shard
+
+pytestmark = pytest.mark.ray
+STALL_SECONDS = 40
+WORDS = {"dies": "died 3 times", "hangs": "died 3 times", "memory": "MemoryError: no room"}
+SOME = ("read-dies", "tokenize-memory", "encode-hangs", "write-hangs", "write-busy")
+ALL = [
+    *(f"{stage}-{how}" for stage in ("read", "tokenize", "encode", "write") for how in WORDS),
+    "read-busy",
+    "write-busy",
+]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pytest.param(SOME, marks=pytest.mark.timeout(600)),
+        pytest.param(ALL, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
+    ids=["some", "all"],
+)
+def test_a_chunk_in_trouble_is_named_alone_and_the_others_are_committed(
+    cells: tuple[str, ...],
+    cluster: Cluster,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number, name in enumerate(cells):
+        rows = troubles.ROWS.get(name, 6 + number)
+        write_shard(tmp_path / "in" / f"{name}.parquet", [f"{name} {i}" for i in range(rows)])
+    write_shard(tmp_path / "in" / "good.parquet", [f"good {i}" for i in range(30)])
+    document = running.job(
+        tmp_path / "in", tmp_path / "out", model, run={"stall_seconds": STALL_SECONDS}
+    )
+    document["output"]["chunk_rows"] = 30
+    (tmp_path / "log").mkdir()
+    monkeypatch.setattr(pipeline, "flow", troubles.flow(tmp_path / "log"))
+    started = time.monotonic()
+    options = Options(address=cluster.address)
+    result = running.run_with(document, options, troubles.troubled)
+    lethal = sorted(name for name in cells if not name.endswith("busy"))
+    assert len(result.faults) == len(lethal), result.faults
+    for fault, name in zip(sorted(result.faults), lethal, strict=True):
+        stage, _, how = name.partition("-")
+        assert f"{name}.parquet: rows 0 to " in fault
+        assert WORDS[how] in fault
+        assert how == "memory" or f"its {stage} process" in fault
+    assert len(written(tmp_path / "out")) == len(cells) + 1 - len(lethal)
+    # Each hang costs three attempts of half a stall; encoders hang one after the other.
+    hangs = sum(name.endswith("hangs") for name in cells)
+    assert time.monotonic() - started < 120 + 90 * hangs + 30 * len(lethal)
+
+
+def test_weights_that_change_after_the_plan_are_never_claimed(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    own, out = Path(shutil.copytree(model, tmp_path / "model")), tmp_path / "out"
+    weights = own / "model.safetensors"
+    other = bytearray(weights.read_bytes())
+    # The exponent of a number: the model loads, and gives other vectors.
+    other[-1] ^= 1
+    write_shard(tmp_path / "in" / "a.parquet", running.texts(20))
+    document, options = running.job(tmp_path / "in", out, own), Options(address=cluster.address)
+    changed = r"model\.safetensors is another file on node .* than in the plan"
+    with pytest.raises(RefusedError, match=changed):
+        running.run_with(document, options, replacing(weights, bytes(other)))
+    assert (read_claims(str(out)), written(out), newest(str(out))) == ((), {}, None)
