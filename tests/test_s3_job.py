@@ -117,6 +117,27 @@ def test_it_resumes_with_what_is_left(done: Done, cluster: Cluster, tmp_path: Pa
     assert (again.code, again.summary["chunks_written"]) == (0, 0)
 
 
+def test_an_unchanged_night_opens_no_shard_and_asks_little(done: Done, tmp_path: Path) -> None:
+    """A page of each listing, and at most ten requests more; those for the model are apart."""
+    asked: list[str] = []
+
+    def count(params: dict[str, str], **_: object) -> None:
+        asked.append(f"{params['method']} {params['url']}")
+
+    events = objects.locate(done.out)[0].fs.s3.meta.events
+    events.register("before-call.s3", count)
+    try:
+        ran = running.run(done.document, tmp_path, "--address", NOWHERE)
+    finally:
+        events.unregister("before-call.s3", count)
+    assert (ran.code, ran.summary["chunks_planned"], ran.summary["chunks_written"]) == (0, 6, 0)
+    assert [one for one in asked if ".parquet" in one and "/docs/" in one] == []
+    ours = [one for one in asked if "model" not in one]
+    others = [one for one in ours if "list-type=2" not in one]
+    assert len(others) <= 10, others
+    assert len(ours) - len(others) <= 10, ours
+
+
 def test_no_credential_is_anywhere(done: Done, s3: S3Server, cluster: Cluster) -> None:
     secrets = [s3.secret_key.encode(), s3.access_key.encode(), HUB_TOKEN.encode()]
 

@@ -24,6 +24,8 @@ def show_summary(result: Result, console: Console) -> None:
             f" {summary.prefix_tokens_saved:,} shared and not run",
         )
         table.add_row("encoders", _times(summary))
+    if changes := _changes(summary):
+        table.add_row("corpus", changes)
     table.add_row("seconds", f"{summary.seconds:,.1f}")
     table.add_row("output", result.out)
     table.add_row("snapshot", summary.snapshot or "not published")
@@ -38,6 +40,16 @@ def show_summary(result: Result, console: Console) -> None:
 def _duplicates(summary: Summary) -> str:
     share = summary.deduplicated / summary.rows if summary.rows else 0.0
     return f" ({share:.1%} duplicates)" if summary.deduplicated else ""
+
+
+def _changes(summary: Summary) -> str:
+    """Say how the input differs from the corpus that was served; nothing for a first run."""
+    if not summary.rows_before:
+        return ""
+    shards = (summary.shards_added, summary.shards_changed, summary.shards_removed)
+    named = zip(shards, ("added", "changed", "removed"), strict=True)
+    changed = ", ".join(f"{count:,} {what}" for count, what in named if count)
+    return f"{summary.rows_before:,} rows before" + (f"; shards: {changed}" if changed else "")
 
 
 def _times(summary: Summary) -> str:
