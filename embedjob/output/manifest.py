@@ -206,10 +206,15 @@ class Footers:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Footers":
-        """Read what `as_dict` gave."""
+        """Read what `as_dict` gave; ValueError where a schema cannot be decoded."""
         wanted = {name: tuple(columns) for name, columns in document["wanted"].items()}
         coded = (base64.b64decode(schema) for schema in document["schemas"])
-        schemas = tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in coded)
+        try:
+            schemas = tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in coded)
+        except OSError as error:  # what Arrow raises for most damage
+            raise ValueError(f"a schema cannot be decoded ({error})") from error
+        for schema in schemas:
+            str(schema)  # names are decoded late, and may be no UTF-8
         return cls(Wanted(**wanted), schemas)
 
 
@@ -239,8 +244,15 @@ def remembered(
             shard["footer_bytes"],
         )
         for shard in shards
-        if shard.get("schema") in range(len(footers.schemas))
+        if shard.get("schema") in range(len(footers.schemas)) and _has_groups(shard)
     }
+
+
+def _has_groups(shard: Mapping[str, Any]) -> bool:
+    """Tell whether each row group of a shard has its numbers; a list that was edited may not."""
+    rows, text_bytes = shard.get("group_rows", ()), shard.get("group_text_bytes", ())
+    numbers = (*rows, *text_bytes, shard.get("footer_bytes"))
+    return len(rows) == len(text_bytes) and all(n is not None and n >= 0 for n in numbers)
 
 
 def inside(path: str) -> str:

@@ -1,9 +1,12 @@
 """The list of a snapshot's files in Parquet: equal when read again, small, and safe to open."""
 
+import base64
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import duckdb
@@ -13,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedjob.errors import OutputError
+from embedjob.input.footers import Wanted
 from embedjob.output import manifest
-from embedjob.output.manifest import FileList, SnapshotFile
+from embedjob.output.manifest import FileList, Footers, SnapshotFile, remembered
 from embedjob.output.snapshot import Snapshot, newest, open_snapshot, publish, read_snapshot
 from tests.output.epochs import commit_left, small_corpus
 from tests.shards import FINGERPRINT
@@ -155,6 +159,43 @@ def test_a_part_with_gaps_is_named(out: str) -> None:
     pq.write_table(table.set_column(table.column_names.index("start"), "start", gap), part)
     with pytest.raises(OutputError, match="has no value in some start"):
         newest(out)
+
+
+def test_damaged_schemas_of_footers_are_named(out: str) -> None:
+    publish(out, _snapshot(3))
+    head = Path(out, "snapshots", "00000003.json")
+    document = json.loads(head.read_text())
+    schema = pa.schema([("a", pa.int64()), ("text", pa.large_string())]).serialize().to_pybytes()
+    random = Random(3)
+    for _ in range(300):
+        damaged = bytearray(schema)
+        damaged[random.randrange(len(damaged))] = random.randrange(256)
+        coded = base64.b64encode(damaged[: random.choice([None, 40, len(damaged) - 1])]).decode()
+        wanted = {"text": ["text"], "needed": ["text"], "filter": []}
+        head.write_text(json.dumps({**document, "footers": {"wanted": wanted, "schemas": [coded]}}))
+        with suppress(OutputError):
+            newest(out)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"group_rows": [None]},
+        {"group_text_bytes": []},
+        {"group_rows": [-9]},
+        {"footer_bytes": None},
+        {"schema": 1},
+        {"schema": -1},
+    ],
+)
+def test_a_footer_with_gaps_is_read_from_its_shard(changes: dict[str, Any]) -> None:
+    wanted = Wanted(("t",), ("t",))
+    footers = Footers(wanted, (pa.schema([("t", pa.string())]),))
+    shard = {"url": "u", "etag": "e", "group_rows": [9], "group_text_bytes": [99]}
+    shard |= {"footer_bytes": 500, "schema": 0}
+    assert list(remembered([shard], footers, wanted)) == [("u", "e")]
+    changed = {key: value for key, value in {**shard, **changes}.items() if value is not None}
+    assert remembered([changed], footers, wanted) == {}
 
 
 def test_a_shorter_part_is_named(out: str) -> None:
