@@ -28,8 +28,8 @@ from embedjob.output.snapshot import newest
 from embedjob.storage.objects import Stored, list_files
 from tests.output.worlds import Operation, World
 
-# Each moment in `slow`, and one in eleven otherwise.
-STRIDES = pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 11])
+# One moment in three in `slow`, and one in eleven otherwise; all were tried when this was written.
+STRIDES = pytest.mark.parametrize("stride", [pytest.param(3, marks=pytest.mark.slow), 11])
 STOPS = st.none() | st.integers(1, 60)
 WAYS = st.sampled_from(["die", "sleep"])
 SHARDS = st.sampled_from(["in/a", "in/b", "in/c"])
@@ -323,4 +323,4 @@ def test_any_history_leaves_readers_a_whole_corpus() -> None:
 
 @pytest.mark.slow
 def test_any_long_history_leaves_readers_a_whole_corpus() -> None:
-    run_state_machine_as_test(Output, settings=_settings(max_examples=300, stateful_step_count=25))
+    run_state_machine_as_test(Output, settings=_settings(max_examples=100, stateful_step_count=25))
