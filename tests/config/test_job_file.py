@@ -173,3 +173,19 @@ def test_what_late_chunk_cannot_share_out_is_refused(
     validate_partial(read_job(path, [LATE]))
     validate_partial(read_job(path, [override]))
     assert re.search(said, refused(path, LATE, override))
+
+
+def test_the_input_of_a_dated_folder_is_the_same_every_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("input: {path: ['${BUCKET}/docs/${DAY}', more]}\n")
+    monkeypatch.setenv("BUCKET", "s3://corpus")
+    seen = set()
+    for day in ("2026-11-27", "2026-11-28"):
+        monkeypatch.setenv("DAY", day)
+        source = read_job(path)
+        assert source.get("input.path") == [f"s3://corpus/docs/{day}", "more"]
+        seen.add(source.input_paths)
+    assert seen == {("${BUCKET}/docs/${DAY}", "more")}
+    assert read_job(path, ["input.path=other"]).input_paths == ("other",)
