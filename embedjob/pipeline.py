@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embedjob.config.job_file import JobSource
-from embedjob.input.reading import read_chunk
+from embedjob.input.reading import read_pass
 from embedjob.job.options import Console, Options
 from embedjob.job.output import check_output, chunks_to_redo, is_published, output_spec
 from embedjob.job.planning import JobPlan, largest_first, plan_job, relisted
@@ -31,14 +31,15 @@ def flow(
 ) -> None:
     """Read, tokenize, encode and write every chunk that is left, the largest first."""
     from embedjob.stages.encode import encode
-    from embedjob.stages.read import read
+    from embedjob.stages.read import memory_of, read
     from embedjob.stages.tokenize import tokenize
     from embedjob.stages.write import Committer, write
 
-    config = plan.job.config
-    left = largest_first(plan.left)
-    rows = read(left, partial(read_chunk, job_input=config.input), ledger=ledger)
-    views = tokenize(rows, engine, files=claim.files, ledger=ledger)
+    config, left = plan.job.config, largest_first(plan.left)
+    memory = memory_of(left)
+    rows_of = partial(read_pass, job_input=config.input)
+    rows = read(left, rows_of, ledger=ledger, memory=memory)
+    views = tokenize(rows, engine, files=claim.files, ledger=ledger, memory=memory)
     embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
     committer = Committer(plan.job.out, output_spec(plan), config.encoder.vector_dtype)
     write(embeddings, committer, ledger=ledger)

@@ -1,6 +1,6 @@
 """Shards and chunks: which rows of which file form one unit of work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +8,9 @@ from embedjob.storage.objects import Stored
 
 # A row group up to this many times chunk_rows is one chunk: decoding it twice costs more.
 WHOLE_GROUP_FACTOR = 8
+# And up to this much text, of which READ and TOKENIZE take about ten times as much memory. A border
+# is part of a file's name: another number here would have outputs made again.
+MAX_TEXT_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +71,55 @@ class Chunk:
         return self.stop - self.first_row
 
 
-def ranges(group_rows: Sequence[int], *, chunk_rows: int) -> list[RowRange]:
-    """Divide row groups into chunks that cover every row once, in order; none without rows."""
+def ranges(
+    group_rows: Sequence[int], group_text_bytes: Sequence[int], *, chunk_rows: int
+) -> list[RowRange]:
+    """Divide row groups into chunks that cover every row once, in order; none without rows.
+
+    A row group with too many rows, or too much text, for one chunk is cut into pieces of equal rows
+    that belong to no other group.
+    """
     chunks: list[RowRange] = []
     row = 0
     joined: RowRange | None = None
-    for group, rows in enumerate(group_rows):
-        if rows > WHOLE_GROUP_FACTOR * chunk_rows:
+    joined_bytes = 0
+    for group, (rows, size) in enumerate(zip(group_rows, group_text_bytes, strict=True)):
+        step = _step(rows, size, chunk_rows)
+        fits = joined and row + rows - joined.start <= chunk_rows
+        if step < rows:
             chunks += [joined] if joined else []
-            chunks += _pieces(group, row, rows, chunk_rows)
+            chunks += _pieces(group, row, rows, step)
             joined = None
-        elif joined and row + rows - joined.start <= chunk_rows:
+        elif joined and fits and joined_bytes + size <= MAX_TEXT_BYTES:
             joined = joined._replace(stop=row + rows, stop_group=group + 1)
+            joined_bytes += size
         elif rows:
             chunks += [joined] if joined else []
-            joined = RowRange(row, row + rows, group, group + 1, row)
+            joined, joined_bytes = RowRange(row, row + rows, group, group + 1, row), size
         row += rows
     return chunks + ([joined] if joined else [])
 
 
-def _pieces(group: int, first_row: int, rows: int, chunk_rows: int) -> Iterator[RowRange]:
+def _step(rows: int, size: int, chunk_rows: int) -> int:
+    """Return how many rows of a row group go into one chunk: all, unless they are too many."""
+    step = chunk_rows if rows > WHOLE_GROUP_FACTOR * chunk_rows else rows
+    return min(step, max(1, rows * MAX_TEXT_BYTES // size)) if size > MAX_TEXT_BYTES else step
+
+
+def _pieces(group: int, first_row: int, rows: int, step: int) -> Iterator[RowRange]:
     end = first_row + rows
-    for start in range(first_row, end, chunk_rows):
-        yield RowRange(start, min(start + chunk_rows, end), group, group + 1, first_row)
+    for start in range(first_row, end, step):
+        yield RowRange(start, min(start + step, end), group, group + 1, first_row)
+
+
+def passes(chunks: Iterable[Chunk]) -> list[tuple[Chunk, ...]]:
+    """Return the chunks by the pass in which they are read: the pieces of a row group are one.
+
+    To read a piece is to decode what lies before it. A pass is where its first chunk was, and its
+    pieces are in the order of their rows.
+    """
+    together: dict[tuple[str, int], list[Chunk]] = {}
+    for chunk in chunks:
+        # A chunk that is no piece is the only one that begins with its first group.
+        together.setdefault((chunk.shard.url, chunk.groups[0]), []).append(chunk)
+    return [tuple(sorted(pieces, key=lambda piece: piece.start)) for pieces in together.values()]

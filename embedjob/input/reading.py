@@ -1,6 +1,7 @@
 """Chunk reading: only the needed columns and row groups, and the needed part of a split group."""
 
 import functools
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -16,7 +17,7 @@ from embedjob.input.filtering import filter_rows, never_passes
 from embedjob.input.footers import group_bounds
 from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
-from embedjob.storage.objects import Stored, open_unchanged
+from embedjob.storage.objects import Stored, open_unchanged, require_unchanged
 
 # Part of a large row group is streamed up to its end, to hold no more than that part in memory.
 _STREAM_BYTES = 4 * 2**20
@@ -29,39 +30,61 @@ def read_chunk(chunk: Chunk, job_input: Input) -> pa.Table:
 
     ChunkError where the shard itself is at fault, InputChangedError where it was replaced.
     """
+    (table,) = read_pass([chunk], job_input)
+    return table
+
+
+def read_pass(chunks: Sequence[Chunk], job_input: Input) -> Iterator[pa.Table]:
+    """Yield what `read_chunk` returns for one chunk, or in one pass for pieces of a row group.
+
+    The pieces are in the order of their rows. After an error there are no further tables.
+    """
     columns = columns_of(job_input)
-    try:
-        table = _wanted_rows(chunk, columns, job_input)
-        if job_input.filter is not None:
-            table = filter_rows(table, job_input.filter)
-        text, reason = validate_text(
-            joined_text(table, job_input.text, separator=job_input.separator)
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise ChunkError(
-            f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: cannot be read: {error}"
-        ) from error
+    tables = _wanted_rows(chunks, columns, job_input)
+    for chunk in chunks:
+        try:
+            yield _finished(next(tables), columns, job_input)
+        except (pa.ArrowException, OSError) as error:
+            raise ChunkError(
+                f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: cannot be read: {error}"
+            ) from error
+
+
+def _finished(table: pa.Table, columns: Columns, job_input: Input) -> pa.Table:
+    if job_input.filter is not None:
+        table = filter_rows(table, job_input.filter)
+    text, reason = validate_text(joined_text(table, job_input.text, separator=job_input.separator))
     rows = {"row": table.column(_ROW), "text": text, "reason": reason}
     if columns.id:
         rows["id"] = table.column(columns.id)
     return pa.table(rows | {KEPT + name: table.column(name) for name in columns.keep})
 
 
-def _wanted_rows(chunk: Chunk, columns: Columns, job_input: Input) -> pa.Table:
-    """Return the needed columns, in plain types, of the chunk's rows, and the row numbers."""
-    metadata = _metadata(chunk.shard.stored, chunk.footer_bytes)
-    groups = _groups(metadata, chunk, job_input)
+def _wanted_rows(chunks: Sequence[Chunk], columns: Columns, job_input: Input) -> Iterator[pa.Table]:
+    """Yield the needed columns, in plain types, of each chunk's rows, and the row numbers."""
+    shard = chunks[0].shard
+    metadata = _metadata(shard.stored, chunks[0].footer_bytes)
+    groups = _groups(metadata, chunks[0], job_input)
     numbers = _row_numbers(metadata, groups)
-    first, last = (int(place) for place in np.searchsorted(numbers, [chunk.start, chunk.stop]))
+    places = [
+        (int(first), int(last))
+        for first, last in np.searchsorted(numbers, [(chunk.start, chunk.stop) for chunk in chunks])
+    ]
     own = [name for name in columns.needed if name in metadata.schema.to_arrow_schema().names]
-    with open_unchanged(chunk.shard.stored) as source:
-        if (first, last) == (0, len(numbers)):
-            table = _whole(source, metadata, groups, own)
+    with open_unchanged(shard.stored) as source:
+        if places == [(0, len(numbers))]:
+            tables = iter([_whole(source, metadata, groups, own)])
         else:
-            table = _part(source, metadata, groups, own, (first, last))
-    wanted = {name: _plain(table.column(name)) for name in own}
-    wanted |= _partitions(chunk.shard, columns.needed, own, last - first)
-    return pa.table(wanted | {_ROW: pa.array(numbers[first:last], pa.uint32())})
+            tables = _parts(source, metadata, groups, own, places)
+        for place, (first, last) in enumerate(places):
+            table = next(tables)
+            wanted = {name: _plain(table.column(name)) for name in own}
+            wanted |= _partitions(shard, columns.needed, own, last - first)
+            rows = pa.table(wanted | {_ROW: pa.array(numbers[first:last], pa.uint32())})
+            if place + 1 < len(places):
+                require_unchanged(shard.stored)
+                yield rows
+    yield rows  # the end of the block has compared the etag for it
 
 
 @functools.lru_cache(maxsize=4)
@@ -100,17 +123,17 @@ def _whole(
         return file.read_row_groups(groups, columns=names, use_threads=False)
 
 
-def _part(
+def _parts(
     source: BinaryIO,
     metadata: pq.FileMetaData,
     groups: list[int],
     names: list[str],
-    wanted: tuple[int, int],
-) -> pa.Table:
-    """Read rows [first, last) of the groups' rows; nothing behind them is fetched or decoded."""
-    first, last = wanted
-    place = 0
-    parts: list[pa.RecordBatch] = []
+    wanted: Sequence[tuple[int, int]],
+) -> Iterator[pa.Table]:
+    """Yield rows [first, last) of the groups' rows, for each, in order and in one pass.
+
+    Nothing behind the last is fetched or decoded.
+    """
     with pq.ParquetFile(
         source,
         metadata=metadata,
@@ -120,15 +143,23 @@ def _part(
     ) as file:
         schema = file.schema_arrow
         batches = file.iter_batches(_STREAM_ROWS, groups, columns=names, use_threads=False)
-        for batch in batches:
-            begin, end = max(first - place, 0), min(last - place, batch.num_rows)
-            parts += [batch.slice(begin, end - begin)] if begin < end else []
-            place += batch.num_rows
-            if place >= last:
-                break
-    if not parts:
-        return pa.schema([schema.field(name) for name in names]).empty_table()
-    return pa.Table.from_batches(parts)
+        end, batch = 0, None  # a batch may hold the end of what is wanted and the next beginning
+        for first, last in wanted:
+            parts = [] if batch is None else _within(batch, end, first, last)
+            while end < last and (batch := next(batches, None)) is not None:
+                end += batch.num_rows
+                parts += _within(batch, end, first, last)
+            if parts:
+                yield pa.Table.from_batches(parts)
+            else:
+                yield pa.schema([schema.field(name) for name in names]).empty_table()
+
+
+def _within(batch: pa.RecordBatch, end: int, first: int, last: int) -> list[pa.RecordBatch]:
+    """Return the rows [first, last) of a batch that ends before row `end`; nothing if none is."""
+    begin = end - batch.num_rows
+    start, stop = max(first - begin, 0), min(last - begin, batch.num_rows)
+    return [batch.slice(start, stop - start)] if start < stop else []
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -268,7 +268,7 @@ def _cut(chunk: Chunk, rows: int) -> Chunk:
 
 
 def _chunks(shard: Shard, footer: Footer, version: str, chunk_rows: int) -> Iterator[Chunk]:
-    for part in ranges(footer.group_rows, chunk_rows=chunk_rows):
+    for part in ranges(footer.group_rows, footer.group_text_bytes, chunk_rows=chunk_rows):
         yield Chunk(
             shard=shard,
             start=part.start,

@@ -19,13 +19,16 @@ from embedjob.stages.ledger import MAX_ATTEMPTS, Attempt
 STORAGE_SHARE = 0.8
 
 
-def begin_attempt(stage: str, key: str, ledger: Any, *, size: float = 0.0) -> Attempt | Failure:
+def begin_attempt(
+    stage: str, key: str, ledger: Any, *, size: float = 0.0, before: str | None = None
+) -> Attempt | Failure:
     """Count an attempt at a chunk; return it, or why there is to be none.
 
-    `size` is the chunk's, in tokens or bytes of text, for the limit of the attempt.
+    `size` is the chunk's, in tokens or bytes of text, for the limit of the attempt; `before` is the
+    chunk that the same task has just passed on.
     """
     node = ray.get_runtime_context().get_node_id()
-    attempt: Attempt | None = ray.get(ledger.begin.remote(stage, key, node, size))
+    attempt: Attempt | None = ray.get(ledger.begin.remote(stage, key, node, size, before))
     if attempt is None:
         return Failure("abandoned", "the run is stopping")
     if attempt.number > MAX_ATTEMPTS:

@@ -1,6 +1,6 @@
 """Calibration: read and embed a sample of the corpus once, for the ranges of int8 and uint8."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -19,7 +19,6 @@ from embedjob.output.calibration import (
 from embedjob.output.claim import read_claims
 from embedjob.output.schema import OutputSpec
 from embedjob.stages.engine import EncodesViews, Engine
-from embedjob.stages.read import ReadRows
 from embedjob.stages.tokenize import tokenize_rows
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 
@@ -32,7 +31,7 @@ class Calibrate:
     """Finds the ranges of an output that has none yet; a row that fails is left out."""
 
     chunks: tuple[Chunk, ...]
-    rows_of: ReadRows
+    rows_of: Callable[[Chunk], pa.Table]
 
     def __call__(self, encoder: EncodesViews, engine: Engine) -> Calibration:
         """Return the sample's calibration; OutputError if fewer than two rows have vectors."""

@@ -233,8 +233,9 @@ def connected(address: str | None) -> Iterator[None]:
     signal.signal(signal.SIGTERM, on_terminate)
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    # A chunk is one block row, and a row is never split; without the limit Ray does not try.
-    context.target_max_block_size = None
+    # A chunk is one block of one row. Ray never splits a row, and at this size it joins no two
+    # blocks that one task yields: each chunk travels on as soon as it is read.
+    context.target_max_block_size = 1
     try:
         yield
     finally:

@@ -11,6 +11,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from embedjob.job.result import Outcome, Tally
 
 STAGES = ("read", "tokenize", "encode", "write")
+# What Ray fuses: a task that reads the next chunk has tokenized the one before.
+_ONE_TASK = STAGES[:2]
 MAX_ATTEMPTS = 3
 # What an attempt may take is so many times what the slowest one took for a chunk of its size, by
 # the statistic that says it. READ and WRITE wait for storage, whose troubles know no size.
@@ -57,17 +59,23 @@ class LedgerState:
         self._seen = time.monotonic()
         self._idle = 0.0
 
-    def begin(self, stage: str, key: str, node: str, size: float = 0.0) -> Attempt | None:
+    def begin(
+        self, stage: str, key: str, node: str, size: float = 0.0, before: str | None = None
+    ) -> Attempt | None:
         """Count an attempt at a chunk in a stage; return it, None if the run is stopping.
 
         What is embedded is still written then. An attempt that ended with its node (a reclaimed
         spot machine) says nothing against the chunk and is not counted; nor do earlier attempts at
-        a stage whose end this beginning shows.
+        a stage whose end this beginning shows, whether of this chunk, or of the one that the same
+        task passed on `before`.
         """
         if self._stopping and stage != STAGES[-1]:
             return None
         for earlier in STAGES[: STAGES.index(stage)]:
             self._attempts.pop((earlier, key), None)
+        if before is not None:
+            for passed in _ONE_TASK:
+                self._attempts.pop((passed, before), None)
         tried = self._attempts.setdefault((stage, key), [])
         if tried:
             dead = self._dead_nodes()

@@ -26,18 +26,19 @@ Labels = npt.NDArray[np.object_]
 
 
 def tokenize(
-    rows: ray.data.Dataset, engine: Engine, *, files: PlannedFiles, ledger: Any
+    rows: ray.data.Dataset, engine: Engine, *, files: PlannedFiles, ledger: Any, memory: int
 ) -> ray.data.Dataset:
     """Return a dataset of chunk states with hashes and excerpts, and ids in place of texts.
 
-    A worker whose tokenizer is not the one of `files` stops the run.
+    A worker whose tokenizer is not the one of `files` stops the run. `memory` is what READ asks
+    for: Ray fuses tasks only where they ask for the same.
     """
 
     def on_block(block: pa.Table) -> Iterator[pa.Table]:
         for state in from_block(block):
             yield packed(_attempted(state, engine, files, ledger))
 
-    return rows.map_batches(on_block, batch_size=None, batch_format="pyarrow")
+    return rows.map_batches(on_block, batch_size=None, batch_format="pyarrow", memory=memory)
 
 
 def _attempted(state: ChunkState, engine: Engine, files: PlannedFiles, ledger: Any) -> ChunkState:

@@ -133,8 +133,7 @@ def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
             if etag != file.etag:
                 raise _changed(file)
             yield handle
-        if not backend.checks_reads and not _is_still(file):
-            raise _changed(file)
+        require_unchanged(file)
     except (AccessError, InputChangedError):
         raise
     except Exception as error:
@@ -142,6 +141,13 @@ def open_unchanged(file: Stored) -> Iterator[BinaryIO]:
         if not _is_still(file):
             raise _changed(file) from error
         raise
+
+
+def require_unchanged(file: Stored) -> None:
+    """Raise InputChangedError if a file that is read has changed, where reads do not tell."""
+    backend, _, _ = locate(file.url)
+    if not backend.checks_reads and not _is_still(file):
+        raise _changed(file)
 
 
 def create(url: str, data: bytes | bytearray | memoryview) -> bool:

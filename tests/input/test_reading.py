@@ -13,15 +13,19 @@ from hypothesis import strategies as st
 from embedjob.config.job import Input
 from embedjob.errors import ChunkError, InputChangedError
 from embedjob.input import reading
-from embedjob.input.reading import read_chunk
+from embedjob.input.chunks import passes
+from embedjob.input.reading import read_chunk, read_pass
 from embedjob.storage import objects
 from tests.shards import only, plan_of, strings, write_shard
 
 
 def _read(job_input: Input, **options: Any) -> pa.Table:
-    return pa.concat_tables(
-        read_chunk(chunk, job_input) for chunk in plan_of(job_input, **options).chunks
-    )
+    """Every row, read as a run does; each chunk read alone gives the same."""
+    chunks = plan_of(job_input, **options).chunks
+    tables = [table for together in passes(chunks) for table in read_pass(together, job_input)]
+    for chunk, table in zip(chunks, tables, strict=True):
+        assert read_chunk(chunk, job_input).equals(table)
+    return pa.concat_tables(tables)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
@@ -132,8 +136,9 @@ def _fetched(job_input: Input, monkeypatch: pytest.MonkeyPatch, **options: Any) 
 
     chunks = plan_of(job_input, **options).chunks
     monkeypatch.setattr(reading, "open_unchanged", counting)
-    for chunk in chunks:
-        read_chunk(chunk, job_input)
+    for together in passes(chunks):
+        for _ in read_pass(together, job_input):
+            pass
     return sum(fetched) + sum({chunk.shard: chunk.footer_bytes for chunk in chunks}.values())
 
 
@@ -180,6 +185,34 @@ def test_nothing_is_fetched_behind_the_end_of_a_piece(
     needed = _column_bytes(path, ["t"], range(1))
     fetched = _fetched(Input(path=str(path), text="t"), monkeypatch, chunk_rows=100, limit=100)
     assert fetched < needed
+
+
+def test_a_row_group_in_many_pieces_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job with pyarrow's own default file, of one row group, costs its bytes about once."""
+    path = tmp_path / "a.parquet"
+    _wide(path, group_rows=20_000)
+    monkeypatch.setattr(reading, "_STREAM_BYTES", 2**16)
+    needed = _column_bytes(path, ["t", "n"], range(1))
+    job_input = Input(path=str(path), text="t", id="n")
+    assert len(plan_of(job_input, chunk_rows=300).chunks) == 67
+    assert _fetched(job_input, monkeypatch, chunk_rows=300) <= 1.2 * needed
+
+
+def test_a_shard_replaced_between_two_pieces_gives_no_further_piece(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_shard(path, {"t": [f"text {i}" for i in range(100)]}, group_rows=100)
+    job_input = Input(path=str(path), text="t")
+    (together,) = passes(plan_of(job_input, chunk_rows=10).chunks)
+    assert len(together) == 10
+    for cut in (1, 9):
+        tables = read_pass(together, job_input)
+        assert [next(tables).num_rows for _ in range(cut)] == [10] * cut
+        write_shard(path, {"t": [f"text {i}" for i in range(100)]}, group_rows=100)
+        with pytest.raises(InputChangedError):
+            next(tables)
+        together = passes(plan_of(job_input, chunk_rows=10).chunks)[0]
 
 
 def test_a_shard_replaced_after_planning_is_said_to_have_changed(tmp_path: Path) -> None:

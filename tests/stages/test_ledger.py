@@ -172,3 +172,13 @@ def test_a_device_that_lost_other_chunks_too_is_named_as_the_reason() -> None:
     state.lost("c", "GPU 1 of node y")
     lost_on = state.begin("encode", "a", "n").lost_on
     assert lost_on == "lost on GPU 3 of node x, as were 1 other chunks: the device may be broken"
+
+
+def test_a_task_that_reads_on_has_passed_on_the_chunk_before() -> None:
+    """Ray repeats the whole of a task that died: what it had passed on is not to blame."""
+    state = ledger()
+    for number in range(1, MAX_ATTEMPTS + 3):
+        assert (begin(state, "read", "a", "n"), begin(state, "tokenize", "a", "n")) == (1, 1)
+        attempt = state.begin("read", "b", "n", before="a")
+        assert attempt is not None
+        assert attempt.number == number

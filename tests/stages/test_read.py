@@ -1,3 +1,5 @@
+import os
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,12 @@ import pytest
 import ray
 
 from embedjob.config.job import Input
-from embedjob.errors import InputChangedError
+from embedjob.errors import ChunkError, InputChangedError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.reading import read_chunk
-from embedjob.stages.chunk_state import from_block
+from embedjob.input.reading import read_pass
+from embedjob.stages.chunk_state import ChunkState, from_block, to_block
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
-from embedjob.stages.read import ChunkSource, read, read_state
+from embedjob.stages.read import ChunkSource, memory_of, read, read_states
 from embedjob.storage import objects
 from tests.faulty_s3 import faulty_s3
 from tests.seaweed import S3Server
@@ -20,35 +22,63 @@ from tests.shards import plan_of, write_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
 
+MEMORY = 10 * 2**20
+
 
 def chunk(number: int) -> Chunk:
     shard = Shard(f"in/{number}.parquet", 10, "etag")
     return Chunk(shard, 0, 10, (0, 1), 0, f"{number}.parquet", 30, 100)
 
 
+def piece(number: int) -> Chunk:
+    """One of several pieces of the second row group of one shard."""
+    shard = Shard("in/large.parquet", 10, "etag")
+    return Chunk(shard, number * 10, number * 10 + 10, (1, 2), 0, f"piece-{number}", 30, 100)
+
+
 CHUNKS = [chunk(number) for number in range(5)]
+PIECES = [piece(number) for number in range(6)]
 
 
-def rows_of(part: Chunk) -> pa.Table:
-    if part.key == "3.parquet":
-        raise InputChangedError("it was replaced")
-    return pa.table({"row": pa.array(range(10), pa.uint32()), "text": [part.key] * 10})
+def rows_of(chunks: Sequence[Chunk]) -> Iterator[pa.Table]:
+    for part in chunks:
+        if part.key == "3.parquet":
+            raise InputChangedError("it was replaced")
+        if part.key == "piece-3":
+            os._exit(1)
+        if part.key == "piece-1":
+            raise ChunkError("a damaged page")
+        yield pa.table({"row": pa.array(range(10), pa.uint32()), "text": [part.key] * 10})
 
 
 @pytest.fixture
 def ledger() -> Any:
+    # Sent by value: a worker cannot import a test module by the name that pytest gives it.
+    ray.cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
     return new_ledger()
 
 
+def _passed(chunks: Sequence[Chunk], ledger: Any) -> list[list[ChunkState]]:
+    """The chunk states by block, after a stage that is fused with READ."""
+
+    def on_block(block: pa.Table) -> Iterator[pa.Table]:
+        for state in from_block(block):
+            yield to_block(state)
+
+    rows = read(chunks, rows_of, ledger=ledger, memory=MEMORY)
+    after = rows.map_batches(
+        on_block, batch_size=None, batch_format="pyarrow", memory=MEMORY
+    ).materialize()
+    assert "ReadChunks->MapBatches(on_block)" in after.stats()
+    return [list(from_block(block)) for block in ray.get(after.to_arrow_refs())]
+
+
 def test_every_chunk_is_one_state_and_a_failed_one_is_a_value(ledger: Any) -> None:
-    # Sent by value: a worker cannot import a test module by the name that pytest gives it.
-    ray.cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
-    blocks = read(CHUNKS, rows_of, ledger=ledger).to_arrow_refs()
-    states = [state for block in ray.get(blocks) for state in from_block(block)]
+    blocks = _passed(CHUNKS, ledger)
     # Ray Data hands blocks on as their tasks end, in no order.
-    assert sorted(state.chunk.key for state in states) == [c.key for c in CHUNKS]
-    assert {state.chunk for state in states} == set(CHUNKS)
-    for state in states:
+    states = {state.chunk: state for (state,) in blocks}
+    assert set(states) == set(CHUNKS)
+    for state in states.values():
         if state.chunk.key == "3.parquet":
             assert (state.rows, state.failure.detail) == (None, "it was replaced")
         else:
@@ -56,15 +86,38 @@ def test_every_chunk_is_one_state_and_a_failed_one_is_a_value(ledger: Any) -> No
             assert state.stats["rows"] == 10
 
 
-def test_there_is_one_task_per_chunk_whatever_is_asked(ledger: Any) -> None:
-    source = ChunkSource(CHUNKS, rows_of, ledger)
+def test_pieces_of_a_row_group_are_read_by_one_task_and_stay_apart(ledger: Any) -> None:
+    """One piece is at fault, one ends its process each time: the others lose nothing by them."""
+    blocks = _passed(PIECES, ledger)
+    assert [len(block) for block in blocks] == [1] * len(PIECES)
+    ends = {state.chunk.key: state.failure and state.failure.detail for (state,) in blocks}
+    assert ends.pop("piece-1") == "a damaged page"
+    assert ends.pop("piece-3").startswith(f"its read process died {MAX_ATTEMPTS} times")
+    assert ends == dict.fromkeys(["piece-0", "piece-2", "piece-4", "piece-5"])
+
+
+def test_there_is_one_task_per_pass_whatever_is_asked(ledger: Any) -> None:
+    source = ChunkSource([*CHUNKS[:2], *PIECES, *CHUNKS[2:]], rows_of, ledger)
     tasks = source.get_read_tasks(parallelism=2)
-    assert [task.metadata.input_files[0] for task in tasks] == [c.shard.url for c in CHUNKS]
-    assert source.estimate_inmemory_data_size() == 150
+    passes = [*CHUNKS[:2], PIECES[0], *CHUNKS[2:]]
+    assert [task.metadata.input_files[0] for task in tasks] == [c.shard.url for c in passes]
+    assert [task.metadata.num_rows for task in tasks] == [1, 1, 6, 1, 1, 1]
+    assert source.estimate_inmemory_data_size() == 330
+
+
+def test_a_task_asks_for_the_memory_that_its_text_needs_and_never_for_more_than_a_node_has() -> (
+    None
+):
+    whole = max(node["Resources"]["memory"] for node in ray.nodes())
+    assert memory_of(CHUNKS) == 300
+    huge = Chunk(CHUNKS[0].shard, 0, 10, (0, 1), 0, "huge", 2**60, 100)
+    assert whole / 2 < memory_of([*CHUNKS, huge]) < whole
 
 
 def test_a_chunk_is_given_up_after_so_many_attempts(ledger: Any) -> None:
-    tried = [read_state(chunk(0), rows_of, ledger) for _ in range(MAX_ATTEMPTS + 1)]
+    tried = [
+        state for _ in range(MAX_ATTEMPTS + 1) for state in read_states([chunk(0)], rows_of, ledger)
+    ]
     assert [state.failure is None for state in tried] == [*([True] * MAX_ATTEMPTS), False]
     assert tried[-1].failure.kind == "fault"
     assert f"died {MAX_ATTEMPTS} times" in tried[-1].failure.detail
@@ -72,7 +125,7 @@ def test_a_chunk_is_given_up_after_so_many_attempts(ledger: Any) -> None:
 
 def test_nothing_is_read_once_the_run_is_stopping(ledger: Any) -> None:
     ray.get(ledger.stop.remote("SIGTERM"))
-    state = read_state(chunk(0), pytest.fail, ledger)
+    (state,) = read_states([chunk(0)], pytest.fail, ledger)
     assert (state.rows, state.failure.kind) == (None, "abandoned")
 
 
@@ -93,7 +146,7 @@ def test_a_read_that_storage_cuts_off_begins_anew(
         [part] = plan_of(job_input, chunk_rows=1000).chunks
         # More than the client tries by itself.
         faulty.fail(fault, times=8, method="GET")
-        state = read_state(part, partial(read_chunk, job_input=job_input), ledger)
+        (state,) = read_states([part], partial(read_pass, job_input=job_input), ledger)
         assert [failed for *_, failed in faulty.asked].count(fault) == 8
     assert state.failure is None
     assert state.rows["text"].to_pylist() == [f"text {i}" for i in range(100)]
