@@ -18,6 +18,7 @@ from embedjob.input.footers import group_bounds
 from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
 from embedjob.storage.objects import Stored, open_unchanged, require_unchanged
+from embedjob.storage.retrying import is_passing
 
 # Part of a large row group is streamed up to its end, to hold no more than that part in memory.
 _STREAM_BYTES = 4 * 2**20
@@ -37,7 +38,8 @@ def read_chunk(chunk: Chunk, job_input: Input) -> pa.Table:
 def read_pass(chunks: Sequence[Chunk], job_input: Input) -> Iterator[pa.Table]:
     """Yield what `read_chunk` returns for one chunk, or in one pass for pieces of a row group.
 
-    The pieces are in the order of their rows. After an error there are no further tables.
+    The pieces are in the order of their rows. After an error there are no further tables. An error
+    of storage that may pass by itself is raised as it is.
     """
     columns = columns_of(job_input)
     tables = _wanted_rows(chunks, columns, job_input)
@@ -45,6 +47,8 @@ def read_pass(chunks: Sequence[Chunk], job_input: Input) -> Iterator[pa.Table]:
         try:
             yield _finished(next(tables), columns, job_input)
         except (pa.ArrowException, OSError) as error:
+            if is_passing(error):  # storage's trouble, and no fault of the shard
+                raise
             raise ChunkError(
                 f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: cannot be read: {error}"
             ) from error

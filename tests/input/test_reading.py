@@ -239,6 +239,28 @@ def test_an_object_replaced_after_planning_in_a_bucket(bucket: str, tmp_path: Pa
         read_chunk(chunk, job_input)
 
 
+def test_a_connection_that_breaks_is_no_fault_of_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    write_shard(path, {"t": [str(i) * 50 for i in range(100)]})
+    job_input = Input(path=str(path), text="t")
+    (chunk,) = plan_of(job_input, chunk_rows=100).chunks
+
+    class Broken(_Counting):
+        def read(self, size: int = -1) -> bytes:
+            raise ConnectionResetError("by peer")
+
+    @contextmanager
+    def broken(file: objects.Stored) -> Iterator[BinaryIO]:
+        with objects.open_unchanged(file) as handle:
+            yield Broken(handle, [])  # type: ignore[misc]
+
+    monkeypatch.setattr(reading, "open_unchanged", broken)
+    with pytest.raises(ConnectionResetError):
+        read_chunk(chunk, job_input)
+
+
 def test_damage_inside_a_shard_is_that_chunks_fault(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_shard(path, {"t": [str(i) * 50 for i in range(100)]})
