@@ -14,7 +14,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.columns import columns_of
 from embedjob.input.footers import Decoder, Footer
-from embedjob.input.listing import find_shards, read_footer
+from embedjob.input.listing import find_shards, read_batch
 from embedjob.job.planning import InputListing, JobPlan, plan
 from embedjob.job.resolve import IdentifiedJob
 from embedjob.models.architecture import HeadWidths, ModelInfo
@@ -36,8 +36,8 @@ def write_shard(
 
 def footers_of(shards: Sequence[Shard], job_input: Input) -> dict[str, Footer | str]:
     """The footers, decoded in this process, which is faster to start than another."""
-    decode = Decoder(columns_of(job_input).wanted).decode
-    return {shard.url: read_footer(shard.stored, decode) for shard in shards}
+    decode = Decoder(columns_of(job_input).wanted).decode_all
+    return read_batch([shard.stored for shard in shards], decode)
 
 
 def job_of(job_input: Input, *, chunk_rows: int = 10, limit: int | None = None) -> IdentifiedJob:

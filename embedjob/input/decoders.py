@@ -11,7 +11,7 @@ import resource
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +20,15 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from embedjob.errors import FaultError
-from embedjob.input.footers import Decoder, Footer, Wanted
+from embedjob.input.footers import Decoder, Footer, Tail, Wanted
 
-Decode = Callable[[bytes, int], Footer]
+Decode = Callable[[Sequence[Tail]], list[Footer | str]]
 PATIENCE_SECONDS = 120.0
 _ATTEMPTS = 2  # a process may be ended from outside, too
 _FILES_PER_PROCESS = 250
 _MAX_PROCESSES = 4
 _MAX_WORDS = 200
+_ENDING_SECONDS = 5.0
 # Neither `site` nor numpy, which Arrow imports where it is: both together take 0.2 s.
 _PROGRAM = """
 import sys
@@ -44,40 +45,65 @@ class _LostError(Exception):
 
 @contextmanager
 def decoders(wanted: Wanted, *, files: int, patience: float = PATIENCE_SECONDS) -> Iterator[Decode]:
-    """Give a function that decodes the last bytes of a file of some size, as many threads like.
+    """Give a function that returns footers, or what is wrong with them; threads may share it.
 
-    It raises ArrowInvalid where a footer makes no sense, ended two processes, or kept each busy for
-    more than `patience` seconds.
+    A footer is wrong that makes no sense, that ended two processes, or that kept each busy for more
+    than `patience` seconds.
 
     Raises:
         FaultError: no process can be started here.
     """
-    count = min(1 + files // _FILES_PER_PROCESS, _MAX_PROCESSES, os.cpu_count() or 1)
-    seats: queue.LifoQueue[_Process | None] = queue.LifoQueue()
-    for _ in range(count):
-        seats.put(None)
-
-    def decode(tail: bytes, size: int) -> Footer:
-        for _ in range(_ATTEMPTS):
-            process = seats.get()
-            try:
-                process = process or _Process(wanted, patience)
-                return process.decode(tail, size)
-            except _LostError as error:
-                if process:
-                    process.end()
-                process, reason = None, str(error)
-            finally:
-                seats.put(process)
-        raise pa.ArrowInvalid(f"its footer cannot be decoded: {reason}; write the file again")
-
+    processes = _Processes(
+        wanted, min(1 + files // _FILES_PER_PROCESS, _MAX_PROCESSES, os.cpu_count() or 1), patience
+    )
     try:
-        yield decode
+        yield processes.decode
     finally:
+        processes.end()
+
+
+class _Processes:
+    """Some processes, each started when it is first needed, and again when it was lost."""
+
+    def __init__(self, wanted: Wanted, count: int, patience: float) -> None:
+        self._wanted = wanted
+        self._count = count
+        self._patience = patience
+        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(count):
-            process = seats.get()
+            self._idle.put(None)
+
+    def decode(self, tails: Sequence[Tail]) -> list[Footer | str]:
+        """Return footers, or what is wrong with them: with each alone, where a process is lost."""
+        alone, reason = len(tails) == 1, ""
+        for _ in range(_ATTEMPTS if alone else 1):
+            try:
+                return self._attempt(tails)
+            except _LostError as error:
+                reason = str(error)
+        if alone:
+            return [f"its footer cannot be decoded: {reason}; write the file again"]
+        return [footer for tail in tails for footer in self.decode([tail])]
+
+    def end(self) -> None:
+        """End all processes, once no thread uses one any more."""
+        for _ in range(self._count):
+            process = self._idle.get()
             if process:
                 process.end()
+
+    def _attempt(self, tails: Sequence[Tail]) -> list[Footer | str]:
+        process = self._idle.get()
+        try:
+            process = process or _Process(self._wanted, self._patience)
+            return process.decode(tails)
+        except _LostError:
+            if process:
+                process.end()
+            process = None
+            raise
+        finally:
+            self._idle.put(process)
 
 
 class _Process:
@@ -103,13 +129,12 @@ class _Process:
                 " check that it is a Python in which embedjob and pyarrow are installed"
             ) from error
 
-    def decode(self, tail: bytes, size: int) -> Footer:
-        """Return a footer; ArrowInvalid where it makes no sense, _LostError where it ended this."""
-        answer = self._ask((tail, size), self._patience)
-        if isinstance(answer, str):
-            raise pa.ArrowInvalid(answer)
-        rows, text_bytes, schema, length = answer
-        return Footer(rows, text_bytes, _schema(schema), length)
+    def decode(self, tails: Sequence[Tail]) -> list[Footer | str]:
+        """Return footers, or what is wrong with them; _LostError where one ended this."""
+        return [
+            answer if isinstance(answer, str) else _received(*answer)
+            for answer in self._ask(tails, self._patience)
+        ]
 
     def end(self) -> None:
         """End the process, and free what it held."""
@@ -138,7 +163,9 @@ class _Process:
 
     def _last_words(self) -> str:
         """Return how the process ended, and what it wrote before."""
-        self._child.kill()  # where it has ended already, its own code stays
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(_ENDING_SECONDS)
+        self._child.kill()  # where it has ended by itself, its own code stays
         code = self._child.wait()
         assert self._child.stderr is not None
         written = self._child.stderr.read().decode(errors="replace").split()
@@ -147,7 +174,7 @@ class _Process:
 
 
 def serve() -> None:
-    """Answer with a footer, or with what is wrong, for as long as somebody asks: a process's work.
+    """Answer with footers, or with what is wrong, for as long as somebody asks: a process's work.
 
     The first message names the wanted columns.
     """
@@ -159,8 +186,8 @@ def serve() -> None:
     _answer(answers, None)
     with suppress(EOFError):
         while True:
-            tail, size = pickle.load(questions)
-            _answer(answers, _decoded(decoder, tail, size))
+            footers = decoder.decode_all(pickle.load(questions))
+            _answer(answers, [_sent(footer) for footer in footers])
 
 
 def _answer(answers: BinaryIO, answer: Any) -> None:
@@ -168,14 +195,18 @@ def _answer(answers: BinaryIO, answer: Any) -> None:
     answers.flush()
 
 
-def _decoded(decoder: Decoder, tail: bytes, size: int) -> tuple[Any, ...] | str:
-    try:
-        footer = decoder.decode(tail, size)
-    except pa.ArrowInvalid as error:
-        return str(error)
-    # A schema travels as bytes, so that equal ones are made once.
+def _sent(footer: Footer | str) -> tuple[Any, ...] | str:
+    """Return a footer as it travels: its schema as bytes, so that equal ones are made once."""
+    if isinstance(footer, str):
+        return footer
     schema = footer.schema.serialize().to_pybytes()
     return footer.group_rows, footer.group_text_bytes, schema, footer.length
+
+
+def _received(
+    rows: tuple[int, ...], text_bytes: tuple[int, ...], schema: bytes, length: int
+) -> Footer:
+    return Footer(rows, text_bytes, _schema(schema), length)
 
 
 @lru_cache(maxsize=4096)

@@ -25,6 +25,8 @@ _MAX_ROWS_PER_BYTE = 2**16
 _MAX_EXPANSION = 2**15
 
 Bounds = Mapping[str, tuple[Any, Any]]
+# The last bytes of a file, at least its footer, and the bytes that the whole file has.
+Tail = tuple[bytes, int]
 
 
 class Wanted(NamedTuple):
@@ -116,6 +118,16 @@ class Decoder:
         except (pa.ArrowException, ValueError, ArithmeticError) as error:
             raise pa.ArrowInvalid(in_one_line(error)) from error
         return Footer(rows, text_bytes, schema, footer_length(tail, size))
+
+    def decode_all(self, tails: Sequence[Tail]) -> list[Footer | str]:
+        """Return of each file the footer, or what is wrong with it."""
+        return [self._decoded(*tail) for tail in tails]
+
+    def _decoded(self, tail: bytes, size: int) -> Footer | str:
+        try:
+            return self.decode(tail, size)
+        except pa.ArrowInvalid as error:
+            return " ".join(str(error).split())
 
     def _layout(self, written: pq.ParquetSchema) -> tuple[pa.Schema, tuple[_Leaf, ...]]:
         schema = written.to_arrow_schema().remove_metadata()

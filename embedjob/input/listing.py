@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 from embedjob.errors import InputChangedError, InputError
 from embedjob.input.chunks import Shard
 from embedjob.input.decoders import Decode, decoders
-from embedjob.input.footers import Footer, Wanted, footer_length, parse
+from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse
 from embedjob.storage.objects import Stored, absolute, covers, find, read_tail
 
 PARQUET_NAMES = (".parquet", ".pq", ".parq")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 FIRST_READ = 64 * 1024
+_BATCH = 16  # footers that go to a process together
+_DAMAGED = "not a whole Parquet file"
 
 
 def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
@@ -97,19 +99,32 @@ def read_footers(
     files: Sequence[Stored], wanted: Wanted, *, threads: int = 32
 ) -> dict[str, Footer | str]:
     """Read the footers of many files; return by url the footer, or why it cannot be used."""
+    # A thread reads one after the other: only where there are many files is that no wait.
+    batch = max(1, min(_BATCH, len(files) // (4 * threads)))
+    batches = [files[start : start + batch] for start in range(0, len(files), batch)]
+    found: dict[str, Footer | str] = {}
     with decoders(wanted, files=len(files)) as decode, ThreadPoolExecutor(threads) as pool:
-        read = functools.partial(read_footer, decode=decode)
-        return dict(zip((file.url for file in files), pool.map(read, files), strict=True))
+        for footers in pool.map(functools.partial(read_batch, decode=decode), batches):
+            found |= footers
+    return found
 
 
-def read_footer(file: Stored, decode: Decode) -> Footer | str:
-    """Return the footer of a shard, or what is wrong with the shard."""
-    try:
-        return decode(_tail(file, FIRST_READ), file.size)
-    except pa.ArrowException as error:
-        return f"not a whole Parquet file: {' '.join(str(error).split())}"
-    except (InputChangedError, FileNotFoundError) as error:
-        return f"changed after it was listed: {error}"
+def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | str]:
+    """Read footers one after the other, and decode them together; return them by url."""
+    tails: dict[str, Tail] = {}
+    reasons: dict[str, str] = {}
+    for file in files:
+        try:
+            tails[file.url] = _tail(file, FIRST_READ), file.size
+        except pa.ArrowInvalid as error:
+            reasons[file.url] = f"{_DAMAGED}: {error}"
+        except (InputChangedError, FileNotFoundError) as error:
+            reasons[file.url] = f"changed after it was listed: {error}"
+    decoded = dict(zip(tails, decode([*tails.values()]), strict=True)) if tails else {}
+    for url, footer in decoded.items():
+        if isinstance(footer, str):
+            reasons[url] = f"{_DAMAGED}: {footer}"
+    return {file.url: reasons.get(file.url) or decoded[file.url] for file in files}
 
 
 def read_metadata(file: Stored, *, length: int) -> tuple[pq.FileMetaData, int]:

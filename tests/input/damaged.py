@@ -17,7 +17,7 @@ from embedjob.config.job import Input
 from embedjob.errors import EmbedjobError
 from embedjob.input.columns import columns_of
 from embedjob.input.decoders import Decode, decoders
-from embedjob.input.listing import find_shards, read_footer
+from embedjob.input.listing import find_shards, read_batch
 from embedjob.input.reading import read_chunk
 from embedjob.job.planning import InputListing, cut_input
 from tests.cluster import ROOT
@@ -57,8 +57,7 @@ class Reader:
 
 def _answer(path: Path, job_input: Input, decode: Decode) -> Answer:
     (shard,) = find_shards(str(path))
-    footer = read_footer(shard.stored, decode)
-    listing = InputListing((shard,), {shard.url: footer})
+    listing = InputListing((shard,), read_batch([shard.stored], decode))
     try:
         cut = cut_input(job_input, listing, chunk_rows=CHUNK_ROWS, fingerprint="0" * 64)
         for _, reason in cut.faults:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedjob.errors import FaultError
-from embedjob.input.decoders import decoders
+from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Footer, Wanted
 from embedjob.input.listing import read_footers
 from embedjob.storage.objects import stat
@@ -22,6 +22,12 @@ def _deadly(whole: bytes) -> bytes:
     return whole.replace(optional, required)
 
 
+def _rows(decode: Decode, whole: bytes) -> int:
+    (footer,) = decode([(whole, len(whole))])
+    assert isinstance(footer, Footer)
+    return footer.rows
+
+
 def _children() -> set[str]:
     return {
         pid
@@ -30,7 +36,11 @@ def _children() -> set[str]:
     }
 
 
-def test_a_footer_that_ends_its_process_is_a_fault_and_the_others_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 32])
+def test_a_footer_that_ends_its_process_is_a_fault_and_the_others_are_read(
+    tmp_path: Path, threads: int
+) -> None:
+    """With one thread, they are decoded three at a time."""
     before = _children()
     paths = [tmp_path / f"{number:02}.parquet" for number in range(12)]
     for path in paths:
@@ -38,7 +48,7 @@ def test_a_footer_that_ends_its_process_is_a_fault_and_the_others_are_read(tmp_p
     for path in paths[::4]:
         path.write_bytes(_deadly(path.read_bytes()))
     files = [file for path in paths if (file := stat(str(path)))]
-    found = read_footers(files, TEXT)
+    found = read_footers(files, TEXT, threads=threads)
     assert list(found) == [str(path) for path in paths]
     for place, footer in enumerate(found.values()):
         if place % 4:
@@ -56,7 +66,7 @@ def test_only_the_columns_that_are_wanted_can_end_a_process(tmp_path: Path) -> N
     write_shard(path, {"t": ["a"] * 10, "u": ["b"] * 10})
     path.write_bytes(_deadly(path.read_bytes()))
     with decoders(Wanted(("u",), ("u",)), files=1) as decode:
-        assert decode(path.read_bytes(), path.stat().st_size).rows == 10
+        assert _rows(decode, path.read_bytes()) == 10
 
 
 def test_a_process_that_was_ended_from_outside_is_replaced(tmp_path: Path) -> None:
@@ -66,7 +76,7 @@ def test_a_process_that_was_ended_from_outside_is_replaced(tmp_path: Path) -> No
     before = _children()
     with decoders(TEXT, files=1) as decode:
         for _ in range(3):
-            assert decode(whole, len(whole)).rows == 10
+            assert _rows(decode, whole) == 10
             (pid,) = _children() - before
             subprocess.run(["kill", "-9", pid], check=True)
 
@@ -77,10 +87,10 @@ def test_a_process_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
     whole = path.read_bytes()
     before = _children()
     with decoders(TEXT, files=1, patience=0.5) as decode:
-        decode(whole, len(whole))
+        assert _rows(decode, whole) == 10
         (pid,) = _children() - before
         subprocess.run(["kill", "-STOP", pid], check=True)
-        assert decode(whole, len(whole)).rows == 10
+        assert _rows(decode, whole) == 10
         assert pid not in _children()
 
 
@@ -92,7 +102,7 @@ def test_where_no_process_can_start_the_run_says_so(
         decoders(TEXT, files=1) as decode,
         pytest.raises(FaultError, match=r"did not start .*code 1.* got /bin/false"),
     ):
-        decode(b"", 0)
+        decode([(b"", 0)])
 
 
 _DRIVER = """
@@ -102,7 +112,7 @@ from embedjob.input.decoders import decoders
 from embedjob.input.footers import Wanted
 data = Path(sys.argv[1]).read_bytes()
 with decoders(Wanted(("t",), ("t",)), files=1) as decode:
-    decode(data, len(data))
+    decode([(data, len(data))])
     tasks = Path("/proc/self/task").iterdir()
     print(*(pid for task in tasks for pid in (task / "children").read_text().split()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
