@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from embedjob.config.job import Job
 from embedjob.input.chunks import Chunk
-from embedjob.input.reading import read_chunk
+from embedjob.input.reading import read_pass
 from embedjob.job.output import output_spec
 from embedjob.job.planning import JobPlan, largest_first
 from embedjob.output.chunk_file import Committed
 from embedjob.stages.chunk_state import ChunkState
 from embedjob.stages.encode import encode
 from embedjob.stages.engine import Engine, RecipeEngine, recipe_engine
-from embedjob.stages.read import read
+from embedjob.stages.read import ReadRows, memory_of, read
 from embedjob.stages.tokenize import tokenize
 from embedjob.stages.write import Committer, write
 from embedjob.storage.local import LocalBackend
@@ -70,16 +70,17 @@ def _is_busy(log: Path) -> bool:
 
 @dataclass(frozen=True)
 class Reads:
-    """`read_chunk` of a job, or trouble."""
+    """`read_pass` of a job, or trouble."""
 
-    rows_of: Callable[[Chunk], pa.Table]
+    rows_of: ReadRows
     log: Path
 
-    def __call__(self, chunk: Chunk) -> pa.Table:
-        strike("read", _name(chunk))
-        if _name(chunk) == "read-busy" and _is_busy(self.log / "read"):
-            raise OSError(errno.ESTALE, "the disk is away for a while")
-        return self.rows_of(chunk)
+    def __call__(self, chunks: Sequence[Chunk]) -> Iterator[pa.Table]:
+        for chunk in chunks:
+            strike("read", _name(chunk))
+            if _name(chunk) == "read-busy" and _is_busy(self.log / "read"):
+                raise OSError(errno.ESTALE, "the disk is away for a while")
+        return self.rows_of(chunks)
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,11 @@ def flow(log: Path) -> Callable[..., None]:
 
     def run(plan: JobPlan, engine: Engine, *, pool: Any, claim: Any, ledger: Any) -> None:
         config = plan.job.config
-        reads = Reads(partial(read_chunk, job_input=config.input), log)
-        rows = read(largest_first(plan.left), reads, ledger=ledger)
-        views = tokenize(rows, engine, files=claim.files, ledger=ledger)
+        left = largest_first(plan.left)
+        memory = memory_of(left)
+        reads = Reads(partial(read_pass, job_input=config.input), log)
+        rows = read(left, reads, ledger=ledger, memory=memory)
+        views = tokenize(rows, engine, files=claim.files, ledger=ledger, memory=memory)
         embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
         committer = Committer(plan.job.out, output_spec(plan), config.encoder.vector_dtype)
         write(embeddings, Writes(committer, log), ledger=ledger)

@@ -4,7 +4,7 @@ Covers: embedjob.pipeline
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -304,13 +304,13 @@ def test_an_unchanged_input_is_not_opened_again(
     _run(world)
     world.write("in/b", 9, 2)
     opened: list[str] = []
-    read = listing.read_footer
+    read = listing.read_batch
 
-    def read_footer(file: Stored, decode: Decode) -> Footer | str:
-        opened.append(file.name)
-        return read(file, decode)
+    def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | str]:
+        opened.extend(file.name for file in files)
+        return read(files, decode)
 
-    monkeypatch.setattr(listing, "read_footer", read_footer)
+    monkeypatch.setattr(listing, "read_batch", read_batch)
     _run(world)
     assert opened == ["b.parquet"]
     _run(world)
