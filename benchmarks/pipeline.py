@@ -230,6 +230,7 @@ def bytes_fetched(work: Path, name: str) -> float:
     """Bytes that READ asks storage for, over the bytes of the column chunks that it needs."""
     from embedjob.config.job import Input
     from embedjob.input import reading
+    from embedjob.input.chunks import passes
     from embedjob.job.planning import cut_input, list_input
     from embedjob.storage import objects
 
@@ -261,8 +262,9 @@ def bytes_fetched(work: Path, name: str) -> float:
         needed += sum(group.column(0).total_compressed_size for group in groups)
     reading.open_unchanged = counted
     try:
-        for chunk in chunks:
-            reading.read_chunk(chunk, job_input)
+        for together in passes(chunks):
+            for _ in reading.read_pass(together, job_input):
+                pass
     finally:
         reading.open_unchanged = whole
     return fetched / needed
@@ -276,7 +278,9 @@ def measure(work: Path, rows: int) -> dict[str, float]:
     make_shards(work / "small", rows // 10)
     make_shards(work / "large", rows)
     make_shards(work / "tiny", 2000 * 16, group=16)
+    make_shards(work / "one-group", 2**20, per_shard=2**20, group=2**20)
     figures = {"bytes fetched / needed": bytes_fetched(work, "small")}
+    figures["bytes fetched / needed, row groups of 2^20 rows"] = bytes_fetched(work, "one-group")
     figures["bare read + write, rows/s"] = bare_copy(work, "small")
     figures["bare encode_batch_fast, rows/s"] = bare_tokenizing(work, "small")
     cluster = Cluster(

@@ -25,7 +25,7 @@ _MAX_ROWS_PER_BYTE = 2**16
 _MAX_EXPANSION = 2**15
 
 Bounds = Mapping[str, tuple[Any, Any]]
-# The last bytes of a file, at least its footer, and the bytes that the whole file has.
+# The last bytes of a file, its footer at least, and the size of the whole file.
 Tail = tuple[bytes, int]
 
 

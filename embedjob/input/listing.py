@@ -138,7 +138,7 @@ def read_metadata(file: Stored, *, length: int) -> tuple[pq.FileMetaData, int]:
 
 
 def _tail(file: Stored, length: int) -> bytes:
-    """Return the last bytes of a file, at least its footer."""
+    """Return the footer of a file, and nothing that lies before it."""
     tail = read_tail(file, min(length, file.size))
     needed = footer_length(tail, file.size)
-    return tail if needed <= len(tail) else read_tail(file, needed)
+    return tail[-needed:] if needed <= len(tail) else read_tail(file, needed)
