@@ -17,33 +17,22 @@ from tests.engines import replacing
 from tests.outputs import written
 from tests.running import write_shard
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STALL_SECONDS = 40
 WORDS = {"dies": "died 3 times", "hangs": "died 3 times", "memory": "MemoryError: no room"}
-SOME = ("read-dies", "tokenize-memory", "encode-hangs", "write-hangs", "write-busy")
-ALL = [
+CELLS = [
     *(f"{stage}-{how}" for stage in ("read", "tokenize", "encode", "write") for how in WORDS),
     "read-busy",
     "write-busy",
 ]
 
 
-@pytest.mark.parametrize(
-    "cells",
-    [
-        pytest.param(SOME, marks=pytest.mark.timeout(600)),
-        pytest.param(ALL, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
-    ],
-    ids=["some", "all"],
-)
+@pytest.mark.timeout(1200)
 def test_a_chunk_in_trouble_is_named_alone_and_the_others_are_committed(
-    cells: tuple[str, ...],
-    cluster: Cluster,
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, name in enumerate(cells):
+    """All cells in one run: a shard for each, and one that is sound."""
+    for number, name in enumerate(CELLS):
         rows = troubles.ROWS.get(name, 6 + number)
         write_shard(tmp_path / "in" / f"{name}.parquet", [f"{name} {i}" for i in range(rows)])
     write_shard(tmp_path / "in" / "good.parquet", [f"good {i}" for i in range(30)])
@@ -56,16 +45,16 @@ def test_a_chunk_in_trouble_is_named_alone_and_the_others_are_committed(
     started = time.monotonic()
     options = Options(address=cluster.address)
     result = running.run_with(document, options, troubles.troubled)
-    lethal = sorted(name for name in cells if not name.endswith("busy"))
+    lethal = sorted(name for name in CELLS if not name.endswith("busy"))
     assert len(result.faults) == len(lethal), result.faults
     for fault, name in zip(sorted(result.faults), lethal, strict=True):
         stage, _, how = name.partition("-")
         assert f"{name}.parquet: rows 0 to " in fault
         assert WORDS[how] in fault
         assert how == "memory" or f"its {stage} process" in fault
-    assert len(written(tmp_path / "out")) == len(cells) + 1 - len(lethal)
+    assert len(written(tmp_path / "out")) == len(CELLS) + 1 - len(lethal)
     # Each hang costs three attempts of half a stall; encoders hang one after the other.
-    hangs = sum(name.endswith("hangs") for name in cells)
+    hangs = sum(name.endswith("hangs") for name in CELLS)
     assert time.monotonic() - started < 120 + 90 * hangs + 30 * len(lethal)
 
 

@@ -20,8 +20,10 @@ from embedjob.storage.retrying import patience
 
 HEARTBEAT_SECONDS = 10.0
 WATCH_SECONDS = 30.0
-# Before a contender's watch is over, a holder whose heartbeat was not accepted stops by itself.
+# Less than a contender's watch: whoever was silent for longer may have been followed.
 UNRENEWED_SECONDS = 20.0
+# A run goes on while storage is away, and gives up after so long.
+SILENT_SECONDS = 600.0
 _LOOK_SECONDS = 1.0  # the longest pause between two looks of a contender
 
 
@@ -107,6 +109,7 @@ class Holder:
         self.lease = lease
         self._every, self._unrenewed = every, unrenewed
         self._accepted = _clock()
+        self._renewing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="embedjob-heartbeat", daemon=True)
         self._thread.start()
@@ -117,7 +120,7 @@ class Holder:
         return self.lease.epoch
 
     def lost(self) -> str | None:
-        """Return why the output is no longer this holder's to change; None while it is."""
+        """Return why a run is to end; None while the output is its own, or nobody can tell."""
         out = self.lease.out
         try:
             # Storage in trouble is not waited for: the other reason is just that.
@@ -127,18 +130,31 @@ class Holder:
             taken = False  # The heartbeat will tell how long storage has not answered.
         if taken:
             return f"another run took {out} over; nothing is published by this one"
-        unrenewed = _clock() - self._accepted
-        if unrenewed > self._unrenewed:
+        silent = _clock() - self._accepted
+        if silent > SILENT_SECONDS:
             return (
-                f"the lease on {out} was not renewed for {unrenewed:.0f} s, allowed are"
-                f" {self._unrenewed:g}: another run may hold it; run again to resume"
+                f"the lease on {out} was not renewed for {silent:.0f} s, allowed are"
+                f" {SILENT_SECONDS:g}: storage does not answer; run again to resume"
             )
         return None
 
     def require(self) -> None:
-        """Raise FaultError where the output is no longer this holder's to change."""
-        if reason := self.lost():
-            raise FaultError(reason)
+        """Raise FaultError unless the output is this holder's to change, at this moment.
+
+        A holder that was not heard for a while, because it slept or storage was away, renews its
+        lease first, and then looks whether another run has claimed the output meanwhile.
+        """
+        out = self.lease.out
+        try:
+            if _clock() - self._accepted > self._unrenewed:
+                self._renew()
+            taken = superseded(self.lease)
+        except (OSError, AccessError) as error:
+            raise FaultError(
+                f"the lease on {out} cannot be renewed ({error}); run again"
+            ) from error
+        if taken:
+            raise FaultError(f"another run took {out} over; nothing is published by this one")
 
     def end(self) -> None:
         """Stop the heartbeat and release the lease, so that the next run need not watch it."""
@@ -150,11 +166,13 @@ class Holder:
 
     def _keep(self) -> None:
         while not self._stop.wait(self._every):
+            with suppress(OSError, AccessError):
+                self._renew()
+
+    def _renew(self) -> None:
+        with self._renewing:
             began = _clock()
-            try:
-                self.lease = beat(self.lease)
-            except (OSError, AccessError):
-                continue
+            self.lease = beat(self.lease)
             self._accepted = began
 
 
@@ -165,7 +183,7 @@ def held(
     """Hold the lease until the block ends, then release it.
 
     A heartbeat that storage refuses is tried again at the next; a holder that was not heard for
-    `unrenewed` seconds has lost the lease, whether or not another run took it.
+    `unrenewed` seconds changes nothing before it has renewed its lease.
     """
     holder = Holder(lease, every=every, unrenewed=unrenewed)
     try:

@@ -158,13 +158,33 @@ def test_an_epoch_that_was_published_does_not_come_again(any_out: str) -> None:
     assert _claim(any_out).epoch == 7
 
 
-def test_a_holder_that_was_suspended_has_lost_the_lease(out: str) -> None:
-    with held(_claim(out), every=BEAT, unrenewed=3 * BEAT) as holder:
+def test_a_holder_that_was_suspended_renews_before_it_changes_anything(out: str) -> None:
+    with held(_claim(out), every=60.0, unrenewed=BEAT) as holder:
+        time.sleep(2 * BEAT)
+        before = newest(out)
         holder.require()
-        holder.end()  # as a process that is stopped moves no heartbeat
-        time.sleep(4 * BEAT)
-        with pytest.raises(FaultError, match="was not renewed for"):
+        after = newest(out)
+        assert before is not None
+        assert after is not None
+        assert after.heartbeat == before.heartbeat + 1
+
+
+def test_a_holder_that_cannot_renew_changes_nothing(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str, data: bytes) -> None:
+        raise AccessError("no")
+
+    with held(_claim(out), every=60.0, unrenewed=BEAT) as holder:
+        monkeypatch.setattr(lease, "put_over", refuse)
+        holder.require()
+        time.sleep(2 * BEAT)
+        # The run may go on: storage may come back.
+        assert holder.lost() is None
+        with pytest.raises(FaultError, match="cannot be renewed"):
             holder.require()
+        monkeypatch.setattr(lease, "SILENT_SECONDS", BEAT)
+        assert "storage does not answer" in str(holder.lost())
 
 
 def test_a_holder_that_was_taken_over_says_so(any_out: str) -> None:
