@@ -420,6 +420,7 @@ class TestQuantised:
 
 
 class TestBadRows:
+    @pytest.mark.slow
     def test_too_many_fail_the_run_with_everything_committed(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -472,6 +473,7 @@ def marker(model: Path) -> int:
 
 
 class TestTroubleWithTheModel:
+    @pytest.mark.slow
     def test_a_row_that_breaks_the_model_is_isolated_and_can_be_retried(
         self, cluster: Cluster, model: Path, marker: int, tmp_path: Path
     ) -> None:
@@ -585,6 +587,7 @@ class TestTroubleWithTheModel:
         assert len(log.read_text().splitlines()) >= 2
         assert published(out)["row"].to_pylist() == list(range(200))
 
+    @pytest.mark.slow
     def test_a_model_that_does_not_load_refuses_the_run_in_one_message(
         self, cluster: Cluster, model: Path, tmp_path: Path
     ) -> None:
