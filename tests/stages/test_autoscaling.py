@@ -40,6 +40,7 @@ def growing() -> Iterator[Cluster]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_growing_cluster(
     growing: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
