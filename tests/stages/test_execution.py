@@ -154,6 +154,7 @@ def test_a_ledger_that_hangs_ends_the_run_in_bounded_time(
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_whose_ledger_and_storage_hang(hung_ledger: Any) -> None:
     """The promise is 30 s, of which the driver needs some for its last puts."""
     over = threading.Event()
