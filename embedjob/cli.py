@@ -15,8 +15,9 @@ import typer
 from rich.console import Console
 
 from embedjob.config.job_file import JobSource, read_job, validate_partial
+from embedjob.config.types import seconds_of
 from embedjob.config.url_secrets import redacted
-from embedjob.errors import EmbedjobError, InterruptedRunError
+from embedjob.errors import ConfigError, EmbedjobError, InterruptedRunError
 
 app = typer.Typer(
     help="Parquet shards in, embedding shards out, exactly once.",
@@ -157,13 +158,17 @@ def prune(
     out: OutPath,
     keep: Annotated[int, typer.Option(min=1, help="How many snapshots stay readable.")] = 2,
     grace: Annotated[
-        float, typer.Option(min=0, metavar="HOURS", help="For how long a replaced one stays, too.")
-    ] = 24,
+        str, typer.Option(metavar="DURATION", help="For how long a replaced snapshot stays, too.")
+    ] = "24h",
 ) -> None:
     """Delete embedding files that no kept snapshot names."""
     from embedjob.output.cleanup import prune as pruned
 
-    deleted = pruned(out, keep=keep, grace_seconds=3600 * grace)
+    try:
+        seconds = seconds_of(grace)
+    except ValueError as error:
+        raise ConfigError(f"--grace: got {grace}; {error}") from error
+    deleted = pruned(out, keep=keep, grace_seconds=seconds)
     Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots deleted")
 
 

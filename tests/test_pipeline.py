@@ -225,10 +225,10 @@ class TestWhatChanged:
             self._prune(out, old=snapshots[0], new=snapshots[1])
 
     def _prune(self, out: Path, *, old: object, new: object) -> None:
-        for spares in (("--keep", "2", "--grace", "0"), ("--keep", "1")):
+        for spares in (("--keep", "2", "--grace", "0s"), ("--keep", "1")):
             kept = running.command("prune", str(out), *spares)
             assert (kept.code, "0 files and 0 snapshots" in kept.out) == (0, True)
-        pruned = running.command("prune", str(out), "--keep", "1", "--grace", "0")
+        pruned = running.command("prune", str(out), "--keep", "1", "--grace", "0s")
         assert (pruned.code, "1 files and 1 snapshots" in pruned.out) == (0, True)
         assert {f"data/{path.parent.name}/{path.name}" for path in out.rglob("data/*/*")} == {
             file.path for file in new.files

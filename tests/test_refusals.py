@@ -173,6 +173,7 @@ def test_nothing_heavy_was_loaded_for_it(refused: dict[str, Any], folder: Path) 
         (["run", "{folder}/job.yaml", "--set", "encoder.pooling=men"], "encoder.pooling"),
         (["verify", "{folder}/empty"], "_embedjob.json"),
         (["prune", "{folder}/empty"], "no snapshot"),
+        (["prune", "{folder}/empty", "--grace", "tomorrow"], "--grace: got tomorrow; allowed is"),
         (["methods", "promteol"], "prompteol"),
     ],
 )

@@ -1,12 +1,11 @@
 """The job as frozen values: what is read, how it is encoded, where it goes, and on what."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from embedjob.config.recipe import Recipe
-from embedjob.config.types import Fraction, Positive, Section
+from embedjob.config.types import Fraction, Positive, Section, seconds_of
 
 OUTPUT_COLUMNS = frozenset(
     {
@@ -25,7 +24,6 @@ OUTPUT_COLUMNS = frozenset(
         "router",
     }
 )
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Input(Section):
@@ -106,14 +104,13 @@ class Run(Section):
     @field_validator("wait_for_resources")
     @classmethod
     def _is_a_duration(cls, value: str) -> str:
-        if not re.fullmatch(r"\d+(\.\d+)?[smh]", value):
-            raise ValueError("allowed is a number with s, m or h, such as 90s, 30m or 2h")
+        seconds_of(value)
         return value
 
     @property
     def resource_wait_seconds(self) -> float:
         """`wait_for_resources` in seconds."""
-        return float(self.wait_for_resources[:-1]) * _SECONDS[self.wait_for_resources[-1]]
+        return seconds_of(self.wait_for_resources)
 
 
 class Job(Section):

@@ -1,5 +1,6 @@
 """Config types: the frozen section, number types, and unions discriminated by a key."""
 
+import re
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Words = Annotated[str, Field(min_length=1)]
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _ItemT = TypeVar("_ItemT")
 
 
@@ -17,6 +19,13 @@ class Section(BaseModel):
     """One frozen, strict part of the config; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def seconds_of(duration: str) -> float:
+    """Return the seconds of a duration such as 90s, 30m or 2h; ValueError for any other text."""
+    if not re.fullmatch(r"\d+(\.\d+)?[smh]", duration):
+        raise ValueError("allowed is a number with s, m or h, such as 90s, 30m or 2h")
+    return float(duration[:-1]) * _SECONDS[duration[-1]]
 
 
 def _not_empty(given: tuple[_ItemT, ...]) -> tuple[_ItemT, ...]:
