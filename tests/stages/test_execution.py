@@ -13,6 +13,7 @@ from embedjob.job.result import Tally
 from embedjob.stages import execution
 from embedjob.stages.execution import Watch, supervise
 from embedjob.stages.ledger import new_ledger
+from embedjob.storage.retrying import hurry
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
 
@@ -36,6 +37,13 @@ def until_stopped(ledger: Any) -> Callable[[], None]:
             time.sleep(0.05)
 
     return work
+
+
+@pytest.fixture(autouse=True)
+def _unhurried() -> Iterator[None]:
+    """A signal is the end of a process: from then on its storage waits for nothing."""
+    yield
+    hurry(0.0)
 
 
 def test_work_runs_to_its_end_and_is_shown(ledger: Any) -> None:
