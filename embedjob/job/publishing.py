@@ -173,9 +173,12 @@ def publish_run(
         missing = (*_failed(plan, end.outcomes), *_gone(plan, end.outcomes, listed))
         faults = [f"{fault['shard']}: {fault['reason']}" for fault in missing]
         faults += _quarantine(plan, snapshot)
-        shrunk = [] if options.allow_shrink or options.new_input else [*_shrunk(plan, snapshot)]
+        # Faults that keep a snapshot back say more than that it would be smaller.
+        whole = not faults or options.publish_partial
+        meant = options.allow_shrink or options.new_input
+        shrunk = [*_shrunk(plan, snapshot)] if whole and not meant else []
         url = None
-        if not shrunk and (not faults or options.publish_partial):
+        if whole and not shrunk:
             holder.require()
             publish(plan.job.out, replace(snapshot, faults=missing))
             url = _snapshot_url(plan, snapshot)
