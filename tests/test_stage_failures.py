@@ -1,4 +1,4 @@
-"""Stage by failure: whatever a chunk does in whatever stage, it alone is named, in bounded time."""
+"""Failures by stage: a chunk that fails in any stage is named alone, in bounded time."""
 
 import shutil
 import time

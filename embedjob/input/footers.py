@@ -30,7 +30,7 @@ Tail = tuple[bytes, int]
 
 
 class Wanted(NamedTuple):
-    """Names of columns: those whose text is measured, all that are read, those that are filtered.
+    """Name the columns whose text is measured, all columns that are read, and the filtered ones.
 
     A column that is not among them is not looked at, however damaged.
     """

@@ -68,7 +68,7 @@ class ChunkSource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: Any = None,
     ) -> list[ReadTask]:
-        """Return one task per pass, whatever parallelism Ray requests."""
+        """Return one task per pass; the parallelism that Ray requests is ignored."""
         return [self._task(chunks) for chunks in self._passes]
 
     def _task(self, chunks: Sequence[Chunk]) -> ReadTask:

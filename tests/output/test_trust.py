@@ -1,4 +1,4 @@
-"""Whatever dies, sleeps or is lost: readers see one whole corpus, and exit 0 means it.
+"""Readers see one whole corpus when a process dies or sleeps or a file is lost; exit 0 means it.
 
 Covers: embedjob.pipeline
 """
@@ -275,7 +275,7 @@ def test_a_crash_at_any_moment_of_making_again_is_healed_by_a_plain_run(
 
 
 def test_a_partial_snapshot_lists_nothing_that_is_gone(world: World) -> None:
-    """Files of an unfinished shard stay as they were served, but for those that somebody lost."""
+    """An unfinished shard keeps the served files that are still there."""
     _run(world)
     served = newest(world.out)
     assert served is not None

@@ -1,4 +1,4 @@
-"""The model's files on a node, held against those that the plan was made with.
+"""The model's files on a node are compared with the files of the plan.
 
 Covers: embedjob.stages.engine
 """
