@@ -65,7 +65,12 @@ def cluster(s3: S3Server, ray_settings: dict[str, str]) -> Iterator[Cluster]:
     # What a test sends to the workers lies under tests/.
     environment = {**ray_settings, "PYTHONPATH": str(ROOT)}
     with ray_cluster({**os.environ, **s3.environment, **environment}) as started:
+        # Here alone: Ray would cost the tests that need no cluster two seconds.
+        from tests.connection import keep, leave
+
+        keep(started.address)
         yield started
+        leave()
 
 
 @pytest.fixture(scope="session")

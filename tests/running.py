@@ -5,15 +5,14 @@ import io
 import json
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,11 +24,10 @@ from embedjob.job.result import Result
 from embedjob.pipeline import embed
 from embedjob.reports.progress import shown
 from embedjob.stages.engine import recipe_engine
-from embedjob.stages.execution import is_unfinished
 from embedjob.stages.session import EngineOf
+from tests.connection import join_for
 from tests.fakes import SENTENCES, tiny_tokenizer
 
-SECONDS_TO_END = 60.0
 COUNTED = ("embedded", "reused", "deduplicated", "nulls", "quarantined")
 Job = dict[str, Any]
 
@@ -65,7 +63,8 @@ def job(source: str | Path, out: str | Path, model: str | Path, **sections: Job)
 
 def command(*arguments: str) -> Ran:
     """One command, in this process."""
-    _end_what_was_cut_off()
+    place = dict(pairwise(arguments)).get("--address")
+    join_for(place)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     out, err = io.StringIO(), io.StringIO()
     try:
@@ -75,15 +74,6 @@ def command(*arguments: str) -> Ran:
         for number, handler in before.items():
             signal.signal(number, handler)
     return Ran(code, out.getvalue(), err.getvalue())
-
-
-def _end_what_was_cut_off() -> None:
-    """Leaves the Ray of a test that ran out of time, or every later one would fail for it."""
-    deadline = time.monotonic() + SECONDS_TO_END
-    while is_unfinished() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if ray.is_initialized() and not is_unfinished():
-        ray.shutdown()
 
 
 def job_file(document: Job, folder: Path) -> Path:
@@ -104,7 +94,7 @@ def run_with(
     engine_of: EngineOf = recipe_engine,
 ) -> Result:
     """A run with an engine of the test's own."""
-    _end_what_was_cut_off()
+    join_for(options.address)
     console = Console(lambda line: sys.stderr.write(f"{line}\n") and None, shown)
     return embed(JobSource((Layer("job.yaml", document),)), options, console, engine_of=engine_of)
 

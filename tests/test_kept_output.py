@@ -15,6 +15,7 @@ from embedjob.output.snapshot import newest, open_snapshot
 from embedjob.storage.objects import create, delete, list_files
 from tests import running
 from tests.cluster import Cluster
+from tests.connection import NOWHERE
 from tests.running import Job
 from tests.seaweed import S3Server
 
@@ -24,7 +25,6 @@ BUCKET = "embedjob-kept"
 OUT = f"s3://{BUCKET}/out"
 # Runs add to these folders; whatever lies in the others stands as it is.
 OF_RUNS = (f"{OUT}/leases/", f"{OUT}/runs/")
-NOWHERE = "127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from embedjob.output.snapshot import newest, open_snapshot, read_snapshot
 from embedjob.output.snapshot import published as snapshot_numbers
 from tests import running
 from tests.cluster import Cluster
+from tests.connection import NOWHERE, leave
 from tests.engines import MARKER, MARKER_TOKEN, failing, late, losing
 from tests.outputs import clone, instead, published, written
 from tests.running import Job, Ran, texts, write_shard
@@ -183,8 +184,9 @@ class TestOneRun:
     def test_a_second_run_does_nothing_in_seconds_and_starts_no_ray(
         self, corpus: Corpus, tmp_path: Path
     ) -> None:
+        leave()
         before, started = written(corpus.out), time.monotonic()
-        ran = running.run(corpus.document, tmp_path, "--address", "127.0.0.1:1")
+        ran = running.run(corpus.document, tmp_path, "--address", NOWHERE)
         assert ran.code == 0, ran.err
         assert time.monotonic() - started < SECONDS_OF_NOTHING
         assert (ran.summary["chunks_done_before"], ran.summary["chunks_written"]) == (15, 0)
@@ -277,9 +279,9 @@ class TestWhatChanged:
         assert (ran.summary["rows"], ran.summary["chunks_written"]) == (21, 3)
         assert running.command("verify", str(out)).code == 0
         # The same rows again are nothing to do; a whole corpus may not be replaced by a trial.
-        assert running.run(document, tmp_path, "--address", "127.0.0.1:1").code == 0
+        assert running.run(document, tmp_path, "--address", NOWHERE).code == 0
         to_device = corpus.to(corpus.out, run={"limit": 23})
-        refused = running.run(to_device, tmp_path, "--address", "127.0.0.1:1")
+        refused = running.run(to_device, tmp_path, "--address", NOWHERE)
         assert (refused.code, "run.limit" in refused.err) == (2, True)
 
 
@@ -290,7 +292,7 @@ class TestOtherRecipes:
         out = clone(corpus.out, tmp_path / "out")
         before, first = written(out), newest(str(out))
         other = corpus.to(out, encoder={"pooling": "max"}, input={"path": _one_shard(corpus)})
-        refused = running.run(other, tmp_path, "--address", "127.0.0.1:1")
+        refused = running.run(other, tmp_path, "--address", NOWHERE)
         assert refused.code == 2
         assert 'pooling: the output has "mean", this job has "max"' in refused.err
         assert first.fingerprint[:12] in refused.err
@@ -311,9 +313,9 @@ class TestOtherRecipes:
         assert (ran.code, ran.summary["chunks_written"] > 0) == (0, True), ran.err
         # Back to the first one: asked for again, and done without a model.
         back = corpus.to(out)
-        refused = running.run(back, tmp_path, "--address", "127.0.0.1:1")
+        refused = running.run(back, tmp_path, "--address", NOWHERE)
         assert (refused.code, "--new-fingerprint" in refused.err) == (2, True)
-        again = running.run(back, tmp_path, "--address", "127.0.0.1:1", "--new-fingerprint")
+        again = running.run(back, tmp_path, "--address", NOWHERE, "--new-fingerprint")
         assert again.code == 0, again.err
         assert newest(str(out)).fingerprint == first.fingerprint
 
@@ -321,7 +323,7 @@ class TestOtherRecipes:
         self, corpus: Corpus, tmp_path: Path
     ) -> None:
         document = corpus.to(corpus.out, output={"chunk_rows": 20})
-        ran = running.run(document, tmp_path, "--address", "127.0.0.1:1")
+        ran = running.run(document, tmp_path, "--address", NOWHERE)
         assert ran.code == 2
         assert "got 20, but this output was started with 10" in ran.err
         assert "embedded and stored again" in " ".join(ran.err.split())
@@ -437,12 +439,12 @@ class TestBadRows:
         problems = running.command("verify", str(out), "--json").summary["problems"]
         assert any("no snapshot is published" in problem for problem in problems)
         files = written(out)
-        partial = running.run(document, tmp_path, "--address", "127.0.0.1:1", "--publish-partial")
+        partial = running.run(document, tmp_path, "--address", NOWHERE, "--publish-partial")
         assert partial.code == 1
         assert len(published(out)) == 48
         assert written(out) == files
         # That they were published once does not make them fewer.
-        again = running.run(document, tmp_path, "--address", "127.0.0.1:1")
+        again = running.run(document, tmp_path, "--address", NOWHERE)
         assert (again.code, "2 of 50 rows are quarantined" in again.err) == (1, True)
 
     @pytest.mark.slow
@@ -502,7 +504,7 @@ class TestTroubleWithTheModel:
     def _retry(self, document: Job, cluster: Cluster, folder: Path, bodies: list[str]) -> None:
         out = folder / "out"
         before = written(out)
-        plain = running.run(document, folder, "--address", "127.0.0.1:1")
+        plain = running.run(document, folder, "--address", NOWHERE)
         assert (plain.code, plain.summary["chunks_written"]) == (0, 0)
         ran = running.run(document, folder, "--address", cluster.address, "--retry-quarantined")
         assert ran.code == 0, ran.err

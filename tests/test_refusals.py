@@ -14,11 +14,11 @@ import pytest
 
 from tests import running
 from tests.cluster import ROOT, Cluster
+from tests.connection import NOWHERE
 from tests.running import Job, job_file, texts, write_shard
 
 Change = dict[str, dict[str, Any]]
 SECONDS = 10.0
-NOWHERE = "127.0.0.1:1"
 
 # What is changed in a job that would run, and the words that the message must have.
 REFUSALS: dict[str, tuple[Change, tuple[str, ...]]] = {

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from ray._private.state import state
 
 from embedjob.config.job import Job as JobConfig
@@ -27,13 +26,13 @@ from embedjob.stages.engine import Engine, recipe_engine
 from embedjob.storage import objects
 from tests import running
 from tests.cluster import ROOT, Cluster
+from tests.connection import NOWHERE, join_for
 from tests.outputs import written
 from tests.running import Job, JobSource, Layer, Ran, job_file, save_slow_model, texts
 from tests.seaweed import S3Server
 
 pytestmark = pytest.mark.ray
 MANY = 2000
-NOWHERE = "127.0.0.1:1"
 HUB_TOKEN = "hf_plantedInTheDriversEnvironment"
 
 
@@ -151,11 +150,8 @@ def test_no_credential_is_anywhere(done: Done, s3: S3Server, cluster: Cluster) -
     logs = [path for path in cluster.log.parent.glob("session_2*/logs/**/*") if path.is_file()]
     assert len(logs) > 5
     assert [path for path in logs if not clean(path.read_bytes())] == []
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
-        jobs = state.job_table()
-    finally:
-        ray.shutdown()
+    join_for(cluster.address)
+    jobs = state.job_table()
     assert jobs
     assert clean(json.dumps(jobs, default=str).encode())
 

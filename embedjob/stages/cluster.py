@@ -1,26 +1,20 @@
-"""Joins a Ray cluster, and settles what the actor pool may ask of it before anything is loaded."""
+"""What a Ray cluster has: looks from its nodes, and the actor pool that fits them."""
 
 import json
-import logging
 import math
-import os
-import signal
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray._private import auto_init_hook, state
-from ray._private.services import find_bootstrap_address
+from ray._private import state
 from ray._private.worker import global_worker
 from ray.autoscaler.sdk import request_resources
 from ray.core.generated import autoscaler_pb2
-from ray.data import DataContext
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -29,12 +23,16 @@ from embedjob.config.job import ActorRange, Pool
 from embedjob.errors import AccessError, EmbedjobError, ResourceError, in_one_line
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles
-from embedjob.stages.execution import is_unfinished
 from embedjob.storage import objects
 from embedjob.storage.create_only import require_create_only
 
 # Where `ray up` leaves the cluster's own file, on the head, which is where submitted jobs run.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+LOOK_SECONDS = 600.0
+MARK_PAUSES = (1.0, 2.0, 4.0)
+POLL_SECONDS = 2.0
+SAY_SECONDS = 30.0
+GRACE_POLLS = 3
 _STATUS_KEY = b"__autoscaling_status"
 
 
@@ -195,74 +193,6 @@ def _answer(look: Look) -> EmbedjobError | None:
     except EmbedjobError as error:
         return error
     return None
-
-
-LOOK_SECONDS = 600.0
-MARK_PAUSES = (1.0, 2.0, 4.0)
-POLL_SECONDS = 2.0
-SAY_SECONDS = 30.0
-GRACE_POLLS = 3
-ANSWER_SECONDS = 10.0
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Ray, joined at `address`, or where RAY_ADDRESS says, or started here; left at the end.
-
-    Raises:
-        ResourceError: no cluster answers there.
-    """
-    # Not None: Ray would then join whatever it started here last, even where that is long dead.
-    place = address or os.environ.get("RAY_ADDRESS") or "local"
-    _require_answer(place)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # An actor of its own, two seconds of a core, only to report to Ray's makers what was run.
-    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
-    # Once this Ray is left, what still runs of an interrupted pipeline would start another one.
-    auto_init_hook.enable_auto_connect = False
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    # A Ray that lives for one run needs no dashboard, which takes seconds to start.
-    mine: dict[str, Any] = {"include_dashboard": False} if place == "local" else {}
-    try:
-        ray.init(address=place, logging_level=logging.ERROR, log_to_driver=False, **mine)
-    except ConnectionError as error:
-        raise _unanswered(place, error) from error
-    # Ray's own handler would end the process at once, with finished chunks in hand.
-    signal.signal(signal.SIGTERM, on_terminate)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    # A chunk is one block of one row. Ray never splits a row, and at this size it joins no two
-    # blocks that one task yields: each chunk travels on as soon as it is read.
-    context.target_max_block_size = 1
-    try:
-        yield
-    finally:
-        # Under a thread that still talks to it, Ray's core ends the process with a code of its own;
-        # the end of the process ends what Ray runs for it, too.
-        if not is_unfinished():
-            ray.shutdown()
-
-
-def _require_answer(address: str) -> None:
-    """ResourceError where nobody listens; Ray itself would try for more than five minutes."""
-    # With auto, Ray joins the one that was started here last: by then it may be dead.
-    latest = (find_bootstrap_address(None) or "") if address == "auto" else address
-    host, _, port = latest.rpartition(":")
-    if "/" in host or not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
-        raise _unanswered(address, error) from error
-
-
-def _unanswered(address: str, error: OSError) -> ResourceError:
-    return ResourceError(
-        f"--address {address}: no Ray cluster answers there ({error}); give the host and port of"
-        " its head (ray start names them), auto on one of its nodes, or none for a local Ray"
-    )
 
 
 def size_pool(pool: Pool, *, chunks: int, wait: float, say: Callable[[str], None]) -> PoolSize:

@@ -16,7 +16,8 @@ from embedjob.job.result import StagesEnd
 from embedjob.output.lease import Holder
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.claiming import ClaimAndCheck
-from embedjob.stages.cluster import Look, connected, preflight, size_pool, threads_per_actor
+from embedjob.stages.cluster import Look, preflight, size_pool, threads_per_actor
+from embedjob.stages.connection import connected
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles, recipe_engine
 from embedjob.stages.execution import Watch, cluster_lost, supervise

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from embedjob.stages.cluster import connected
+from embedjob.stages.connection import connected
 from tests.cluster import Cluster
 
 

@@ -8,7 +8,8 @@ import yaml
 from embedjob.config.job import ActorRange, Pool
 from embedjob.errors import ResourceError
 from embedjob.stages import cluster
-from embedjob.stages.cluster import NodeType, alive, connected, launchable, size_pool, types_in
+from embedjob.stages.cluster import NodeType, alive, launchable, size_pool, types_in
+from embedjob.stages.connection import connected
 from embedjob.stages.encode import PoolSize
 from tests.cluster import AUTH, ROOT, Cluster, ray_cluster, wait
 
