@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -82,12 +82,20 @@ def _join(address: str | None) -> None:
 def _require_joined(address: str | None) -> None:
     """ResourceError where the run is to have another Ray than the process has."""
     joined = ray.get_runtime_context().gcs_address
-    if address in (None, "auto") or canonicalize_bootstrap_address(address) == joined:
+    if address in (None, "auto") or _resolved(address) == _resolved(joined):
         return
     raise ResourceError(
         f"--address {address}: this process has joined the Ray at {joined}; give no address to run"
         " there, or call ray.shutdown() first"
     )
+
+
+def _resolved(address: str | None) -> str | None:
+    """Return host and port; None for what has none."""
+    with suppress(ValueError):
+        resolved: str | None = canonicalize_bootstrap_address(address)
+        return resolved
+    return None
 
 
 def _require_answer(address: str) -> None:
