@@ -70,9 +70,9 @@ def check(recipe: AnyRecipe, *when: When, model: ModelSizes | None = None) -> No
         ModelError: the model cannot do what the recipe asks.
     """
     for rule in RULES:
-        found = rule.broken(recipe, model) if rule.when in when else False
-        if found:
-            values = found if isinstance(found, Mapping) else {}
+        broken = rule.broken(recipe, model) if rule.when in when else False
+        if broken:
+            values = broken if isinstance(broken, Mapping) else {}
             message = rule.message.format(recipe=recipe, model=model, **values)
             raise _ERRORS.get(rule.when, ValueError)(message)
 
@@ -238,15 +238,15 @@ def _layers(recipe: AnyRecipe) -> tuple[int, ...]:
 
 def _lacking_layer(recipe: AnyRecipe, model: ModelSizes) -> Found:
     lowest = -model.layers - 1
-    found = (layer for layer in _layers(recipe) if not lowest <= layer <= model.layers)
-    return next(({"got": layer, "lowest": lowest} for layer in found), False)
+    lacking = (layer for layer in _layers(recipe) if not lowest <= layer <= model.layers)
+    return next(({"got": layer, "lowest": lowest} for layer in lacking), False)
 
 
 def _lacking_block(recipe: AnyRecipe, model: ModelSizes) -> Found:
     """Return the first block of an intervention that changes nothing that is read."""
     lowest = min(layer % (model.layers + 1) for layer in _layers(recipe))
     limits = {"before what is read": lowest - 1, "of the model": model.layers}
-    asked = (
+    blocks = (
         (f"{one.key}.{key}", one.value(key), limits[limit])
         for one in given(recipe.interventions)
         for key, limit in one.kind.blocks.items()
@@ -254,7 +254,7 @@ def _lacking_block(recipe: AnyRecipe, model: ModelSizes) -> Found:
     return next(
         (
             {"key": key, "got": got, "most": most, "lowest": lowest}
-            for key, got, most in asked
+            for key, got, most in blocks
             if got > most
         ),
         False,

@@ -25,11 +25,11 @@ def literals_and_slots(template: str, *, key: str) -> list[tuple[str, str | None
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ConfigError(f"{key}: {template!r} cannot be read ({error}); {BRACES}") from error
-    found: list[tuple[str, str | None]] = []
+    pieces: list[tuple[str, str | None]] = []
     for literal, name, spec, conversion in parsed:
         dressed = f"!{conversion}" if conversion else f":{spec}" if spec else ""
-        found.append((literal, None if name is None else name + dressed))
-    return found
+        pieces.append((literal, None if name is None else name + dressed))
+    return pieces
 
 
 def slots(template: str, *, key: str) -> set[str]:
@@ -41,18 +41,18 @@ def filled(
     template: str, values: Mapping[str, Callable[[], str]], *, key: str
 ) -> list[tuple[str, str | None]]:
     """Fill slots by name; return the literals, each with the slot after it that has no value."""
-    found: list[tuple[str, str | None]] = []
+    pieces: list[tuple[str, str | None]] = []
     literal = ""
     for before, slot in literals_and_slots(template, key=key):
         literal += before
         if slot is None:
             continue
         if slot not in values:
-            found.append((literal, slot))
+            pieces.append((literal, slot))
             literal = ""
         else:
             literal += values[slot]()
-    return [*found, (literal, None)]
+    return [*pieces, (literal, None)]
 
 
 PATTERN = "encoder.demonstration"
@@ -81,13 +81,13 @@ def demonstrations(recipe: Recipe) -> str:
 
 def _require_pattern(pattern: str) -> None:
     """Raise ConfigError unless the pattern shows text and answer, and has no unknown slot."""
-    found = slots(pattern, key=PATTERN)
-    if unknown := sorted(found.difference(_SLOTS)):
+    names = slots(pattern, key=PATTERN)
+    if unknown := sorted(names.difference(_SLOTS)):
         raise ConfigError(
             f"{PATTERN}: {pattern!r} has an unknown slot {{{unknown[0]}}};"
             f" allowed are {{text}}, {{answer}} and {{instruction}} ({BRACES})"
         )
-    if missing := [slot for slot in ("text", "answer") if slot not in found]:
+    if missing := [slot for slot in ("text", "answer") if slot not in names]:
         raise ConfigError(
             f"{PATTERN}: {pattern!r} has no {{{missing[0]}}}, which would be left out of"
             " every demonstration; add it, or give demonstrations as strings"
@@ -136,40 +136,40 @@ class Template:
 
 def templates(recipe: Recipe) -> tuple[Template, ...]:
     """Return the recipe's templates, filled; ConfigError if they do not fit its other keys."""
-    found = tuple(
+    filled_templates = tuple(
         continued
         for one in recipe.templates
         for continued in _continued(_template(one, recipe), recipe.continuations)
     )
-    if len({one.as_one_string for one in found}) > 1:
+    if len({one.as_one_string for one in filled_templates}) > 1:
         raise ConfigError(
             "encoder.templates: got join: joint in some templates and join: separate in others; set"
             " the same join in all"
         )
-    if not found[0].as_one_string and recipe.prepare in STRIPPING:
+    if not filled_templates[0].as_one_string and recipe.prepare in STRIPPING:
         raise ConfigError(
             f"encoder.prepare: got {recipe.prepare}, which strips the whole prompt; with join:"
             " separate there is none, allowed is another cleaning or join: joint"
         )
     for key, template in auxiliary_templates(recipe.interventions).items():
         _of_string(template, recipe, key=key)
-    return found
+    return filled_templates
 
 
 def slots_read(recipe: Recipe) -> frozenset[str]:
     """Return the names of the slots in the recipe's templates and in its demonstrations."""
-    found: set[str] = set()
+    names: set[str] = set()
     for one in recipe.templates:
         written = one.template if isinstance(one, WeightedTemplate) else one
         if isinstance(written, str):
-            found |= slots(written, key=_TEMPLATES)
+            names |= slots(written, key=_TEMPLATES)
         else:
-            found |= {segment.contents for segment in written}
+            names |= {segment.contents for segment in written}
     for key, template in auxiliary_templates(recipe.interventions).items():
-        found |= slots(template, key=key)
-    if "demonstrations" in found and recipe.demonstration is not None:
-        found |= slots(recipe.demonstration, key=PATTERN)
-    return frozenset(found)
+        names |= slots(template, key=key)
+    if "demonstrations" in names and recipe.demonstration is not None:
+        names |= slots(recipe.demonstration, key=PATTERN)
+    return frozenset(names)
 
 
 # Keys of `encoder` that fill a slot, and the slot that each fills.
@@ -211,7 +211,7 @@ def tokenized_alone(recipe: Recipe) -> tuple[Template, ...]:
     """
     if not (isinstance(recipe.span, SpanOffset) and recipe.span.alone):
         return ()
-    found = []
+    alone = []
     for one in templates(recipe):
         marked = tuple(segment for segment in one.segments if segment.marked)
         ends = one.segments[len(one.segments) - len(marked) :] == marked
@@ -221,8 +221,8 @@ def tokenized_alone(recipe: Recipe) -> tuple[Template, ...]:
                 "encoder.span: alone counts the last segments of a joint template, the text among"
                 " them; set rule: pooled, and pool: true on the text and on all that follows it"
             )
-        found.append(Template(marked, weight=one.weight))
-    return tuple(found)
+        alone.append(Template(marked, weight=one.weight))
+    return tuple(alone)
 
 
 def _template(template: object, recipe: Recipe) -> Template:

@@ -289,12 +289,12 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
         ResourceError: the GPUs are fewer, or smaller, than the model needs.
     """
     check_quantizer(recipe)
-    found = load_model(recipe, device=device, gpus=gpus)
-    head = LanguageHead(found.model) if recipe.reads_logits else None
+    loaded = load_model(recipe, device=device, gpus=gpus)
+    head = LanguageHead(loaded.model) if recipe.reads_logits else None
     backbone = Backbone(
-        head.body if head else found.model,
+        head.body if head else loaded.model,
         attention=recipe.attention,
-        missing=found.missing,
+        missing=loaded.missing,
         head=head,
     )
     if recipe.quantize != "none":

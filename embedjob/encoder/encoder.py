@@ -131,8 +131,8 @@ class Encoder:
         nor an input or an output, is needed.
         """
         place = device or _first_device()
-        found = resolve_encoder(config, on_gpu=torch.device(place).type != "cpu")
-        return cls.from_recipe(found.recipe, recipes=found.recipes, device=place, gpus=gpus)
+        resolved = resolve_encoder(config, on_gpu=torch.device(place).type != "cpu")
+        return cls.from_recipe(resolved.recipe, recipes=resolved.recipes, device=place, gpus=gpus)
 
     @classmethod
     def from_output(  # noqa: PLR0913 - each key is a consent, or the place of a copy
@@ -203,8 +203,8 @@ class Encoder:
 
         They are what the lines of an output would hold; InputError if a text has none.
         """
-        found = self.outputs(texts, role)
-        return found.embeddings, found.lines or Lines(np.arange(len(texts) + 1))
+        outputs = self.outputs(texts, role)
+        return outputs.embeddings, outputs.lines or Lines(np.arange(len(texts) + 1))
 
     def outputs(self, texts: Sequence[str], role: Role | None = None) -> Encoded:
         """All that the recipe of a role makes of texts: embeddings, lines, sparse and routers.
@@ -215,14 +215,14 @@ class Encoder:
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
         views = self._tokenizers[recipe.role].views(texts)
-        found = self.encode_views(views, role=recipe.role)
-        if found.failed:
-            text, (reason, detail) = next(iter(sorted(found.failed.items())))
+        outputs = self.encode_views(views, role=recipe.role)
+        if outputs.failed:
+            text, (reason, detail) = next(iter(sorted(outputs.failed.items())))
             raise InputError(
-                f"{len(found.failed)} of {len(texts)} texts cannot be embedded; the first is"
+                f"{len(outputs.failed)} of {len(texts)} texts cannot be embedded; the first is"
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
-        return found
+        return outputs
 
     @raising_device_lost()
     def encode_views(
@@ -246,11 +246,11 @@ class Encoder:
         passed = encode_distinct(views, loaded, budget=budget, callbacks=callbacks)
         if passed.budget < budget:
             self._budget = passed.budget
-        found = encoded(passed, views, recipe, router_width=loaded.readout.router_width)
+        outputs = encoded(passed, views, recipe, router_width=loaded.readout.router_width)
         seconds = time.monotonic() - started - passed.stats["copy_seconds"]
-        told = {"compute_seconds": seconds, "tokens_per_microbatch": passed.budget}
-        told |= self._meter.utilization(recipe, passed.stats, seconds=seconds)
-        return replace(found, stats={**found.stats, **told})
+        stats = {"compute_seconds": seconds, "tokens_per_microbatch": passed.budget}
+        stats |= self._meter.utilization(recipe, passed.stats, seconds=seconds)
+        return replace(outputs, stats={**outputs.stats, **stats})
 
     def _loaded(self, recipe: Recipe) -> Loaded:
         return Loaded(

@@ -184,10 +184,10 @@ def _auxiliary_heads(projection: nn.Module, steered: SteeredBatch, host: Host) -
     share = share and host.prefixes.serves(len(shared), longest)
     batch = assemble(views, texts, side=host.side, whole=not share)
     lasts_on = at(_last(batch.mask_VT))
-    found: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0][lasts_on(args[0].device)])
+        captured.append(args[0][lasts_on(args[0].device)])
         raise _Captured
 
     if share:
@@ -199,7 +199,7 @@ def _auxiliary_heads(projection: nn.Module, steered: SteeredBatch, host: Host) -
             host.prefixes.states(shared, batch.ids_VT, batch.mask_VT, layer=-1)
         else:
             host.backbone.states(batch.ids_VT, batch.mask_VT, layer=-1)
-    return found[0]
+    return captured[0]
 
 
 # Each kind of intervention, by its settings, to what finds its places in a model.
@@ -273,11 +273,11 @@ def _blocks(backbone: Backbone) -> nn.ModuleList:
 
 def _projection(block: nn.Module, backbone: Backbone) -> nn.Module:
     names: dict[str, nn.Module] = dict(block.named_modules())
-    found = next((names[name] for name in PROJECTIONS if name in names), None)
-    if found is None:
+    projection = next((names[name] for name in PROJECTIONS if name in names), None)
+    if projection is None:
         raise ModelError(
             f"encoder.interventions: contrast: a block of {type(backbone.model).__name__} has none"
             f" of {', '.join(PROJECTIONS)}, of which it changes the input; choose another model,"
             " or leave it out"
         )
-    return found
+    return projection

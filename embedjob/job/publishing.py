@@ -80,8 +80,8 @@ def _standing(before: FileList, listed: Sequence[Stored], plan: JobPlan) -> Iter
 
 
 def _known(committed: Sequence[Committed], before: Iterable[SnapshotFile]) -> Known:
-    found = {(file.name, file.etag): (file.rows, file.counts) for file in before}
-    return found | {(file.name, file.etag): (file.rows, file.counts) for file in committed}
+    known = {(file.name, file.etag): (file.rows, file.counts) for file in before}
+    return known | {(file.name, file.etag): (file.rows, file.counts) for file in committed}
 
 
 def _files(

@@ -147,9 +147,9 @@ def resolve(source: JobSource) -> ResolvedJob:
     validate_partial(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
-    found = layer_recipes(source, folder_layer(folder))
-    config = config_around(found, source)
-    return ResolvedJob(config, found.recipes, found.origins, folder, source.input_paths)
+    layers = layer_recipes(source, folder_layer(folder))
+    config = config_around(layers, source)
+    return ResolvedJob(config, layers.recipes, layers.origins, folder, source.input_paths)
 
 
 def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedRecipes:

@@ -58,11 +58,11 @@ def read_method(method: str) -> MethodFile:
             f"encoder.method: got {method!r}, allowed are {', '.join(names())}, or the path of a"
             " .yaml file"
         )
-    found = validate(MethodFile, read_yaml(path), at=str(path))
-    _require_sound(found, str(path), found.encoder, _OF_A_JOB | {"model"})
-    for role, values in (found.roles or {}).items():
-        _require_sound(found, f"{path}: roles.{role}", values, _OF_A_JOB | _OF_A_METHOD)
-    return found
+    file = validate(MethodFile, read_yaml(path), at=str(path))
+    _require_sound(file, str(path), file.encoder, _OF_A_JOB | {"model"})
+    for role, values in (file.roles or {}).items():
+        _require_sound(file, f"{path}: roles.{role}", values, _OF_A_JOB | _OF_A_METHOD)
+    return file
 
 
 def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -139,9 +139,9 @@ def module_weight(names: Iterable[str], *, allow_pickle: bool, module: str) -> s
         return there["model.safetensors"]
     if allow_pickle and "pytorch_model.bin" in there:
         return there["pytorch_model.bin"]
-    found = ", ".join(there) or "nothing"
+    listed = ", ".join(there) or "nothing"
     raise ModelError(
-        f"encoder.heads: {module} has no weights (model.safetensors); found: {found}. A pickled"
+        f"encoder.heads: {module} has no weights (model.safetensors); found: {listed}. A pickled"
         " pytorch_model.bin, which can run code when read, needs encoder.allow_pickle: true"
     )
 

@@ -47,7 +47,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     try:
         reader = GGUFReader(path)
         architecture = str(reader.fields["general.architecture"].contents())
-        found = {
+        facts = {
             name: reader.fields[f"{architecture}.{key}"].contents()
             for name, key in {
                 "hidden_size": "embedding_length",
@@ -58,7 +58,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"encoder.model: {path} cannot be read as GGUF ({error})") from error
     parameters = sum(math.prod(int(n) for n in tensor.shape) for tensor in reader.tensors)
-    return {**found, "causal": "bert" not in architecture, "parameters": parameters}
+    return {**facts, "causal": "bert" not in architecture, "parameters": parameters}
 
 
 def _unpack_tokenizer(path: Path, to: Path) -> None:

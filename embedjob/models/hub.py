@@ -29,7 +29,7 @@ def snapshot(
     # Here, as below: it takes a fifth of a second, and most models lie on a disk.
     from huggingface_hub import snapshot_download
 
-    found = _ask(
+    folder = _ask(
         (model, key),
         lambda: snapshot_download(
             model,
@@ -39,7 +39,7 @@ def snapshot(
             local_files_only=not ask,
         ),
     )
-    return Path(found)
+    return Path(folder)
 
 
 def model_record(model: str, revision: str | None, *, key: str = MODEL.key) -> "ModelInfo":

@@ -57,8 +57,8 @@ def moment(value: Any) -> bool:
 def _misfit(value: Any, kind: Kind, path: str) -> str | None:
     """Return where a value, or one inside it, is of another kind, and what is there."""
     if isinstance(kind, tuple):
-        found = [_misfit(value, one, path) for one in kind]
-        return None if None in found else found[0]
+        misfits = [_misfit(value, one, path) for one in kind]
+        return None if None in misfits else misfits[0]
     if isinstance(kind, list) and isinstance(value, list | tuple):
         inner = (_misfit(item, kind[0], f"{path}[{at}]") for at, item in enumerate(value))
         return next((one for one in inner if one), None)

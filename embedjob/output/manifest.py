@@ -289,10 +289,10 @@ def _to_parquet(table: pa.Table) -> bytes:
 
 def _cast(tables: Sequence[pa.Table], schema: pa.Schema, folder: str) -> pa.Table:
     try:
-        found = pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
+        whole = pa.concat_tables([table.select(schema.names).cast(schema) for table in tables])
     except (KeyError, pa.ArrowException) as error:
         raise OutputError(f"{folder}: a part has other columns ({error})") from error
     needed = [name for name in schema.names if name in _NEEDED]
-    if empty := [name for name in needed if found[name].null_count]:
+    if empty := [name for name in needed if whole[name].null_count]:
         raise OutputError(f"{folder}: a part has no value in some {empty[0]}; was it edited?")
-    return found
+    return whole

@@ -214,8 +214,8 @@ def size_pool(pool: Pool, *, chunks: int, wait: float, say: Callable[[str], None
             f"pool: {need}, and no node has that or could be launched with it; there are"
             f" {_listed(ever)}. Lower pool.gpus_per_actor or pool.cpus_per_actor"
         )
-    asked = _asked(pool, ever, most)
-    smallest, largest = (min(number, chunks) for number in asked)
+    limits = _asked(pool, ever, most)
+    smallest, largest = (min(number, chunks) for number in limits)
     spare = sum(kind.cpus * kind.count for kind in ever) - smallest * pool.cpus
     if addable is not None and (smallest > most or spare < 1):
         raise ResourceError(

@@ -36,8 +36,8 @@ class FsspecBackend(Backend):
         """Yield the files below a folder; none where it is missing."""
         # Without `raise`, fsspec leaves out a folder that it could not list.
         with suppress(FileNotFoundError):
-            found = self.fs.find(path, detail=True, on_error="raise")
-            yield from (self._entry(info) for info in found.values())
+            by_path = self.fs.find(path, detail=True, on_error="raise")
+            yield from (self._entry(info) for info in by_path.values())
 
     def entry(self, path: str) -> Entry | None:
         """Return the file; None for a folder."""

@@ -30,9 +30,9 @@ def slot_position(rows: Sequence[Sequence[int]], slot: int, *, of: Given, templa
         ConfigError: it is not there exactly once, or after the text, where every view would have
             it at another position.
     """
-    found = {tuple(at for at, token in enumerate(row) if token == slot) for row in rows}
-    places = next(iter(found))
-    if len(found) > 1 or len(places) != 1:
+    positions = {tuple(at for at, token in enumerate(row) if token == slot) for row in rows}
+    places = next(iter(positions))
+    if len(positions) > 1 or len(places) != 1:
         raise ConfigError(
             f"encoder.interventions: {of.key}.{of.kind.slot}: the template {template} must have"
             f" {of.slot} once, and before the text; put it there, or leave the intervention out"
@@ -254,15 +254,15 @@ class ViewTokenizer:
 
     def _slots_of(self, recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the slot's position per template; empty where no intervention has one."""
-        one = slotted(recipe.interventions)
-        if one is None:
+        intervention = slotted(recipe.interventions)
+        if intervention is None:
             return ()
-        slot = special_id(tokenizer, str(one.slot))
+        slot = special_id(tokenizer, str(intervention.slot))
         return tuple(
             slot_position(
                 [self._fitter.whole(number, probe) for probe in _PROBES],
                 slot,
-                of=one,
+                of=intervention,
                 template=self._fitter.shown(number),
             )
             for number in range(self._templates)

@@ -42,18 +42,18 @@ def normalize(vectors: "Tensor") -> "Tensor":
 
 def width(vector: int, *, views: int, recipe: Recipe) -> int:
     """Return the width of a finished embedding, given the width of one view's vector."""
-    found = vector * views if recipe.aggregation == "concat" else vector
+    width_now = vector * views if recipe.aggregation == "concat" else vector
     for step in recipe.finish:
         if isinstance(step, FitStep):
             raise _not_available(step)
         if isinstance(step, Truncate):
-            if step.truncate > found:
+            if step.truncate > width_now:
                 raise ConfigError(
                     f"encoder.finish: got truncate: {step.truncate}, but the embedding is"
-                    f" {found} wide there; set it to {found} or less, or leave it out"
+                    f" {width_now} wide there; set it to {width_now} or less, or leave it out"
                 )
-            found = step.truncate
-    return found
+            width_now = step.truncate
+    return width_now
 
 
 def _not_available(step: FitStep) -> ConfigError:

@@ -34,17 +34,17 @@ def encoded(
     vectors_VD, routers_VE = split(passed.vectors_VD, router_width, recipe)
     finished, troubles = embeddings(vectors_VD, passed.which_RV, recipe, views.cuts)
     lines = lines_of(views, recipe)
-    found = Encoded(finished, {}, lines=lines)
+    lined = Encoded(finished, {}, lines=lines)
     rows = views.text_units if views.parts is None else views.parts.offsets
     failed = {
-        **_of_owners(troubles, found.line_offsets),
+        **_of_owners(troubles, lined.line_offsets),
         **_of_owners(of_texts(passed.failed, passed.which_RV), rows),
     }
-    owners = np.repeat(np.arange(views.texts), np.diff(found.line_offsets))
+    owners = np.repeat(np.arange(views.texts), np.diff(lined.line_offsets))
     finished[np.isin(owners, list(failed))] = np.nan
     has_rows = "sparse_values" in recipe.head_columns
     return replace(
-        found,
+        lined,
         failed=failed,
         stats=passed.stats,
         sparse=joined_rows(passed.rows, passed.which_RV, failed) if has_rows else None,

@@ -64,11 +64,11 @@ class LatentAttention:
         dtype, states_ND = states_ND.dtype, states_ND.float()
         normed_ND = _normed(states_ND, self._weights, f"{_ATTEND}norm").to(dtype)
         query_HNE = self._by_head(self._linear(normed_ND, f"{_ATTEND}fn.to_q"))
-        found_HNE = scaled_dot_product_attention(
+        attended_HNE = scaled_dot_product_attention(
             query_HNE[None], self._keys_HLE.to(dtype)[None], self._values_HLE.to(dtype)[None]
         )[0]
-        found = found_HNE.transpose(0, 1).flatten(start_dim=1)
-        states_ND = states_ND + self._linear(found, f"{_ATTEND}fn.to_out").float()
+        attended_ND = attended_HNE.transpose(0, 1).flatten(start_dim=1)
+        states_ND = states_ND + self._linear(attended_ND, f"{_ATTEND}fn.to_out").float()
         normed_ND = _normed(states_ND, self._weights, f"{_FEED}norm").to(dtype)
         value, gate = self._linear(normed_ND, f"{_FEED}fn.net.0").chunk(2, dim=-1)
         return states_ND + self._linear(value * gelu(gate), f"{_FEED}fn.net.2").float()
@@ -105,11 +105,11 @@ def _normed(states: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _require(tensors: Mapping[str, Tensor], sizes: LatentSizes) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = _shapes(sizes)
-    differ = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    differ = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
     if differ:
-        got, allowed = found.get(differ[0]), wanted.get(differ[0])
+        got, allowed = shapes.get(differ[0]), wanted.get(differ[0])
         raise ModelError(
             "encoder.pooling: latent_attention: the checkpoint's tensors do not fit its"
             f" config.json: {differ[0]} is {got}, and should be {allowed}"

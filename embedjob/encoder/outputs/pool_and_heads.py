@@ -132,9 +132,9 @@ def _pooler_parts(model: PreTrainedModel) -> tuple[object, object]:
 
 def _with_weights(module: nn.Module, folder: Path, recipe: Recipe) -> nn.Module:
     """Load the weights of a module's directory: all that it needs, and no others."""
-    found = module_tensors(folder, allow_pickle=recipe.allow_pickle)
-    check_tensors(found, module.state_dict(), str(folder))
-    module.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    tensors = module_tensors(folder, allow_pickle=recipe.allow_pickle)
+    check_tensors(tensors, module.state_dict(), str(folder))
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return module
 
 

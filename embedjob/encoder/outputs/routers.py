@@ -40,8 +40,8 @@ class Routers:
         layers = [self._heard[number].float() for number in sorted(self._heard)]
         if self._softmax:
             layers = [scores.softmax(dim=-1) for scores in layers]
-        found = [one.reshape(views, tokens, -1).to(layers[0].device) for one in layers]
-        return torch.cat(found, dim=-1)
+        by_layer = [one.reshape(views, tokens, -1).to(layers[0].device) for one in layers]
+        return torch.cat(by_layer, dim=-1)
 
     def _listener(self, number: int, index: int) -> Any:
         def hear(module: nn.Module, args: Any, output: Any) -> None:
