@@ -261,12 +261,12 @@ def layer_recipes(source: JobSource, folder: Mapping[str, Any]) -> ResolvedRecip
     return ResolvedRecipes(role, recipes, origins)
 
 
-def config_around(found: ResolvedRecipes, source: JobSource) -> Job:
+def config_around(layers: ResolvedRecipes, source: JobSource) -> Job:
     """Return the whole config of a job, with its recipe as the `encoder` section."""
     written, _ = merge(source.layers)
-    document = {**written, "encoder": found.recipe.model_dump(mode="json")}
-    config = validate(Job, document, origins=found.origins)
-    return config.model_copy(update={"encoder": found.recipe})
+    document = {**written, "encoder": layers.recipe.model_dump(mode="json")}
+    config = validate(Job, document, origins=layers.origins)
+    return config.model_copy(update={"encoder": layers.recipe})
 
 
 def with_default_model(source: JobSource) -> JobSource:

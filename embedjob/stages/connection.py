@@ -82,7 +82,7 @@ def _join(address: str | None) -> None:
 def _require_joined(address: str | None) -> None:
     """ResourceError where the run is to have another Ray than the process has."""
     joined = ray.get_runtime_context().gcs_address
-    if address in (None, "auto") or _resolved(address) == _resolved(joined):
+    if address is None or address == "auto" or _resolved(address) == _resolved(joined):
         return
     raise ResourceError(
         f"--address {address}: this process has joined the Ray at {joined}; give no address to run"
@@ -90,7 +90,7 @@ def _require_joined(address: str | None) -> None:
     )
 
 
-def _resolved(address: str | None) -> str | None:
+def _resolved(address: str) -> str | None:
     """Return host and port; None for what has none."""
     with suppress(ValueError):
         resolved: str | None = canonicalize_bootstrap_address(address)
