@@ -28,7 +28,8 @@ def run(
 ) -> "Result":
     """Embed what is left of a job, publish it, and return the run's result.
 
-    Call it from the main thread, which alone can take signals.
+    Call it from the main thread, which alone can take signals. A Ray that the process has joined
+    serves the run and stays joined; otherwise Ray is joined or started, and left at the end.
 
     Args:
         job: the path of a job file, or its sections as a mapping.
