@@ -73,8 +73,8 @@ def store(texts: Sequence[str], folder: Path) -> None:
 
 
 def vectors(out: Path) -> Vectors:
-    """All embeddings of an output in the order of their ids."""
-    files = [file for file in out.rglob("*.parquet") if "quarantine" not in file.parts]
+    """All embeddings of a folder of Parquet files in the order of their ids."""
+    files = sorted(out.rglob("*.parquet"))
     table = pa.concat_tables(pq.read_table(f, columns=["id", "embedding"]) for f in files)
     order = np.argsort(table["id"].to_numpy())
     return np.stack(table["embedding"].to_pylist()).astype(np.float32)[order]
@@ -131,7 +131,7 @@ def compare(name: str, drivers: Drivers, work: Path, asked: argparse.Namespace) 
         rates["ours"] / rates["peer"],
         spread=[one / other for one, other in zip(each["ours"], each["peer"], strict=True)],
         floor=FLOORS[name],
-        cosine=least_cosine(vectors(outs["peer"]), vectors(outs["ours"])),
+        cosine=least_cosine(vectors(outs["peer"]), vectors(outs["ours"] / "data")),
     )
     figures = {f"{name}, {side}, marginal rows/s": rate for side, rate in rates.items()}
     for side in jobs:
