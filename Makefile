@@ -30,7 +30,8 @@ test: venv
 
 # What takes minutes: seeded rounds of killing, quality, memory.
 slow: venv
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not (ray or gpu)" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and ray and not gpu" $(RAY_TESTS)
 
 # Twenty seeds of killed processes, and damage to files in tens of thousands of places.
 chaos: venv

@@ -64,11 +64,12 @@ class LocalBackend(Backend):
 
     def read(self, path: str) -> bytes:
         """Return the whole file."""
-        return Path(path).read_bytes()
+        with _opened(path) as handle:
+            return handle.read()
 
     def open(self, path: str) -> tuple[BinaryIO, str]:
         """Return a handle and the etag of what it reads."""
-        handle = io.BufferedReader(io.FileIO(path))
+        handle = _opened(path)
         return handle, _etag(os.fstat(handle.fileno()))
 
     def create(self, path: str, data: bytes) -> bool:
@@ -90,6 +91,20 @@ class LocalBackend(Backend):
     def make_scratch(self, folder: str) -> None:
         """Make a scratch folder here, in which files below this folder are written first."""
         os.makedirs(os.path.join(folder, SCRATCH), exist_ok=True)
+
+
+def _opened(path: str) -> BinaryIO:
+    """Open a regular file; AccessError for a pipe or a device, which could wait for ever."""
+    handle = io.BufferedReader(io.FileIO(path, opener=_without_waiting))
+    if stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        return handle
+    handle.close()
+    raise AccessError(f"{path}: is a pipe or a device, and not a file; remove it")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # The open of a pipe waits for a writer otherwise.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _etag(status: os.stat_result) -> str:

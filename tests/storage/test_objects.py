@@ -180,6 +180,16 @@ def test_only_regular_files_count(tmp_path: Path) -> None:
     assert names(objects.find(f"{tmp_path}/*.p"), str(tmp_path)) == ["a.p", "deep.p/b"]
 
 
+@pytest.mark.parametrize("special", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(special: str, tmp_path: Path) -> None:
+    path = Path("/dev/zero")
+    if special == "pipe":
+        path = tmp_path / "_embedjob.json"
+        os.mkfifo(path)
+    with pytest.raises(AccessError, match=f"{path}: is a pipe or a device"):
+        objects.read_bytes(str(path))
+
+
 # Unchanged reads
 
 
