@@ -518,6 +518,7 @@ class TestTroubleWithTheModel:
         assert table["row"].to_pylist() == list(range(40))
         assert _cosines(_vectors(table), _reference(document, bodies)).min() >= 0.99999
 
+    @pytest.mark.slow
     def test_faults_are_named_and_cost_only_their_own_chunks(
         self, cluster: Cluster, model: Path, marker: int, tmp_path: Path
     ) -> None:

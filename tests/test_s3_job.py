@@ -156,6 +156,7 @@ def test_no_credential_is_anywhere(done: Done, s3: S3Server, cluster: Cluster) -
     assert clean(json.dumps(jobs, default=str).encode())
 
 
+@pytest.mark.slow
 def test_a_replaced_object_is_a_fault_and_the_next_run_takes_it(
     bucket: str, cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:

@@ -76,11 +76,6 @@ SEEDS = [
     pytest.param(seed, marks=pytest.mark.slow if seed < 3 else pytest.mark.chaos)
     for seed in range(20)
 ]
-# A run without its driver is the plainest loss; whole runs are dear, so these are lost in `slow`.
-SLOW_TO_LOSE = [
-    pytest.param(what, marks=pytest.mark.slow)
-    for what in ("encode actor", "read worker", "cluster")
-]
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +247,8 @@ def test_sigterm_and_sigint_stop_a_run_that_resumes(bench: Bench, tmp_path: Path
     assert time.monotonic() - started < STOP_SECONDS
 
 
-@pytest.mark.parametrize("what", ["driver", *SLOW_TO_LOSE])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["driver", "encode actor", "read worker", "cluster"])
 def test_a_run_that_loses_a_process_is_made_whole(what: str, bench: Bench, tmp_path: Path) -> None:
     _lost(what, bench, tmp_path, files=1)
 
