@@ -23,14 +23,15 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: venv
 	$(BIN)/python jobs/demo.py
 
-# Whole runs on Ray use every core, and some have deadlines: these tests have the machine alone.
+# Three workers for two cores, as tests of storage wait more than they compute. Whole runs on Ray use
+# every core, and some have deadlines: these have the machine alone.
 test: venv
-	$(BIN)/python -m pytest -m "not (ray or gpu or slow or chaos)" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not (ray or gpu or slow or chaos)" -n 3 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not (gpu or slow or chaos)" $(RAY_TESTS)
 
 # What takes minutes: seeded rounds of killing, quality, memory.
 slow: venv
-	$(BIN)/python -m pytest -m "slow and not (ray or gpu)" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not (ray or gpu)" -n 3 --dist loadfile
 	$(BIN)/python -m pytest -m "slow and ray and not gpu" $(RAY_TESTS)
 
 # Twenty seeds of killed processes, and damage to files in tens of thousands of places.
