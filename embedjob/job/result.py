@@ -70,7 +70,8 @@ class Summary:
     snapshot that was served when the run began.
 
     `tokens` went through the model: those of a text that is there twice count once. Of what the
-    device could have done in the encoders' `compute` seconds, `flops_utilization` went into it; in
+    device could have done in the encoders' `compute` seconds, `flops_utilization` went into it, a
+    share of at most one: what it can do is the fastest that was seen of it, a matmul or a pass. In
     those seconds, all is that is done with a chunk beside waiting for it and copying from a GPU.
     """
 

@@ -61,6 +61,26 @@ def test_a_device_is_measured_once_and_only_for_a_pass_that_is_worth_it() -> Non
     assert after["peak_flops"] == pytest.approx(first["peak_flops"] / 20)
 
 
+@pytest.mark.parametrize("disturbed", [1, 2, 3, 9])
+def test_a_share_is_never_above_one(disturbed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first measurements are taken while other processes have the device."""
+    measured: list[float] = []
+
+    def busy(*_: Any) -> float:
+        measured.append(1e6 if len(measured) < disturbed else 1e12)
+        return measured[-1]
+
+    monkeypatch.setattr("embedjob.encoder.batching.flops.peak", busy)
+    meter = Meter(backbone("llama"))
+    for tokens in (1_000, 4_000, 2_000, 8_000, 1):
+        stats: dict[str, Any] = {"forward_tokens": tokens, "attended_pairs": tokens}
+        found = meter.utilization(recipe(), stats, seconds=2.0)
+        assert 0 < found["model_flops"] <= found["peak_flops"]
+    assert len(measured) <= 3
+    if disturbed < 3:
+        assert found["peak_flops"] == 2e12
+
+
 def test_the_peak_is_that_of_a_device_of_this_age() -> None:
     assert 1e8 < peak(torch.device("cpu"), torch.float32) < 1e14
     assert np.isfinite(peak(torch.device("cpu"), torch.float32))
