@@ -1,5 +1,7 @@
 """Error classes by exit code: refused (2), faults (1), interrupted (3)."""
 
+import sys
+
 
 class EmbedjobError(Exception):
     """A message for the person who runs the job: what was got, what is allowed, what to do."""
@@ -10,6 +12,16 @@ class EmbedjobError(Exception):
 def in_one_line(error: BaseException, *, most: int = 200) -> str:
     """Return an error's type and at most `most` characters of its message, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
+def lacking_module(error: ModuleNotFoundError) -> str:
+    """Return in one line which Python lacks a module of ours, and the two ways out."""
+    return (
+        f"embedjob: {sys.executable} has no module {error.name}: it is not the Python of an"
+        " environment that embedjob is installed in. A submitted job runs in the Python that Ray"
+        " was started from: start Ray from that environment, or give it to the job as a runtime_env"
+        " (pip, uv, conda or image_uri)"
+    )
 
 
 class RefusedError(EmbedjobError):

@@ -1,20 +1,28 @@
 """`make demo`: embeds 600 abstracts on this machine, then searches them with three claims."""
 
 import json
-import logging
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
+# Python looks beside this file, and embedjob lies a folder above, installed or not.
+sys.path.append(str(Path(__file__).parents[1]))
+from embedjob.errors import lacking_module
 
-import embedjob
-from embedjob.cli import main as embedjob_cli
+try:
+    import numpy as np
+    import pyarrow.parquet as pq
+    from rich.console import Console
+    from rich.table import Table
+
+    import embedjob
+    from embedjob.cli import main as embedjob_cli
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("embedjob."):
+        raise  # a fault of ours
+    sys.exit(lacking_module(error))
 
 CONFIG = "jobs/configs/quickstart.yaml"
 ABSTRACTS = "jobs/demo/scifact"
@@ -78,9 +86,6 @@ def _report(console: Console, *, seconds: float, done_before: bool) -> None:
 
 def main() -> int:
     """The exit code of the run, or 0 once the results are shown."""
-    # transformers imports torchao where it is installed, which tells of kernels for other devices.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     os.chdir(Path(__file__).parent.parent)
     console = Console()
     before = set(Path(OUT, "data").glob("*/*.parquet"))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ import scipy, torchao
 
 
 def test_an_encoder_loads_without_the_packages_of_other_tasks(model: Path) -> None:
-    """They are installed here, and can be imported after it."""
+    """They are installed here, and can be imported after it; torchao prints nothing then."""
     ended = subprocess.run(
         [sys.executable, "-c", ACTOR, str(model)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -109,3 +110,26 @@ def test_an_encoder_loads_without_the_packages_of_other_tasks(model: Path) -> No
         check=True,
     )
     assert ended.stdout.splitlines() == ["[]"]
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("program", ["embed.py", "demo.py"])
+def test_a_python_without_our_packages_is_named_with_the_two_ways_out(
+    program: str, tmp_path: Path
+) -> None:
+    """As on a cluster whose Ray was started from another environment."""
+    venv.create(tmp_path, symlinks=True, with_pip=False)
+    bare = str(tmp_path / "bin" / "python")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [bare, str(ROOT / "jobs" / program), "job.yaml"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    [said] = done.stderr.splitlines()
+    assert done.returncode != 0
+    assert said.startswith(f"embedjob: {bare} has no module ")
+    assert "start Ray from that environment" in said
+    assert "runtime_env" in said

@@ -1,0 +1,1 @@
+import embedjob.models  # noqa: F401 - its log levels, before transformers is imported
