@@ -27,7 +27,7 @@ from embedjob.config.job_file import (
 from embedjob.config.recipe import HubModel, Recipe, Role
 from embedjob.config.templates import check_slots
 from embedjob.errors import ConfigError, ModelError, OutputError
-from embedjob.methods.catalogue import MethodFile, over_each_other, read_method
+from embedjob.methods.catalogue import MethodFile, over_each_other, read_method, setting_for
 from embedjob.models.architecture import (
     HeadWidths,
     ModelInfo,
@@ -138,7 +138,7 @@ def input_of(source: JobSource) -> Input:
 
 
 def resolve(source: JobSource) -> ResolvedJob:
-    """Resolve a job; precedence: library default < model folder < method < job file < `--set`.
+    """Resolve a job: library default < model folder < method < method for it < job file < `--set`.
 
     Raises:
         ConfigError: a key cannot stand in a job, or fits no other.
@@ -147,7 +147,7 @@ def resolve(source: JobSource) -> ResolvedJob:
     validate_partial(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
-    layers = layer_recipes(source, folder_layer(folder))
+    layers = layer_recipes(source, folder_layer(folder), config_of(folder))
     config = config_around(layers, source)
     return ResolvedJob(config, layers.recipes, layers.origins, folder, source.input_paths)
 
@@ -164,7 +164,7 @@ def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedReci
     validate_encoder(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
-    return layer_recipes(source, folder_layer(folder))
+    return layer_recipes(source, folder_layer(folder), config_of(folder))
 
 
 def recorded_recipes(
@@ -235,12 +235,15 @@ def identify(job: ResolvedJob) -> IdentifiedJob:
     )
 
 
-def layer_recipes(source: JobSource, folder: Mapping[str, Any]) -> ResolvedRecipes:
+def layer_recipes(
+    source: JobSource, folder: Mapping[str, Any], config: Mapping[str, Any] | None = None
+) -> ResolvedRecipes:
     """Layer a job's keys over the keys of its method and model folder, for every role.
 
     Args:
         source: the job file and its overrides.
         folder: {"encoder": keys, "roles": {role: keys}} as the model's own folder gives them.
+        config: the model's config.json, by which a method may know it; None knows no model.
     """
     name = source.get("encoder.method")
     method = read_method(name) if name else None
@@ -249,6 +252,10 @@ def layer_recipes(source: JobSource, folder: Mapping[str, Any]) -> ResolvedRecip
     below = [_by_role("model folder", folder.get("encoder", {}), folder.get("roles", {}))]
     if method:
         below.append(_by_role(f"method {name}", method.encoder, method.roles or {}))
+        model, setting = setting_for(method, config or {})
+        if setting:
+            origin = f"method {name} for {model}"
+            below.append(_by_role(origin, setting.encoder, setting.roles or {}))
     role: Role = source.get("encoder.role") or "document"
     document, origins = merge([*(layers[role] for layers in below), *source.layers])
     recipes = {role: recipe_from(_with_dtype(document), origins)}

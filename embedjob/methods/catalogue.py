@@ -14,6 +14,7 @@ from embedjob.errors import ConfigError
 
 _OF_A_JOB = frozenset({"method", "role"})
 _OF_A_METHOD = frozenset({"model", "base", "adapters"})
+_TELLS_MODELS_APART = ("model_type", "num_hidden_layers", "hidden_size")
 
 
 class Citation(Section):
@@ -25,13 +26,30 @@ class Citation(Section):
     arxiv: str | None = None
 
 
+class ModelSetting(Section):
+    """The knobs that a method has for one model alone.
+
+    `config` holds the values of the model's config.json that tell it from all others, wherever it
+    lies and whatever it is called; a further training that keeps them counts as that model.
+    `because` says who chose the knobs, and on what.
+    """
+
+    config: dict[str, Any]
+    because: str
+    encoder: dict[str, Any]
+    roles: dict[Role, dict[str, Any]] | None = None
+
+
 class MethodFile(Section):
     """One recipe of the literature: what it is, and the knobs that make it.
 
+    `encoder` and `roles` are the paper's own; what was chosen for one model is in `for_models`,
+    under the name of that model. `differs` says where the authors' code does something else.
     `licence` is of the default model's weights; `model` is null where none were published.
     """
 
     summary: str
+    differs: str | None = None
     citation: Citation
     good_for: str
     licence: str
@@ -39,6 +57,7 @@ class MethodFile(Section):
     forward_tokens: str
     encoder: dict[str, Any]
     roles: dict[Role, dict[str, Any]] | None = None
+    for_models: dict[str, ModelSetting] | None = None
 
 
 def names() -> list[str]:
@@ -62,12 +81,54 @@ def read_method(method: str) -> MethodFile:
     _require_sound(file, str(path), file.encoder, _OF_A_JOB | {"model"})
     for role, values in (file.roles or {}).items():
         _require_sound(file, f"{path}: roles.{role}", values, _OF_A_JOB | _OF_A_METHOD)
+    for name, setting in (file.for_models or {}).items():
+        _require_sound_setting(file, setting, f"{path}: for_models.{name}")
     return file
+
+
+def setting_for(
+    method: MethodFile, config: Mapping[str, Any]
+) -> tuple[str, ModelSetting] | tuple[None, None]:
+    """Return the name and the setting of the model with this config.json; None twice without one.
+
+    A value that the config does not have is another value: a model that cannot be told gets the
+    paper's own setting.
+
+    Raises:
+        ConfigError: it is the config of several.
+    """
+    values = {**config, **(config.get("text_config") or {})}
+    matches = [
+        (name, setting)
+        for name, setting in (method.for_models or {}).items()
+        if all(key in values and values[key] == value for key, value in setting.config.items())
+    ]
+    if len(matches) > 1:
+        alike = " and ".join(name for name, _ in matches)
+        raise ConfigError(f"for_models: {alike} are one model by their config; tell them apart")
+    return matches[0] if matches else (None, None)
 
 
 def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """What of the `encoder` section the keys of one place make together, last wins."""
     return merge([Layer(origin, {"encoder": encoder}) for encoder in encoders])[0]
+
+
+def _require_sound_setting(file: MethodFile, setting: ModelSetting, place: str) -> None:
+    """Raise ConfigError naming the place if it tells no model apart, or makes no recipe."""
+    if lacking := [key for key in _TELLS_MODELS_APART if key not in setting.config]:
+        raise ConfigError(f"{place}.config: needs {', '.join(lacking)} to tell models apart")
+    roles = setting.roles or {}
+    for role, keys in (file.roles or {}).items():
+        own = setting.encoder.keys() & keys.keys() - roles.get(role, {}).keys()
+        if own:
+            raise ConfigError(
+                f"{place}: sets {', '.join(sorted(own))}, which the method has for {role} as well;"
+                f" set it in {place}.roles.{role} too"
+            )
+    for keys in ({}, *roles.values()):
+        both = over_each_other(setting.encoder, keys, origin=place)["encoder"]
+        _require_sound(file, place, both, _OF_A_JOB | _OF_A_METHOD)
 
 
 def _require_sound(

@@ -12,7 +12,8 @@ import yaml
 from embedjob.config.job_file import DEFAULT, JobSource, Layer
 from embedjob.errors import ConfigError
 from embedjob.job.resolve import layer_recipes, with_default_model
-from embedjob.methods.catalogue import names, read_method
+from embedjob.methods.catalogue import names, read_method, setting_for
+from embedjob.models.architecture import check_model, info_of
 
 METHOD: dict[str, Any] = {
     "summary": "a test",
@@ -253,6 +254,94 @@ def test_a_method_without_published_weights_asks_for_a_model() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.model: .* no weights were published"):
         with_default_model(JobSource((layer,)))
     assert read_method("autoregembed").model is None
+
+
+TINY = {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576}
+FOR_TINY = {
+    "config": {**TINY, "vocab_size": 49152},
+    "because": "tried",
+    "encoder": {"max_tokens": 32, "layer": 3},
+    "roles": {"query": {"max_tokens": 16}},
+}
+FITTED = {**METHOD, "for_models": {"Tiny": FOR_TINY}}
+ITS_CONFIG = {**FOR_TINY["config"], "torch_dtype": "bfloat16"}
+
+
+def test_a_model_gets_what_its_method_has_for_it_over_the_method_s_own(tmp_path: Path) -> None:
+    written = draft(tmp_path, encoder={"model": "/a/copy", "layer": 5}, method=FITTED)
+    found = layer_recipes(written, {}, ITS_CONFIG)
+    assert (found.recipe.max_tokens, found.recipe.span, found.recipe.layer) == (32, "last_token", 5)
+    assert found.recipes["query"].max_tokens == 16
+    assert found.recipes["query"].templates == ("query: {text}",)
+    assert found.origins["encoder.max_tokens"].endswith("method.yaml for Tiny")
+    assert found.origins["encoder.span"].endswith("method.yaml")
+    assert found.origins["encoder.layer"] == "job.yaml"
+    inner = {"model_type": "wrapped", "text_config": ITS_CONFIG}
+    assert layer_recipes(written, {}, inner).recipe.max_tokens == 32
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        {},
+        TINY,  # says nothing of its vocabulary
+        {**ITS_CONFIG, "vocab_size": 49153},
+        {**ITS_CONFIG, "num_hidden_layers": 24},
+        {**ITS_CONFIG, "model_type": "mistral"},
+        {**ITS_CONFIG, "hidden_size": "576"},
+    ],
+)
+def test_no_other_model_gets_it(tmp_path: Path, config: dict[str, Any] | None) -> None:
+    written = draft(tmp_path, encoder={"model": "Tiny"}, method=FITTED)
+    found = layer_recipes(written, {}, config)
+    assert (found.recipe.max_tokens, found.recipe.layer) == (64, -1)
+    assert found.recipes["query"].max_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": {"model_type": "llama"}}, r"for_models\.Tiny\.config: needs num_hidden_layers"),
+        ({"encoder": {"adapters": []}}, r"for_models\.Tiny: a method cannot set adapters"),
+        ({"encoder": {"span": "nowhere"}}, r"for_models\.Tiny: encoder\.span: got"),
+        ({"roles": {"query": {"span": "nowhere"}}}, r"for_models\.Tiny: encoder\.span: got"),
+        # The query's own template would be gone without a word.
+        ({"encoder": {"templates": ["{text}"]}}, r"set it in .*for_models\.Tiny\.roles\.query too"),
+        ({"because": None}, "because"),
+    ],
+)
+def test_a_malformed_setting_for_a_model_is_refused(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    method = {**METHOD, "for_models": {"Tiny": {**FOR_TINY, **change}}}
+    written = draft(tmp_path, encoder={"model": "m"}, method=method)
+    with pytest.raises(ConfigError, match=said):
+        layer_recipes(written, {})
+
+
+def test_a_model_that_two_settings_take_for_theirs_is_refused(tmp_path: Path) -> None:
+    method = {**METHOD, "for_models": {"Tiny": FOR_TINY, "Small": {**FOR_TINY, "config": TINY}}}
+    written = draft(tmp_path, encoder={"model": "m"}, method=method)
+    with pytest.raises(ConfigError, match="Small and Tiny are one model by their config"):
+        layer_recipes(written, {}, ITS_CONFIG)
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_model_is_two_models_of_one_method(name: str) -> None:
+    method = read_method(name)
+    for told, setting in (method.for_models or {}).items():
+        assert setting_for(method, setting.config)[0] == told
+
+
+def test_the_paper_s_setting_runs_on_a_model_of_24_blocks() -> None:
+    layer = Layer("job", {"encoder": {"method": "token_prepending", "model": "m"}})
+    config = {"model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896}
+    recipe = layer_recipes(JobSource((layer,)), {}, config).recipe
+    check_model(recipe, info_of(config))
+    [given] = recipe.model_dump(mode="json", exclude_defaults=True)["interventions"]
+    assert given == {"prepend": {"slot": "<PST>", "start": 1, "exit": 7, "seed": 3407}}
+    assert recipe.layer == -2
 
 
 def test_an_unknown_method_is_refused_with_the_names_of_all() -> None:

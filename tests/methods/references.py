@@ -244,7 +244,8 @@ def llm2vec(instruction: str, header: str, footer: str) -> Reference:
             text = " ".join(text.split()[:reduced_length])
             length = count_of(tok, text)
         whole = f"{instruction.strip()} !@#$%^&*(){text}" if instruction else f"!@#$%^&*(){text}"
-        parts = (header + whole.strip() + footer).split("!@#$%^&*()")
+        # Without a chat format nothing is stripped.
+        parts = (header + (whole.strip() if header else whole) + footer).split("!@#$%^&*()")
         ids = tok.encode("".join(parts)).ids
         count = len(tok.encode(parts[1], add_special_tokens=False).ids)
         kept = list(range(len(ids) - count, len(ids)))

@@ -35,21 +35,21 @@ def of_eos(family: str, prefix: str = "", *, most: int = r.MAX_LENGTH) -> r.Refe
 MERGED = {"adapters": []}  # Their weights are random: tests/encoder/test_adapters.py merges some.
 SHORTER = {"max_tokens": r.MAX_LENGTH - 1}
 HEADER_END = "<|end_header_id|>"
-LLAMA_3 = {
-    **MERGED,
-    "templates": [
-        [
-            {"literal": f"<|start_header_id|>user{HEADER_END}\n\n"},
-            {"text": {"pool": True}},
-            {"special": "<|eot_id|>", "pool": True},
-        ]
-    ],
-}
+CHAT_3 = (read_method("llm2vec").for_models or {})["Llama-3-8B-Instruct"]
+LLAMA_3 = {**MERGED, **CHAT_3.encoder}
+ASKED_LLAMA_3 = {**LLAMA_3, **(CHAT_3.roles or {})["query"]}
 PST = ("<PST>",)
 # A tiny model has three blocks.
 PREPENDED = {"interventions": [{"prepend": {"slot": "<PST>", "start": 0, "exit": 2}}], "layer": -1}
-LIKE = read_method("token_prepending").encoder["interventions"][0]["prepend"]
-PREPENDED_LIKE = {"interventions": [{"prepend": {**LIKE, "start": 1, "exit": 3}}]}
+PREPENDING = read_method("token_prepending")
+FOR_SMOLLM2 = (PREPENDING.for_models or {})["SmolLM2-135M"].encoder
+LIKE = FOR_SMOLLM2["interventions"][0]["prepend"]
+PREPENDED_LIKE = {
+    "interventions": [{"prepend": {**LIKE, "start": 1, "exit": 3}}],
+    "layer": FOR_SMOLLM2["layer"],
+}
+PUBLISHED = PREPENDING.encoder["interventions"][0]["prepend"]
+PREPENDED_AS_PUBLISHED = {"interventions": [{"prepend": {**PUBLISHED, "exit": 2}}]}
 # The authors' prompt, from the file; a tiny model has three blocks.
 AGAINST = read_method("contrastive_prompting").encoder["interventions"][0]["contrast"]
 CONTRASTED = {"interventions": [{"contrast": {**AGAINST, "layer": 1}}]}
@@ -164,6 +164,10 @@ CASES: list[tuple[Setting, r.Reference]] = [
         Setting("llm2vec", "document", "llama", "llama3", (HEADER_END,), knobs=LLAMA_3),
         r.llm2vec("", f"<|start_header_id|>user{HEADER_END}\n\n", "<|eot_id|>"),
     ),
+    (
+        Setting("llm2vec", "query", "llama", "llama3", (HEADER_END,), knobs=ASKED_LLAMA_3),
+        r.llm2vec(f"{r.SEARCH}:", f"<|start_header_id|>user{HEADER_END}\n\n", "<|eot_id|>"),
+    ),
     (Setting("gritlm", "document", "mistral", "mistral"), r.gritlm("")),
     (Setting("gritlm", "query", "mistral", "mistral"), r.gritlm(r.SEARCH)),
     (Setting("gritlm", "symmetric", "mistral", "llama"), r.gritlm(r.STS)),
@@ -207,6 +211,10 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (
         Setting("token_prepending", "document", "mistral", "mistral", PST, knobs=PREPENDED),
         r.token_prepending(0, 2, row=0, layer=-1),
+    ),
+    (
+        Setting("token_prepending", "document", "llama", "gpt2", PST, knobs=PREPENDED_AS_PUBLISHED),
+        r.token_prepending(1, 2, row=3407, layer=-2),
     ),
     (
         Setting("contrastive_prompting", "document", "mistral", "mistral", knobs=AT_NORM),

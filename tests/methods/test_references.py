@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from embedjob.config.recipe import Role
 from embedjob.config.templates import templates
 from embedjob.methods.catalogue import names, read_method
 from embedjob.text.prompts import prepare
@@ -150,6 +151,21 @@ def test_whole_words_are_dropped_of_a_long_text(
         assert views.full_ids(row).tolist() == expected.ids[0]
         assert list(range(*views.span[row].tolist())) == expected.pooled[0]
     assert views.truncated.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("role", "asked"), [("document", ""), ("query", f"{references.SEARCH}:")])
+def test_llm2vec_reads_texts_of_a_model_without_a_chat_format_as_they_are(
+    role: Role, asked: str
+) -> None:
+    setting = (read_method("llm2vec").for_models or {})["Sheared-LLaMA-1.3B"]
+    knobs = {**MERGED, **setting.encoder, **(setting.roles or {}).get(role, {})}
+    bare = Setting("llm2vec", role, "llama", "llama", knobs=knobs)
+    texts = [text for text in TEXTS if text]
+    views = bare.views().views(texts)
+    for row, text in enumerate(texts):
+        expected = references.llm2vec(asked, "", "")(bare.tokenizer(), model("llama"), text)
+        assert views.full_ids(row).tolist() == expected.ids[0]
+        assert list(range(*views.span[row].tolist())) == expected.pooled[0]
 
 
 # Tokens of a view, where it is not the 512 of the literature (or of nobody: METHODS without one).
