@@ -52,6 +52,23 @@ once. Both are also given as multiples of `mean`. A dash is a figure that is sti
 | Method | STS-B dev | SICK-R dev | Tokens | x mean | Time x mean |
 |---|---|---|---|---|---|
 """
+_GAINS = """
+What a method adds to a cheaper one, and for how many times its tokens and its time:
+
+| Method | over | STS-B dev | SICK-R dev | Tokens | Time |
+|---|---|---|---|---|---|
+"""
+# The dearer method, and the cheaper one that it must be worth more than.
+COMPARED = (
+    ("prompteol", "mean"),
+    ("echo_rewrite", "mean"),
+    ("prompteol_icl", "prompteol"),
+    ("token_prepending", "prompteol"),
+    ("contrastive_prompting", "prompteol"),
+    ("text_first_views", "prompteol_icl"),
+    ("cot_ke_mean", "prompteol_icl"),
+    ("metaeol", "prompteol_icl"),
+)
 AS_PUBLISHED = ", the paper's setting"
 _MINILM = "all-MiniLM-L6-v2"
 _STSB, _SICKR = "stsb.dev", "sickr.dev"
@@ -237,7 +254,13 @@ def _figures(figures: Figures) -> str:
     known = {**stsb, **sickr}
     best = sorted(known, key=lambda name: -float(stsb.get(name, known[name])["spearman"]))
     plain = sickr.get("mean")
-    return _FIGURES + "".join(_figure_row(name, stsb, sickr, plain) for name in best)
+    gains = "".join(
+        _gain_row(dearer, cheaper, stsb, sickr)
+        for dearer, cheaper in COMPARED
+        if all(name in figures for name in (dearer, cheaper) for figures in (stsb, sickr))
+    )
+    table = "".join(_figure_row(name, stsb, sickr, plain) for name in best)
+    return _FIGURES + table + (gains and _GAINS + gains)
 
 
 def _figure_row(
@@ -250,6 +273,15 @@ def _figure_row(
         times = (own[key] / plain[key] for key in ("tokens", "cpu_seconds"))
         cost = [f"{own['tokens']:.0f}", *(f"{one:.1f}" for one in times)]
     return f"| {' | '.join((name, *found, *cost))} |\n"
+
+
+def _gain_row(dearer: str, cheaper: str, stsb: _OfMethods, sickr: _OfMethods) -> str:
+    gains = (
+        f"{figures[dearer]['spearman'] - figures[cheaper]['spearman']:+.1f}"
+        for figures in (stsb, sickr)
+    )
+    costs = (f"{sickr[dearer][key] / sickr[cheaper][key]:.1f}" for key in ("tokens", "cpu_seconds"))
+    return f"| {' | '.join((dearer, cheaper, *gains, *costs))} |\n"
 
 
 def _row(name: str, method: MethodFile) -> str:

@@ -15,6 +15,7 @@ from embedjob.reports.method_pages import (
     show_method,
     show_methods,
 )
+from tests.fakes import tiny_tokenizer
 
 SMOLLM2 = (read_method("token_prepending").for_models or {})["SmolLM2-135M"].config
 DOCS = Path(__file__).parents[2] / "docs"
@@ -41,16 +42,18 @@ def test_a_figure_stands_beside_what_it_costs(tmp_path: Path) -> None:
         return {"spearman": spearman, "tokens": tokens, "cpu_seconds": seconds}
 
     taken = {
-        "stsb.dev": {"mean": {"spearman": 50.0}, "metaeol": {"spearman": 70.0}},
-        "sickr.dev": {"mean": figure(55, 10, 2), "metaeol": figure(60.5, 90, 8)},
+        "stsb.dev": {"mean": {"spearman": 50.0}, "prompteol": {"spearman": 70.0}},
+        "sickr.dev": {"mean": figure(55, 10, 2), "prompteol": figure(60.5, 90, 8)},
     }
     quality = tmp_path / "quality.yaml"
     quality.write_text(yaml.safe_dump(taken))
     shown = page(quality)
-    assert "| metaeol | 70.00 | 60.50 | 90 | 9.0 | 4.0 |\n| mean | 50.00 | 55.00 |" in shown
+    assert "| prompteol | 70.00 | 60.50 | 90 | 9.0 | 4.0 |\n| mean | 50.00 | 55.00 |" in shown
+    assert "| prompteol | mean | +20.0 | +5.5 | 9.0 | 4.0 |\n" in shown
     del taken["sickr.dev"]["mean"]
     quality.write_text(yaml.safe_dump(taken))
-    assert "| metaeol | 70.00 | 60.50 | - | - | - |\n| mean | 50.00 | - |" in page(quality)
+    assert "| prompteol | 70.00 | 60.50 | - | - | - |\n| mean | 50.00 | - |" in page(quality)
+    assert "| prompteol | mean |" not in page(quality)
 
 
 def test_the_list_names_every_method() -> None:
@@ -121,9 +124,11 @@ def test_a_job_is_told_which_model_its_method_takes_its_own_for(tmp_path: Path) 
     lines = {}
     for layers in (30, 24):
         tiny = {**SMOLLM2, "num_hidden_layers": layers}
-        (tmp_path / str(layers)).mkdir()
-        (tmp_path / str(layers) / "config.json").write_text(json.dumps(tiny))
-        encoder = {"method": "token_prepending", "model": str(tmp_path / str(layers))}
+        folder = tmp_path / str(layers)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(tiny))
+        tiny_tokenizer("gpt2").save(str(folder / "tokenizer.json"))
+        encoder = {"method": "token_prepending", "model": str(folder)}
         job = {"input": {"path": "in", "text": "t"}, "output": {"path": "o"}, "encoder": encoder}
         lines[layers] = resolved_lines(job_source(job))
     assert "takes this model for SmolLM2-135M of those" in lines[30][0]
