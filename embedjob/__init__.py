@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedjob.models.quiet import hush_imports
+
 if TYPE_CHECKING:
     from embedjob.config.job_file import JobSource
     from embedjob.encoder.encoder import Encoder
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from embedjob.output.snapshot import open_snapshot
 
 __all__ = ["Encoder", "open_snapshot", "plan", "run"]
+
+# Here, because it must come before any module imports transformers.
+hush_imports()
 
 
 def run(
