@@ -132,12 +132,12 @@ def _require_sound_setting(file: MethodFile, setting: ModelSetting, place: str) 
 
 
 def _require_sound(
-    found: MethodFile, place: str, values: Mapping[str, Any], forbidden: frozenset[str]
+    file: MethodFile, place: str, values: Mapping[str, Any], forbidden: frozenset[str]
 ) -> None:
     """ConfigError naming the place in the file if these keys, over its own, make no recipe."""
     if wrong := sorted(forbidden & values.keys()):
         raise ConfigError(f"{place}: a method cannot set {', '.join(wrong)} there; remove it")
-    merged = over_each_other({"model": found.model or "-"}, found.encoder, values, origin=place)
+    merged = over_each_other({"model": file.model or "-"}, file.encoder, values, origin=place)
     try:
         recipe = recipe_from(merged["encoder"], {})
         check(recipe, "in a job")
