@@ -106,7 +106,7 @@ def preview(
     from embedjob.reports.preview import preview as described
     from embedjob.reports.preview import show
 
-    views = described(source, rows)
+    views = described(source, rows, _say)
     if not as_json:
         show(views, Console())
         return

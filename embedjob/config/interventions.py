@@ -18,9 +18,10 @@ class Prepend(Section):
     """Token prepending (Fu et al. 2024): the state of the last token is shown to early tokens.
 
     Before each block in [start, exit), counted from 0, the state at the slot becomes that of the
-    view's last token. `slot` is a special token in every template, before the text; its embedding
-    is that of the token `embedding`, or drawn from the normal distribution by `seed`, and no
-    weights are changed.
+    view's last token. `slot` is a token in every template, before the text; its embedding is that
+    of the token `embedding`, or drawn from the normal distribution by `seed`, and no weights are
+    changed. `normalized` follows from the tokenizer: true where the slot has other tokens around it
+    if the normalizer sees it, as in the authors' code, than if it is a special token.
     """
 
     slot: str = Field(min_length=1)
@@ -28,6 +29,7 @@ class Prepend(Section):
     exit: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     embedding: str | None = Field(default=None, min_length=1)
+    normalized: bool = False
 
     @model_validator(mode="after")
     def _has_blocks(self) -> "Prepend":
@@ -95,7 +97,8 @@ class InterventionKind:
         keeps_prefix: whether the tokens before its slot and before all spans keep their states, so
             that views may share them; if not, every view goes through the model whole.
         template: its key that is an auxiliary template, which gives one more view of each text.
-        slot: its key that names a special token, which every template has before the text.
+        slot: its key that names a token, which every template has before the text.
+        normalized: its key that says whether the tokenizer's normalizer sees the slot.
         stand_in: its key that names the token whose embedding the slot has.
         extra_blocks: the blocks that a text goes through beside its views.
     """
@@ -106,6 +109,7 @@ class InterventionKind:
     keeps_prefix: bool = False
     template: str | None = None
     slot: str | None = None
+    normalized: str | None = None
     stand_in: str | None = None
     extra_blocks: Callable[[Any], int] = lambda given: 0
 
@@ -116,6 +120,7 @@ INTERVENTIONS: Mapping[str, InterventionKind] = {
         blocks={"exit": "of the model", "start": "before what is read"},
         keeps_prefix=True,
         slot="slot",
+        normalized="normalized",
         stand_in="embedding",
     ),
     "contrast": InterventionKind(
@@ -156,9 +161,19 @@ class Given:
 
     @property
     def slot(self) -> str | None:
-        """The special token that marks the slot in every template."""
+        """The token that marks the slot in every template."""
         found: str | None = self.value(self.kind.slot)
         return found
+
+    @property
+    def normalized(self) -> bool:
+        """Whether the normalizer sees the slot."""
+        return bool(self.value(self.kind.normalized))
+
+    def seen(self, normalized: bool) -> Section:
+        """Return the section with another answer to whether the normalizer sees the slot."""
+        settings = self.settings.model_copy(update={str(self.kind.normalized): normalized})
+        return self.section.model_copy(update={self.key: settings})
 
 
 def given(interventions: Sequence[Section]) -> Iterator[Given]:

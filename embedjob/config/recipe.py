@@ -55,7 +55,7 @@ class Recipe(Section):
     names; `adapters` are merged into the weights in order. With `demonstrations_count: false`
     demonstrations are over and above `max_tokens`. `word_cut` drops whole words of a text that has
     more tokens than that, before it is prepared and put into a template; tokens are counted up to
-    `max_tokens`.
+    `max_tokens`. `truncation_side` is the side on which `long_text: truncate` cuts a text.
     """
 
     model: str
@@ -86,6 +86,7 @@ class Recipe(Section):
     vector_dtype: VectorDtype = "float32"
     max_tokens: Positive = 512
     long_text: Literal["truncate", "chunk_mean", "late_chunk", "bad"] = "truncate"
+    truncation_side: Literal["right", "left"] = "right"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Literal["none", "int8", "float8"] = "none"
     similarity: Measure | WeightedSum = "cosine"

@@ -8,7 +8,9 @@ from embedjob.errors import OutputError
 from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options, Say
 from embedjob.job.planning import JobPlan
-from embedjob.job.resolve import IdentifiedJob
+from embedjob.job.resolve import IdentifiedJob, ResolvedJob
+from embedjob.models.source import transformer_directory
+from embedjob.models.tokenizer_files import note
 from embedjob.output.calibration import ENOUGH_VECTORS, sampled
 from embedjob.output.claim import Claim, Probes, check, read_claims
 from embedjob.output.cleanup import damaged, quarantined
@@ -143,6 +145,12 @@ def calibration_sample(plan: JobPlan) -> tuple[Chunk, ...] | None:
     """
     dtype = plan.job.config.encoder.vector_dtype
     return sampled(plan.corpus) if dtype in CALIBRATED else None
+
+
+def tokenizer_notes(job: ResolvedJob) -> Iterator[str]:
+    """Yield a warning where the tokenizer files of the model's folder disagree."""
+    if disagreement := note(transformer_directory(job.folder)):
+        yield disagreement
 
 
 def calibration_notes(job: IdentifiedJob) -> Iterator[str]:

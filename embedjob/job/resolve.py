@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from embedjob.config.checks import check
+from embedjob.config.interventions import slotted
 from embedjob.config.job import Input, Job
 from embedjob.config.job_file import (
     JobSource,
@@ -42,12 +43,13 @@ from embedjob.models.components import components_of
 from embedjob.models.digests import model_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
 from embedjob.models.source import ModelSource, materialize, source_of
-from embedjob.models.tokenizer import load_tokenizer
+from embedjob.models.tokenizer import load_tokenizer, read_tokenizer
 from embedjob.output.calibration import Calibration
-from embedjob.output.claim import Claim, read_claims
+from embedjob.output.claim import Claim, changed_since, read_claims
 from embedjob.output.fingerprint import fingerprint
 from embedjob.output.snapshot import newest
 from embedjob.storage import objects
+from embedjob.text.tokenizing import as_normalized
 from embedjob.vectors.finishing import width
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -147,7 +149,7 @@ def resolve(source: JobSource) -> ResolvedJob:
     validate_partial(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
-    layers = layer_recipes(source, folder_layer(folder), config_of(folder))
+    layers = _settled(source, folder)
     config = config_around(layers, source)
     return ResolvedJob(config, layers.recipes, layers.origins, folder, source.input_paths)
 
@@ -164,7 +166,7 @@ def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedReci
     validate_encoder(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
-    return layer_recipes(source, folder_layer(folder), config_of(folder))
+    return _settled(source, folder)
 
 
 def recorded_recipes(
@@ -268,6 +270,16 @@ def layer_recipes(
     return ResolvedRecipes(role, recipes, origins)
 
 
+def _settled(source: JobSource, folder: Path) -> ResolvedRecipes:
+    """Layer a job's keys over those of its model's folder, and settle how slots are tokenized."""
+    layers = layer_recipes(source, folder_layer(folder), config_of(folder))
+    if not any(slotted(recipe.interventions) for recipe in layers.recipes.values()):
+        return layers
+    tokenizer = read_tokenizer(folder)
+    recipes = {role: as_normalized(recipe, tokenizer) for role, recipe in layers.recipes.items()}
+    return replace(layers, recipes=recipes)
+
+
 def config_around(layers: ResolvedRecipes, source: JobSource) -> Job:
     """Return the whole config of a job, with its recipe as the `encoder` section."""
     written, _ = merge(source.layers)
@@ -346,9 +358,10 @@ def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
     now, then = model_digests(components_of(recipe)), dict(claim.digests)
     differ = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
     if differ:
+        why = changed_since(claim, {recipe.role: claim.recipes[recipe.role]}, now)
         raise ModelError(
             f"{recipe.model} is not the model that wrote {out}: {', '.join(differ)} differ; give"
-            " the path of a copy of that model as `model`"
+            " the path of a copy of that model as `model`" + (why and f"\n{why.rstrip()}")
         )
 
 

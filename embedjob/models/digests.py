@@ -1,10 +1,10 @@
 """SHA-256 of every file that affects a model's output."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from embedjob.models import cache, hub
-from embedjob.models.checkpoint import ADAPTER, MODEL, CheckpointLayout, ModelFile, model_files
+from embedjob.models.checkpoint import ADAPTER, MODEL, ModelFile, model_files
 from embedjob.models.components import ModelComponents
 from embedjob.models.source import (
     ModelSource,
@@ -12,11 +12,13 @@ from embedjob.models.source import (
     materialize,
     module_weights,
     readable_files,
+    transformer_directory,
 )
+from embedjob.models.tokenizer_files import BESIDE, TOKENIZER, read_files
 from embedjob.storage import objects
 
 _BLOCK = 1 << 24
-# Read only if a model has no tokenizer.json.
+# Read only if a model has no tokenizer.json; those of BESIDE also where they change its ids.
 _VOCABULARIES = frozenset(
     {
         "vocab.txt",
@@ -25,9 +27,7 @@ _VOCABULARIES = frozenset(
         "spiece.model",
         "sentencepiece.bpe.model",
         "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
+        *BESIDE,
     }
 )
 
@@ -42,7 +42,7 @@ def model_digests(components: ModelComponents) -> dict[str, str]:
         digests = file_digests(components.model)
     else:
         texts = model_files(str(materialize(components.model, tokenizer_only=True)))
-        digests = _sha256s(texts, _texts(texts, MODEL))
+        digests = _sha256s(texts, _texts(texts, components.model))
         base = file_digests(components.weights).items()
         digests |= {f"base/{name}": sha256 for name, sha256 in base if not _is_tokenizer(name)}
     for number, adapter in enumerate(components.adapters):
@@ -59,7 +59,8 @@ def tokenizer_digests(components: ModelComponents) -> dict[str, str]:
     if components.model.model.endswith(".gguf"):
         return file_digests(components.model)
     files = model_files(str(materialize(components.model, tokenizer_only=True)))
-    return _sha256s(files, {name for name in _texts(files, MODEL) if _is_tokenizer(name)})
+    named = _texts(files, components.model)
+    return _sha256s(files, {name for name in named if _is_tokenizer(name)})
 
 
 def file_digests(source: ModelSource) -> dict[str, str]:
@@ -71,12 +72,12 @@ def file_digests(source: ModelSource) -> dict[str, str]:
     files = readable_files(source)
     if not files:
         texts = model_files(str(materialize(source, tokenizer_only=True)))
-        wanted = {*_texts(texts, source.layout), *_configs(source)}
+        wanted = {*_texts(texts, source), *_configs(source)}
         return _sha256s(texts, wanted) | _hub_weights(source, texts)
     if files[0].name.endswith(".gguf"):
         return {files[0].name: _sha256(files[0])}
     weights = _weights([file.name for file in files], source, files)
-    return _sha256s(files, {*weights, *_texts(files, source.layout), *_configs(source)})
+    return _sha256s(files, {*weights, *_texts(files, source), *_configs(source)})
 
 
 def _hub_weights(source: ModelSource, texts: Sequence[ModelFile]) -> dict[str, str]:
@@ -97,19 +98,28 @@ def _configs(source: ModelSource) -> list[str]:
     return [f"{module}/config.json" for module in source.modules]
 
 
-def _texts(files: Sequence[ModelFile], layout: CheckpointLayout) -> set[str]:
+def _texts(files: Sequence[ModelFile], source: ModelSource) -> set[str]:
     """Return the names of the config and tokenizer files, also in a subdirectory 0_*."""
-    if layout is ADAPTER:
-        return {layout.config}
+    if source.layout is ADAPTER:
+        return {source.layout.config}
     names = {file.name: file.name.rpartition("/")[2] for file in files}
-    ready = "tokenizer.json" in names.values()
-    wanted = {"tokenizer.json"} if ready else _VOCABULARIES
+    wanted: Collection[str] = _VOCABULARIES
+    if TOKENIZER in names.values():
+        # The tokenizer of a base model is not read.
+        beside = BESIDE if source.layout is MODEL and _others_count(source) else ()
+        wanted = {TOKENIZER, *beside}
     inner = {name for name in names if "/" not in name or name.startswith("0_")}
     return {name for name in inner if names[name] == "config.json" or names[name] in wanted}
 
 
+def _others_count(source: ModelSource) -> bool:
+    """Return whether the files beside tokenizer.json change its ids."""
+    directory = materialize(source, tokenizer_only=True)
+    return read_files(transformer_directory(directory)).differs is not None
+
+
 def _is_tokenizer(name: str) -> bool:
-    return name.rpartition("/")[2] in {"tokenizer.json", *_VOCABULARIES}
+    return name.rpartition("/")[2] in {TOKENIZER, *_VOCABULARIES}
 
 
 def _sha256s(files: Sequence[ModelFile], names: set[str]) -> dict[str, str]:

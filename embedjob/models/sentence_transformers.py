@@ -12,6 +12,7 @@ from embedjob.models import nvembed
 from embedjob.models.architecture import ModelInfo, config_of, info_of
 from embedjob.models.source import read_json, transformer_directory
 from embedjob.models.tokenizer import lowercases, read_tokenizer
+from embedjob.models.tokenizer_files import read_files
 
 # Activations by their names in torch.nn; none has weights of its own.
 ACTIVATIONS = frozenset(
@@ -84,6 +85,8 @@ def folder_layer(directory: Path) -> dict[str, Any]:
     config = config_of(directory)
     info = info_of(config)
     encoder: dict[str, Any] = {} if info.causal else {"attention": "bidirectional"}
+    if read_files(transformer_directory(directory)).cuts_left:
+        encoder["truncation_side"] = "left"
     if info.max_positions and info.max_positions < _DEFAULT_MAX_TOKENS:
         encoder["max_tokens"] = info.max_positions
     if nvembed.is_nvembed(config):

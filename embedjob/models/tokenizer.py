@@ -8,6 +8,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
 from embedjob.models.architecture import config_of, info_of
 from embedjob.models.source import materialize, source_of, transformer_directory
+from embedjob.models.tokenizer_files import bare, read_files
 from embedjob.text.tokenizing import ViewTokenizer
 
 
@@ -23,17 +24,14 @@ def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """Read the tokenizer of a model directory, without truncation and padding."""
+    """Read the tokenizer of a model directory as transformers does, without truncation, padding."""
     inner = transformer_directory(directory)
-    path = inner / "tokenizer.json"
+    path = read_files(inner).path
     try:
-        tokenizer = Tokenizer.from_file(str(path)) if path.exists() else _converted(inner)
+        return bare(Tokenizer.from_file(str(path)))
     except Exception as error:
         # The library raises bare Exception, with the reason and without the path.
         raise ModelError(f"encoder.model: no tokenizer can be read in {inner}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def lowercases(directory: Path) -> bool:
@@ -64,11 +62,3 @@ def _eos_id(directory: Path) -> int | None:
     config = config_of(directory)
     eos = {**config, **(config.get("text_config") or {})}.get("eos_token_id")
     return (eos[0] if eos else None) if isinstance(eos, list) else eos
-
-
-def _converted(directory: Path) -> Tokenizer:
-    # Only models without a tokenizer.json need transformers, which takes seconds to import.
-    from transformers import AutoTokenizer
-
-    # Not refused, transformers asks on the terminal whether code of the folder may run.
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False).backend_tokenizer

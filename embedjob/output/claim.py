@@ -12,6 +12,7 @@ import numpy as np
 
 from embedjob.errors import OutputError
 from embedjob.output.calibration import Calibration
+from embedjob.output.changes import Side, reasons
 from embedjob.output.documents import EVERY, NONE, Kind, read_document, require_kinds
 from embedjob.output.fingerprint import NOT_HASHED
 from embedjob.output.schema import FORMAT_VERSION
@@ -104,6 +105,7 @@ def check(
     raise OutputError(
         f"output.path: holds embeddings of another recipe (fingerprint {first.fingerprint[:12]};"
         f" this job has {fingerprint[:12]}):\n{_side_by_side(first, recipes, digests)}\n"
+        f"{changed_since(first, recipes, digests)}"
         "Set another output.path, or pass --new-fingerprint to write beside the old files and"
         " switch readers at the end"
     )
@@ -151,6 +153,17 @@ def check_probes(
                 f" got a cosine of {cosine:.6f} for {text!r}, allowed is at least"
                 f" {COSINES[dtype]} in {dtype}. {_started_with(claim)}"
             )
+
+
+def changed_since(
+    claim: Claim, recipes: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str]
+) -> str:
+    """Return a line for each change between releases that makes recipes differ from a claim's."""
+    then, now = Side(claim.recipes, claim.digests), Side(recipes, digests)
+    return "".join(
+        f"Changed in a release since then (see CHANGELOG.md): {reason}.\n"
+        for reason in reasons(then, now)
+    )
 
 
 def _cosine(left: Sequence[float], right: Sequence[float]) -> float:

@@ -46,6 +46,7 @@ LATER: Mapping[str, Any] = {
     "demonstrations_count": True,
     "quantize": "none",
     "word_cut": None,
+    "truncation_side": "right",
 }
 
 # The digests identify a model, wherever it lies; method and role choose templates before the
@@ -93,6 +94,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["interventions"] = sorted(given, key=canonical)
     # Only written keys: a later release may give heads more.
     knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
+    if recipe.long_text != "truncate":
+        knobs["truncation_side"] = "right"
     if recipe.decode is not None:
         knobs["decode"] = recipe.decode.model_dump(mode="json", exclude_defaults=True)
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:

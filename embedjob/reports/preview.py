@@ -1,6 +1,6 @@
 """What the model would be given for the first few rows: views, spans and micro-batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from rich.text import Text
 from embedjob.config.job_file import JobSource
 from embedjob.errors import InputError
 from embedjob.input.reading import read_chunk
+from embedjob.job.output import tokenizer_notes
 from embedjob.job.planning import cut_input, limited, list_input
 from embedjob.job.resolve import resolve
 from embedjob.models.tokenizer import load_tokenizer
@@ -20,12 +21,16 @@ from embedjob.text.views import TokenViews
 PREVIEW_BUDGET = 2048
 
 
-def preview(source: JobSource, rows: int) -> list[dict[str, Any]]:
+def preview(
+    source: JobSource, rows: int, say: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
     """Return an object per row and view: ids, tokens, span, and what else decides its vector.
 
-    Neither the weights nor the output are touched.
+    Neither the weights nor the output are touched. `say` takes a line for people where the model's
+    tokenizer files disagree.
     """
-    config = resolve(source).config
+    job = resolve(source)
+    config = job.config
     listing = list_input(config.input)
     # The names of its chunks are not used, so that no fingerprint is needed.
     cut = cut_input(
@@ -36,6 +41,8 @@ def preview(source: JobSource, rows: int) -> list[dict[str, Any]]:
     chunks = limited(cut.chunks, rows)
     read = [row for chunk in chunks for row in read_chunk(chunk, config.input).to_pylist()]
     tokenizer = load_tokenizer(config.encoder)
+    for note in tokenizer_notes(job):
+        say(note)
     good = [row for row in read if row["text"] is not None]
     return list(_described(good, tokenizer))
 

@@ -10,7 +10,7 @@ from embedjob.config.job import Job
 from embedjob.errors import EmbedjobError
 from embedjob.input.reading import read_chunk
 from embedjob.job.options import Console, Options
-from embedjob.job.output import calibration_sample, claim_of
+from embedjob.job.output import calibration_sample, claim_of, tokenizer_notes
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import StagesEnd
 from embedjob.output.lease import Holder
@@ -64,6 +64,8 @@ def run_stages(
     """
     if not plan.left:
         return StagesEnd()
+    for note in tokenizer_notes(plan.job):
+        console.say(note)
     config, engine_of = plan.job.config, engine_of or recipe_engine
     try:
         with connected(options.address):

@@ -46,12 +46,15 @@ class WholePromptFitter:
             PromptEncoder(tokenizer, tails, special_tokens=False) if tails else None
         )
 
-    def limit(self, tokens: Ints) -> None:
+    def limit(self, tokens: Ints, *, left: bool = False) -> None:
         """Cut texts from now on so that no view has more tokens than its template may."""
+        beyond = [prompt.before if left else prompt.after for prompt in self._prompts]
+        pairs = zip(beyond, self._prompts, strict=True)
         limits = Limits(
             tokens=tokens,
-            suffix=np.array([bool(prompt.after or prompt.between) for prompt in self._prompts]),
+            more=np.array([bool(piece or prompt.between) for piece, prompt in pairs]),
             copies=np.array([prompt.copies for prompt in self._prompts], np.int64),
+            left=left,
         )
         self._fitter = TruncatingEncoder(
             self._encoder, limits, needs_text=self._needs_text, chars_over=self._chars_over
@@ -84,8 +87,9 @@ class WholePromptFitter:
     ) -> FittedViews:
         """Mark as many last tokens as the tail has alone; views with cut ids keep their marks."""
         assert self._tails_encoder is not None, "there are no tails"
+        assert self._fitter is not None, "limits are not set"
         rows: list[int] = np.flatnonzero(fitted.characters >= 0).tolist()
-        shown = [texts[row][: fitted.characters[row]] for row in rows]
+        shown = [self._fitter.shown(texts[row], int(fitted.characters[row])) for row in rows]
         tails = self._tails_encoder.encode([which[row] for row in rows], shown, offsets=False)
         count = np.fromiter(map(len, tails), np.int64, len(tails))
         marked = fitted.marked.copy()

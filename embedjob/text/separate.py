@@ -47,10 +47,11 @@ class SegmentFitter:
         self._before, self._after = whole[:opening], whole[len(whole) - self.closing :]
         self._templates = [_read(tokenizer, template) for template in templates]
         self._limits: Ints = np.full(len(templates), _NO_BUDGET, np.int64)
+        self._left = False
 
-    def limit(self, tokens: Ints) -> None:
+    def limit(self, tokens: Ints, *, left: bool = False) -> None:
         """Cut texts from now on so that no view has more tokens than its template may."""
-        self._limits = tokens
+        self._limits, self._left = tokens, left
 
     def whole(self, template: int, text: str) -> list[int]:
         """Return all ids of a text under a template."""
@@ -94,7 +95,9 @@ class SegmentFitter:
             max(self._takes(tokenized, _NO_BUDGET, int(limit)))
             for tokenized, limit in zip(self._templates, self._limits, strict=True)
         )
-        limits = Limits(np.array([most]), suffix=np.array([False]), copies=np.array([1]))
+        limits = Limits(
+            np.array([most]), more=np.array([False]), copies=np.array([1]), left=self._left
+        )
         return TruncatingEncoder(self._encoder, limits, needs_text=False).fit(
             [0] * len(texts), texts
         )
@@ -118,11 +121,15 @@ class SegmentFitter:
         edges, text = [len(joined)], (0, 0)
         slots = iter(takes)
         for segment in tokenized.ids:
-            joined += ids[: next(slots)] if segment is None else segment
+            joined += self._kept(ids, next(slots)) if segment is None else segment
             edges.append(len(joined))
             text = (edges[-2], edges[-1]) if segment is None else text
         first, stop = tokenized.marked
         return [*joined, *self._after], (*text, edges[first], edges[stop])
+
+    def _kept(self, ids: Sequence[int], take: int) -> Sequence[int]:
+        """Return the tokens of a text that one of its slots takes."""
+        return ids[len(ids) - take :] if self._left else ids[:take]
 
 
 def _read(tokenizer: Tokenizer, template: Template) -> _SeparateTemplate:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from embedjob.config.interventions import Given, auxiliary_templates, given, slotted
 from embedjob.config.recipe import Recipe
@@ -38,6 +38,48 @@ def slot_position(rows: Sequence[Sequence[int]], slot: int, *, of: Given, templa
             f" {of.slot} once, and before the text; put it there, or leave the intervention out"
         )
     return places[0]
+
+
+def add_tokens(tokenizer: Tokenizer, recipe: Recipe) -> None:
+    """Add the recipe's special tokens and the slot of its interventions to its tokenizer."""
+    slots = [
+        AddedToken(one.slot, normalized=one.normalized, special=True)
+        for one in given(recipe.interventions)
+        if one.slot is not None
+    ]
+    tokenizer.add_special_tokens([*recipe.special_tokens.add, *slots])
+
+
+def as_normalized(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
+    """Return the recipe with a slot that the normalizer sees, where that gives other ids.
+
+    Its authors add it so. Where a normalizer puts a blank before each piece of text, a special
+    token has one on both sides, and theirs has none after it.
+    """
+    one = slotted(recipe.interventions)
+    if one is None:
+        return recipe
+    special, normalized = (
+        recipe.model_copy(
+            update={
+                "interventions": tuple(
+                    one.seen(seen) if section is one.section else section
+                    for section in recipe.interventions
+                )
+            }
+        )
+        for seen in (False, True)
+    )
+    same = _probe_ids(special, tokenizer) == _probe_ids(normalized, tokenizer)
+    return special if same else normalized
+
+
+def _probe_ids(recipe: Recipe, tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the ids of two probes under every template, under a copy of the tokenizer."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    add_tokens(copy, recipe)
+    fitter = template_fitter(copy, recipe)
+    return [fitter.whole(n, probe) for n in range(recipe.views) for probe in _PROBES[:2]]
 
 
 def stand_in_id(tokenizer: Tokenizer, one: Given | None) -> int | None:
@@ -86,7 +128,7 @@ class WordCutter:
     def __init__(self, tokenizer: Tokenizer, tokens: int, *, max_tokens: int) -> None:
         """Take the tokenizer; a text's tokens are counted up to `max_tokens`."""
         encoder = PromptEncoder(tokenizer, (Prompt("", ""),), special_tokens=False)
-        limits = Limits(np.array([max_tokens]), suffix=np.array([False]), copies=np.array([1]))
+        limits = Limits(np.array([max_tokens]), more=np.array([False]), copies=np.array([1]))
         self._fitter = TruncatingEncoder(encoder, limits, needs_text=False)
         self._tokens = tokens
         self._most = _MOST_CHARS_PER_TOKEN * max_tokens
@@ -141,8 +183,7 @@ class ViewTokenizer:
         positions: int | None = None,
     ) -> None:
         """Prepare the templates; ConfigError if they leave text no room or the span no token."""
-        slots = [one.slot for one in given(recipe.interventions) if one.slot is not None]
-        tokenizer.add_special_tokens([*recipe.special_tokens.add, *slots])
+        add_tokens(tokenizer, recipe)
         self._prepare = prepare(recipe.prepare)
         most = recipe.max_tokens
         self._cut_words = (
@@ -168,7 +209,8 @@ class ViewTokenizer:
         decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
         check_positions(limits + decoded, positions)
         limits = limits - self._shorter(len(recipe.continuations))
-        self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64))
+        left = recipe.truncation_side == "left" and recipe.long_text == "truncate"
+        self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64), left=left)
         self._slots = self._slots_of(recipe, tokenizer)
         self._standing = stand_in_id(tokenizer, slotted(recipe.interventions))
         self.prefixes = self._shared_prefixes()

@@ -1,4 +1,8 @@
-"""Truncation: texts are cut so that the whole view fits; the template and EOS stay whole."""
+"""Truncation: texts are cut so that the whole view fits; the template and EOS stay whole.
+
+A text loses its end, or its beginning where limits are `left`: all that is said here of its end
+and of what follows it then holds for its beginning and for what stands before it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +27,9 @@ _DOUBTFUL = 128
 class FittedViews:
     """Ids of N views without EOS, positions [N, 2] of text and marked segments, and what was cut.
 
-    `characters` of each text gave its ids; -1 where some of those ids were cut off. `chars` are the
-    characters [T, 2] of every text token, for the views where they were requested.
+    `characters` of each text, from its kept side, gave its ids; -1 where some of those ids were cut
+    off. `chars` are the characters [T, 2] of every text token, for the views where they were
+    requested.
     """
 
     ids: list[list[int]]
@@ -40,8 +45,11 @@ class TemplateFitter(Protocol):
 
     closing: int
 
-    def limit(self, tokens: Ints) -> None:
-        """Cut texts from now on so that no view has more tokens than its template may."""
+    def limit(self, tokens: Ints, *, left: bool = False) -> None:
+        """Cut texts from now on so that no view has more tokens than its template may.
+
+        With `left` a text loses its beginning, without it its end.
+        """
         ...
 
     def whole(self, template: int, text: str) -> list[int]:
@@ -70,8 +78,9 @@ class Limits:
     """Per template: the most tokens before EOS, whether more follows the text, and its copies."""
 
     tokens: Ints
-    suffix: Flags
+    more: Flags
     copies: Ints
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class _Job:
     which: Sequence[int]
     texts: Sequence[str]
     limit: Ints
-    suffix: Flags
+    more: Flags
     size: Ints
     most: Ints
     reach: Ints
@@ -123,6 +132,10 @@ class TruncatingEncoder:
         self._chars_over = chars_over
         self._needs_text = needs_text or chars_over is not None
 
+    def shown(self, text: str, characters: int) -> str:
+        """Return so many characters of a text, from the side that is kept."""
+        return text[len(text) - characters :] if self._limits.left else text[:characters]
+
     def fit(self, which: Sequence[int], texts: Sequence[str]) -> FittedViews:
         """Put each text into template number `which`, cut where necessary.
 
@@ -137,12 +150,12 @@ class TruncatingEncoder:
         todo = np.arange(count)
         # Offsets say where to cut a text with a suffix; the first round needs them only if a cut is
         # likely.
-        likely = bool((job.suffix & (job.size > job.limit)).any())
+        likely = bool((job.more & (job.size > job.limit)).any())
         while todo.size:
             batch = self._encode(job, todo, offsets=self._needs_text or likely)
             again = self._reconsider(job, batch, done)
             self._settle(job, batch, done, ~again)
-            todo, likely = todo[again], bool(job.suffix.any())
+            todo, likely = todo[again], bool(job.more.any())
         return done
 
     def _job(self, which: Sequence[int], texts: Sequence[str]) -> _Job:
@@ -153,7 +166,7 @@ class TruncatingEncoder:
             which=which,
             texts=texts,
             limit=limit,
-            suffix=self._limits.suffix[templates],
+            more=self._limits.more[templates],
             size=size,
             most=np.minimum(size, _MOST_CHARS_PER_TOKEN * (limit + _DOUBTFUL)),
             reach=np.minimum(size, _CHARS_PER_TOKEN * (limit + _DOUBTFUL)),
@@ -162,7 +175,7 @@ class TruncatingEncoder:
 
     def _encode(self, job: _Job, rows: Ints, *, offsets: bool) -> _Round:
         which = [job.which[row] for row in rows]
-        pieces = [job.texts[row][: job.reach[row]] for row in rows]
+        pieces = [self.shown(job.texts[row], int(job.reach[row])) for row in rows]
         encodings = self._encoder.encode(which, pieces, offsets=offsets)
         length = np.fromiter(map(len, encodings), np.int64, len(rows))
         framed = self._encoder.framed(length)
@@ -184,7 +197,7 @@ class TruncatingEncoder:
         over = batch.length > limit
         done.truncated[rows] = over | (reach < job.size[rows])
         grow = (reach < most) & ~job.shrunk[rows] & (batch.length < limit + _DOUBTFUL)
-        shrink = over & ~grow & job.suffix[rows]
+        shrink = over & ~grow & job.more[rows]
         job.reach[rows[grow]] = np.minimum(most, reach * _GROWTH)[grow]
         if batch.has_offsets:
             job.shrunk[rows[shrink]] = True
@@ -196,36 +209,54 @@ class TruncatingEncoder:
         """Return the characters of a text up to the end of its last token that fits."""
         piece = batch.pieces[place]
         ranges = batch.encodings[place].offsets
-        first, stop = batch.text[place]
+        first, stop = map(int, batch.text[place])
         # Every copy of the text is cut by as much.
         copies = int(self._limits.copies[batch.which[place]])
-        kept = int(stop) - -(-(len(ranges) - limit) // copies)
-        if kept <= first:
+        dropped = -(-(len(ranges) - limit) // copies)
+        if stop - dropped <= first:
             return 0
-        end = ranges[kept - 1][1] - self._encoder.text_start(batch.which[place], piece)
+        before = self._encoder.text_start(batch.which[place], piece)
+        if self._limits.left:
+            end = len(piece) - (ranges[first + dropped][0] - before)
+        else:
+            end = ranges[stop - dropped - 1][1] - before
         # Always shorter than it was: a character that is several tokens ends where it ended.
         return int(min(max(end, 0), len(piece) - 1))
 
     def _settle(self, job: _Job, batch: _Round, done: FittedViews, ready: Flags) -> None:
         """Store the finished rows, the last text tokens cut off where a row is too long."""
-        closing = self._encoder.frame.after
         limit = job.limit[batch.rows]
-        over = batch.length > limit
+        excess = np.maximum(batch.length - limit, 0)
+        over = excess > 0
         for place in np.flatnonzero(ready):
             ids = batch.encodings[place].ids
             if over[place]:
-                ids = ids[: limit[place] - closing] + ids[len(ids) - closing :]
+                first = self._cut_at(len(ids), int(excess[place]))
+                ids = ids[:first] + ids[first + int(excess[place]) :]
             done.ids[batch.rows[place]] = ids
         done.characters[batch.rows] = np.where(over, -1, job.reach[batch.rows])
-        stop = np.where(over, limit - closing, batch.text[:, 1])
-        done.text[batch.rows[ready]] = np.minimum(batch.text, stop[:, None])[ready]
-        kept = np.minimum(batch.marked, np.where(over, stop, batch.length)[:, None])
-        done.marked[batch.rows[ready]] = kept[ready]
+        done.text[batch.rows[ready]] = self._moved(batch.text, batch.length, excess)[ready]
+        done.marked[batch.rows[ready]] = self._moved(batch.marked, batch.length, excess)[ready]
         if self._chars_over is not None:
             sizes = np.diff(done.text[batch.rows], axis=1)[:, 0]
             wanted = done.truncated[batch.rows] | (sizes > self._chars_over)
             for place in np.flatnonzero(ready & wanted):
                 done.chars[int(batch.rows[place])] = self._characters(batch, int(place), done)
+
+    def _cut_at(self, length: int, excess: int) -> int:
+        """Return the first of the tokens that are cut off."""
+        frame = self._encoder.frame
+        return frame.before if self._limits.left else length - frame.after - excess
+
+    def _moved(self, positions: Ints, length: Ints, excess: Ints) -> Ints:
+        """Return where positions [N, 2] are once so many tokens of each row are cut off."""
+        frame = self._encoder.frame
+        if self._limits.left:
+            moved: Ints = np.maximum(positions - excess[:, None], frame.before)
+            return np.where(excess[:, None] > 0, moved, positions)
+        stop = np.where(excess > 0, length - frame.after - excess, length)
+        kept: Ints = np.minimum(positions, stop[:, None])
+        return kept
 
     def _characters(self, batch: _Round, place: int, done: FittedViews) -> Ints:
         first, stop = done.text[batch.rows[place]]

@@ -35,6 +35,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from embedjob.config.interventions import slotted
 from embedjob.config.job_file import JobSource, Layer
 from embedjob.config.recipe import Recipe, Role
 from embedjob.encoder.backbone import Backbone, load_backbone
@@ -42,7 +43,7 @@ from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.job.resolve import layer_recipes
-from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.tokenizing import ViewTokenizer, as_normalized
 from embedjob.vectors.encoded import Encoded
 from tests.fakes import tiny_tokenizer
 from tests.methods.references import LatentAttentionModel
@@ -128,7 +129,12 @@ class Setting:
         place = folder(self.model) if self.model in _FOLDERS else "-"
         encoder = {"method": self.method, "model": place, **self.knobs, **more}
         job = {"encoder": encoder, "pool": {"gpus_per_actor": 0}}
-        return layer_recipes(JobSource((Layer("job", job),)), {}).recipes
+        recipes = layer_recipes(JobSource((Layer("job", job),)), {}).recipes
+        slots = any(slotted(recipe.interventions) for recipe in recipes.values())
+        if not slots or self.family == "-":
+            return recipes
+        tokenizer = self.tokenizer()
+        return {role: as_normalized(recipe, tokenizer) for role, recipe in recipes.items()}
 
     def with_knobs(self, **more: Any) -> "Setting":
         """The same method with these knobs over its own."""

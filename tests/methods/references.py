@@ -21,6 +21,10 @@ MAX_LENGTH = 40  # what the settings give to methods that cut by the tokenizer
 LLM2VEC_LENGTH = 512
 SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 STS = "Retrieve semantically similar text."
+# As NV-Embed-v2's instructions.json and Qwen3-Embedding's evaluation code write it.
+BARE_STS = "Retrieve semantically similar text"
+# As the README and the evaluation of bge-en-icl write it.
+ICL_SEARCH = f"{SEARCH}."
 STOPWORDS = "the over a why she no i do for my in how"
 EOL = 'This sentence : "*sent_0*" means in one word:"'
 COT = 'After thinking step by step , this sentence : "*sent_0*" means in one word:"'
@@ -280,7 +284,7 @@ def llara(suffix: str) -> Reference:
 
 
 def bge_en_icl(task: str, examples: Sequence[tuple[str, str]]) -> Reference:
-    """Instruction and query are cut alone, and tokenized once more with what is around them."""
+    """Instruction and query are cut alone, decoded, and tokenized with what is around them."""
 
     def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
         shown = [f"<instruct>{task}\n<query>{q}\n<response>{r}" for q, r in examples]
@@ -288,18 +292,9 @@ def bge_en_icl(task: str, examples: Sequence[tuple[str, str]]) -> Reference:
         bos, suffix = (
             tok.encode(one, add_special_tokens=False).ids for one in ("<s>", "\n<response></s>")
         )
-        query = tok.encode(f"<instruct>{task}\n<query>{text}", add_special_tokens=False)
-        most = 512 - len(bos) - len(suffix)
-        over = len(query) > most
-        end = min(query.offsets[most - 1][1], query.offsets[most][0]) if over else None
-        kept = f"<instruct>{task}\n<query>{text}"[:end]
-        said = tok.decode(query.ids[:most], skip_special_tokens=False)
-        # Decoding may put a blank after each of their tokens, which we leave out. Of a character
-        # whose tokens are not all kept it gives replacements; here there is nothing of it.
-        if tok.decode(tok.encode("<query>a", add_special_tokens=False).ids, False) == "<query> a":
-            said = said.replace("<instruct> ", "<instruct>", 1).replace("<query> ", "<query>", 1)
-        assert said == kept or (over and said.endswith("\ufffd"))
-        ids = tok.encode(f"{prefix}{kept}\n<response>").ids
+        query = tok.encode(f"<instruct>{task}\n<query>{text}", add_special_tokens=False).ids
+        said = tok.decode(query[: 512 - len(bos) - len(suffix)], skip_special_tokens=False)
+        ids = tok.encode(f"{prefix}{said}\n<response>").ids
         assert ids[-1] == tok.token_to_id("</s>")
         return Expected([ids], [[len(ids) - 1]], unit(run(model, ids)[-1][-1]))
 
@@ -452,6 +447,7 @@ def token_prepending(start: int, stop: int, *, row: int | str, layer: int) -> Re
     """
 
     def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        tok.add_tokens(["<PST>"])
         prompt = f'This sentence : <PST> "{clean(text)}" means in one word:"'.strip()
         ids = tok.encode(prompt).ids
         slot = ids.index(tok.token_to_id("<PST>"))

@@ -12,9 +12,6 @@ COMPRESSED = '{}: "{{}}". Use one word to represent the {} in a retrieval task. 
 EXAMPLES = (("what is a fox", "A fox is an animal."), ("and a dog?", "So is a dog."))
 SHOWN = [{"text": text, "answer": answer} for text, answer in EXAMPLES]
 FEW = {"demonstrations": SHOWN}
-# A byte-level tokenizer has no blank before what its authors count alone: one token less.
-BYTE_LEVEL_BGE_TOKENS = (*BGE_TOKENS, "<s>", "</s>")
-BYTE_LEVEL = {**FEW, "max_tokens": 512, "special_tokens": {"eos_id": 427}}
 ECHO_QUERY = "<s>Instruct:{!%%prompt%%,}\nQuery:{!%%text%%}\nQuery again:{%%text%%}{</s>}"
 ECHO_DOCUMENT = "<s>Document:{!%%text%%}\nDocument again:{%%text%%}{</s>}"
 SUMMARY = '", summarize the above passage within eight words: ' + "".join(S[:8])
@@ -38,7 +35,6 @@ HEADER_END = "<|end_header_id|>"
 CHAT_3 = (read_method("llm2vec").for_models or {})["Llama-3-8B-Instruct"]
 LLAMA_3 = {**MERGED, **CHAT_3.encoder}
 ASKED_LLAMA_3 = {**LLAMA_3, **(CHAT_3.roles or {})["query"]}
-PST = ("<PST>",)
 # A tiny model has three blocks.
 PREPENDED = {"interventions": [{"prepend": {"slot": "<PST>", "start": 0, "exit": 2}}], "layer": -1}
 PREPENDING = read_method("token_prepending")
@@ -131,11 +127,7 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("bge_en_icl", "document", "mistral", "llama", BGE_TOKENS, True), r.bare_with_eos),
     (
         Setting("bge_en_icl", "query", "mistral", "llama", BGE_TOKENS, True),
-        r.bge_en_icl(r.SEARCH, ()),
-    ),
-    (
-        Setting("bge_en_icl", "query", "mistral", "mistral", BGE_TOKENS, True, FEW),
-        r.bge_en_icl(r.SEARCH, EXAMPLES),
+        r.bge_en_icl(r.ICL_SEARCH, ()),
     ),
     (Setting("llara", "document", "llama", "llama", S), r.llara(SUMMARY)),
     (Setting("llara", "symmetric", "llama", "llama", S), r.llara(SUMMARY)),
@@ -173,7 +165,7 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("gritlm", "symmetric", "mistral", "llama"), r.gritlm(r.STS)),
     (Setting("nv_embed", "document", "nvembed", "mistral", knobs=LONG), r.nv_embed("")),
     (Setting("nv_embed", "query", "nvembed", "mistral", knobs=LONG), r.nv_embed(QUESTION)),
-    (Setting("nv_embed", "symmetric", "nvembed", "llama", knobs=LONG), r.nv_embed(r.STS)),
+    (Setting("nv_embed", "symmetric", "nvembed", "llama", knobs=LONG), r.nv_embed(r.BARE_STS)),
     (Setting("echo_finetuned", "document", "mistral", "mistral"), r.echo(ECHO_DOCUMENT)),
     (Setting("echo_finetuned", "query", "mistral", "mistral"), r.echo(ECHO_QUERY, r.SEARCH)),
     (Setting("echo_finetuned", "symmetric", "mistral", "llama"), r.echo(ECHO_QUERY, r.STS)),
@@ -205,15 +197,19 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("cot_ke_mean", "document", "llama", "llama"), r.eol(r.COT, r.KE, layer=-2)),
     (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*r.META)),
     (
-        Setting("token_prepending", "document", "llama", "llama3", PST, knobs=PREPENDED_LIKE),
+        Setting("token_prepending", "document", "llama", "llama3", knobs=PREPENDED_LIKE),
         r.token_prepending(1, 3, row="!", layer=-1),
     ),
     (
-        Setting("token_prepending", "document", "mistral", "mistral", PST, knobs=PREPENDED),
+        Setting("token_prepending", "document", "mistral", "mistral", knobs=PREPENDED),
         r.token_prepending(0, 2, row=0, layer=-1),
     ),
     (
-        Setting("token_prepending", "document", "llama", "gpt2", PST, knobs=PREPENDED_AS_PUBLISHED),
+        Setting("token_prepending", "document", "llama", "llama", knobs=PREPENDED),
+        r.token_prepending(0, 2, row=0, layer=-1),
+    ),
+    (
+        Setting("token_prepending", "document", "llama", "gpt2", knobs=PREPENDED_AS_PUBLISHED),
         r.token_prepending(1, 2, row=3407, layer=-2),
     ),
     (
@@ -271,7 +267,7 @@ OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
     ),
     (
         Setting("qwen3_embedding", "symmetric", "qwen3", "qwen", knobs=ROOMY_QWEN),
-        of_eos("qwen", f"Instruct: {r.STS}\nQuery:", **MOST),
+        of_eos("qwen", f"Instruct: {r.BARE_STS}\nQuery:", **MOST),
     ),
     (
         Setting("bge_en_icl", "symmetric", "mistral", "llama", BGE_TOKENS, True),
@@ -279,11 +275,7 @@ OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
     ),
     (
         Setting("bge_en_icl", "query", "mistral", "llama", BGE_TOKENS, True, FEW),
-        r.bge_en_icl(r.SEARCH, EXAMPLES),
-    ),
-    (
-        Setting("bge_en_icl", "query", "qwen3", "qwen", BYTE_LEVEL_BGE_TOKENS, True, BYTE_LEVEL),
-        r.bge_en_icl(r.SEARCH, EXAMPLES),
+        r.bge_en_icl(r.ICL_SEARCH, EXAMPLES),
     ),
     (
         Setting("echo_finetuned", "query", "mistral", "mistral", knobs={"instruction": ""}),

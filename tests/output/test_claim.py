@@ -74,6 +74,20 @@ def test_another_fingerprint_is_refused_with_both_shown(out: str) -> None:
         put_claim(out, other)
 
 
+def test_what_a_release_changed_is_refused_with_the_reason(out: str) -> None:
+    instructions = ("Retrieve semantically similar text.", "Retrieve semantically similar text")
+    then, now = (
+        _claim(x * 64, method="nv_embed", instruction=i)
+        for x, i in zip("ab", instructions, strict=True)
+    )
+    put_claim(out, then)
+    with pytest.raises(OutputError, match=r"Changed in a release .*CHANGELOG\.md.*: nv_embed's"):
+        _check(read_claims(out), now)
+    with pytest.raises(OutputError) as refused:
+        _check(read_claims(out), _claim("c" * 64, method="nv_embed", instruction="Find"))
+    assert "CHANGELOG" not in str(refused.value)
+
+
 def test_a_new_fingerprint_is_written_beside(any_out: str) -> None:
     first, second = _claim(), _claim("b" * 64, pooling="max")
     put_claim(any_out, first)

@@ -75,6 +75,7 @@ CHANGES: dict[str, Any] = {
     "encoder.finish": (Truncate(truncate=8), Normalize(normalize=True)),
     "encoder.vector_dtype": "float16",
     "encoder.max_tokens": 64,
+    "encoder.truncation_side": "left",
     "encoder.long_text": "bad",
     "encoder.decode": Decode(),
     "encoder.dtype": "bfloat16",

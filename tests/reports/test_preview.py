@@ -94,3 +94,13 @@ def test_an_input_without_rows_has_no_preview(folder: Path) -> None:
     write_shard(folder / "in" / "a.parquet", [])
     with pytest.raises(InputError, match="every shard is empty"):
         preview(draft(folder), 3)
+
+
+def test_tokenizer_files_that_disagree_are_said_once(folder: Path) -> None:
+    said: list[str] = []
+    preview(draft(folder), 3, said.append)
+    assert said == []
+    beside = folder / "model" / "tokenizer_config.json"
+    beside.write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    preview(draft(folder), 3, said.append)
+    assert [line.startswith("encoder.model: the tokenizer files in") for line in said] == [True]

@@ -89,6 +89,25 @@ def test_each_text_has_its_own_budget_and_the_rest_shares_the_room() -> None:
     assert views.truncated.tolist() == [True, True]
 
 
+def test_on_the_left_each_slot_takes_the_last_tokens_of_the_text() -> None:
+    tokenizer = made(
+        "qwen",
+        {"text": {"max_tokens": 3}},
+        {"special": "<|im_start|>"},
+        {"text": {"pool": True}},
+        max_tokens=14,
+        truncation_side="left",
+    )
+    text = " one two three four five six seven eight"
+    ids = tiny_tokenizer("qwen").encode(text, add_special_tokens=False).ids
+    special = tiny_tokenizer("qwen").token_to_id("<|im_start|>")
+    views = tokenizer.views([text, " a"])
+    assert len(ids) > 10
+    assert views.full_ids(0).tolist() == [*ids[-3:], special, *ids[-10:]]
+    assert views.span[0].tolist() == [4, 14]
+    assert views.truncated.tolist() == [True, False]
+
+
 def test_a_special_token_typed_in_a_text_is_plain_text() -> None:
     tokenizer = made("qwen", {"special": "<|im_start|>"}, {"text": {"pool": True}})
     special = tiny_tokenizer("qwen").token_to_id("<|im_start|>")

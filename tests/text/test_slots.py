@@ -9,14 +9,15 @@ from embedjob.config.heads import SparseHead, SparseLm
 from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
-from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.tokenizing import ViewTokenizer, as_normalized
 from tests.fakes import tiny_tokenizer
 
 FAMILIES = ("gpt2", "qwen", "llama3", "llama", "mistral")
 PREPEND = Prepending(prepend=Prepend(slot="<PST>", start=0, exit=1))
+NORMALIZED = Prepending(prepend=Prepend(slot="<PST>", start=0, exit=1, normalized=True))
 CONTRAST = Contrasting(contrast=Contrast(template="Not {text}", layer=0, mode="norm"))
 TEMPLATES = ('A sentence : <PST> "{text}" means', 'Now after all : <PST> "{text}" says')
-TEXTS = ["a fox", "", "<PST> b", 'He said "no" ' * 40]
+TEXTS = ["a fox", "", "<PST> b", 'He said "no" ' * 40, "b <PST> a<PST>"]
 
 
 def views_of(family: str, templates: tuple[str, ...], *interventions: object) -> ViewTokenizer:
@@ -26,19 +27,40 @@ def views_of(family: str, templates: tuple[str, ...], *interventions: object) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("slot_as", [PREPEND, NORMALIZED], ids=["special", "normalized"])
 def test_every_view_has_its_slot_where_it_is_said_to_be_and_shares_what_is_before(
-    family: str,
+    family: str, slot_as: Prepending
 ) -> None:
-    found = views_of(family, TEMPLATES, PREPEND)
+    found = views_of(family, TEMPLATES, slot_as)
     views = found.views(TEXTS)
     tokens = [found.tokens(views.full_ids(view)) for view in range(len(views.prefix))]
     for view, spelt in enumerate(tokens):
         slot = views.slots[view % 2]
-        assert [at for at, token in enumerate(spelt) if token == "<PST>"] == [slot]
+        assert [at for at, token in enumerate(spelt) if token.lstrip("▁") == "<PST>"] == [slot]
         assert views.prefix_lengths[view] == slot
     assert not views.common.any()
     assert views.auxiliary is None
     assert views.take([3, 1]).slots == views.slots
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_slot_is_normalized_where_that_gives_other_ids(family: str) -> None:
+    knobs = {"templates": TEMPLATES, "interventions": (PREPEND,)}
+    recipe = Recipe(model="m", span="last_token").model_copy(update=knobs)
+    settled = as_normalized(recipe, tiny_tokenizer(family))
+    [prepending] = settled.interventions
+    assert prepending == (NORMALIZED if family == "llama" else PREPEND)
+    # As the authors do it: the token has the blank before it, and none after it.
+    tokenizer = tiny_tokenizer(family)
+    tokenizer.add_tokens(["<PST>"])
+    theirs = tokenizer.encode('A sentence : <PST> "a fox" means').ids
+    assert views_of(family, TEMPLATES, prepending).views(["a fox"]).full_ids(0).tolist() == theirs
+    assert as_normalized(settled, tiny_tokenizer(family)) == settled
+
+
+def test_a_recipe_without_a_slot_stays_as_it_is() -> None:
+    recipe = Recipe(model="m", span="last_token", interventions=(CONTRAST,))
+    assert as_normalized(recipe, tiny_tokenizer("llama")) is recipe
 
 
 @pytest.mark.parametrize("family", FAMILIES)

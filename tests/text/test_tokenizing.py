@@ -89,6 +89,58 @@ def test_without_a_suffix_the_ids_themselves_are_cut(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("template", ["{text}", "{text} means"])
+@settings(max_examples=10, deadline=None)
+@given(text=TEXTS.map(lambda text: text * 4), max_tokens=st.integers(12, 30))
+def test_on_the_left_the_first_ids_of_a_text_are_cut(
+    family: str, template: str, text: str, max_tokens: int
+) -> None:
+    left = {"max_tokens": max_tokens, "truncation_side": "left"}
+    views = _tokenizer(family, templates=(template,), **left).views([text])
+    bare = tiny_tokenizer(family)
+    bare.enable_truncation(max_tokens, direction="left")
+    assert _rows(views) == [bare.encode(template.replace("{text}", text)).ids]
+    bare.no_truncation()
+    size = len(bare.encode(template.replace("{text}", text)))
+    assert views.truncated[0] == (size > max_tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10, deadline=None)
+@given(text=TEXTS.map(lambda text: text * 4), max_tokens=st.integers(34, 60))
+def test_on_the_left_too_only_the_text_is_cut(family: str, text: str, max_tokens: int) -> None:
+    knobs = {"templates": (EOL,), "span": "text", "max_tokens": max_tokens}
+    views = _tokenizer(family, truncation_side="left", **knobs).views([text])
+    bare = tiny_tokenizer(family)
+    kept = [text[n:] for n in range(len(text) + 1)]
+    sizes = [len(bare.encode(EOL.replace("{text}", one))) for one in kept]
+    assert views.truncated[0] == (sizes[0] > max_tokens)
+    assert views.lengths[0] <= max_tokens
+    alike = [one for one, size in zip(kept, sizes, strict=True) if size == views.lengths[0]]
+    whole = _tokenizer(family, **{**knobs, "max_tokens": 900}).views(alike)
+    found = (_rows(views)[0], views.span[0].tolist())
+    assert found in list(zip(_rows(whole), whole.span.tolist(), strict=True))
+    assert views.lengths[0] >= min(max_tokens - 6, sizes[0])
+
+
+def test_what_is_cut_on_the_left_is_not_read() -> None:
+    text = "the fox " * 500_000 + "ends here"
+    left = {"max_tokens": 40, "truncation_side": "left"}
+    for templates in (("{text}",), (EOL,)):
+        made = _tokenizer("llama", templates=templates, **left)
+        long, short = _rows(made.views([text, text[-2000:]]))
+        assert long == short
+
+
+@pytest.mark.parametrize("long_text", ["chunk_mean", "late_chunk", "bad"])
+def test_where_a_text_is_read_whole_there_is_no_side(long_text: str) -> None:
+    text = ["the fox " * 100]
+    knobs = {"max_tokens": 60, "long_text": long_text, "span": "text"}
+    left = _tokenizer("qwen", truncation_side="left", **knobs).views(text)
+    assert _rows(left) == _rows(_tokenizer("qwen", **knobs).views(text))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("template", ["{text}", EOL])
 def test_eos_is_last_once_and_survives_the_cut(family: str, template: str) -> None:
     eos = tiny_tokenizer(family).token_to_id(EOS[family])

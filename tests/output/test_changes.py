@@ -1,0 +1,89 @@
+"""What an older release wrote is refused with the reason, and nothing else is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from embedjob.methods.catalogue import read_method
+from embedjob.output.changes import CHANGES, Side, reasons
+
+# What the files of the methods held when the outputs were made, by method and role.
+BEFORE: Mapping[tuple[str, str], dict[str, Any]] = {
+    ("bge_en_icl", "query"): {
+        "instruction": "Given a web search query, retrieve relevant passages that answer the query",
+        "templates": ["{demonstrations}<instruct>{instruction}\n<query>{text}\n<response>"],
+    },
+    ("bge_en_icl", "symmetric"): {
+        "templates": ["{demonstrations}<instruct>{instruction}\n<query>{text}\n<response>"],
+    },
+    ("nv_embed", "symmetric"): {"instruction": "Retrieve semantically similar text."},
+    ("qwen3_embedding", "symmetric"): {"instruction": "Retrieve semantically similar text."},
+}
+
+
+FILES = [
+    Side({}, {"config.json": "c", "tokenizer.json": "t"}),
+    Side({}, {"config.json": "c", "tokenizer.json": "t", "tokenizer_config.json": "b"}),
+]
+CUT = [Side({"query": {}}, {}), Side({"query": {"truncation_side": "left"}}, {})]
+
+
+def now(method: str, role: str) -> Side:
+    """What a job in this role has from the method's file."""
+    found = read_method(method)
+    keys = {**found.encoder, **(found.roles or {}).get(role, {}), "method": method}  # type: ignore[call-overload]
+    return Side({role: keys}, {})
+
+
+@pytest.mark.parametrize(("method", "role"), BEFORE)
+def test_an_output_of_an_earlier_release_is_recognised(method: str, role: str) -> None:
+    job = now(method, role)
+    output = Side({role: {**job.recipes[role], **BEFORE[method, role]}}, {})
+    found = reasons(output, job)
+    assert [reason for reason in found if method not in reason] == []
+    assert found
+    assert reasons(job, job) == reasons(output, output) == []
+
+
+@pytest.mark.parametrize("method", ["bge_en_icl", "nv_embed", "qwen3_embedding"])
+def test_documents_are_as_they_were(method: str) -> None:
+    job = now(method, "document")
+    assert reasons(job, job) == []
+
+
+@pytest.mark.parametrize("method", ["nv_embed", "e5_mistral"])
+def test_what_a_user_changed_is_no_change_of_ours(method: str) -> None:
+    job = now(method, "symmetric").recipes["symmetric"]
+    output = {**job, "instruction": "Retrieve semantically similar text."}
+    mine = {**job, "instruction": "Find"}
+    assert reasons(Side({"symmetric": output}, {}), Side({"symmetric": mine}, {})) == []
+
+
+def test_every_change_is_in_the_table_of_this_test() -> None:
+    seen = set()
+    for (method, role), before in BEFORE.items():
+        job = now(method, role)
+        seen |= {*reasons(Side({role: {**job.recipes[role], **before}}, {}), job)}
+    for sides in (prepended(False, True), FILES, CUT):
+        seen |= {*reasons(*sides)}
+    assert seen == {change.reason for change in CHANGES}
+
+
+def prepended(*normalized: bool) -> list[Side]:
+    """Sides whose slot the normalizer sees, or not."""
+    sections = [{"slot": "<PST>", **({"normalized": True} if one else {})} for one in normalized]
+    return [Side({"document": {"interventions": [{"prepend": one}]}}, {}) for one in sections]
+
+
+@pytest.mark.parametrize("sides", [FILES, CUT])
+def test_what_the_model_folder_says_is_recognised(sides: list[Side]) -> None:
+    before, after = sides
+    assert len(reasons(before, after)) == 1
+    assert reasons(before, before) == reasons(after, after) == reasons(after, before) == []
+
+
+def test_a_slot_that_the_normalizer_sees_is_recognised() -> None:
+    before, after = prepended(False, True)
+    assert "slot" in "".join(reasons(before, after))
+    assert reasons(before, before) == reasons(after, after) == reasons(after, before) == []
