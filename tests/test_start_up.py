@@ -26,6 +26,9 @@ HEAVY = (
     "huggingface_hub",
     "pyarrow.dataset",
 )
+# What shows a text alone needs neither of these, a half of a second.
+ARRAYS = ("pyarrow", "numpy")
+TEXTS_ALONE = (["--help"], ["run", "--help"], ["methods"], ["methods", "prompteol"])
 
 PROGRAM = f"""
 import contextlib, io, json, sys
@@ -33,7 +36,8 @@ from embedjob.cli import main
 out, err = io.StringIO(), io.StringIO()
 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     code = main(sys.argv[1:])
-heavy = [name for name in {HEAVY!r} if name in sys.modules]
+names = {HEAVY!r} + ({ARRAYS!r} if sys.argv[1:] in {TEXTS_ALONE!r} else ())
+heavy = [name for name in names if name in sys.modules]
 print(json.dumps([code, heavy, out.getvalue() + err.getvalue()]))
 """
 

@@ -11,9 +11,7 @@ from rich.table import Table
 from embedjob.config.interventions import given
 from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from
 from embedjob.config.recipe import Recipe
-from embedjob.job.resolve import resolve
 from embedjob.methods.catalogue import MethodFile, names, read_method, setting_for
-from embedjob.models.architecture import config_of
 
 _HEADER = """\
 # Methods
@@ -218,6 +216,10 @@ def resolved_lines(source: JobSource) -> list[str]:
 
     A method that has settings for some models says first which of them it takes this model for.
     """
+    # Jobs need pyarrow, which half of the time of showing a method would be.
+    from embedjob.job.resolve import resolve
+    from embedjob.models.architecture import config_of
+
     resolved = resolve(source)
     lines = []
     name = resolved.config.encoder.method
