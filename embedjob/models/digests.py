@@ -1,6 +1,7 @@
 """SHA-256 of every file that affects a model's output."""
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 
 from embedjob.models import cache, hub
@@ -30,6 +31,9 @@ _VOCABULARIES = frozenset(
         *BESIDE,
     }
 )
+
+
+_VERSION_OF = re.compile(r"tokenizer\.\d[\d.]*\.json")
 
 
 def model_digests(components: ModelComponents) -> dict[str, str]:
@@ -106,8 +110,11 @@ def _texts(files: Sequence[ModelFile], source: ModelSource) -> set[str]:
     wanted: Collection[str] = _VOCABULARIES
     if TOKENIZER in names.values():
         # The tokenizer of a base model is not read.
-        beside = BESIDE if source.layout is MODEL and _others_count(source) else ()
-        wanted = {TOKENIZER, *beside}
+        counts = source.layout is MODEL and _others_count(source)
+        wanted = {TOKENIZER, *(BESIDE if counts else ())}
+        # tokenizer_config.json may name a tokenizer.json for each version of transformers.
+        versions = {name for name in names.values() if _VERSION_OF.fullmatch(name)}
+        wanted |= versions if counts else set()
     inner = {name for name in names if "/" not in name or name.startswith("0_")}
     return {name for name in inner if names[name] == "config.json" or names[name] in wanted}
 
@@ -119,7 +126,8 @@ def _others_count(source: ModelSource) -> bool:
 
 
 def _is_tokenizer(name: str) -> bool:
-    return name.rpartition("/")[2] in {TOKENIZER, *_VOCABULARIES}
+    file = name.rpartition("/")[2]
+    return file in {TOKENIZER, *_VOCABULARIES} or bool(_VERSION_OF.fullmatch(file))
 
 
 def _sha256s(files: Sequence[ModelFile], names: set[str]) -> dict[str, str]:

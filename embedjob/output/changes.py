@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from embedjob.output.fingerprint import canonical
+
 
 @dataclass(frozen=True)
 class Side:
@@ -35,15 +37,35 @@ def of_method(method: str, key: str, before: Any, after: Any) -> Callable[[Side,
     """Return what tells whether a method's file gave `before` for a key, and gives `after` now."""
 
     def between(then: Side, now: Side) -> bool:
-        pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
-        return any(
-            old.get("method") == new.get("method") == method
-            and old.get(key) == before
-            and new.get(key) == after
-            for old, new in pairs
-        )
+        pairs = _pairs(then, now, method)
+        return any(old.get(key) == before and new.get(key) == after for old, new in pairs)
 
     return between
+
+
+def _pairs(then: Side, now: Side, method: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return the recipes of both sides by role, where both follow the method."""
+    pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
+    return [(old, new) for old, new in pairs if old.get("method") == new.get("method") == method]
+
+
+def had_blocks_of_smollm2(then: Side, now: Side) -> bool:
+    """Return whether only the output has what was chosen for SmolLM2-135M."""
+    own = {"start": 24, "exit": 26, "embedding": "!"}
+    return any(
+        any(own.items() <= slot.items() for slot in _slots(old))
+        and not any(own.items() <= slot.items() for slot in _slots(new))
+        for old, new in _pairs(then, now, "token_prepending")
+    )
+
+
+def left_the_chat_format_of_llama_2(then: Side, now: Side) -> bool:
+    """Return whether only the output's LLM2Vec templates are those of Mistral and Llama-2-chat."""
+    return any(
+        "[INST] " in canonical(old.get("templates"))
+        and "[INST] " not in canonical(new.get("templates"))
+        for old, new in _pairs(then, now, "llm2vec")
+    )
 
 
 def slot_is_normalized(then: Side, now: Side) -> bool:
@@ -77,6 +99,19 @@ def _normalized(recipe: Mapping[str, Any]) -> bool:
     return any(one.get("normalized") for one in _slots(recipe))
 
 
+_ICL = {
+    "A man is smoking.": "Smoking",
+    "A man is playing on a guitar and singing.": "Music",
+    "relating to switzerland or its people.": "Swiss",
+    "The man is riding a horse.": "Horseback-riding",
+    "meat from a deer.": "Venison",
+    "The man is riding a motorcycle down the road.": "Motorcycling",
+    "of or relating to tutors or tutoring.": "Tutorial",
+}
+_IRRELEVANT = {
+    "template": 'The irrelevant information of this sentence : "{text}" means in one word:"',
+    "mode": "scaled",
+}
 CHANGES: tuple[Change, ...] = (
     Change(
         of_method(
@@ -109,6 +144,50 @@ CHANGES: tuple[Change, ...] = (
             " authors' does not; queries and documents are the same as before",
         )
         for method in ("nv_embed", "qwen3_embedding")
+    ),
+    Change(
+        had_blocks_of_smollm2,
+        "token_prepending has its authors' blocks, layer and drawn embedding; blocks 24 and 25 and"
+        " the exclamation mark were chosen for SmolLM2-135M, and belong to it alone",
+    ),
+    Change(
+        of_method("contrastive_prompting", "layer", -2, 27),
+        "contrastive_prompting reads layer 27 of Llama-2-7B, as its authors' script",
+    ),
+    Change(
+        of_method(
+            "contrastive_prompting",
+            "interventions",
+            [{"contrast": {**_IRRELEVANT, "layer": 4, "alpha": 0.5}}],
+            [{"contrast": {**_IRRELEVANT, "layer": 6, "alpha": 0.25}}],
+        ),
+        "contrastive_prompting has its authors' block and strength for Llama-3-8B",
+    ),
+    Change(
+        left_the_chat_format_of_llama_2,
+        "llm2vec has the chat format of Llama-3-8B-Instruct for that model, and none for"
+        " Sheared-LLaMA-1.3B, as its authors'",
+    ),
+    *(
+        Change(
+            of_method(
+                "prompteol_icl",
+                "demonstrations",
+                [{"text": "A jockey riding a horse.", "answer": "Equestrian"}],
+                [{"text": text, "answer": answer}],
+            ),
+            f"prompteol_icl shows this size of OPT its authors' own example, {text!r}",
+        )
+        for text, answer in _ICL.items()
+    ),
+    Change(
+        of_method(
+            "moee",
+            "heads",
+            [{"router": {"scores": "logits", "join": "column"}}],
+            [{"router": {"scores": "softmax", "join": "column"}}],
+        ),
+        "moee takes a softmax of DeepSeek's router scores, as its authors' code",
     ),
     Change(
         slot_is_normalized,

@@ -9,16 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from embedjob.config.interventions import Prepend, Prepending
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError, OutputError
 from embedjob.models.digests import file_digests
 from embedjob.models.source import source_of
+from embedjob.models.tokenizer import read_tokenizer
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, Probes, put_claim
 from embedjob.output.fingerprint import fingerprint
 from embedjob.output.manifest import FileList
 from embedjob.output.snapshot import Snapshot, publish
+from embedjob.text.tokenizing import as_normalized
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 from tests.encoder import tiny
 
@@ -61,6 +64,38 @@ def test_queries_are_embedded_by_the_recipe_that_wrote(model: Path, tmp_path: Pa
         expected = Encoder.from_recipe(recipe, device="cpu").encode(["a fox"])
         assert np.array_equal(encoder.encode(["a fox"], role=role), expected)
     assert np.array_equal(encoder.encode(["fox"]), encoder.encode(["fox"], role="document"))
+
+
+def test_an_output_that_read_tokenizer_json_alone_is_refused_with_the_reason(
+    model: Path, tmp_path: Path
+) -> None:
+    before = file_digests(source_of(recipes(model)["document"]))
+    config = {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    put_claim(str(tmp_path / "old"), claim(model, before))
+    with pytest.raises(ModelError, match=r"(?s)tokenizer_config.json differ.*Changed in a release"):
+        Encoder.from_output(str(tmp_path / "old"), device="cpu")
+    put_claim(str(tmp_path / "new"), claim(model))
+    assert len(Encoder.from_output(str(tmp_path / "new"), device="cpu").encode(["a fox"])) == 1
+
+
+def test_an_output_with_a_special_slot_is_queried_with_one(model: Path, tmp_path: Path) -> None:
+    """A job of today has another slot under this tokenizer, and is another recipe."""
+    knobs = {
+        "interventions": (Prepending(prepend=Prepend(slot="<PST>", start=0, exit=1)),),
+        "templates": ('A text : <PST> "{text}" means',),
+        "span": "last_token",
+    }
+    kept = claim(model, **knobs)
+    for recipe in kept.recipes.values():
+        assert not recipe["interventions"][0]["prepend"].pop("normalized")
+    put_claim(str(tmp_path / "out"), kept)
+    found = Encoder.from_output(str(tmp_path / "out"), device="cpu").encode(["a fox"])
+    then = recipes(model)["document"].model_copy(update=knobs)
+    assert np.array_equal(found, Encoder.from_recipe(then, device="cpu").encode(["a fox"]))
+    now = as_normalized(then, read_tokenizer(model))
+    assert fingerprint(now, kept.digests) != kept.fingerprint == fingerprint(then, kept.digests)
+    assert not np.allclose(found, Encoder.from_recipe(now, device="cpu").encode(["a fox"]))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "ubinary", "float16"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer, PerceiverTokenizer
 
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
@@ -276,6 +276,7 @@ def test_a_process_without_transformers_reads_the_same(tmp_path: Path) -> None:
     [
         (ByT5Tokenizer, "t5"),
         (CanineTokenizer, "canine"),
+        (PerceiverTokenizer, "perceiver"),
     ],
 )
 def test_a_tokenizer_without_a_fast_version_is_refused_in_plain_words(
@@ -348,6 +349,22 @@ def test_files_beside_are_hashed_only_where_they_change_ids(tmp_path: Path) -> N
     assert {*digests(place)} == both
     now = model_digests(components_of_folder(place))
     assert {*now} - {*alone} == both - {"tokenizer.json"}
+
+
+def test_a_tokenizer_json_of_another_version_is_hashed_where_it_is_read(tmp_path: Path) -> None:
+    place = folder(tmp_path, "bert", do_lower_case=True, fast_tokenizer_files=["tokenizer.json"])
+    document = json.loads((place / "tokenizer.json").read_text())
+    document["post_processor"] = None
+    (place / "tokenizer.4.0.0.json").write_text(json.dumps(document))
+    assert {*digests(place)} == {"tokenizer.json"}
+    versions = ["tokenizer.4.0.0.json"]
+    # A class that reads the file as it is.
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "fast_tokenizer_files": versions}
+    (place / "tokenizer_config.json").write_text(json.dumps(own))
+    (place / "config.json").write_text(json.dumps({"model_type": "modernbert", **SIZE}))
+    expected = theirs(place)
+    assert [read_tokenizer(place).encode(text).ids for text in TEXTS] == [*map(expected, TEXTS)]
+    assert {*digests(place)} == {"tokenizer.json", "tokenizer_config.json", *versions}
 
 
 def test_of_an_old_layout_too(tmp_path: Path) -> None:

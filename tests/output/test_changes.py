@@ -8,6 +8,12 @@ import pytest
 from embedjob.methods.catalogue import read_method
 from embedjob.output.changes import CHANGES, Side, reasons
 
+
+def setting(method: str, model: str) -> dict[str, Any]:
+    """The keys of a method's file for one model."""
+    return (read_method(method).for_models or {})[model].encoder
+
+
 # What the files of the methods held when the outputs were made, by method and role.
 BEFORE: Mapping[tuple[str, str], dict[str, Any]] = {
     ("bge_en_icl", "query"): {
@@ -22,6 +28,35 @@ BEFORE: Mapping[tuple[str, str], dict[str, Any]] = {
 }
 
 
+INST, CHAT_3 = ([[{"literal": one}, {"text": {"pool": True}}]] for one in ("[INST] ", "<|user|>"))
+JOCKEY = {"text": "A jockey riding a horse.", "answer": "Equestrian"}
+# What was chosen for other models than a job's, by method: a key, its old value and its new one.
+CHOSEN: tuple[tuple[str, str, Any, Any], ...] = (
+    (
+        "token_prepending",
+        "interventions",
+        [{"prepend": {"slot": "<PST>", "start": 24, "exit": 26, "seed": 0, "embedding": "!"}}],
+        read_method("token_prepending").encoder["interventions"],
+    ),
+    ("contrastive_prompting", "layer", -2, 27),
+    (
+        "contrastive_prompting",
+        "interventions",
+        read_method("contrastive_prompting").encoder["interventions"],
+        setting("contrastive_prompting", "Llama-3-8B")["interventions"],
+    ),
+    ("llm2vec", "templates", INST, CHAT_3),
+    *(
+        ("prompteol_icl", "demonstrations", [JOCKEY], own.encoder["demonstrations"])
+        for own in (read_method("prompteol_icl").for_models or {}).values()
+    ),
+    (
+        "moee",
+        "heads",
+        read_method("moee").encoder["heads"],
+        setting("moee", "DeepSeek-MoE-16B")["heads"],
+    ),
+)
 FILES = [
     Side({}, {"config.json": "c", "tokenizer.json": "t"}),
     Side({}, {"config.json": "c", "tokenizer.json": "t", "tokenizer_config.json": "b"}),
@@ -65,8 +100,12 @@ def test_every_change_is_in_the_table_of_this_test() -> None:
     for (method, role), before in BEFORE.items():
         job = now(method, role)
         seen |= {*reasons(Side({role: {**job.recipes[role], **before}}, {}), job)}
-    for sides in (prepended(False, True), FILES, CUT):
-        seen |= {*reasons(*sides)}
+    chosen = [
+        [Side({"query": {"method": method, key: value}}, {}) for value in values]
+        for method, key, *values in CHOSEN
+    ]
+    for before_and_after in (prepended(False, True), FILES, CUT, *chosen):
+        seen |= {*reasons(*before_and_after)}
     assert seen == {change.reason for change in CHANGES}
 
 
@@ -74,6 +113,16 @@ def prepended(*normalized: bool) -> list[Side]:
     """Sides whose slot the normalizer sees, or not."""
     sections = [{"slot": "<PST>", **({"normalized": True} if one else {})} for one in normalized]
     return [Side({"document": {"interventions": [{"prepend": one}]}}, {}) for one in sections]
+
+
+@pytest.mark.parametrize(("method", "key", "before", "after"), CHOSEN)
+def test_what_was_chosen_for_another_model_is_recognised(
+    method: str, key: str, before: Any, after: Any
+) -> None:
+    sides = [Side({"query": {"method": method, key: value}}, {}) for value in (before, after)]
+    assert len(reasons(*sides)) == 1
+    assert method in reasons(*sides)[0]
+    assert reasons(*sides[::-1]) == []
 
 
 @pytest.mark.parametrize("sides", [FILES, CUT])
