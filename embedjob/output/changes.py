@@ -38,9 +38,17 @@ def of_method(method: str, key: str, before: Any, after: Any) -> Callable[[Side,
 
     def between(then: Side, now: Side) -> bool:
         pairs = _pairs(then, now, method)
-        return any(old.get(key) == before and new.get(key) == after for old, new in pairs)
+        values = [(_written(old.get(key)), _written(new.get(key))) for old, new in pairs]
+        return (_written(before), _written(after)) in values
 
     return between
+
+
+def _written(value: Any) -> Any:
+    """Return a value as a file has it: a recorded recipe has the keys that were left out, too."""
+    if isinstance(value, Mapping):
+        return {key: _written(one) for key, one in value.items() if one not in (None, False, "")}
+    return [_written(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _pairs(then: Side, now: Side, method: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from embedjob.config.job_file import recipe_from
 from embedjob.methods.catalogue import read_method
 from embedjob.output.changes import CHANGES, Side, reasons
 
@@ -123,6 +124,27 @@ def test_what_was_chosen_for_another_model_is_recognised(
     assert len(reasons(*sides)) == 1
     assert method in reasons(*sides)[0]
     assert reasons(*sides[::-1]) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        (method, model)
+        for method in ("contrastive_prompting", "llm2vec", "moee", "prompteol_icl")
+        for model in read_method(method).for_models or {}
+    ],
+)
+def test_what_a_claim_recorded_is_recognised(method: str, model: str) -> None:
+    """With every default, as a run writes a recipe down."""
+
+    def recorded(**keys: Any) -> Side:
+        encoder = {**read_method(method).encoder, **keys}
+        recipe = recipe_from({"model": "-", "method": method, **encoder}, {})
+        return Side({"document": recipe.model_dump(mode="json")}, {})
+
+    output, job = recorded(), recorded(**setting(method, model))
+    assert [method in reason for reason in reasons(output, job)] == [True]
+    assert reasons(output, recorded(max_tokens=99)) == []
 
 
 @pytest.mark.parametrize("sides", [FILES, CUT])
