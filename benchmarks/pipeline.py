@@ -3,6 +3,7 @@
 The encoder is null (a constant unit vector per text), so that everything else is what is measured.
 
     python -m benchmarks.pipeline [--rows 2000000]
+    python -m benchmarks.pipeline --tiny 2000 10000    chunks of 16 rows alone, so many
 """
 
 import argparse
@@ -12,9 +13,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,38 +90,49 @@ class NullEngine:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: its summary, the seconds from the first to the last chunk, and its memory."""
+    """One run: its summary, rows a second from the first to the last chunk, CPU time, memory."""
 
     summary: dict[str, Any]
     rows_per_second: float
+    cpu_seconds: float
     peak_bytes: int
     peak_process_bytes: int
 
 
 @dataclass
-class Peak:
-    """The most private memory seen so far, of all processes together and of the largest."""
+class Usage:
+    """The most private memory seen so far, of all processes together and of the largest.
+
+    `cpu` are the seconds of CPU of each process, by its id.
+    """
 
     together: int = 0
     largest: int = 0
+    cpu: dict[int, float] = field(default_factory=dict)
 
 
 @contextmanager
-def watched_memory() -> Iterator[Peak]:
-    """The peak of this process and all below it; the object store, which is shared, apart."""
-    peak, stop = Peak(), threading.Event()
+def watched() -> Iterator[Usage]:
+    """What this process and all below it use; the object store, which is shared, apart."""
+    usage, stop = Usage(), threading.Event()
+    me = psutil.Process()
+    before = {process.pid: _cpu(process) for process in [me, *me.children(recursive=True)]}
 
     def watch() -> None:
-        me = psutil.Process()
         while not stop.wait(0.5):
-            sizes = [_private(process) for process in [me, *me.children(recursive=True)]]
-            peak.together = max(peak.together, sum(sizes))
-            peak.largest = max(peak.largest, *sizes)
+            processes = [me, *me.children(recursive=True)]
+            sizes = [_private(process) for process in processes]
+            usage.together = max(usage.together, sum(sizes))
+            usage.largest = max(usage.largest, *sizes)
+            for process in processes:
+                # Processes end before the run does.
+                spent = _cpu(process) - before.get(process.pid, 0.0)
+                usage.cpu[process.pid] = max(spent, usage.cpu.get(process.pid, 0.0))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peak
+        yield usage
     finally:
         stop.set()
         thread.join()
@@ -132,6 +144,14 @@ def _private(process: psutil.Process) -> int:
     except psutil.Error:
         return 0
     return int(memory.rss - memory.shared)
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def make_shards(folder: Path, rows: int, *, per_shard: int = 200_000, group: int = 2048) -> None:
@@ -182,7 +202,7 @@ def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str
     def shown(_: Any) -> Iterator[Callable[[Any], None]]:
         yield lambda tally: seen.append((time.monotonic(), tally.rows))
 
-    with watched_memory() as memory:
+    with watched() as used:
         result = embed(
             JobSource((Layer("benchmark", job),)),
             Options(address=address),
@@ -196,7 +216,8 @@ def run(work: Path, name: str, *, chunk_rows: int, tokenizes: bool, address: str
     moving = [(at, rows) for at, rows in seen if rows]
     seconds = moving[-1][0] - moving[0][0]
     rate = (moving[-1][1] - moving[0][1]) / seconds if seconds else float("nan")
-    return Measured(result.summary.as_dict(), rate, memory.together, memory.largest)
+    cpu = sum(used.cpu.values())
+    return Measured(result.summary.as_dict(), rate, cpu, used.together, used.largest)
 
 
 def bare_copy(work: Path, name: str) -> float:
@@ -272,37 +293,25 @@ def bytes_fetched(work: Path, name: str) -> float:
 
 def measure(work: Path, rows: int) -> dict[str, float]:
     """All the figures."""
-    from ray.cluster_utils import Cluster
-
     make_model(work / "model")
     make_shards(work / "small", rows // 10)
     make_shards(work / "large", rows)
-    make_shards(work / "tiny", 2000 * 16, group=16)
     make_shards(work / "one-group", 2**20, per_shard=2**20, group=2**20)
     figures = {"bytes fetched / needed": bytes_fetched(work, "small")}
     figures["bytes fetched / needed, row groups of 2^20 rows"] = bytes_fetched(work, "one-group")
     figures["bare read + write, rows/s"] = bare_copy(work, "small")
     figures["bare encode_batch_fast, rows/s"] = bare_tokenizing(work, "small")
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": STORE_BYTES},
-    )
-    at = cluster.address
-    try:
+    with cluster() as at:
         small = run(work, "small", chunk_rows=2048, tokenizes=False, address=at)
         large = run(work, "large", chunk_rows=2048, tokenizes=False, address=at)
         wide = run(work, "large", chunk_rows=16384, tokenizes=False, address=at)
         real = run(work, "large", chunk_rows=16384, tokenizes=True, address=at)
-        tiny = run(work, "tiny", chunk_rows=16, tokenizes=False, address=at)
-    finally:
-        cluster.shutdown()
     marginal = large.summary["seconds"] - small.summary["seconds"]
     figures |= {
         "null, chunks of 2,048, rows/s": large.rows_per_second,
         "null, chunks of 2,048, marginal rows/s": (rows - rows // 10) / marginal,
         "null, chunks of 16,384, rows/s": wide.rows_per_second,
         "tokenizing, chunks of 16,384, rows/s": real.rows_per_second,
-        "seconds per null chunk of 16 rows": tiny.summary["seconds"] / 2000,
         "memory of all processes, MB, small": small.peak_bytes / 1e6,
         "memory of all processes, MB, ten times the rows": large.peak_bytes / 1e6,
         "memory ratio, all processes": large.peak_bytes / small.peak_bytes,
@@ -311,14 +320,49 @@ def measure(work: Path, rows: int) -> dict[str, float]:
     return figures
 
 
+def measure_tiny(work: Path, counts: Sequence[int]) -> dict[str, float]:
+    """Seconds per chunk of 16 rows, in runs of so many chunks."""
+    make_model(work / "model")
+    figures = {}
+    with cluster() as at:
+        for count in counts:
+            name = f"tiny-{count}"
+            make_shards(work / name, count * 16, group=16)
+            ran = run(work, name, chunk_rows=16, tokenizes=False, address=at)
+            figures[f"seconds per null chunk of 16 rows, {count} chunks"] = (
+                ran.summary["seconds"] / count
+            )
+            figures[f"CPU seconds of the run, {count} chunks"] = ran.cpu_seconds
+            figures[f"memory of all processes, MB, {count} chunks"] = ran.peak_bytes / 1e6
+    return figures
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """The address of a Ray of two CPUs."""
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": STORE_BYTES},
+    )
+    try:
+        yield started.address
+    finally:
+        started.shutdown()
+
+
 def main() -> None:
     """Prints every figure, and all of them as JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--tiny", type=int, nargs="+", default=())
+    asked = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), rows)
+        work = Path(folder)
+        figures = {} if asked.tiny else measure(work / "rows", asked.rows)
+        figures |= measure_tiny(work / "chunks", asked.tiny or (2000,))
     for name, value in figures.items():
         print(f"{name:50} {value:>14,.3f}")
     print(json.dumps(figures))

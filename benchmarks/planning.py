@@ -1,7 +1,8 @@
 """Planning and publishing of many chunks by one driver: seconds, memory, and bytes of the manifest.
 
 Listings and footers are simulated, so storage takes no time; every function is the project's own.
-Each step's memory is the peak of the process until then, what is simulated included.
+Each step's memory is the peak of the process until then, what is simulated included: the listings,
+which a run holds too, and the outcomes, which a run's ledger keeps.
 
     python -m benchmarks.planning [--shards 100000]
 """
@@ -28,6 +29,7 @@ from embedjob.job.output import is_published
 from embedjob.job.planning import InputListing, JobPlan, plan
 from embedjob.job.publishing import snapshot_of
 from embedjob.job.resolve import IdentifiedJob
+from embedjob.job.result import Outcome, Outcomes
 from embedjob.models.architecture import HeadWidths, ModelInfo
 from embedjob.output.chunk_file import Committed
 from embedjob.output.manifest import remembered
@@ -98,7 +100,7 @@ def listing_of(shards: int) -> InputListing:
     return InputListing(listed, {one.url: Footer(*groups, SCHEMA, 20_000) for one in listed})
 
 
-def committed(first: JobPlan) -> tuple[list[Stored], list[Committed]]:
+def committed(first: JobPlan) -> tuple[list[Stored], Outcomes]:
     """Return the files of all chunks, as a listing and as the outcomes of a run have them."""
     folder = f"s3://corpus-embeddings/docs/data/{FINGERPRINT[:12]}"
     files = [
@@ -107,7 +109,10 @@ def committed(first: JobPlan) -> tuple[list[Stored], list[Committed]]:
         )
         for chunk in first.chunks
     ]
-    ends = [Committed(f.name, CHUNK_ROWS, f.size, f.etag, COUNTS, written=True) for f in files]
+    ends = Outcomes()
+    for chunk, file in zip(first.chunks, files, strict=True):
+        kept = Committed(file.name, CHUNK_ROWS, file.size, file.etag, COUNTS, written=True)
+        ends.add(Outcome(chunk.key, chunk.shard.url, chunk.start, chunk.stop, kept))
     return files, ends
 
 
@@ -116,12 +121,13 @@ def measure(shards: int, out: str) -> tuple[Steps, float]:
     steps, mine, listing = Steps(), job(), listing_of(shards)
     with steps.step("plan of the first run"):
         first = plan(mine, listing, listed=())
-    files, ends = committed(first)
+    with steps.step("simulate a listing and outcomes"):
+        files, ends = committed(first)
+    del first
     with steps.step("plan under the lease, all chunks committed"):
         whole = plan(mine, listing, listed=files)
-    del first
     with steps.step("snapshot"):
-        snapshot = snapshot_of(whole, epoch=1, listed=files, committed=ends)
+        snapshot = snapshot_of(whole, epoch=1, listed=files, outcomes=ends)
     with steps.step("publish"):
         publish(out, snapshot)
     del whole, ends, snapshot

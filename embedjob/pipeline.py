@@ -13,7 +13,7 @@ from embedjob.config.job_file import JobSource
 from embedjob.input.reading import read_pass
 from embedjob.job.options import Console, Options
 from embedjob.job.output import check_output, chunks_to_redo, is_published, output_spec
-from embedjob.job.planning import JobPlan, largest_first, plan_job, relisted
+from embedjob.job.planning import JobPlan, plan_job, relisted
 from embedjob.job.publishing import nothing_to_do, publish_run
 from embedjob.job.result import Result
 from embedjob.output.lease import claim, held
@@ -29,17 +29,16 @@ if TYPE_CHECKING:
 def flow(
     plan: JobPlan, engine: "Engine", *, pool: "PoolSize", claim: "ClaimAndCheck", ledger: Any
 ) -> None:
-    """Read, tokenize, encode and write every chunk that is left, the largest first."""
+    """Read, tokenize, encode and write every chunk that is left."""
     from embedjob.stages.encode import encode
-    from embedjob.stages.read import memory_of, read
+    from embedjob.stages.read import read
     from embedjob.stages.tokenize import tokenize
     from embedjob.stages.write import Committer, write
 
-    config, left = plan.job.config, largest_first(plan.left)
-    memory = memory_of(left)
+    config = plan.job.config
     rows_of = partial(read_pass, job_input=config.input)
-    rows = read(left, rows_of, ledger=ledger, memory=memory)
-    views = tokenize(rows, engine, files=claim.files, ledger=ledger, memory=memory)
+    tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
+    views = read(plan.left, rows_of, tokenized, actors=pool.largest, ledger=ledger)
     embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
     committer = Committer(plan.job.out, output_spec(plan), config.encoder.vector_dtype)
     write(embeddings, committer, ledger=ledger)

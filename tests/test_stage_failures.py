@@ -11,6 +11,7 @@ from embedjob.errors import RefusedError
 from embedjob.job.options import Options
 from embedjob.output.claim import read_claims
 from embedjob.output.snapshot import newest
+from embedjob.stages import read
 from tests import running, troubles
 from tests.cluster import Cluster
 from tests.engines import replacing
@@ -31,7 +32,7 @@ CELLS = [
 def test_a_chunk_in_trouble_is_named_alone_and_the_others_are_committed(
     cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All cells in one run: a shard for each, and one that is sound."""
+    """All cells in one run: a shard for each, and one that is sound; five travel together."""
     for number, name in enumerate(CELLS):
         rows = troubles.ROWS.get(name, 6 + number)
         write_shard(tmp_path / "in" / f"{name}.parquet", [f"{name} {i}" for i in range(rows)])
@@ -42,6 +43,7 @@ def test_a_chunk_in_trouble_is_named_alone_and_the_others_are_committed(
     document["output"]["chunk_rows"] = 30
     (tmp_path / "log").mkdir()
     monkeypatch.setattr(pipeline, "flow", troubles.flow(tmp_path / "log"))
+    monkeypatch.setattr(read, "_PARCELS_PER_ACTOR", (len(CELLS) + 1) // 5)
     started = time.monotonic()
     options = Options(address=cluster.address)
     result = running.run_with(document, options, troubles.troubled)

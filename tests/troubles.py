@@ -20,12 +20,12 @@ from embedjob.config.job import Job
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_pass
 from embedjob.job.output import output_spec
-from embedjob.job.planning import JobPlan, largest_first
+from embedjob.job.planning import JobPlan
 from embedjob.output.chunk_file import Committed
 from embedjob.stages.chunk_state import ChunkState
 from embedjob.stages.encode import encode
 from embedjob.stages.engine import Engine, RecipeEngine, recipe_engine
-from embedjob.stages.read import ReadRows, memory_of, read
+from embedjob.stages.read import ReadRows, read
 from embedjob.stages.tokenize import tokenize
 from embedjob.stages.write import Committer, write
 from embedjob.storage.local import LocalBackend
@@ -169,11 +169,9 @@ def flow(log: Path) -> Callable[..., None]:
 
     def run(plan: JobPlan, engine: Engine, *, pool: Any, claim: Any, ledger: Any) -> None:
         config = plan.job.config
-        left = largest_first(plan.left)
-        memory = memory_of(left)
         reads = Reads(partial(read_pass, job_input=config.input), log)
-        rows = read(left, reads, ledger=ledger, memory=memory)
-        views = tokenize(rows, engine, files=claim.files, ledger=ledger, memory=memory)
+        tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
+        views = read(plan.left, reads, tokenized, actors=pool.largest, ledger=ledger)
         embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
         committer = Committer(plan.job.out, output_spec(plan), config.encoder.vector_dtype)
         write(embeddings, Writes(committer, log), ledger=ledger)

@@ -11,6 +11,9 @@ WHOLE_GROUP_FACTOR = 8
 # And up to this much text, of which READ and TOKENIZE take about ten times as much memory. A border
 # is part of a file's name: another number here would have outputs made again.
 MAX_TEXT_BYTES = 512 * 2**20
+# Ray's three tasks for a chunk cost more than so little work: what is small together shares them.
+# No more than this, since all of it is made again where a process dies.
+PARCEL_CHUNKS, PARCEL_ROWS, PARCEL_TEXT_BYTES = 32, 512, 256 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +126,27 @@ def passes(chunks: Iterable[Chunk]) -> list[tuple[Chunk, ...]]:
         # A chunk that is no piece is the only one that begins with its first group.
         together.setdefault((chunk.shard.url, chunk.groups[0]), []).append(chunk)
     return [tuple(sorted(pieces, key=lambda piece: piece.start)) for pieces in together.values()]
+
+
+def parcels(groups: Iterable[Sequence[Chunk]], *, most: int) -> list[tuple[Chunk, ...]]:
+    """Return the groups of chunks, each joined with those before it while all are small together.
+
+    A parcel of several groups has at most `most` chunks, PARCEL_ROWS and PARCEL_TEXT_BYTES.
+    """
+    made: list[list[Chunk]] = []
+    rows = text = 0
+    for group in groups:
+        more_rows, more_bytes = sum(chunk.rows for chunk in group), text_of(group)
+        fits = made and len(made[-1]) + len(group) <= most
+        if fits and rows + more_rows <= PARCEL_ROWS and text + more_bytes <= PARCEL_TEXT_BYTES:
+            made[-1] += group
+            rows, text = rows + more_rows, text + more_bytes
+        else:
+            made.append([*group])
+            rows, text = more_rows, more_bytes
+    return [tuple(chunks) for chunks in made]
+
+
+def text_of(chunks: Iterable[Chunk]) -> int:
+    """Return the bytes of text that the chunks have together."""
+    return sum(chunk.text_bytes for chunk in chunks)

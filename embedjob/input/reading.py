@@ -69,7 +69,7 @@ def _wanted_rows(chunks: Sequence[Chunk], columns: Columns, job_input: Input) ->
     shard = chunks[0].shard
     metadata = _metadata(shard.stored, chunks[0].footer_bytes)
     groups = _groups(metadata, chunks[0], job_input)
-    numbers = _row_numbers(metadata, groups)
+    numbers = _row_numbers(metadata, chunks[0], groups)
     places = [
         (int(first), int(last))
         for first, last in np.searchsorted(numbers, [(chunk.start, chunk.stop) for chunk in chunks])
@@ -110,10 +110,14 @@ def _groups(metadata: pq.FileMetaData, chunk: Chunk, job_input: Input) -> list[i
     ]
 
 
-def _row_numbers(metadata: pq.FileMetaData, groups: list[int]) -> npt.NDArray[np.int64]:
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    firsts = np.cumsum([0, *rows])
-    spans = [np.arange(firsts[group], firsts[group + 1]) for group in groups]
+def _row_numbers(
+    metadata: pq.FileMetaData, chunk: Chunk, groups: list[int]
+) -> npt.NDArray[np.int64]:
+    """Return the numbers of the rows in `groups`, which are some of the chunk's."""
+    first, stop = chunk.groups
+    rows = [metadata.row_group(group).num_rows for group in range(first, stop)]
+    firsts = chunk.first_row + np.cumsum([0, *rows])
+    spans = [np.arange(firsts[group - first], firsts[group - first + 1]) for group in groups]
     return np.concatenate([np.empty(0, np.int64), *spans])
 
 

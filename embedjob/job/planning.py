@@ -185,15 +185,15 @@ def committed_files(listed: Iterable[Stored], served: Snapshot | None) -> dict[s
     """
     line = -1 if served is None or served.pruned is None else served.pruned
     named = frozenset() if served is None or line < 0 else served.files.names
-    last: dict[str, tuple[int, Stored]] = {}
+    last: dict[str, Stored] = {}
     for file in listed:
         name = parsed(file.name)
-        if name is None:
+        if name is None or not (name.generation > line or file.name in named):
             continue
-        counts = name.generation > line or file.name in named
-        if counts and name.generation >= last.get(name.chunk, (-1, file))[0]:
-            last[name.chunk] = (name.generation, file)
-    return {chunk: file for chunk, (_, file) in last.items()}
+        other = last.get(name.chunk)
+        if other is None or name.generation >= parse(other.name).generation:
+            last[name.chunk] = file
+    return last
 
 
 def cut_input(
@@ -229,11 +229,6 @@ def cut_input(
     return InputChunks(
         tuple(chunks), tuple(sorted(faults.items())), empty, agreement.types, projection
     )
-
-
-def largest_first(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
-    """Return the chunks in the order to be embedded: a large one at the end would be waited for."""
-    return tuple(sorted(chunks, key=lambda chunk: -chunk.text_bytes))
 
 
 def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:

@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.chunks import Chunk
@@ -16,16 +17,17 @@ from embedjob.input.columns import columns_of
 from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_notes
 from embedjob.job.planning import JobPlan, committed_files
-from embedjob.job.result import Drift, Outcome, Result, RunFacts, StagesEnd, Summary, summarize
-from embedjob.output.chunk_file import Committed, read_all_committed
+from embedjob.job.result import Drift, Outcomes, Result, RunFacts, StagesEnd, Summary, summarize
+from embedjob.output.chunk_file import read_all_committed
 from embedjob.output.file_names import data_directory, parse
 from embedjob.output.fingerprint import version
 from embedjob.output.lease import Holder
-from embedjob.output.manifest import FileList, Footers, SnapshotFile, described
+from embedjob.output.manifest import FILES, FileList, Footers, SnapshotFile, as_table, described
 from embedjob.output.snapshot import Snapshot, publish
 from embedjob.storage.objects import Stored, create, join, list_files
 
-Known = Mapping[tuple[str, str], tuple[int, Mapping[str, int]]]  # rows and counts, by name, etag
+_CONTENT = pa.schema(map(FILES.field, ("rows", "counts")))
+_AT_ONCE = 10_000
 
 
 def snapshot_of(
@@ -33,11 +35,11 @@ def snapshot_of(
     *,
     epoch: int,
     listed: Sequence[Stored],
-    committed: Sequence[Committed] = (),
+    outcomes: Outcomes | None = None,
 ) -> Snapshot:
     """Return the planned files that are there, and of incomplete shards the files served until now.
 
-    `committed` spares reading the footers of what this run wrote; the faults are the plan's.
+    `outcomes` spare reading the footers of what this run wrote; the faults are the plan's.
     """
     fingerprint, served = plan.job.fingerprint, plan.served
     here = committed_files(listed, served)
@@ -45,18 +47,18 @@ def snapshot_of(
     unfinished |= {url for url, _ in plan.faults}
     alike = served is not None and served.fingerprint == fingerprint
     before = served.files if served is not None and alike else FileList.of(())
-    held_back = [file for file in _standing(before, listed, plan) if file.shard in unfinished]
+    held_back = [*_standing(before.of_shards(unfinished), listed, plan)] if unfinished else []
     replaced = {file.shard for file in held_back}
     chunks = [
         chunk for chunk in plan.chunks if chunk.name in here and chunk.shard.url not in replaced
     ]
-    files = _files(chunks, here, fingerprint, _known(committed, before))
+    files = _files(chunks, here, fingerprint, _known(outcomes or Outcomes(), before, fingerprint))
     schemas: dict[pa.Schema, int] = {}
     shards = _shards(plan, unfinished, schemas)
     return Snapshot(
         epoch=epoch,
         fingerprint=fingerprint,
-        files=FileList.of(chain(files, held_back)),
+        files=FileList(pa.concat_tables([files, FileList.of(held_back).table])),
         shards=shards,
         footers=Footers(columns_of(plan.job.config.input).wanted, tuple(schemas)),
         faults=tuple({"shard": url, "reason": reason} for url, reason in plan.faults),
@@ -69,7 +71,8 @@ def snapshot_of(
 
 def _standing(before: FileList, listed: Sequence[Stored], plan: JobPlan) -> Iterator[SnapshotFile]:
     """Yield the served files that are as they were published, and have tonight's columns."""
-    etags = {file.name: file.etag for file in listed}
+    names = before.names
+    etags = {file.name: file.etag for file in listed if file.name in names}
     for file in before:
         if etags.get(file.name) != file.etag:
             continue
@@ -79,37 +82,54 @@ def _standing(before: FileList, listed: Sequence[Stored], plan: JobPlan) -> Iter
             yield file
 
 
-def _known(committed: Sequence[Committed], before: Iterable[SnapshotFile]) -> Known:
-    known = {(file.name, file.etag): (file.rows, file.counts) for file in before}
-    return known | {(file.name, file.etag): (file.rows, file.counts) for file in committed}
+def _known(outcomes: Outcomes, before: FileList, fingerprint: str) -> pa.Table:
+    """Return path, etag, rows and counts of the files whose footers need not be read."""
+    columns, made = ["path", "etag", "rows", "counts"], outcomes.files
+    paths = pc.binary_join_element_wise(_folder(fingerprint), made["name"], "/")
+    return pa.concat_tables(
+        [made.append_column("path", paths).select(columns), before.table.select(columns)]
+    )
 
 
 def _files(
-    chunks: Sequence[Chunk], here: Mapping[str, Stored], fingerprint: str, known: Known
-) -> Iterator[SnapshotFile]:
-    stored = [here[chunk.name] for chunk in chunks]
-    unknown = [file for file in stored if (file.name, file.etag) not in known]
-    read = _known(read_all_committed(unknown), ())
-    for chunk, file in zip(chunks, stored, strict=True):
-        key = (file.name, file.etag)
-        yield _file(chunk, file, fingerprint, read[key] if key in read else known[key])
-
-
-def _file(
-    chunk: Chunk, file: Stored, fingerprint: str, content: tuple[int, Mapping[str, int]]
-) -> SnapshotFile:
-    rows, counts = content
-    return SnapshotFile(
-        path=f"data/{fingerprint[:12]}/{file.name}",
-        rows=rows,
-        bytes=file.size,
-        etag=file.etag,
-        shard=chunk.shard.url,
-        shard_etag=chunk.shard.etag,
-        start=chunk.start,
-        stop=chunk.stop,
-        counts=counts,
+    chunks: Sequence[Chunk], here: Mapping[str, Stored], fingerprint: str, known: pa.Table
+) -> pa.Table:
+    """Return the chunks' entries as a table of FILES; footers are read where `known` lacks them."""
+    starts = range(0, max(1, len(chunks)), _AT_ONCE)
+    parts = [_places(chunks[i : i + _AT_ONCE], here, fingerprint) for i in starts]
+    placed = pa.concat_tables(parts)
+    place = pc.index_in(placed["path"], value_set=known["path"])
+    same = pc.equal(known["etag"].take(place), placed["etag"]).fill_null(False).to_numpy()
+    unknown = [here[chunks[number].name] for number in np.flatnonzero(~same).tolist()]
+    read = as_table(read_all_committed(unknown), _CONTENT)
+    behind = len(known) + np.cumsum(~same) - 1
+    content = pa.concat_tables([known.select(_CONTENT.names), read]).take(
+        np.where(same, place.fill_null(0).to_numpy(), behind)
     )
+    return pa.table(
+        {n: (placed if n in placed.column_names else content)[n] for n in FILES.names}, FILES
+    )
+
+
+def _places(chunks: Sequence[Chunk], here: Mapping[str, Stored], fingerprint: str) -> pa.Table:
+    """Return the columns of FILES that need no footer."""
+    files, folder = [here[chunk.name] for chunk in chunks], _folder(fingerprint)
+    columns = {
+        "path": [f"{folder}/{file.name}" for file in files],
+        "bytes": [file.size for file in files],
+        "etag": [file.etag for file in files],
+        "shard": [chunk.shard.url for chunk in chunks],
+        "shard_etag": [chunk.shard.etag for chunk in chunks],
+        "start": [chunk.start for chunk in chunks],
+        "stop": [chunk.stop for chunk in chunks],
+    }
+    return pa.table(
+        {name: pa.array(values, FILES.field(name).type) for name, values in columns.items()}
+    )
+
+
+def _folder(fingerprint: str) -> str:
+    return f"data/{fingerprint[:12]}"
 
 
 def _shards(
@@ -164,12 +184,7 @@ def publish_run(
         for note in calibration_notes(plan.job) if end.outcomes else ():
             console.say(note)
         listed = list_files(data_directory(plan.job.out, plan.job.fingerprint))
-        snapshot = snapshot_of(
-            plan,
-            epoch=holder.epoch,
-            listed=listed,
-            committed=[one.committed for one in end.outcomes if one.committed is not None],
-        )
+        snapshot = snapshot_of(plan, epoch=holder.epoch, listed=listed, outcomes=end.outcomes)
         missing = (*_failed(plan, end.outcomes), *_gone(plan, end.outcomes, listed))
         faults = [f"{fault['shard']}: {fault['reason']}" for fault in missing]
         faults += _quarantine(plan, snapshot)
@@ -191,7 +206,7 @@ def publish_run(
 def nothing_to_do(plan: JobPlan, standing: Snapshot, *, started: float) -> Result:
     """Return the result of a run whose chunks are all done and published; it keeps no summary."""
     return Result(
-        summary=_summary(plan, (), _snapshot_url(plan, standing), started),
+        summary=_summary(plan, Outcomes(), _snapshot_url(plan, standing), started),
         out=plan.job.out,
         faults=(),
         verdict="every chunk of this input has its file, and the newest snapshot lists them all",
@@ -207,23 +222,20 @@ def _refusals_as_faults() -> Iterator[None]:
         raise FaultError(f"{error}; finished chunks are committed; run again") from error
 
 
-def _failed(plan: JobPlan, outcomes: Sequence[Outcome]) -> tuple[dict[str, str], ...]:
+def _failed(plan: JobPlan, outcomes: Outcomes) -> tuple[dict[str, str], ...]:
     """The shards and rows that failed, as readers of a partial snapshot see them."""
     planned = [{"shard": url, "reason": reason} for url, reason in plan.faults]
     ended = [
         {"shard": end.shard, "reason": f"rows {end.start} to {end.stop}: {end.fault}"}
-        for end in outcomes
-        if end.fault is not None
+        for end in outcomes.faults
     ]
     return (*planned, *ended)
 
 
-def _gone(
-    plan: JobPlan, outcomes: Sequence[Outcome], listed: Sequence[Stored]
-) -> Iterator[dict[str, str]]:
+def _gone(plan: JobPlan, outcomes: Outcomes, listed: Sequence[Stored]) -> Iterator[dict[str, str]]:
     """Chunks that are neither there nor known to have failed: somebody deleted their files."""
     here = committed_files(listed, plan.served)
-    failed = {end.key for end in outcomes if end.fault is not None}
+    failed = {end.key for end in outcomes.faults}
     for chunk in plan.chunks:
         if chunk.name not in here and chunk.key not in failed:
             reason = f"rows {chunk.start} to {chunk.stop}: the file {chunk.name} is gone; run again"
@@ -280,9 +292,7 @@ def _verdict(faults: Sequence[str], url: str | None) -> str:
     return "\n".join([*lines, f"{len(faults)} faults; everything else is committed; {end}"])
 
 
-def _summary(
-    plan: JobPlan, outcomes: Sequence[Outcome], url: str | None, started: float
-) -> Summary:
+def _summary(plan: JobPlan, outcomes: Outcomes, url: str | None, started: float) -> Summary:
     facts = RunFacts(
         chunks_planned=len(plan.chunks),
         chunks_done_before=len(plan.chunks) - len(plan.left),

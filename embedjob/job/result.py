@@ -5,8 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from embedjob.output.chunk_file import Committed
+import pyarrow as pa
 
+from embedjob.output.chunk_file import Committed
+from embedjob.output.manifest import FILES, as_table, sums_of
+
+_FILES = pa.schema([("name", pa.string()), *map(FILES.field, ("rows", "etag", "counts"))])
+_AT_ONCE = 4096
 _TIMES = {
     "wait": "wait_seconds",
     "tokenize": "tokenize_seconds",
@@ -26,6 +31,48 @@ class Outcome:
     committed: Committed | None = None
     fault: str | None = None
     stats: Mapping[str, float] = field(default_factory=dict)
+
+
+class Outcomes:
+    """How chunks ended: committed files as columns, faults as they are, statistics as sums.
+
+    A million files take some 200 MB so, and as objects eight times that. `stats` are of the
+    committed chunks.
+    """
+
+    def __init__(self, ends: Iterable[Outcome] = ()) -> None:
+        """Begin with these ends."""
+        self.faults: list[Outcome] = []
+        self.stats: Counter[str] = Counter()
+        self._files: list[pa.Table] = [_FILES.empty_table()]
+        self._latest: list[Committed] = []
+        for end in ends:
+            self.add(end)
+
+    def add(self, end: Outcome) -> None:
+        """Note the end of a further chunk."""
+        if end.committed is None:
+            self.faults.append(end)
+            return
+        self.stats.update(end.stats)
+        self._latest.append(end.committed)
+        if len(self._latest) == _AT_ONCE:
+            self._files.append(as_table(self._latest, _FILES))
+            self._latest = []
+
+    @property
+    def files(self) -> pa.Table:
+        """Return the committed files: name, rows, etag, counts."""
+        return pa.concat_tables([*self._files, as_table(self._latest, _FILES)])
+
+    @property
+    def committed(self) -> int:
+        """Return the number of committed chunks."""
+        return sum(map(len, self._files)) + len(self._latest)
+
+    def __len__(self) -> int:
+        """Return the number of chunks that ended."""
+        return self.committed + len(self.faults)
 
 
 @dataclass(frozen=True)
@@ -57,7 +104,7 @@ class StagesEnd:
     warnings of the encoders, each once.
     """
 
-    outcomes: tuple[Outcome, ...] | None = ()
+    outcomes: Outcomes | None = field(default_factory=Outcomes)
     error: Exception | None = None
     notes: tuple[str, ...] = ()
 
@@ -128,15 +175,9 @@ class RunFacts:
     drift: Drift = Drift()
 
 
-def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
+def summarize(outcomes: Outcomes, facts: RunFacts) -> Summary:
     """Sum up a run; its rows and tokens are those of the chunks that it committed."""
-    ended = list(outcomes)
-    kept = [outcome for outcome in ended if outcome.committed is not None]
-    counts: Counter[str] = Counter()
-    stats: Counter[str] = Counter()
-    for outcome in kept:
-        counts.update(outcome.committed.counts if outcome.committed else {})
-        stats.update(outcome.stats)
+    counts, stats = Counter(sums_of(outcomes.files["counts"])), outcomes.stats
     shares = {name: stats[key] for name, key in _TIMES.items()}
     known = sum(shares.values())
     tokens, padded = int(stats["forward_tokens"]), stats["padded_tokens"]
@@ -151,8 +192,8 @@ def summarize(outcomes: Iterable[Outcome], facts: RunFacts) -> Summary:
         vectors=int(stats["distinct_views"]),
         chunks_planned=facts.chunks_planned,
         chunks_done_before=facts.chunks_done_before,
-        chunks_written=len(kept),
-        chunks_failed=len(ended) - len(kept),
+        chunks_written=outcomes.committed,
+        chunks_failed=len(outcomes.faults),
         tokens=tokens,
         prefix_tokens_saved=int(stats["prefix_tokens_saved"]),
         padding_share=round(1 - tokens / padded, 4) if padded else 0.0,

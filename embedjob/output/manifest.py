@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, overload
@@ -96,14 +96,7 @@ class FileList(Sequence[SnapshotFile]):
         tables = [FILES.empty_table()]
         entries = iter(files)
         while batch := [*islice(entries, _BATCH_ROWS)]:
-            arrays = [
-                pa.array([getattr(file, field.name) for file in batch], field.type)
-                for field in FILES
-                if field.name != "counts"
-            ]
-            counts = [pa.array([one.counts.get(n) for one in batch], pa.int64()) for n in COUNTS]
-            arrays.append(pa.StructArray.from_arrays(counts, fields=[*FILES.field("counts").type]))
-            tables.append(pa.table(arrays, schema=FILES))
+            tables.append(as_table(batch, FILES))
         return cls(pa.concat_tables(tables).combine_chunks())
 
     def __len__(self) -> int:
@@ -140,14 +133,42 @@ class FileList(Sequence[SnapshotFile]):
     @property
     def counts(self) -> dict[str, int]:
         """Sum all entries' rows by what became of them, and their tokens."""
-        counts = self.table["counts"].combine_chunks()
-        sums = {name: pc.sum(counts.field(name)).as_py() for name in COUNTS}
-        return {name: value for name, value in sums.items() if value is not None}
+        return sums_of(self.table["counts"])
+
+    def of_shards(self, urls: Collection[str]) -> "FileList":
+        """Return the entries of these shards."""
+        shards = self.table["shard"]
+        # Only those that are here: the name of another may be no UTF-8, which Arrow refuses.
+        wanted = pa.array([url for url in shards.unique().to_pylist() if url in urls], pa.string())
+        return FileList(self.table.filter(pc.is_in(shards, value_set=wanted)))
 
     def with_bad_rows(self) -> "FileList":
         """Return the entries of chunks that have quarantined rows."""
         bad = self.table["counts"].combine_chunks().field("quarantined")
         return FileList(self.table.filter(pc.greater(pc.fill_null(bad, 0), 0)))
+
+
+def as_table(files: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    """Return values that have the attributes that `schema`, some fields of FILES, names."""
+    arrays = [
+        _counts([file.counts for file in files])
+        if field.name == "counts"
+        else pa.array([getattr(file, field.name) for file in files], field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def _counts(counts: Sequence[Mapping[str, int]]) -> pa.StructArray:
+    arrays = [pa.array([one.get(name) for one in counts], pa.int64()) for name in COUNTS]
+    return pa.StructArray.from_arrays(arrays, fields=[*FILES.field("counts").type])
+
+
+def sums_of(counts: pa.ChunkedArray) -> dict[str, int]:
+    """Return the sum of each of the COUNTS in a column of them; none where no entry has it."""
+    parts = dict(zip(COUNTS, counts.combine_chunks().flatten(), strict=True))
+    sums = {name: pc.sum(part).as_py() for name, part in parts.items()}
+    return {name: value for name, value in sums.items() if value is not None}
 
 
 def put_parts(

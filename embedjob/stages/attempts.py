@@ -5,18 +5,33 @@ The count is kept by the ledger, where no crash of a worker loses it.
 
 import faulthandler
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
 import ray
 
-from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
+from embedjob.stages.chunk_state import Failure
 from embedjob.stages.ledger import MAX_ATTEMPTS, Attempt
 
 # Of an attempt's time, what storage in trouble may take: the rest is for the work itself.
 STORAGE_SHARE = 0.8
+# The attempts at the parcel in hand that were counted together, by stage and chunk.
+_begun: dict[tuple[str, str], Attempt] = {}
+
+
+def begin_parcel(
+    stages: Sequence[str], sizes: Mapping[str, float], ledger: Any, *, before: str | None = None
+) -> None:
+    """Count the first attempts at all chunks of a parcel in one call, for `begin_attempt` to give.
+
+    `sizes` are those of its chunks by key. Where a process died with the parcel, this does nothing.
+    """
+    _begun.clear()
+    if len(sizes) > 1:
+        node = ray.get_runtime_context().get_node_id()
+        begun = ray.get(ledger.begin_together.remote(stages, sizes, node, before))
+        _begun.update(begun or {})
 
 
 def begin_attempt(
@@ -27,8 +42,10 @@ def begin_attempt(
     `size` is the chunk's, in tokens or bytes of text, for the limit of the attempt; `before` is the
     chunk that the same task has just passed on.
     """
-    node = ray.get_runtime_context().get_node_id()
-    attempt: Attempt | None = ray.get(ledger.begin.remote(stage, key, node, size, before))
+    attempt = _begun.pop((stage, key), None)
+    if attempt is None:
+        node = ray.get_runtime_context().get_node_id()
+        attempt = ray.get(ledger.begin.remote(stage, key, node, size, before))
     if attempt is None:
         return Failure("abandoned", "the run is stopping")
     if attempt.number > MAX_ATTEMPTS:
@@ -61,12 +78,3 @@ def limited(seconds: float) -> Iterator[Callable[[], None]]:
         yield moved
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def packed(state: ChunkState) -> pa.Table:
-    """Return the state as a block; a fault where memory does not suffice for it."""
-    try:
-        return to_block(state)
-    except Exception as error:
-        failure = Failure("fault", describe(error))
-        return to_block(ChunkState(state.chunk, failure=failure, stats=state.stats))

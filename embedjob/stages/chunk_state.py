@@ -1,7 +1,7 @@
-"""Chunk state in Ray: a chunk is a block of one row, so that Ray can neither split nor mix it."""
+"""Chunk states in Ray: a parcel is a block of one row, so that Ray can neither split nor mix it."""
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,34 +34,42 @@ class ChunkState:
     stats: Mapping[str, float] = field(default_factory=dict)
 
 
-def to_block(state: ChunkState) -> pa.Table:
-    """Pack the state into a block of one row.
-
-    The rows travel as Arrow IPC: pickling a sliced table would carry the whole parent.
-    """
-    rows = None if state.rows is None else _to_ipc(state.rows)
-    rest = (
-        state.chunk,
-        state.views,
-        state.encoded,
-        state.failure,
-        dict(state.stats),
-    )
-    return pa.table({"rows": _cell(rows), "rest": _cell(pickle.dumps(rest, protocol=5))})
+def to_block(states: Iterable[ChunkState]) -> pa.Table:
+    """Pack a parcel into a block of one row; a state becomes a fault where memory is too small."""
+    rows, rest = zip(*map(_packed, states), strict=True)
+    return pa.table({"rows": _one_row(rows), "rest": _one_row(rest)})
 
 
 def from_block(block: pa.Table) -> Iterator[ChunkState]:
     """Yield the states in a block; their rows are views of the block's memory."""
-    for rows, rest in zip(block["rows"], block["rest"], strict=True):
-        chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
-        table = pa.ipc.open_stream(rows.as_buffer()).read_all() if rows.is_valid else None
-        yield ChunkState(chunk, table, views, encoded, failure, stats)
+    for all_rows, all_rest in zip(block["rows"], block["rest"], strict=True):
+        for rows, rest in zip(all_rows.values, all_rest.values, strict=True):
+            chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
+            table = pa.ipc.open_stream(rows.as_buffer()).read_all() if rows.is_valid else None
+            yield ChunkState(chunk, table, views, encoded, failure, stats)
 
 
 def describe(error: BaseException) -> str:
     """Return the error in one line; errors that are not embedjob's own keep their type."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, EmbedjobError) else f"{type(error).__name__}: {text}"
+
+
+def _packed(state: ChunkState) -> tuple[pa.Array, pa.Array]:
+    """Return the rows as Arrow IPC, since pickling a slice would carry its parent, and the rest."""
+    try:
+        rows = None if state.rows is None else _to_ipc(state.rows)
+        rest = (state.chunk, state.views, state.encoded, state.failure, dict(state.stats))
+        return _cell(rows), _cell(pickle.dumps(rest, protocol=5))
+    except Exception as error:
+        failure = Failure("fault", describe(error))
+        return _packed(ChunkState(state.chunk, failure=failure, stats=state.stats))
+
+
+def _one_row(cells: Sequence[pa.Array]) -> pa.Array:
+    """Return the cells as the one value of a column; a cell that is alone is not copied."""
+    values = cells[0] if len(cells) == 1 else pa.concat_arrays(cells)
+    return pa.LargeListArray.from_arrays([0, len(values)], values)
 
 
 def _cell(payload: pa.Buffer | bytes | None) -> pa.Array:

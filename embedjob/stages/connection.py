@@ -53,8 +53,8 @@ def _chunk_context() -> Iterator[None]:
     """Set up Ray Data for chunks: the datasets that are made inside keep these settings."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    # A chunk is one block of one row. Ray never splits a row, and at this size it joins no two
-    # blocks that one task yields: each chunk travels on as soon as it is read.
+    # A parcel is one block of one row. Ray never splits a row, and at this size it joins no two
+    # blocks that one task yields: each parcel travels on as soon as it is read.
     context.target_max_block_size = 1
     with DataContext.current(context):
         yield

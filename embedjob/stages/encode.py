@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -16,8 +16,8 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
-from embedjob.stages.attempts import begin_attempt, limited, packed
-from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
+from embedjob.stages.attempts import begin_attempt, begin_parcel, limited
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import EncodesViews, Engine
 
@@ -76,7 +76,7 @@ class EncodeActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the block's chunks with embeddings in place of views."""
-        return pa.concat_tables([packed(self._encode(state)) for state in from_block(block)])
+        return to_block(self._encoded([*from_block(block)]))
 
     def _load(self, engine: Engine, claim: ClaimAndCheck) -> EncodesViews | None:
         # A constructor that raises would end the run with a traceback: a model that does not load
@@ -100,12 +100,21 @@ class EncodeActor:
         self._ledger.ready.remote(ray.get_runtime_context().get_actor_id(), tuple(notes))
         return encoder
 
-    def _encode(self, state: ChunkState) -> ChunkState:
+    def _encoded(self, states: Sequence[ChunkState]) -> Iterator[ChunkState]:
+        begin_parcel(
+            ("encode",), {s.chunk.key: _tokens(s) for s in states if s.views}, self._ledger
+        )
+        before = None
+        for state in states:
+            yield self._encode(state, before)
+            before = state.chunk.key
+
+    def _encode(self, state: ChunkState, before: str | None) -> ChunkState:
         if state.failure or state.views is None:
             return state
         started = time.monotonic()
-        tokens = int(state.views.lengths.sum())
-        attempt = begin_attempt("encode", state.chunk.key, self._ledger, size=tokens)
+        key, tokens = state.chunk.key, _tokens(state)
+        attempt = begin_attempt("encode", key, self._ledger, size=tokens, before=before)
         if isinstance(attempt, Failure) or self._encoder is None:
             stopped = Failure("abandoned", "the run is stopping")
             failure = attempt if isinstance(attempt, Failure) else stopped
@@ -156,6 +165,10 @@ class EncodeActor:
             if ray.get(self._ledger.present.remote()):
                 self._stopping.set()
             time.sleep(1.0)
+
+
+def _tokens(state: ChunkState) -> int:
+    return 0 if state.views is None else int(state.views.lengths.sum())
 
 
 def _unloaded(error: Exception) -> str:

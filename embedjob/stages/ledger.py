@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from embedjob.job.result import Outcome, Tally
+from embedjob.job.result import Outcome, Outcomes, Tally
 
 STAGES = ("read", "tokenize", "encode", "write")
-# What Ray fuses: a task that reads the next chunk has tokenized the one before.
-_ONE_TASK = STAGES[:2]
+# What a task has done with a chunk when it begins a stage with the next one.
+_PASSED = {"read": ("read", "tokenize"), "encode": ("encode",), "write": ("write",)}
 MAX_ATTEMPTS = 3
 # What an attempt may take is so many times what the slowest one took for a chunk of its size, by
 # the statistic that says it. READ and WRITE wait for storage, whose troubles know no size.
@@ -46,8 +46,11 @@ class LedgerState:
         self._most_seconds = stall_seconds / 2
         self._slowest: dict[str, float] = {}
         self._attempts: dict[tuple[str, str], list[str]] = {}
-        self._outcomes: dict[str, Outcome] = {}
-        self._ended: Counter[str] = Counter()
+        self._outcomes = Outcomes()
+        # Hashes: a million names would take 200 MB. Of two equal ones, the second chunk would have
+        # no end, which the run reports when it publishes.
+        self._ended: set[int] = set()
+        self._sums: Counter[str] = Counter()
         self._partial: dict[str, tuple[int, int]] = {}
         self._in_hand: set[str] = set()
         self._actors: set[str] = set()
@@ -62,20 +65,48 @@ class LedgerState:
     def begin(
         self, stage: str, key: str, node: str, size: float = 0.0, before: str | None = None
     ) -> Attempt | None:
-        """Count an attempt at a chunk in a stage; return it, None if the run is stopping.
+        """Count an attempt at a chunk in a stage; return it, None if there is to be none.
 
-        What is embedded is still written then. An attempt that ended with its node (a reclaimed
-        spot machine) says nothing against the chunk and is not counted; nor do earlier attempts at
-        a stage whose end this beginning shows, whether of this chunk, or of the one that the same
-        task passed on `before`.
+        What has ended is not begun again, and a stopping run only writes what is embedded. An
+        attempt that ended with its node (a reclaimed spot machine) says nothing against the chunk
+        and is not counted; nor are earlier attempts at a stage whose end this beginning shows, nor
+        the attempt at the chunk that the same task had `before`: a task that dies is repeated
+        whole, and only the chunk that it was at is to blame.
         """
-        if self._stopping and stage != STAGES[-1]:
+        if hash(key) in self._ended or (self._stopping and stage != STAGES[-1]):
             return None
+        self._forgive(stage, before)
         for earlier in STAGES[: STAGES.index(stage)]:
             self._attempts.pop((earlier, key), None)
-        if before is not None:
-            for passed in _ONE_TASK:
-                self._attempts.pop((passed, before), None)
+        return self._count(stage, key, node, size)
+
+    def begin_together(
+        self, stages: Sequence[str], sizes: Mapping[str, float], node: str, before: str | None
+    ) -> dict[tuple[str, str], Attempt] | None:
+        """Count the first attempt at every chunk of a parcel, in all stages of one task.
+
+        None where it is not the first: a process died with the parcel, and each chunk begins by
+        itself, so that it shows which is to blame.
+        """
+        keys = [(stage, key) for stage in stages for key in sizes]
+        known = any(key in self._attempts for key in keys) or any(
+            hash(key) in self._ended for key in sizes
+        )
+        if known or (self._stopping and stages[-1] != STAGES[-1]):
+            return None
+        self._forgive(stages[0], before)
+        for earlier in STAGES[: STAGES.index(stages[0])]:
+            for key in sizes:
+                self._attempts.pop((earlier, key), None)
+        return {(stage, key): self._count(stage, key, node, sizes[key]) for stage, key in keys}
+
+    def _forgive(self, stage: str, before: str | None) -> None:
+        """Take back the last attempt at the chunk that a task has passed on."""
+        for passed in _PASSED[stage] if before else ():
+            if tries := self._attempts.get((passed, before or "")):
+                tries.pop()
+
+    def _count(self, stage: str, key: str, node: str, size: float) -> Attempt:
         tried = self._attempts.setdefault((stage, key), [])
         if tried:
             dead = self._dead_nodes()
@@ -161,18 +192,23 @@ class LedgerState:
         self._partial[key] = (rows, tokens)
         self._idle = 0.0
 
-    def abandon(self, key: str) -> None:
-        """Note that a chunk was put down unfinished."""
-        self._partial.pop(key, None)
-        self._in_hand.discard(key)
+    def abandon(self, *keys: str) -> None:
+        """Note that chunks were put down unfinished."""
+        for key in keys:
+            self._partial.pop(key, None)
+            self._in_hand.discard(key)
 
-    def done(self, outcome: Outcome) -> None:
-        """Note the end of a chunk; a repeated report changes nothing."""
-        self.abandon(outcome.key)
-        if outcome.key not in self._outcomes:
-            self._outcomes[outcome.key] = outcome
-            self._ended.update(outcome.stats)
-            self._measure(outcome.stats)
+    def done(self, *outcomes: Outcome) -> None:
+        """Note the ends of chunks; a repeated report changes nothing."""
+        self.abandon(*(outcome.key for outcome in outcomes))
+        for outcome in outcomes:
+            for stage in STAGES:
+                self._attempts.pop((stage, outcome.key), None)
+            if hash(outcome.key) not in self._ended:
+                self._ended.add(hash(outcome.key))
+                self._outcomes.add(outcome)
+                self._sums.update(outcome.stats)
+                self._measure(outcome.stats)
         self._idle = 0.0
 
     def _measure(self, stats: Mapping[str, float]) -> None:
@@ -187,11 +223,11 @@ class LedgerState:
         partial_tokens = sum(tokens for _, tokens in self._partial.values())
         return Tally(
             chunks=len(self._outcomes),
-            faults=sum(outcome.fault is not None for outcome in self._outcomes.values()),
-            rows=int(self._ended["rows"]) + partial_rows,
-            tokens=int(self._ended["forward_tokens"]) + partial_tokens,
-            chunk_tokens=int(self._ended["forward_tokens"]),
-            text_bytes=int(self._ended["text_bytes"]),
+            faults=len(self._outcomes.faults),
+            rows=int(self._sums["rows"]) + partial_rows,
+            tokens=int(self._sums["forward_tokens"]) + partial_tokens,
+            chunk_tokens=int(self._sums["forward_tokens"]),
+            text_bytes=int(self._sums["text_bytes"]),
             actors=len(self._actors),
             in_hand=len(self._in_hand),
             refusal=self._refusal,
@@ -203,9 +239,9 @@ class LedgerState:
         """Return what encoders warned of while they were loaded, each message once."""
         return tuple(self._notes)
 
-    def outcomes(self) -> list[Outcome]:
-        """Return every chunk that ended, in the order of their ends."""
-        return list(self._outcomes.values())
+    def outcomes(self) -> Outcomes:
+        """Return how chunks ended."""
+        return self._outcomes
 
 
 def _dead_nodes() -> set[str]:
@@ -227,7 +263,7 @@ def new_ledger(stall_seconds: float = 1800.0) -> Any:
     return actor.options(scheduling_strategy=here).remote(stall_seconds)
 
 
-def outcomes_of(ledger: Any, *, timeout: float) -> tuple[tuple[Outcome, ...], tuple[str, ...]]:
-    """Return the ended chunks in order, and the encoders' notes; RayError if Ray is lost."""
+def outcomes_of(ledger: Any, *, timeout: float) -> tuple[Outcomes, tuple[str, ...]]:
+    """Return how chunks ended, and the encoders' notes; RayError if Ray is lost."""
     ended, notes = ray.get([ledger.outcomes.remote(), ledger.notes.remote()], timeout=timeout)
-    return tuple(ended), notes
+    return ended, notes

@@ -1,7 +1,8 @@
-"""READ: one Ray read task for each pass over a shard, giving one chunk state after the other."""
+"""READ: Ray tasks that read and tokenize chunk after chunk, and pass them on in parcels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -9,12 +10,15 @@ import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from embedjob.input.chunks import Chunk, passes
-from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, limited, packed
-from embedjob.stages.chunk_state import ChunkState, Failure, describe
+from embedjob.input.chunks import PARCEL_CHUNKS, Chunk, parcels, passes, text_of
+from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
+from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
 from embedjob.storage.retrying import patience, retried
 
 ReadRows = Callable[[Sequence[Chunk]], Iterator[pa.Table]]
+Then = Callable[[ChunkState], ChunkState]
+# So many for each actor at least: else one would work on the last while the others wait.
+_PARCELS_PER_ACTOR = 8
 # READ and TOKENIZE of one chunk peak at 8 (ASCII) to 10 times (Cyrillic) its text.
 _MEMORY_PER_TEXT_BYTE = 10
 # Of the largest node, so that a request is never more than a node has beside its other tasks.
@@ -22,14 +26,22 @@ _MAX_SHARE = 0.75
 
 
 def read(
-    chunks: Sequence[Chunk], rows_of: ReadRows, *, ledger: Any, memory: int
+    chunks: Sequence[Chunk], rows_of: ReadRows, then: Then, *, actors: int, ledger: Any
 ) -> ray.data.Dataset:
-    """Return a dataset of chunk states, one for each chunk; `memory` as `memory_of` gives it."""
-    source = ChunkSource(chunks, rows_of, ledger)
-    rows: ray.data.Dataset = ray.data.read_datasource(
-        source, override_num_blocks=source.passes, memory=memory
+    """Return a dataset of the states of all chunks, the largest first, in parcels.
+
+    Args:
+        chunks: what to read.
+        rows_of: reads the chunks of one pass.
+        then: what the same task does with each state before it reads on.
+        actors: how many will share the parcels.
+        ledger: the run's ledger.
+    """
+    source = ChunkSource(chunks, rows_of, then, actors=actors, ledger=ledger)
+    states: ray.data.Dataset = ray.data.read_datasource(
+        source, override_num_blocks=len(source.tasks), memory=memory_of(chunks)
     )
-    return rows
+    return states
 
 
 def memory_of(chunks: Sequence[Chunk]) -> int:
@@ -40,19 +52,22 @@ def memory_of(chunks: Sequence[Chunk]) -> int:
 
 
 class ChunkSource(Datasource):
-    """Chunks as a Ray datasource; what one task yields must stay apart, see `connected`."""
+    """Chunks as a Ray datasource; what one task yields must stay apart, see `connected`.
 
-    def __init__(self, chunks: Sequence[Chunk], rows_of: ReadRows, ledger: Any) -> None:
-        """Take the chunks, and the function that reads the chunks of one pass."""
+    `tasks` are the chunks of each task: those of one pass over a shard, or of several small ones.
+    """
+
+    def __init__(
+        self, chunks: Sequence[Chunk], rows_of: ReadRows, then: Then, *, actors: int, ledger: Any
+    ) -> None:
+        """Take what `read` takes."""
         super().__init__()
-        self._passes = passes(chunks)
+        self._most = max(1, min(PARCEL_CHUNKS, len(chunks) // (_PARCELS_PER_ACTOR * actors)))
+        # Actors would wait for a large one at the end.
+        self.tasks = sorted(parcels(passes(chunks), most=self._most), key=text_of, reverse=True)
         self._rows_of = rows_of
+        self._then = then
         self._ledger = ledger
-
-    @property
-    def passes(self) -> int:
-        """Return the number of passes, each of which is a task."""
-        return len(self._passes)
 
     def get_name(self) -> str:
         """Return the name that Ray's dashboard shows."""
@@ -60,7 +75,7 @@ class ChunkSource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Return the bytes of text that the footers promise."""
-        return sum(chunk.text_bytes for chunks in self._passes for chunk in chunks)
+        return sum(map(text_of, self.tasks))
 
     def get_read_tasks(
         self,
@@ -68,19 +83,24 @@ class ChunkSource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: Any = None,
     ) -> list[ReadTask]:
-        """Return one task per pass; the parallelism that Ray requests is ignored."""
-        return [self._task(chunks) for chunks in self._passes]
+        """Return a Ray task for each of `tasks`; the parallelism that Ray requests is ignored."""
+        return [self._task(chunks) for chunks in self.tasks]
 
     def _task(self, chunks: Sequence[Chunk]) -> ReadTask:
-        rows_of, ledger = self._rows_of, self._ledger
+        rows_of, then, ledger = self._rows_of, self._then, self._ledger
+        made = parcels(((chunk,) for chunk in chunks), most=self._most)
 
         def blocks() -> Iterator[pa.Table]:
-            for state in read_states(chunks, rows_of, ledger):
-                yield packed(state)
+            states, before = map(then, read_states(chunks, rows_of, ledger)), None
+            for parcel in made:
+                sizes = {chunk.key: float(chunk.text_bytes) for chunk in parcel}
+                begin_parcel(("read", "tokenize"), sizes, ledger, before=before)
+                yield to_block(islice(states, len(parcel)))
+                before = parcel[-1].key
 
         metadata = BlockMetadata(
-            num_rows=len(chunks),
-            size_bytes=sum(chunk.text_bytes for chunk in chunks),
+            num_rows=len(made),
+            size_bytes=text_of(chunks),
             exec_stats=None,
             input_files=(chunks[0].shard.url,),
         )
@@ -88,12 +108,19 @@ class ChunkSource(Datasource):
 
 
 def read_states(chunks: Sequence[Chunk], rows_of: ReadRows, ledger: Any) -> Iterator[ChunkState]:
-    """Yield each chunk's rows, or the reason why there are none: a failed chunk is a value.
-
-    Behind a chunk that failed, a further pass begins.
-    """
-    tables: Iterator[pa.Table] | None = None
+    """Yield each chunk's rows, or the reason why there are none: a failed chunk is a value."""
     before = None
+    for together in passes(chunks):
+        for state in _read_pass(together, rows_of, ledger, before):
+            yield state
+            before = state.chunk.key
+
+
+def _read_pass(
+    chunks: Sequence[Chunk], rows_of: ReadRows, ledger: Any, before: str | None
+) -> Iterator[ChunkState]:
+    """Read in one pass; behind a chunk that failed, a further pass begins."""
+    tables: Iterator[pa.Table] | None = None
 
     def next_rows(left: Sequence[Chunk]) -> pa.Table:
         nonlocal tables

@@ -1,8 +1,7 @@
-"""TOKENIZE: texts become token ids in CPU tasks, which Ray Data fuses with READ."""
+"""TOKENIZE: texts become token ids, in the CPU task that has read them."""
 
 import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,8 +13,8 @@ import pyarrow.compute as pc
 import ray
 
 from embedjob.errors import RefusedError
-from embedjob.stages.attempts import begin_attempt, limited, packed
-from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
+from embedjob.stages.attempts import begin_attempt, limited
+from embedjob.stages.chunk_state import ChunkState, Failure, describe
 from embedjob.stages.engine import Engine, PlannedFiles
 from embedjob.text.arrays import Flags
 from embedjob.text.tokenizing import ViewTokenizer
@@ -25,24 +24,11 @@ EXCERPT_CHARACTERS = 200
 Labels = npt.NDArray[np.object_]
 
 
-def tokenize(
-    rows: ray.data.Dataset, engine: Engine, *, files: PlannedFiles, ledger: Any, memory: int
-) -> ray.data.Dataset:
-    """Return a dataset of chunk states with hashes and excerpts, and ids in place of texts.
+def tokenize(state: ChunkState, *, engine: Engine, files: PlannedFiles, ledger: Any) -> ChunkState:
+    """Return the state with hashes and excerpts, and ids in place of texts.
 
-    A worker whose tokenizer is not the one of `files` stops the run. `memory` is what READ asks
-    for: Ray fuses tasks only where they ask for the same.
+    A worker whose tokenizer is not the one of `files` stops the run.
     """
-
-    def on_block(block: pa.Table) -> Iterator[pa.Table]:
-        for state in from_block(block):
-            yield packed(_attempted(state, engine, files, ledger))
-
-    return rows.map_batches(on_block, batch_size=None, batch_format="pyarrow", memory=memory)
-
-
-def _attempted(state: ChunkState, engine: Engine, files: PlannedFiles, ledger: Any) -> ChunkState:
-    """Tokenize within the limit of an attempt."""
     if state.failure:
         return state
     chunk = state.chunk

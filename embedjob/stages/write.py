@@ -16,7 +16,7 @@ from embedjob.output.chunk_file import Committed
 from embedjob.output.committing import commit
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
 from embedjob.output.schema import OutputSpec, embedding_type
-from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, limited
+from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
 from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
 from embedjob.storage.retrying import patience
@@ -39,20 +39,21 @@ class ChunkSink(Datasink[None]):
         self._ledger = ledger
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
-        """Commit every chunk in the blocks."""
+        """Commit every chunk in the blocks, each by itself."""
         for block in blocks:
-            for state in from_block(block):
-                end = self._ended(state)
-                reply = self._ledger.abandon.remote(state.chunk.key)
-                if end is not None:
-                    reply = self._ledger.done.remote(end)
-                ray.get(reply)
+            states = [*from_block(block)]
+            keys = [state.chunk.key for state in states]
+            begin_parcel(("write",), dict.fromkeys(keys, 0.0), self._ledger)
+            befores = [None, *keys]
+            ends = [self._ended(*one) for one in zip(states, befores, strict=False)]
+            done = self._ledger.done.remote(*filter(None, ends))
+            ray.get([done, self._ledger.abandon.remote(*keys)])
 
-    def _ended(self, state: ChunkState) -> Outcome | None:
+    def _ended(self, state: ChunkState, before: str | None) -> Outcome | None:
         """Commit within an attempt: Ray Data repeats a write whose process died without end."""
         if state.failure is not None:
             return outcome_of(state, self._commit)
-        attempt = begin_attempt("write", state.chunk.key, self._ledger)
+        attempt = begin_attempt("write", state.chunk.key, self._ledger, before=before)
         if isinstance(attempt, Failure):
             return outcome_of(replace(state, failure=attempt), self._commit)
         with limited(attempt.seconds), patience(STORAGE_SHARE * attempt.seconds):

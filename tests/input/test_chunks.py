@@ -6,12 +6,16 @@ from hypothesis import strategies as st
 
 from embedjob.input.chunks import (
     MAX_TEXT_BYTES,
+    PARCEL_ROWS,
+    PARCEL_TEXT_BYTES,
     WHOLE_GROUP_FACTOR,
     Chunk,
     RowRange,
     Shard,
+    parcels,
     passes,
     ranges,
+    text_of,
 )
 
 LAYOUTS = st.lists(st.integers(0, 400), max_size=30)
@@ -130,9 +134,9 @@ def test_groups_that_are_too_long_together_stay_apart() -> None:
     assert [part[:2] for part in ranges([2, 3, 4], sizes, chunk_rows=16)] == [(0, 5), (5, 9)]
 
 
-@given(LAYOUTS, CHUNK_ROWS)
-def test_a_pass_is_a_chunk_or_the_pieces_of_a_group(layout: list[int], chunk_rows: int) -> None:
-    chunks = [
+def _chunks(layout: Sequence[int], chunk_rows: int, row_bytes: int = 1) -> list[Chunk]:
+    """The chunks of two shards of that layout, one after the other in turn."""
+    return [
         Chunk(
             Shard(f"{name}.parquet", 1, "etag"),
             part.start,
@@ -140,12 +144,17 @@ def test_a_pass_is_a_chunk_or_the_pieces_of_a_group(layout: list[int], chunk_row
             (part.first_group, part.stop_group),
             part.first_row,
             f"{name}-{part.start}",
-            10,
+            row_bytes * (part.stop - part.start),
             10,
         )
         for part in _ranges(layout, chunk_rows=chunk_rows)
         for name in "ab"
     ]
+
+
+@given(LAYOUTS, CHUNK_ROWS)
+def test_a_pass_is_a_chunk_or_the_pieces_of_a_group(layout: list[int], chunk_rows: int) -> None:
+    chunks = _chunks(layout, chunk_rows)
     found = passes(reversed(chunks))
     assert sorted(chunk.key for together in found for chunk in together) == sorted(
         chunk.key for chunk in chunks
@@ -156,3 +165,23 @@ def test_a_pass_is_a_chunk_or_the_pieces_of_a_group(layout: list[int], chunk_row
             (together[0].shard, together[0].groups)
         }
         assert list(together) == sorted(together, key=lambda chunk: chunk.start)
+
+
+@given(LAYOUTS, CHUNK_ROWS, st.integers(1, 40), st.integers(1, 4000))
+def test_only_what_is_small_together_is_a_parcel(
+    layout: list[int], chunk_rows: int, most: int, row_bytes: int
+) -> None:
+    groups = passes(_chunks(layout, chunk_rows, row_bytes))
+    made = parcels(groups, most=most)
+    assert [chunk for parcel in made for chunk in parcel] == [c for group in groups for c in group]
+
+    def is_small(chunks: Sequence[Chunk]) -> bool:
+        rows = sum(chunk.rows for chunk in chunks)
+        small = rows <= PARCEL_ROWS and text_of(chunks) <= PARCEL_TEXT_BYTES
+        return small and len(chunks) <= most
+
+    assert all(is_small(parcel) for parcel in made if parcel not in groups)
+    # None could have taken more.
+    for parcel, following in pairwise(made):
+        group = next(group for group in groups if following[0] in group)
+        assert not is_small([*parcel, *group])

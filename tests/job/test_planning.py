@@ -14,7 +14,7 @@ from embedjob.config.job import Input
 from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.footers import Footer
-from embedjob.job.planning import InputListing, JobPlan, largest_first, plan
+from embedjob.job.planning import InputListing, JobPlan, plan
 from embedjob.storage.objects import Stored
 from tests.shards import job_of
 
@@ -71,18 +71,6 @@ def test_left_is_planned_less_listed_and_every_row_is_read_once(
     assert [shard.url for shard in again.empty] == [
         _shard(i).url for i, groups in enumerate(layouts) if not sum(groups)
     ]
-
-
-@given(LAYOUTS, st.integers(1, 30))
-def test_no_chunk_is_embedded_after_a_smaller_one(
-    layouts: list[list[int]], chunk_rows: int
-) -> None:
-    left = _plan([_footer(groups) for groups in layouts], chunk_rows=chunk_rows).left
-    order = largest_first(left)
-    sizes = [chunk.text_bytes for chunk in order]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(order) == len(left)
-    assert set(order) == set(left)
 
 
 def test_a_cut_chunk_has_a_name_of_its_own() -> None:

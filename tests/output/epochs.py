@@ -7,6 +7,7 @@ from embedjob.config.job import Input
 from embedjob.input.reading import read_chunk
 from embedjob.job.planning import JobPlan
 from embedjob.job.publishing import snapshot_of
+from embedjob.job.result import Outcome, Outcomes
 from embedjob.output.committing import commit
 from embedjob.output.file_names import data_directory
 from embedjob.output.snapshot import Snapshot
@@ -36,12 +37,13 @@ def commit_chunks(
 ) -> Snapshot:
     """Commit what a plan has left, but for the shard named `skip`; give what could be published."""
     ours = output_spec(job_input, plan.types)
-    ends = []
+    ends = Outcomes()
     for chunk in plan.left:
         if skip not in chunk.shard.url:
             rows = read_chunk(chunk, job_input)
-            ends.append(commit(out, chunk, finished(rows), rows_in=len(rows), spec=ours))
-    return snapshot_of(plan, epoch=epoch, listed=_listed(out), committed=ends)
+            done = commit(out, chunk, finished(rows), rows_in=len(rows), spec=ours)
+            ends.add(Outcome(chunk.key, chunk.shard.url, chunk.start, chunk.stop, done))
+    return snapshot_of(plan, epoch=epoch, listed=_listed(out), outcomes=ends)
 
 
 def replace_out(plan: JobPlan, out: str) -> JobPlan:

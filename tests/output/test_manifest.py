@@ -67,6 +67,13 @@ def test_a_list_comes_back_equal_from_any_number_of_parts(
     assert found.files.counts["deduplicated"] == sum(range(25))
 
 
+def test_the_files_of_some_shards_are_found_and_odd_names_do_no_harm() -> None:
+    files = _snapshot(25).files
+    wanted = {"s3://corpus/docs/part-00001.parquet", "never seen", "not \udcff UTF-8"}
+    assert [*files.of_shards(wanted)] == [_file(number) for number in range(10, 20)]
+    assert [*files.of_shards(set())] == []
+
+
 def test_a_file_costs_little_in_storage(out: str) -> None:
     """60 MB for a million: digests are random, and all else is like its neighbours."""
     publish(out, _snapshot(20_000))

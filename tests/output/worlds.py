@@ -29,7 +29,7 @@ from embedjob.input.reading import read_chunk
 from embedjob.job.options import Console, Options
 from embedjob.job.output import claim_of, output_spec
 from embedjob.job.planning import JobPlan, list_input, plan
-from embedjob.job.result import Outcome, Result, StagesEnd
+from embedjob.job.result import Outcome, Outcomes, Result, StagesEnd
 from embedjob.output import cleanup, lease
 from embedjob.output.claim import put_claim
 from embedjob.output.committing import commit
@@ -243,7 +243,7 @@ class World:
         ends = [self._chunk(plan, chunk, i == me.fails) for i, chunk in enumerate(plan.left)]
         # As the driver does while its stages run.
         holder.require()
-        return StagesEnd(tuple(ends))
+        return StagesEnd(Outcomes(ends))
 
     def _chunk(self, plan: JobPlan, chunk: Chunk, fails: bool) -> Outcome:
         place = (chunk.key, chunk.shard.url, chunk.start, chunk.stop)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from embedjob.job.result import Result, RunFacts, summarize
+from embedjob.job.result import Outcomes, Result, RunFacts, summarize
 from embedjob.reports.summary import show_summary
 from tests.job.outcomes import outcome
 
@@ -19,7 +19,7 @@ def test_how_well_the_device_was_used_is_told_where_it_is_known() -> None:
     facts = RunFacts(1, 0, 10.0, "f" * 64)
     known = {"model_flops": 3e12, "peak_flops": 10e12, "prefix_tokens_saved": 1234}
     ends = [outcome("a", stats=known)]
-    said = shown(Result(summarize(ends, facts), "the/output", (), "published"))
+    said = shown(Result(summarize(Outcomes(ends), facts), "the/output", (), "published"))
     assert "30% of the device's peak" in said
     assert "1,234 shared and not run" in said
     assert "20.0% duplicates" in said
@@ -31,7 +31,7 @@ def result(*keys: str, faults: tuple[str, ...] = (), verdict: str = "published")
         chunks_planned=5, chunks_done_before=2, seconds=10.0, fingerprint="f" * 64, snapshot=None
     )
     ends = [outcome(key) for key in keys] + [outcome(fault, fault="lost") for fault in faults]
-    return Result(summarize(ends, facts), "the/output", faults, verdict)
+    return Result(summarize(Outcomes(ends), facts), "the/output", faults, verdict)
 
 
 def test_what_was_done_is_on_one_screen() -> None:

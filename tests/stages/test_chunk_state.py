@@ -1,3 +1,5 @@
+from typing import NoReturn
+
 import numpy as np
 import pyarrow as pa
 
@@ -20,7 +22,7 @@ def test_a_chunk_state_comes_out_as_it_went_in() -> None:
     )
     encoded = Encoded(np.eye(2, dtype=np.float32), {1: ("model_error", "why")})
     state = ChunkState(CHUNK, rows, views, encoded, stats={"rows": 3})
-    [back] = from_block(to_block(state))
+    [back] = from_block(to_block([state]))
     assert back.chunk == CHUNK
     assert back.rows.equals(rows)
     assert back.views.full_ids(1).tolist() == [1, 2, 4, 5]
@@ -29,10 +31,12 @@ def test_a_chunk_state_comes_out_as_it_went_in() -> None:
     assert back.stats == {"rows": 3}
 
 
-def test_a_failure_is_a_chunk_state_too_and_blocks_may_be_joined() -> None:
+def test_several_states_are_one_row_which_cannot_be_split() -> None:
     failed = ChunkState(CHUNK, failure=Failure("fault", "no such file"))
     empty = ChunkState(CHUNK, rows=pa.table({"row": pa.array([], pa.uint32())}))
-    first, second = from_block(pa.concat_tables([to_block(failed), to_block(empty)]))
+    block = to_block([failed, empty])
+    first, second = from_block(block)
+    assert block.num_rows == 1
     assert first.failure == failed.failure
     assert first.rows is None
     assert second.rows.num_rows == 0
@@ -40,7 +44,18 @@ def test_a_failure_is_a_chunk_state_too_and_blocks_may_be_joined() -> None:
 
 def test_a_slice_does_not_carry_its_parent() -> None:
     rows = pa.table({"text": ["x" * 1000] * 1000})
-    assert to_block(ChunkState(CHUNK, rows.slice(0, 1))).nbytes < 10_000
+    assert to_block([ChunkState(CHUNK, rows.slice(0, 1))]).nbytes < 10_000
+
+
+def test_a_state_without_memory_for_its_block_is_a_fault_and_the_others_are_not() -> None:
+    class TooLarge:
+        def __reduce__(self) -> NoReturn:
+            raise MemoryError("no room")
+
+    states = [ChunkState(CHUNK, stats={"rows": 3}), ChunkState(CHUNK, views=TooLarge())]
+    sound, lost = from_block(to_block(states))
+    assert (sound.failure, sound.stats) == (None, {"rows": 3})
+    assert lost.failure == Failure("fault", "MemoryError: no room")
 
 
 def test_an_error_is_told_in_one_line() -> None:

@@ -1,8 +1,12 @@
+import tracemalloc
 from itertools import cycle
 
+import pyarrow as pa
 import pytest
 
 from embedjob.job.result import Outcome
+from embedjob.output.chunk_file import Committed
+from embedjob.output.manifest import COUNTS
 from embedjob.stages.ledger import MAX_ATTEMPTS, STAGES, LedgerState
 
 
@@ -15,9 +19,10 @@ def begin(state: LedgerState, stage: str, key: str, node: str) -> int | None:
     return attempt and attempt.number
 
 
-def outcome(key: str, **more: object) -> Outcome:
+def outcome(key: str, *, fault: str | None = None) -> Outcome:
     stats = {"rows": 10, "forward_tokens": 100, "text_bytes": 1000}
-    return Outcome(key=key, shard="s", start=0, stop=10, stats=stats, **more)
+    kept = None if fault else Committed(key, 10, 100, "etag", {"rows": 10}, written=True)
+    return Outcome(key, "s", start=0, stop=10, committed=kept, fault=fault, stats=stats)
 
 
 def test_attempts_are_counted_by_stage_and_chunk() -> None:
@@ -142,9 +147,9 @@ def test_progress_counts_ended_chunks_and_what_is_being_encoded() -> None:
 
 def test_a_repeated_report_changes_nothing() -> None:
     state = ledger()
-    state.done(outcome("a", committed="file"))
+    state.done(outcome("a"))
     state.done(outcome("a", fault="late"))
-    assert [end.fault for end in state.outcomes()] == [None]
+    assert (state.outcomes().committed, state.outcomes().faults) == (1, [])
     assert (state.tally().chunks, state.tally().faults, state.tally().rows) == (1, 0, 10)
 
 
@@ -152,6 +157,37 @@ def test_what_is_embedded_is_written_although_the_run_is_stopping() -> None:
     state = ledger()
     state.stop("SIGTERM")
     assert [begin(state, "write", "a", "n") for _ in range(2)] == [1, 2]
+
+
+def test_a_chunk_that_has_ended_is_not_begun_again() -> None:
+    """Ray repeats whole tasks, also those whose chunks were committed."""
+    state = ledger()
+    state.done(outcome("a"))
+    assert [begin(state, stage, "a", "n") for stage in STAGES] == [None] * 4
+    assert begin(state, "write", "b", "n") == 1
+
+
+def test_the_ledger_of_many_chunks_takes_at_most_300_bytes_for_each() -> None:
+    """Names and etags as long as those of S3; what is kept of a chunk is kept once."""
+    state, chunks = ledger(), 4096
+    counts = {name: 16_384 for name in COUNTS if name != "reused"}
+    stats = {f"statistic {number}": 0.5 + number for number in range(16)}
+    tracemalloc.start()
+    try:
+        before = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0]
+        for number in range(chunks):
+            key = (
+                f"docs_part-{number // 10:06d}-{'0' * 16}-{'1' * 16}-{number:010d}-{0:010d}.parquet"
+            )
+            for stage in STAGES:
+                begin(state, stage, key, "node")
+            kept = Committed(key, 16_384, 10**8, f"{number:032x}", dict(counts), written=True)
+            state.done(Outcome(key, f"s3://corpus/{key}", 0, 9, kept, stats=dict(stats)))
+        taken = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert state.tally().chunks == chunks
+    assert 150 < taken / chunks <= 300
 
 
 def test_attempts_at_a_stage_are_forgotten_once_the_next_one_begins() -> None:
@@ -174,7 +210,7 @@ def test_a_device_that_lost_other_chunks_too_is_named_as_the_reason() -> None:
     assert lost_on == "lost on GPU 3 of node x, as were 1 other chunks: the device may be broken"
 
 
-def test_a_task_that_reads_on_has_passed_on_the_chunk_before() -> None:
+def test_a_task_that_goes_on_has_passed_on_the_chunk_before() -> None:
     """Ray repeats the whole of a task that died: what it had passed on is not to blame."""
     state = ledger()
     for number in range(1, MAX_ATTEMPTS + 3):
@@ -182,3 +218,55 @@ def test_a_task_that_reads_on_has_passed_on_the_chunk_before() -> None:
         attempt = state.begin("read", "b", "n", before="a")
         assert attempt is not None
         assert attempt.number == number
+
+
+def test_a_parcel_begins_together_once_and_then_chunk_by_chunk() -> None:
+    state, sizes = ledger(), {"a": 1.0, "b": 2.0}
+    task = ("read", "tokenize")
+    first = state.begin_together(task, sizes, "n", None)
+    assert first is not None
+    assert {key: attempt.number for key, attempt in first.items()} == {
+        (stage, key): 1 for stage in task for key in "ab"
+    }
+    assert state.begin_together(task, sizes, "n", None) is None
+    assert [begin(state, stage, "a", "n") for stage in task] == [2, 2]
+    assert state.begin_together(task, {"c": 1.0, "d": 1.0}, "n", None) is not None
+    # What is encoded has been tokenized.
+    assert state.begin_together(("encode",), sizes, "n", None) is not None
+    assert state.tally().in_hand == 2
+    assert begin(state, "read", "a", "n") == 1
+
+
+def test_a_parcel_with_an_ended_chunk_does_not_begin_together_nor_does_one_of_a_stopping_run() -> (
+    None
+):
+    state, sizes = ledger(), {"a": 1.0, "b": 2.0}
+    state.done(outcome("a"))
+    assert state.begin_together(("write",), sizes, "n", None) is None
+    state.stop("SIGTERM")
+    other = {"c": 1.0, "d": 2.0}
+    assert state.begin_together(("encode",), other, "n", None) is None
+    assert state.begin_together(("write",), other, "n", None) is not None
+
+
+@pytest.mark.parametrize("stage", ["encode", "write"])
+def test_a_chunk_is_blamed_for_its_own_deaths_alone_and_for_all_of_them(stage: str) -> None:
+    """Tasks of three chunks that die at any of them by chance do not go on for ever."""
+    state, deaths = ledger(), iter("bacabcbacb")
+
+    def killed() -> list[str]:
+        """One task: the chunks that it gives up."""
+        victim, given_up, before = next(deaths, None), [], None
+        for key in "abc":
+            attempt = state.begin(stage, key, "n", before=before)
+            assert attempt is not None
+            if attempt.number > MAX_ATTEMPTS:
+                given_up.append(key)
+            elif key == victim:
+                return given_up
+            before = key
+        return given_up
+
+    ends = [killed() for _ in range(11)]
+    assert ends[:8] == [[]] * 8
+    assert ends[8:] == [["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]

@@ -1,5 +1,6 @@
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import ray
 
 from embedjob.config.job import Input
 from embedjob.errors import ChunkError, InputChangedError
-from embedjob.input.chunks import Chunk, Shard
+from embedjob.input.chunks import PARCEL_TEXT_BYTES, Chunk, Shard
 from embedjob.input.reading import read_pass
-from embedjob.stages.chunk_state import ChunkState, from_block, to_block
+from embedjob.stages.attempts import begin_attempt
+from embedjob.stages.chunk_state import ChunkState, Failure, from_block
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
 from embedjob.stages.read import ChunkSource, memory_of, read, read_states
 from embedjob.storage import objects
@@ -21,8 +23,6 @@ from tests.seaweed import S3Server
 from tests.shards import plan_of, write_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("joined")]
-
-MEMORY = 10 * 2**20
 
 
 def chunk(number: int) -> Chunk:
@@ -44,7 +44,7 @@ def rows_of(chunks: Sequence[Chunk]) -> Iterator[pa.Table]:
     for part in chunks:
         if part.key == "3.parquet":
             raise InputChangedError("it was replaced")
-        if part.key == "piece-3":
+        if part.key in ("piece-3", "11.parquet"):
             os._exit(1)
         if part.key == "piece-1":
             raise ChunkError("a damaged page")
@@ -58,19 +58,21 @@ def ledger() -> Any:
     return new_ledger()
 
 
+def then(state: ChunkState, ledger: Any) -> ChunkState:
+    """What the same task does next, which ends its process at one chunk."""
+    attempt = begin_attempt("tokenize", state.chunk.key, ledger)
+    if isinstance(attempt, Failure):
+        return replace(state, failure=attempt)
+    if state.chunk.key == "20.parquet":
+        os._exit(1)
+    return state
+
+
 def _passed(chunks: Sequence[Chunk], ledger: Any) -> list[list[ChunkState]]:
-    """The chunk states by block, after a stage that is fused with READ."""
-
-    def on_block(block: pa.Table) -> Iterator[pa.Table]:
-        for state in from_block(block):
-            yield to_block(state)
-
-    rows = read(chunks, rows_of, ledger=ledger, memory=MEMORY)
-    after = rows.map_batches(
-        on_block, batch_size=None, batch_format="pyarrow", memory=MEMORY
-    ).materialize()
-    assert "ReadChunks->MapBatches(on_block)" in after.stats()
-    return [list(from_block(block)) for block in ray.get(after.to_arrow_refs())]
+    """The chunk states by block."""
+    next_stage = partial(then, ledger=ledger)
+    made = read(chunks, rows_of, next_stage, actors=1, ledger=ledger).materialize()
+    return [list(from_block(block)) for block in ray.get(made.to_arrow_refs())]
 
 
 def test_every_chunk_is_one_state_and_a_failed_one_is_a_value(ledger: Any) -> None:
@@ -86,6 +88,17 @@ def test_every_chunk_is_one_state_and_a_failed_one_is_a_value(ledger: Any) -> No
             assert state.stats["rows"] == 10
 
 
+def test_small_chunks_share_a_task_and_each_fails_alone(ledger: Any) -> None:
+    """One is at fault, one ends its process when it is read, and one after it was read."""
+    blocks = _passed([chunk(number) for number in range(48)], ledger)
+    assert [len(block) for block in blocks] == [6] * 8
+    ends = {state.chunk.key: state.failure and state.failure.detail for b in blocks for state in b}
+    assert ends.pop("3.parquet") == "it was replaced"
+    assert ends.pop("11.parquet").startswith(f"its read process died {MAX_ATTEMPTS} times")
+    assert ends.pop("20.parquet").startswith(f"its tokenize process died {MAX_ATTEMPTS} times")
+    assert list(ends.values()) == [None] * 45
+
+
 def test_pieces_of_a_row_group_are_read_by_one_task_and_stay_apart(ledger: Any) -> None:
     """One piece is at fault, one ends its process each time: the others lose nothing by them."""
     blocks = _passed(PIECES, ledger)
@@ -96,13 +109,14 @@ def test_pieces_of_a_row_group_are_read_by_one_task_and_stay_apart(ledger: Any) 
     assert ends == dict.fromkeys(["piece-0", "piece-2", "piece-4", "piece-5"])
 
 
-def test_there_is_one_task_per_pass_whatever_is_asked(ledger: Any) -> None:
-    source = ChunkSource([*CHUNKS[:2], *PIECES, *CHUNKS[2:]], rows_of, ledger)
+def test_there_is_one_task_per_pass_of_large_chunks_whatever_is_asked(ledger: Any) -> None:
+    large = [replace(part, text_bytes=PARCEL_TEXT_BYTES + i) for i, part in enumerate(CHUNKS)]
+    source = ChunkSource([*large, *PIECES], rows_of, then, actors=1, ledger=ledger)
     tasks = source.get_read_tasks(parallelism=2)
-    passes = [*CHUNKS[:2], PIECES[0], *CHUNKS[2:]]
+    passes = [*reversed(large), PIECES[0]]
     assert [task.metadata.input_files[0] for task in tasks] == [c.shard.url for c in passes]
-    assert [task.metadata.num_rows for task in tasks] == [1, 1, 6, 1, 1, 1]
-    assert source.estimate_inmemory_data_size() == 330
+    assert [task.metadata.num_rows for task in tasks] == [1, 1, 1, 1, 1, 6]
+    assert source.estimate_inmemory_data_size() == sum(c.text_bytes for c in [*large, *PIECES])
 
 
 def test_a_task_asks_for_the_memory_that_its_text_needs_and_never_for_more_than_a_node_has() -> (

@@ -153,19 +153,31 @@ class ProcessDied(BaseException):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("joined")
-def test_a_write_whose_process_dies_is_a_fault_of_this_chunk_after_three_attempts() -> None:
+def test_of_chunks_that_travel_together_each_is_committed_or_named_alone() -> None:
+    """The process dies at the second of three chunks: it has three attempts."""
     ledger, tried = new_ledger(), []
 
     def commit(part: ChunkState) -> Committed:
-        tried.append(part.chunk.key)
-        raise ProcessDied
+        tried.append(part.chunk.start)
+        if part.chunk.start == 5:
+            raise ProcessDied
+        return committed(part)
 
-    sink, block = ChunkSink(commit, ledger), to_block(state([0, 1, 2], {}))
+    made = state([0, 1, 2], {})
+    chunks = [replace(CHUNK, start=start, name=f"at-{start}") for start in (2, 5, 8)]
+    sink = ChunkSink(commit, ledger)
+    block = to_block([replace(made, chunk=chunk) for chunk in chunks])
     for _ in range(MAX_ATTEMPTS):
         with pytest.raises(ProcessDied):
             sink.write([block], None)
     sink.write([block], None)
-    [end], _ = outcomes_of(ledger, timeout=60)
-    assert (end.shard, end.start, end.stop) == ("in/a.parquet", 2, 5)
-    assert "its write process died 3 times" in end.fault
-    assert len(tried) == MAX_ATTEMPTS
+    ends, _ = outcomes_of(ledger, timeout=60)
+    [fault] = ends.faults
+    assert (fault.shard, fault.start, fault.stop) == ("in/a.parquet", 5, 5)
+    assert "its write process died 3 times" in fault.fault
+    assert ends.committed == 2
+    assert tried == [2, 5] * MAX_ATTEMPTS + [2, 8]
+    # What has ended is not committed again when the task is repeated.
+    sink.write([block], None)
+    assert tried[-1] == 8
+    assert len(tried) == 2 * MAX_ATTEMPTS + 2
