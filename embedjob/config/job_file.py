@@ -1,11 +1,13 @@
 """Job files: YAML and `--set` overrides to a validated job, with the origin of every key."""
 
+import datetime
 import difflib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +30,49 @@ _PATHS = (
     "encoder.adapters",
 )
 _SECTIONS = tuple(Job.model_fields)
+_AS_TEXT = ("timestamp", "int", "float")
 _SectionT = TypeVar("_SectionT", bound=Section)
+
+
+class _TwiceError(Exception):
+    """A key stands in two lines of one mapping: YAML would drop the first without a word."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is written: each key once; a day or a time stays text, until it has a column."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # which no section has
+            merges = key.tag == "tag:yaml.org,2002:merge"
+            name = key.value if merges else self.construct_object(key)
+            line = key.start_mark.line + 1
+            if name in lines:
+                raise _TwiceError(
+                    f"{redacted(key.value)} is given twice, in line {lines[name]} and in line"
+                    f" {line}; keep one"
+                )
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
+# Numbers without YAML 1.1's sixties, by which 12:30:00 is 45000; and no dates.
+_NUMBERS = {
+    "int": r"[-+]?(0b[0-1_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in _AS_TEXT]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, _form in _NUMBERS.items():
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_form})$"), [*"-+0123456789."]
+    )
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
 
 
 @dataclass(frozen=True)
@@ -94,15 +138,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({error})") from error
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        document = yaml.load(text, _Loader)
+    except _TwiceError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {_without_its_text(error)}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: got {type(document).__name__}, allowed is a mapping of keys")
     return document
 
 
-def _without_its_text(error: yaml.YAMLError) -> str:
+def _without_its_text(error: Exception) -> str:
     """Return what is wrong with a YAML text, and where; its lines may hold secrets."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return type(error).__name__
@@ -145,11 +191,25 @@ def validate(
     refuse_secrets(document, at)
     try:
         # Strict JSON mode takes YAML's lists for tuples, and still refuses "3" for 3.
-        return model.model_validate_json(json.dumps(document), context={PARTIAL: partial})
+        written = json.dumps(document, default=_as_text)
+        return model.model_validate_json(written, context={PARTIAL: partial})
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
-            raise ConfigError(f"{at or 'config'}: {error}; dates and times need quotes") from error
+            raise ConfigError(f"{at or 'config'}: {error}") from error
         raise ConfigError(_explain(error, document, at, origins or {})) from error
+
+
+def _as_text(value: Any) -> str:
+    """Return a value that JSON has not as the text that a job file would have in its place."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return f"{value.total_seconds():f}s"
+    if isinstance(value, bytes):
+        return value.decode()  # UnicodeDecodeError is a ValueError
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"got {type(value).__name__}, allowed are text, numbers, lists and mappings")
 
 
 def validate_partial(source: JobSource) -> None:
@@ -189,8 +249,10 @@ def _override(text: str) -> Layer:
             f" {', '.join(_SECTIONS)}"
         )
     try:
-        value: Any = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+        value: Any = yaml.load(raw, _Loader)
+    except _TwiceError as error:
+        raise ConfigError(f"--set {path}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = _without_its_text(error)
         raise ConfigError(f"--set {path}: the value is not valid YAML: {what}") from None
     for key in reversed(keys):
@@ -253,7 +315,7 @@ def _explain(
         elif one["type"] == "missing":
             path, message = _missing(path, one["loc"])
         elif one["type"] != "value_error":
-            message = f"got {json.dumps(got)}, allowed is {message}"
+            message = f"got {json.dumps(got, default=_as_text)}, allowed is {message}"
         notes = problems.setdefault(path, [])
         if message not in notes:
             notes.append(message)

@@ -1,15 +1,22 @@
 """Columns: which of them a job reads, and which shards can give them."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from embedjob.config.job import Input
 from embedjob.errors import InputError
 from embedjob.input.chunks import Shard
-from embedjob.input.filtering import filter_columns, filter_rows
+from embedjob.input.column_types import (
+    TEXT,
+    agreed_type,
+    fits,
+    in_nanoseconds,
+    is_text,
+    plain_type,
+)
+from embedjob.input.filtering import filter_columns, misfit
 from embedjob.input.footers import Footer, Wanted
 from embedjob.input.joining import text_columns
 
@@ -62,27 +69,30 @@ def columns_of(job_input: Input) -> Columns:
     )
 
 
-def plain_type(given: pa.DataType) -> pa.DataType:
-    """Return the type without its encoding: strings and bytes have several that mean the same."""
-    if isinstance(given, pa.BaseExtensionType):
-        return plain_type(given.storage_type)
-    if pa.types.is_dictionary(given):
-        return plain_type(given.value_type)
-    if is_text(given):
-        return pa.large_string()
-    if given in (pa.binary(), pa.large_binary(), pa.binary_view()):
-        return pa.large_binary()
-    return given
+@dataclass(frozen=True)
+class Standing:
+    """The types that an output's files have: they stay, whatever shards are added later.
+
+    `types` are exact. Earlier releases kept only their names, by column: `names`.
+    """
+
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
-def is_text(given: pa.DataType) -> bool:
-    """Return whether the type is a kind of string, dictionary-encoded or not."""
-    value = given.value_type if pa.types.is_dictionary(given) else given
-    return value in (pa.string(), pa.large_string(), pa.string_view())
+def agree(
+    shards: Sequence[Shard],
+    footers: Mapping[str, Footer],
+    job_input: Input,
+    standing: Standing | None = None,
+) -> Agreement:
+    """Return the types of the carried columns, and the shards that do not fit them.
 
+    They are those of the output, if it has any yet, and else those that most shards have.
 
-def agree(shards: Sequence[Shard], footers: Mapping[str, Footer], job_input: Input) -> Agreement:
-    """Return the types that most shards have, and the odd shards; InputError when no shard fits."""
+    Raises:
+        InputError: no shard fits.
+    """
     columns = columns_of(job_input)
     seen: dict[tuple[pa.Schema, tuple[str, ...]], str | None] = {}
     faults: dict[str, str] = {}
@@ -92,54 +102,76 @@ def agree(shards: Sequence[Shard], footers: Mapping[str, Footer], job_input: Inp
             seen[layout] = _problem(shard, footers[shard.url].schema, job_input)
         reason = seen[layout] or _too_long(footers[shard.url])
         faults |= {shard.url: reason} if reason else {}
-    sound = [shard for shard in shards if shard.url not in faults]
-    if shards and not sound:
-        raise InputError(f"input: {faults[shards[0].url]} ({shards[0].url})")
     types: dict[str, pa.DataType] = {}
-    for name in columns.carried:
-        by_shard = {
-            shard.url: column_type(name, footers[shard.url].schema, shard.partitions)
+    sound = [shard for shard in shards if shard.url not in faults]
+    for name in columns.carried if sound else ():
+        kinds = {
+            shard.url: _type_in(name, footers[shard.url].schema, shard.partitions)
             for shard in sound
         }
-        types[name] = Counter(by_shard.values()).most_common(1)[0][0]
+        stands = _standing_type(name, kinds.values(), standing or Standing())
+        types[name] = agreed_type([*kinds.values()]) if stands is None else stands
+        where = "most shards" if stands is None else "the files of this output, which stay"
         faults |= {
-            url: f"column {name!r} is {kind}, and {types[name]} in most shards"
-            for url, kind in by_shard.items()
-            if kind != types[name]
+            url: f"column {name!r} is {kind}, and {types[name]} in {where}"
+            for url, kind in kinds.items()
+            if not (fits(kind, types[name]) or (stands and _fitted_before(kind, stands)))
         }
+    if shards and len(faults) == len(shards):
+        raise InputError(f"input: {faults[shards[0].url]} ({shards[0].url})")
     return Agreement(types, faults)
 
 
-def column_type(
+def _standing_type(
+    name: str, kinds: Iterable[pa.DataType], standing: Standing
+) -> pa.DataType | None:
+    """Return the type that a column has in the output's files; None where nothing says so."""
+    if name in standing.types or name not in standing.names:
+        return standing.types.get(name)
+    for kind in dict.fromkeys(kinds):
+        plain = plain_type(kind)
+        spellings = (plain, agreed_type([kind]), kind, _before(kind), in_nanoseconds(plain))
+        for spelled in spellings:
+            if str(spelled) == standing.names[name]:
+                return spelled
+    return None
+
+
+def _before(kind: pa.DataType) -> pa.DataType:
+    """Return the type as earlier releases had it: plain only where it is not nested."""
+    return kind if pa.types.is_nested(kind) else plain_type(kind)
+
+
+def _fitted_before(kind: pa.DataType, stands: pa.DataType) -> bool:
+    """Return whether earlier releases had the column so: they read int96 as nanoseconds."""
+    return fits(in_nanoseconds(plain_type(kind)), stands)
+
+
+def _type_in(
     name: str, schema: pa.Schema, partitions: Sequence[tuple[str, str | None]]
 ) -> pa.DataType | None:
-    """Return the plain type of a column, from file or directories; None if it is missing."""
+    """Return the type of a column, from file or directories; None if it is missing."""
     places = schema.get_all_field_indices(name)
     if len(places) == 1:
-        return plain_type(schema.field(places[0]).type)
-    return pa.large_string() if not places and name in dict(partitions) else None
+        return schema.field(places[0]).type
+    return TEXT if not places and name in dict(partitions) else None
 
 
 def _problem(shard: Shard, schema: pa.Schema, job_input: Input) -> str | None:
     columns = columns_of(job_input)
-    types = {name: column_type(name, schema, shard.partitions) for name in columns.needed}
+    types = {name: _type_in(name, schema, shard.partitions) for name in columns.needed}
     for name, kind in types.items():
         if kind is None:
             return _missing(name, schema, [key for key, _ in shard.partitions])
     for name in columns.text:
-        if types[name] != pa.large_string():
+        if not is_text(types[name]):
             return (
                 f"column {name!r} is {types[name]}; text must be string, large_string,"
                 " string_view or a dictionary of them"
             )
     if job_input.filter is None:
         return None
-    try:
-        filter_rows(pa.schema(list(types.items())).empty_table(), job_input.filter)
-    except pa.ArrowException as error:
-        described = ", ".join(f"{name}: {types[name]}" for name in columns.filter)
-        return f"filter: a value does not fit its column ({described}): {error}"
-    return None
+    return misfit(job_input.filter, {name: plain_type(types[name]) for name in columns.filter})
 
 
 def _missing(name: str, schema: pa.Schema, partitions: Sequence[str]) -> str:

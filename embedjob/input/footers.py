@@ -5,6 +5,7 @@ driver decodes by `embedjob.input.decoders`, in a process that may die; there, e
 job needs is looked up once, so that whoever decodes the same bytes later is safe.
 """
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedjob.errors import in_one_line
+from embedjob.input.column_types import units_in
 
 MAGIC = b"PAR1"
 _ENCRYPTED = b"PARE"
@@ -107,7 +109,7 @@ class Decoder:
         """
         try:
             metadata = parse(tail)
-            schema, leaves = self._layout(metadata.schema)
+            schema, leaves = self._layout(metadata)
             rows, text_bytes = _groups(metadata, size, leaves)
             for group in range(len(rows)) if self._wanted.filter else ():
                 group_bounds(metadata, group, self._wanted.filter)
@@ -129,14 +131,50 @@ class Decoder:
         except pa.ArrowInvalid as error:
             return " ".join(str(error).split())
 
-    def _layout(self, written: pq.ParquetSchema) -> tuple[pa.Schema, tuple[_Leaf, ...]]:
-        schema = written.to_arrow_schema().remove_metadata()
+    def _layout(self, metadata: pq.FileMetaData) -> tuple[pa.Schema, tuple[_Leaf, ...]]:
+        written = metadata.schema
+        schema = read_schema(metadata, self._wanted.needed).remove_metadata()
         key = schema.serialize().to_pybytes()
         if key not in self._layouts:
             # Metadata of a field may ask Arrow to make an extension type, and is never used.
             plain = pa.schema([field.remove_metadata() for field in schema])
             self._layouts[key] = plain, _leaves(written, self._wanted)
         return self._layouts[key]
+
+
+def read_schema(metadata: pq.FileMetaData, names: Sequence[str]) -> pa.Schema:
+    """Return the types that the columns `names` are read in; ArrowInvalid where there are none."""
+    schema = metadata.schema.to_arrow_schema()
+    if not any("ns" in units_in(field.type) for field in schema if field.name in names):
+        return schema
+    source = pa.BufferReader(b"")  # nothing but the metadata is looked at
+    unit = int96_unit(metadata, names)
+    with pq.ParquetFile(source, metadata=metadata, coerce_int96_timestamp_unit=unit) as file:
+        return file.schema_arrow
+
+
+def int96_unit(metadata: pq.FileMetaData, names: Sequence[str]) -> str:
+    """Return the unit in which int96 holds every moment of the columns `names` exactly.
+
+    It counts nanoseconds of the years 1 to 9999, and Arrow's nanoseconds end in 2262. Spark writes
+    microseconds; a file that Arrow wrote says what it had. ArrowInvalid where it had several.
+    """
+    columns = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    is_int96 = any(
+        column.physical_type == "INT96" and any(_belongs(column.path, name) for name in names)
+        for column in columns
+    )
+    stored = (metadata.metadata or {}).get(b"ARROW:schema")
+    if not is_int96 or stored is None:
+        return "us"
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
+    units = {unit for field in schema if field.name in names for unit in units_in(field.type)}
+    if "ns" in units and len(units) > 1:
+        raise pa.ArrowInvalid(
+            f"has int96 timestamps of several units ({', '.join(sorted(units))}), which no reader"
+            " can tell apart; write it again without int96"
+        )
+    return "ns" if "ns" in units else "us"
 
 
 def group_bounds(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> Bounds:

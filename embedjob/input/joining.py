@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedjob.errors import ConfigError
+from embedjob.input.column_types import TEXT
 
-TEXT = pa.large_string()
 NULL_TEXT = "null_text"
 INVALID_UTF8 = "invalid_utf8"
 

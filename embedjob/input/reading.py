@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.columns import KEPT, Columns, columns_of, plain_type
+from embedjob.input.column_types import TEXT, in_type, plain_type
+from embedjob.input.columns import KEPT, Columns, columns_of
 from embedjob.input.filtering import filter_rows, never_passes
-from embedjob.input.footers import group_bounds
+from embedjob.input.footers import group_bounds, int96_unit
 from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
 from embedjob.storage.objects import Stored, open_unchanged, require_unchanged
@@ -103,10 +104,12 @@ def _groups(metadata: pq.FileMetaData, chunk: Chunk, job_input: Input) -> list[i
     if job_input.filter is None:
         return groups
     names = columns_of(job_input).filter
+    kinds = {name: TEXT for name in names}  # of directories
+    kinds |= {field.name: field.type for field in metadata.schema.to_arrow_schema()}
     return [
         group
         for group in groups
-        if not never_passes(job_input.filter, group_bounds(metadata, group, names))
+        if not never_passes(job_input.filter, group_bounds(metadata, group, names), kinds)
     ]
 
 
@@ -126,7 +129,11 @@ def _whole(
 ) -> pa.Table:
     """Read all rows of the groups, in few large reads."""
     with pq.ParquetFile(
-        source, metadata=metadata, pre_buffer=True, page_checksum_verification=True
+        source,
+        metadata=metadata,
+        pre_buffer=True,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96_unit(metadata, names),
     ) as file:
         return file.read_row_groups(groups, columns=names, use_threads=False)
 
@@ -148,6 +155,7 @@ def _parts(
         pre_buffer=False,
         buffer_size=_STREAM_BYTES,
         page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96_unit(metadata, names),
     ) as file:
         schema = file.schema_arrow
         batches = file.iter_batches(_STREAM_ROWS, groups, columns=names, use_threads=False)
@@ -171,7 +179,7 @@ def _within(batch: pa.RecordBatch, end: int, first: int, last: int) -> list[pa.R
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(plain_type(column.type))
+    return in_type(column, plain_type(column.type))
 
 
 def _partitions(
@@ -179,7 +187,7 @@ def _partitions(
 ) -> dict[str, pa.Array]:
     """Return a constant column for each needed `key=value` directory not held by the file."""
     return {
-        key: pa.repeat(pa.scalar(value, pa.large_string()), rows)
+        key: pa.repeat(pa.scalar(value, TEXT), rows)
         for key, value in shard.partitions
         if key in needed and key not in own
     }

@@ -4,6 +4,8 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from embedjob.errors import OutputError
 from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options, Say
@@ -12,10 +14,11 @@ from embedjob.job.resolve import IdentifiedJob, ResolvedJob
 from embedjob.models.source import transformer_directory
 from embedjob.models.tokenizer_files import note
 from embedjob.output.calibration import ENOUGH_VECTORS, sampled
+from embedjob.output.chunk_file import file_bytes
 from embedjob.output.claim import Claim, Probes, check, read_claims
 from embedjob.output.cleanup import damaged, quarantined
 from embedjob.output.head_columns import with_head_columns
-from embedjob.output.schema import OutputSpec, output_spec_of, schema_text
+from embedjob.output.schema import OutputSpec, output_spec_of, schema_text, types_from, types_text
 from embedjob.output.snapshot import Snapshot
 from embedjob.vectors.quantizing import CALIBRATED
 
@@ -38,6 +41,7 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
         digests=job.digests,
         new_fingerprint=options.new_fingerprint,
     )
+    _check_columns(plan, claims)
     newest = plan.served
     _check_input(job, claims, newest, options)
     if newest is None:
@@ -77,6 +81,28 @@ def listed_as(newest: Snapshot) -> set[tuple[str, str]]:
     """Return the names of a snapshot's files, each with the etag under which it was published."""
     paths, etags = (newest.files.table[name].to_pylist() for name in ("path", "etag"))
     return {(path.rsplit("/", 1)[-1], etag) for path, etag in zip(paths, etags, strict=True)}
+
+
+def _check_columns(plan: JobPlan, claims: Sequence[Claim]) -> None:
+    """Raise OutputError where this run's files could not be written, or not beside those there."""
+    for claim in claims:
+        if claim.fingerprint == plan.job.fingerprint and claim.columns:
+            claimed = types_from(claim.columns)
+            if any(plan.types[name] != claimed.get(name, plan.types[name]) for name in plan.types):
+                raise OutputError(
+                    "output.path: another run claimed it meanwhile, with other types of kept"
+                    " columns; run again"
+                )
+    for chunk in plan.left[:1]:  # all have the same columns
+        spec = output_spec(plan)
+        for schema in (spec.data, spec.quarantine):
+            try:
+                file_bytes(schema.empty_table(), chunk.shard, spec=spec, counts={})
+            except (pa.ArrowException, ValueError, TypeError) as error:
+                kinds = ", ".join(f"{name}: {kind}" for name, kind in plan.types.items())
+                raise OutputError(
+                    f"input.keep: the output cannot hold these columns ({kinds}): {error}"
+                ) from error
 
 
 def _check_input(
@@ -132,6 +158,7 @@ def claim_of(plan: JobPlan) -> Claim:
         recipes=_recipes(job),
         digests=job.digests,
         schema=schema_text(output_spec(plan).data),
+        columns=types_text(plan.types),
         probes=Probes((), (), ()),
         input=job.input_paths,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},

@@ -10,14 +10,16 @@ from embedjob.config.job import Input
 from embedjob.config.job_file import JobSource
 from embedjob.errors import InputError, RefusedError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
-from embedjob.input.columns import agree, columns_of
+from embedjob.input.columns import Standing, agree, columns_of
 from embedjob.input.footers import Footer
 from embedjob.input.listing import check_apart, find_shards, read_footers
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
+from embedjob.output.claim import Claim, read_claims
 from embedjob.output.file_names import chunk_name, data_directory, parse, parsed
 from embedjob.output.manifest import remembered
+from embedjob.output.schema import types_from
 from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
 from embedjob.storage.objects import Stored, absolute, list_files
 
@@ -94,8 +96,10 @@ def plan_job(source: JobSource) -> JobPlan:
     with asked_once():
         identified = identify(resolve(source))
     check_apart(job_input.path, identified.out, listing.shards)
+    served = served or newest(identified.out)
+    standing = standing_types(read_claims(identified.out), served, identified.fingerprint)
     listed = _listed(identified)
-    return plan(identified, listing, listed=listed, served=served or newest(identified.out))
+    return plan(identified, listing, listed=listed, served=served, standing=standing)
 
 
 def list_input(job_input: Input, served: Snapshot | None = None) -> InputListing:
@@ -124,15 +128,22 @@ def plan(
     *,
     listed: Sequence[Stored],
     served: Snapshot | None = None,
+    standing: Standing | None = None,
 ) -> JobPlan:
     """Plan a job; `listed` are the files under its fingerprint, `served` the newest snapshot.
+
+    The files that are `standing` keep their columns' types.
 
     InputError when shards can be read and not one of them has what the job asks for; when none
     can be read, there are only faults, and the caller decides.
     """
     config = job.config
     cut = cut_input(
-        config.input, listing, chunk_rows=config.output.chunk_rows, fingerprint=job.fingerprint
+        config.input,
+        listing,
+        chunk_rows=config.output.chunk_rows,
+        fingerprint=job.fingerprint,
+        standing=standing,
     )
     chunks = cut.chunks
     if config.run.limit is not None:
@@ -197,7 +208,12 @@ def committed_files(listed: Iterable[Stored], served: Snapshot | None) -> dict[s
 
 
 def cut_input(
-    job_input: Input, listing: InputListing, *, chunk_rows: int, fingerprint: str
+    job_input: Input,
+    listing: InputListing,
+    *,
+    chunk_rows: int,
+    fingerprint: str,
+    standing: Standing | None = None,
 ) -> InputChunks:
     """Cut every shard that can be read into chunks, named by content, recipe and columns.
 
@@ -216,7 +232,7 @@ def cut_input(
     own = [shard for shard in listing.shards if shard.url in readable]
     empty = tuple(shard for shard in own if not readable[shard.url].rows)
     full = [shard for shard in own if readable[shard.url].rows]
-    agreement = agree(full or empty, readable, job_input)
+    agreement = agree(full or empty, readable, job_input, standing)
     faults |= agreement.faults
     projection = hashes.projection(
         job_input, {name: str(kind) for name, kind in agreement.types.items()}
@@ -229,6 +245,20 @@ def cut_input(
     return InputChunks(
         tuple(chunks), tuple(sorted(faults.items())), empty, agreement.types, projection
     )
+
+
+def standing_types(claims: Sequence[Claim], served: Snapshot | None, fingerprint: str) -> Standing:
+    """Return the types of the columns that an output's files of this fingerprint carry.
+
+    Those of the claim are exact; of columns that a later job added, and in outputs of earlier
+    releases, the types' names alone are on record.
+    """
+    claim = next((one for one in claims if one.fingerprint == fingerprint), None)
+    names = dict(claim.schema) if claim else {}
+    if served is not None and served.fingerprint == fingerprint:
+        names |= hashes.projected_types(served.projection or "")
+    types = types_from(claim.columns) if claim and claim.columns else {}
+    return Standing(types, names)
 
 
 def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from embedjob.errors import OutputError
 from embedjob.input.chunks import Shard
+from embedjob.input.column_types import in_type
 from embedjob.input.columns import KEPT
 from embedjob.input.listing import FIRST_READ, read_metadata
+from embedjob.output.head_columns import ROUTER, VALUES
 from embedjob.output.schema import FORMAT_VERSION, OutputSpec
 from embedjob.storage.objects import Stored
 
@@ -28,6 +30,7 @@ CALIBRATION = b"embedjob.calibration"
 GROUP_BYTES = 64 * 2**20
 _NO_DICTIONARY = frozenset({"row", "id", "embedding", "text_hash", "truncated"})
 _ONE_BYTE = (pa.int8(), pa.uint8())
+_VECTORS = ("embedding", VALUES, ROUTER)
 _NO_STATISTICS = frozenset({"embedding", "text_hash"})
 
 
@@ -133,11 +136,14 @@ def _dictionary_columns(schema: pa.Schema) -> list[str]:
 def _split_columns(schema: pa.Schema) -> list[str]:
     """Return the vector columns, stored by byte significance: a tenth smaller and no slower.
 
-    Half precision is left out, since fewer readers can decode it in this encoding.
+    Half precision is left out, since fewer readers can decode it in this encoding. Kept columns
+    are not looked at: they may have any type.
     """
-    lists = [field for field in schema if pa.types.is_nested(field.type)]
+    vectors = [schema.field(name) for name in _VECTORS if name in schema.names]
     return [
-        f"{field.name}.list.element" for field in lists if field.type.value_type == pa.float32()
+        f"{field.name}.list.element"
+        for field in vectors
+        if pa.types.is_nested(field.type) and field.type.value_type == pa.float32()
     ]
 
 
@@ -198,4 +204,9 @@ def _kept(table: pa.Table) -> list[str]:
 
 
 def _in_schema(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    return pa.table({name: columns[name] for name in schema.names}).cast(schema)
+    made = {field.name: in_type(_chunked(columns[field.name]), field.type) for field in schema}
+    return pa.table(made).cast(schema)  # which fails where a value lacks that must not
+
+
+def _chunked(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])

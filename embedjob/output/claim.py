@@ -15,7 +15,7 @@ from embedjob.output.calibration import Calibration
 from embedjob.output.changes import Side, reasons
 from embedjob.output.documents import EVERY, NONE, Kind, read_document, require_kinds
 from embedjob.output.fingerprint import NOT_HASHED
-from embedjob.output.schema import FORMAT_VERSION
+from embedjob.output.schema import FORMAT_VERSION, types_from, types_text
 from embedjob.storage.objects import create_json, join, list_files
 
 # The least cosine between a probe's vectors, by the precision in which the model runs.
@@ -33,6 +33,7 @@ _KINDS: Kind = {
     "versions": {EVERY: str},
     "calibration": (NONE, {"ranges": _NUMBERS, "vectors": int}),
     "input": (NONE, [str]),
+    "columns": (NONE, str),
     "token": str,
 }
 
@@ -50,7 +51,8 @@ class Probes:
 class Claim:
     """One recipe's right to write here; `recipes` are resolved, by role.
 
-    `input` are the paths of the corpus as the first job had them; None in earlier releases.
+    `input` are the paths of the corpus as the first job had them, `columns` the exact types of the
+    columns that it carried; None in earlier releases.
     """
 
     chunk_rows: int
@@ -62,6 +64,7 @@ class Claim:
     versions: Mapping[str, str]
     calibration: Calibration | None = None
     input: tuple[str, ...] | None = None
+    columns: str | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     format_version: int = FORMAT_VERSION
 
@@ -236,6 +239,7 @@ def _claim(document: dict[str, Any], url: str) -> Claim:
             "input": tuple(paths) if (paths := document.get("input")) else None,
         }
         document["recipes"]["document"]  # what all readers ask for
+        types_from(document.get("columns") or types_text({}))
         return Claim(**{**document, **nested})
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise OutputError(f"{url}: is not a claim of embedjob ({error})") from error

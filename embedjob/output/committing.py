@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from embedjob.errors import ChunkError, OutputError
 from embedjob.input.chunks import Chunk
+from embedjob.input.column_types import plain_type
 from embedjob.output.chunk_file import (
     FINGERPRINT,
     Committed,
@@ -19,7 +20,7 @@ from embedjob.output.chunk_file import (
 )
 from embedjob.output.file_names import data_directory, quarantine_directory, with_generation
 from embedjob.output.row_checks import check_head_columns, check_rows, checked_vectors, first_lines
-from embedjob.output.schema import OutputSpec, schema_text
+from embedjob.output.schema import OutputSpec
 from embedjob.storage.objects import Stored, create, join, read_bytes, stat
 
 
@@ -113,4 +114,5 @@ def _put_quarantine(
 
 
 def _described(schema: pa.Schema) -> str:
-    return ", ".join(f"{name}: {kind}" for name, kind in schema_text(schema).items())
+    """Return the columns with their plain types: Parquet has names of its own for list items."""
+    return ", ".join(f"{field.name}: {plain_type(field.type)}" for field in schema)

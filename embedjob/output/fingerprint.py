@@ -125,6 +125,16 @@ def projection(job_input: Input, types: Mapping[str, str]) -> str:
     )
 
 
+def projected_types(projection: str) -> dict[str, str]:
+    """Return the types' names by column, as `projection` was given them; none if it was edited."""
+    try:
+        document = json.loads(projection)
+        pairs = [*document["keep"], *([document["id"]] if document["id"] else [])]
+        return {str(name): str(kind) for name, kind in pairs}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
 def version(etag: str, fingerprint: str, projection: str) -> str:
     """Return 16 hex digits that change with the shard, the recipe and the projection."""
     return digest(canonical([etag, fingerprint, projection]))

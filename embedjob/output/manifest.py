@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.errors import OutputError
+from embedjob.input.column_types import units_in
 from embedjob.input.footers import Footer, Wanted
 from embedjob.output.file_names import parsed
 from embedjob.storage.objects import create, join, read_bytes
@@ -218,12 +219,13 @@ class Footers:
 
     wanted: Wanted
     schemas: tuple[pa.Schema, ...]
+    exact: bool = True  # int96 was read as it is read now
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         schemas = [schema.serialize().to_pybytes() for schema in self.schemas]
         coded = [base64.b64encode(schema).decode() for schema in schemas]
-        return {"wanted": self.wanted._asdict(), "schemas": coded}
+        return {"wanted": self.wanted._asdict(), "schemas": coded, "exact": self.exact}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Footers":
@@ -236,7 +238,7 @@ class Footers:
             raise ValueError(f"a schema cannot be decoded ({error})") from error
         for schema in schemas:
             str(schema)  # names are decoded late, and may be no UTF-8
-        return cls(Wanted(**wanted), schemas)
+        return cls(Wanted(**wanted), schemas, bool(document.get("exact")))
 
 
 def described(footer: Footer | str | None, schemas: dict[pa.Schema, int]) -> dict[str, Any]:
@@ -257,6 +259,7 @@ def remembered(
     """Return by url and etag the footers of shards; none if other columns are wanted now."""
     if footers is None or footers.wanted != wanted:
         return {}
+    usable = {place for place, schema in enumerate(footers.schemas) if _is_exact(footers, schema)}
     return {
         (shard["url"], shard["etag"]): Footer(
             tuple(shard["group_rows"]),
@@ -265,8 +268,16 @@ def remembered(
             shard["footer_bytes"],
         )
         for shard in shards
-        if shard.get("schema") in range(len(footers.schemas)) and _has_groups(shard)
+        if shard.get("schema") in usable and _has_groups(shard)
     }
+
+
+def _is_exact(footers: Footers, schema: pa.Schema) -> bool:
+    """Tell whether a schema is what its shard's footer gives now.
+
+    Earlier releases read int96 as nanoseconds.
+    """
+    return footers.exact or not any("ns" in units_in(field.type) for field in schema)
 
 
 def _has_groups(shard: Mapping[str, Any]) -> bool:

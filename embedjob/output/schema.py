@@ -1,5 +1,6 @@
 """Schemas: the columns of every written file, equal in all of them."""
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -138,6 +139,21 @@ def embedding_type(width: int, vector_dtype: str) -> pa.DataType:
     """
     numbers = -(-width // 8) if vector_dtype in _PACKED else width
     return pa.list_(pa.field("element", _DTYPES[vector_dtype]), numbers)
+
+
+def types_text(types: Mapping[str, pa.DataType]) -> str:
+    """Return exact types, by column, as text for a JSON document."""
+    return base64.b64encode(pa.schema([*types.items()]).serialize().to_pybytes()).decode()
+
+
+def types_from(text: str) -> dict[str, pa.DataType]:
+    """Return the types that `types_text` wrote; ValueError where the text was edited."""
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
+        str(schema)  # names are decoded late, and may be no UTF-8
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"types cannot be decoded ({error})") from error
+    return {field.name: field.type for field in schema}
 
 
 def schema_text(schema: pa.Schema) -> dict[str, str]:
