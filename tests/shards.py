@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from embedjob.config.job import Input, Job, Output, Run
 from embedjob.config.recipe import Recipe
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.columns import columns_of
+from embedjob.input.columns import Standing, columns_of
 from embedjob.input.footers import Decoder, Footer
 from embedjob.input.listing import find_shards, read_batch
 from embedjob.job.planning import InputListing, JobPlan, plan
@@ -69,11 +69,12 @@ def plan_of(
     limit: int | None = None,
     listed: Sequence[Stored] = (),
     served: Snapshot | None = None,
+    standing: Standing | None = None,
 ) -> JobPlan:
     shards = tuple(find_shards(job_input.path))
     listing = InputListing(shards, footers_of(shards, job_input))
     job = job_of(job_input, chunk_rows=chunk_rows, limit=limit)
-    return plan(job, listing, listed=listed, served=served)
+    return plan(job, listing, listed=listed, served=served, standing=standing)
 
 
 def output_spec(job_input: Input, types: Mapping[str, pa.DataType], **recipe: Any) -> OutputSpec:

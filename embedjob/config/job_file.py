@@ -72,7 +72,8 @@ for _name, _form in _NUMBERS.items():
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_form})$"), [*"-+0123456789."]
     )
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+for _name in ("timestamp", "value"):  # a lone `=` is no key, but an operator of filters
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", yaml.SafeLoader.construct_yaml_str)
 
 
 @dataclass(frozen=True)

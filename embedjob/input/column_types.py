@@ -19,7 +19,7 @@ _UTC = frozenset({"UTC", "ETC/UTC", "ETC/UCT", "UCT", "ETC/ZULU", "ZULU", "Z", "
     *("+00:00", "-00:00", "+0000", "+00", "GMT+0", "GMT-0", "ETC/GMT+0", "ETC/GMT-0"),
 }
 _ITEM = "element"  # as Parquet names it, so that a round trip is exact
-_NARROW_DECIMAL = 38
+_NARROW_DECIMAL, _WIDE_DECIMAL = 38, 76  # the most digits of 128 and of 256 bits
 
 
 def plain_type(given: pa.DataType) -> pa.DataType:
@@ -88,9 +88,9 @@ def _plain_struct(given: pa.DataType) -> pa.DataType:
     return pa.struct([(field.name, plain_type(field.type)) for field in fields])
 
 
-def _plain_decimal(given: pa.DataType) -> pa.DataType:
-    make = pa.decimal256 if given.precision > _NARROW_DECIMAL else pa.decimal128
-    return make(given.precision, given.scale)
+def _decimal(precision: int, scale: int) -> pa.DataType:
+    make = pa.decimal256 if precision > _NARROW_DECIMAL else pa.decimal128
+    return make(precision, scale)
 
 
 def units_in(given: pa.DataType) -> set[str]:
@@ -176,6 +176,13 @@ def _joined_struct(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
     return None if None in parts else pa.struct([*zip(names, parts, strict=True)])
 
 
+def _joined_decimal(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    """Return a decimal with the digits of both: pandas takes no more than a shard's values need."""
+    scale = max(left.scale, right.scale)
+    whole = max(left.precision - left.scale, right.precision - right.scale)
+    return None if whole + scale > _WIDE_DECIMAL else _decimal(whole + scale, scale)
+
+
 def _joined_map(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
     key = joined_type(left.key_type, right.key_type)
     item = joined_type(left.item_type, right.item_type)
@@ -195,16 +202,20 @@ def _is_zoned(given: pa.DataType) -> bool:
 
 
 def _is_encoded(given: pa.DataType) -> bool:
-    return pa.types.is_dictionary(given) or pa.types.is_run_end_encoded(given)
+    return bool(pa.types.is_dictionary(given) or pa.types.is_run_end_encoded(given))
 
 
 def _is_list(given: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(given) or any(holds(given) for holds, _ in _LISTS)
+    return bool(pa.types.is_fixed_size_list(given)) or any(holds(given) for holds, _ in _LISTS)
 
 
 def _size(given: pa.DataType) -> int | None:
-    """Return the items of each list of a fixed size; None where lists differ."""
-    return given.list_size if pa.types.is_fixed_size_list(given) else None
+    """Return the items of each list of a fixed size; None where lists differ.
+
+    Lists of nothing but nulls have none: Arrow cannot cast them.
+    """
+    fixed = pa.types.is_fixed_size_list(given) and not pa.types.is_null(given.value_type)
+    return given.list_size if fixed else None
 
 
 def _list(item: pa.DataType, size: int | None) -> pa.DataType:
@@ -219,7 +230,7 @@ _PLAIN: tuple[tuple[Callable[[pa.DataType], bool], Callable[[Any], pa.DataType]]
     (_TEXTS.__contains__, lambda kind: TEXT),
     (_BYTES.__contains__, lambda kind: pa.large_binary()),
     (pa.types.is_date, lambda kind: pa.date32()),  # Parquet knows no other
-    (pa.types.is_decimal, _plain_decimal),
+    (pa.types.is_decimal, lambda kind: _decimal(kind.precision, kind.scale)),
     (
         _is_zoned,
         lambda kind: pa.timestamp(kind.unit, "UTC" if kind.tz.upper() in _UTC else kind.tz),
@@ -234,4 +245,5 @@ _JOINS: tuple[
     (pa.types.is_struct, _joined_struct),
     (pa.types.is_map, _joined_map),
     (_is_list, _joined_list),
+    (pa.types.is_decimal, _joined_decimal),
 )

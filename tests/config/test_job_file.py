@@ -3,7 +3,9 @@
 Covers: embedjob.config.recipe
 """
 
+import datetime
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +143,71 @@ def test_values_are_frozen() -> None:
         job.input.path = "elsewhere"  # type: ignore[misc]
 
 
-def test_a_date_that_yaml_made_is_refused_with_advice() -> None:
-    import datetime
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("2024-01-31", "2024-01-31"),
+        ("2024-01-31 12:30:00", "2024-01-31 12:30:00"),
+        ("2001-12-14t21:59:43.10-05:00", "2001-12-14t21:59:43.10-05:00"),
+        ("!!timestamp 2024-01-31", "2024-01-31"),
+        ("2024-13-45", "2024-13-45"),
+        ("12:30:00", "12:30:00"),
+        ("[2024-01-31, 12:30]", ["2024-01-31", "12:30"]),
+        ("1_000", 1000),
+        ("0x1F", 31),
+        ("-1.5e+3", -1500.0),
+        ("!!binary YWJj", "abc"),
+    ],
+)
+def test_days_and_times_are_values_as_they_are_written(
+    tmp_path: Path, written: str, meant: Any
+) -> None:
+    """YAML 1.1 makes dates of some, and of times a number of seconds."""
+    operator = "in" if isinstance(meant, list) else "="
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"input: {{path: 2024-01-31, text: body, filter: [[at, {operator}, {written}]]}}\n"
+        "encoder: {model: m}\noutput: {path: out}\n"
+    )
+    source = read_job(path)
+    validate_partial(source)
+    assert source.get("input.path") == "2024-01-31"
+    found = validate(Input, source.layers[0].values["input"]).filter
+    assert found == (["at", operator, meant],)
 
-    document = {"path": "in", "text": "body", "filter": [["day", ">", datetime.date(2026, 1, 1)]]}
-    with pytest.raises(ConfigError, match="need quotes"):
-        validate(Input, document, at="input")
+
+def test_values_of_python_stand_for_their_text() -> None:
+    day, cost = datetime.datetime(2024, 1, 31, 12), Decimal("1.50")
+    values = [day, day.date(), day.time(), cost, datetime.timedelta(minutes=1), b"x"]
+    document = {"path": "in", "text": "t", "filter": [["a", "in", values]]}
+    texts = ["2024-01-31T12:00:00", "2024-01-31", "12:00:00", "1.50", "60.000000s", "x"]
+    assert validate(Input, document).filter == (["a", "in", texts],)
+    with pytest.raises(ConfigError, match=r"input: got set, allowed are"):
+        validate(Input, {**document, "filter": {1}}, at="input")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("input: {path: a}\noutput: {path: b}\ninput: {path: c}\n", "input .* line 1 .* line 3"),
+        ("run:\n  limit: 1\n  seed: 2\n  limit: 3\n", "limit .* line 2 .* line 4"),
+        ("input:\n  filter: [{a: 1,\n    a: 2}]\n", "a .* line 2 .* line 3"),
+        ("input: {path: a, 'path': b}\n", "path .* line 1 .* line 1"),
+        ("encoder: {true: 1, yes: 2}\n", "yes .* line 1 .* line 1"),
+        ("a: &x {k: 1}\nb: {<<: *x, <<: *x}\n", "<< .* line 2 .* line 2"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_with_both_lines(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"job\.yaml: {said}; keep one"):
+        read_job(path)
+
+
+def test_a_key_that_is_given_twice_in_an_override(tmp_path: Path) -> None:
+    assert "limit is given twice" in refused(write(tmp_path, JOB), "encoder.x={limit: 1, limit: 2}")
 
 
 LATE = "encoder.long_text=late_chunk"

@@ -1,3 +1,4 @@
+import datetime
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from embedjob.config.job import Input
 from embedjob.errors import ChunkError, InputChangedError
 from embedjob.input import reading
 from embedjob.input.chunks import passes
+from embedjob.input.listing import find_shards
 from embedjob.input.reading import read_chunk, read_pass
 from embedjob.storage import objects
-from tests.shards import only, plan_of, strings, write_shard
+from tests.shards import footers_of, only, plan_of, strings, write_shard
 
 
 def _read(job_input: Input, **options: Any) -> pa.Table:
@@ -270,3 +272,50 @@ def test_damage_inside_a_shard_is_that_chunks_fault(tmp_path: Path) -> None:
     chunk = only(plan_of(job_input, chunk_rows=100).chunks)
     with pytest.raises(ChunkError, match=r"a\.parquet, rows 0 to 100: cannot be read"):
         read_chunk(chunk, job_input)
+
+
+YEARS = [datetime.datetime(1, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59, 999_999)]
+
+
+@pytest.mark.parametrize(
+    ("column", "stored"),
+    [
+        (pa.array(YEARS, pa.timestamp("us")), False),
+        (pa.array(YEARS, pa.timestamp("us")), True),
+        (pa.array([[moment] for moment in YEARS], pa.list_(pa.timestamp("us"))), False),
+        (pa.array([{"at": moment} for moment in YEARS]), False),
+        (pa.array([1, 999], pa.timestamp("ns")), True),
+    ],
+)
+def test_moments_in_int96_are_exact(tmp_path: Path, column: pa.Array, stored: bool) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"t": ["a", "b"], "at": column, "unused": pa.array([1, 2], pa.date64())})
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, store_schema=stored)
+    job_input = Input(path=str(path), text="t", keep=("at",))
+    plan = plan_of(job_input)
+    found = _read(job_input).column("keep.at")
+    assert found.type == plan.types["at"]
+    assert found.combine_chunks().to_pylist() == column.to_pylist()
+
+
+def test_int96_of_several_units_cannot_be_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    both = {unit: pa.array([1], pa.timestamp(unit)) for unit in ("us", "ns")}
+    pq.write_table(pa.table({"t": ["a"], **both}), path, use_deprecated_int96_timestamps=True)
+    alone = Input(path=str(path), text="t", keep=("ns",))
+    assert _read(alone).column("keep.ns").cast(pa.int64()).to_pylist() == [1]
+    both_kept = Input(path=str(path), text="t", keep=("us", "ns"))
+    footer = footers_of(find_shards(str(path)), both_kept)[str(path)]
+    assert "int96 timestamps of several units (ns, us)" in str(footer)
+
+
+def test_text_longer_than_its_offsets(tmp_path: Path) -> None:
+    """2.1 GiB of two texts, in a file of a few kilobytes: Arrow's dictionaries count in 31 bits."""
+    path = tmp_path / "a.parquet"
+    words = pa.array(["a" * 2**20, "b" * 2**20])
+    text = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 1050, pa.int8()), words)
+    write_shard(path, {"t": text}, group_rows=3000)
+    job_input = Input(path=str(path), text="t")
+    found = read_chunk(only(plan_of(job_input, chunk_rows=3000).chunks), job_input)
+    assert found.column("text").nbytes > 2**31
+    assert found.column("text")[2099].as_py() == "b" * 2**20

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from embedjob.config.job import Input
 from embedjob.errors import InputError
 from embedjob.input.chunks import Chunk, Shard
+from embedjob.input.column_types import TEXT, plain_type
+from embedjob.input.columns import Standing
 from embedjob.input.footers import Footer
 from embedjob.job.planning import InputListing, JobPlan, plan
+from embedjob.output.fingerprint import projection
 from embedjob.storage.objects import Stored
 from tests.shards import job_of
 
@@ -38,11 +41,12 @@ def _plan(
     listed: Sequence[Stored] = (),
     limit: int | None = None,
     chunk_rows: int = 10,
+    standing: Standing | None = None,
 ) -> JobPlan:
     shards = tuple(_shard(number) for number in range(len(footers)))
     by_url = {shard.url: footer for shard, footer in zip(shards, footers, strict=True)}
     job = job_of(job_input, chunk_rows=chunk_rows, limit=limit)
-    return plan(job, InputListing(shards, by_url), listed=listed)
+    return plan(job, InputListing(shards, by_url), listed=listed, standing=standing)
 
 
 def _stored(name: str) -> Stored:
@@ -156,3 +160,88 @@ def test_partitions_stand_in_for_columns() -> None:
     found = plan(job_of(INPUT), InputListing((shard,), {shard.url: footer}), listed=())
     assert found.types == {"k": pa.large_string()}
     assert len(found.chunks) == 1
+
+
+LISTS = [
+    pa.list_(pa.field("item", pa.string())),
+    pa.list_(pa.field("element", pa.large_string(), nullable=False)),
+    pa.large_list(pa.string_view()),
+    pa.list_view(pa.dictionary(pa.int8(), pa.string())),
+]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "others"),
+    [
+        (LISTS[0], LISTS[1:]),
+        (pa.struct({"a": pa.string(), "b": pa.null()}), [pa.struct({"b": TEXT, "a": TEXT})]),
+        (pa.map_(pa.string(), pa.int8()), [pa.map_(pa.large_string(), pa.int8())]),
+        (pa.timestamp("us", "UTC"), [pa.timestamp("us", "+00:00"), pa.timestamp("us", "GMT")]),
+        (pa.timestamp("us", "Europe/Berlin"), [pa.timestamp("us", "UTC")]),
+        (pa.decimal128(5, 2), [pa.decimal32(5, 2), pa.decimal256(5, 2)]),
+        (pa.decimal128(9, 2), [pa.decimal128(3, 2), pa.decimal128(5, 1)]),
+        (pa.date32(), [pa.date64()]),
+        (pa.uuid(), [pa.binary(16)]),
+        (pa.list_(pa.uint8(), 3), [pa.list_(pa.field("x", pa.uint8()), 3)]),
+        (pa.list_(pa.uint8()), [pa.list_(pa.uint8(), 3), pa.list_(pa.null())]),
+        (pa.null(), [pa.string()]),
+        (pa.list_(pa.null()), LISTS),
+    ],
+)
+def test_what_is_done_stays_done_whatever_is_added(
+    spelled: pa.DataType, others: Sequence[pa.DataType]
+) -> None:
+    """Types that mean the same are one type, and a majority of later shards changes nothing."""
+    layouts = [_footer(schema=pa.schema({"t": pa.string(), "k": k})) for k in (spelled, *others)]
+    first = _plan(layouts[:1])
+    night = _plan([*layouts, *layouts[1:]], standing=Standing(first.types))
+    assert not night.faults
+    assert night.types == first.types
+    assert first.chunks[0].name in {chunk.name for chunk in night.chunks}
+
+
+def test_a_column_of_nulls_agrees_with_every_type() -> None:
+    for kind in (pa.string(), pa.int64(), pa.list_(pa.struct({"x": pa.date32()}))):
+        schemas = [pa.schema({"t": pa.string(), "k": k}) for k in (pa.null(), pa.null(), kind)]
+        found = _plan([_footer(schema=schema) for schema in schemas])
+        assert not found.faults
+        assert found.types == {"k": plain_type(kind)}
+    nothing = _plan([_footer(schema=pa.schema({"t": pa.null(), "k": pa.int64()}))])
+    assert (len(nothing.chunks), nothing.faults) == (1, ())  # its rows are bad, and not the shard
+
+
+def test_another_type_than_that_of_the_files_is_a_fault_of_its_shard() -> None:
+    standing = Standing({"k": pa.int32()})
+    found = _plan(
+        [_footer(schema=pa.schema({"t": TEXT, "k": pa.int32()})), _footer()], standing=standing
+    )
+    assert [url for url, _ in found.faults] == [_shard(1).url]
+    assert "is int64, and int32 in the files of this output" in found.faults[0][1]
+    with pytest.raises(InputError, match="int32 in the files of this output"):
+        _plan([_footer()], standing=standing)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pa.list_(pa.field("item", pa.string())),
+        pa.struct({"a": pa.string()}),
+        pa.date64(),
+        pa.null(),
+    ],
+)
+def test_the_names_of_earlier_releases_stay(before: pa.DataType) -> None:
+    """They had nested types as the footer spells them, and kept but the names of types."""
+    layout = _footer(schema=pa.schema({"t": pa.string(), "k": before}))
+    made = projection(INPUT, {"k": str(before)})
+    standing = Standing(names={"k": str(before)})
+    found = _plan([layout], standing=standing)
+    assert found.projection == made
+    polars = pa.schema({"t": pa.string(), "k": plain_type(before)})
+    assert not _plan([layout, _footer(schema=polars)], standing=standing).faults
+
+
+def test_int96_of_earlier_releases_stays_what_it_was() -> None:
+    layout = _footer(schema=pa.schema({"t": TEXT, "k": pa.timestamp("us")}))
+    found = _plan([layout], standing=Standing(names={"k": "timestamp[ns]"}))
+    assert (found.types, found.faults) == ({"k": pa.timestamp("ns")}, ())

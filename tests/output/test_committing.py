@@ -462,3 +462,36 @@ def test_a_number_of_one_byte_takes_one_byte(tmp_path: Path) -> None:
     table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(codes.ravel(), type=kind)})
     size = len(chunk_file.file_bytes(table, case.chunk.shard, spec=case.spec, counts={}))
     assert size < 1.05 * codes.nbytes
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pa.array([{"x": 1}] * 2),
+        pa.array([[("a", 1.5)], None], pa.map_(pa.string(), pa.float32())),
+        pa.array([[1.5], None], pa.list_(pa.float32())),
+        pa.array([[[1.5, 2.5]], None], pa.list_(pa.list_(pa.float32(), 2))),
+        pa.array([[{"x": ["y"]}], None]),
+        pa.nulls(2),
+        pa.nulls(2, pa.list_(pa.struct({"a": pa.null()}))),
+        pa.array([1, None], pa.duration("ns")),
+        pa.array([None, 2**64 - 1], pa.uint64()),
+    ],
+)
+def test_a_kept_column_and_an_id_of_any_type_are_written(
+    tmp_path: Path, out: str, kept: pa.Array
+) -> None:
+    write_shard(tmp_path / "in.parquet", {"t": ["a", "b"], "m": kept})
+    job_input = Input(path=str(tmp_path / "in.parquet"), text="t", id="m", keep=("m",))
+    plan = plan_of(job_input)
+    spec = output_spec(job_input, plan.types)
+    rows = finished(read_chunk(only(plan.chunks), job_input))
+    # Twice: what a repeated attempt finds agrees with what it made.
+    for attempt in (True, False):
+        made = commit(out, only(plan.chunks), rows, rows_in=2, spec=spec)
+        assert made.written is attempt
+    (file,) = list_files(f"{out}/data")
+    table = pq.read_table(file.url)
+    assert table.column("m").to_pylist() == kept.to_pylist()
+    assert table.column("id").to_pylist() == kept.to_pylist()
+    assert table.schema.field("m").type == plan.types["m"]

@@ -1,0 +1,133 @@
+"""A corpus may hold every type that Parquet holds, in several spellings, from several writers.
+
+Kept columns come out equal, or the job is refused or the shard named, before a model is loaded.
+Covers: embedjob.input.column_types
+"""
+
+import datetime
+import io
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedjob.config.job import Input
+from embedjob.errors import InputError
+from embedjob.input.columns import Standing
+from embedjob.input.reading import read_chunk
+from embedjob.job.planning import JobPlan
+from embedjob.output.chunk_file import data_table, file_bytes
+from tests.input import strangers
+from tests.shards import WIDTH, finished, output_spec, plan_of
+
+
+def _written(plan: JobPlan, job_input: Input) -> dict[str, pa.Table]:
+    """By shard, the rows that a run would write, as a reader finds them."""
+    found: dict[str, list[pa.Table]] = {}
+    spec = output_spec(job_input, plan.types)
+    for chunk in plan.chunks:
+        table = finished(read_chunk(chunk, job_input))
+        good = table.column("reason").is_null().to_numpy().sum()
+        vectors = np.eye(WIDTH, dtype=np.float32)[np.zeros(good, int)]
+        made = data_table(table, vectors, chunk.shard, spec=spec)
+        data = file_bytes(made, chunk.shard, spec=spec, counts={})
+        read = pq.read_table(io.BytesIO(data))
+        assert read.schema.field("m").type == plan.types["m"]
+        found.setdefault(chunk.shard.url, []).append(read)
+    return {url: pa.concat_tables(tables) for url, tables in found.items()}
+
+
+@st.composite
+def nights(draw: Any) -> tuple[pa.DataType, list[tuple[list[Any], pa.DataType, dict[str, Any]]]]:
+    """A type, and shards of it: values, a spelling of the type, and what the file is like."""
+    kind, values = draw(strangers.columns())
+    shards = []
+    for _ in range(draw(st.integers(1, 3))):
+        rows = draw(st.lists(st.none() | values, max_size=5) | st.just([None] * 3))
+        shards.append((rows, draw(strangers.spellings(kind)), draw(strangers.FILES)))
+    return kind, shards
+
+
+def _check(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> None:
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+    expected: dict[str, list[Any]] = {}
+    job_input = Input(path=str(folder), text="t", keep=("m",))
+    first: JobPlan | None = None
+    for number, (rows, spelled, properties) in enumerate(shards):
+        path = folder / f"{number}.parquet"
+        try:
+            column = strangers.array(rows, kind, spelled)
+            table = pa.table({"t": [f"text {n}" for n in range(len(rows))], "m": column})
+            path.write_bytes(strangers.by_arrow(table, properties))
+        except (pa.ArrowException, OSError):
+            continue  # Arrow cannot make or write this at all
+        expected[str(path)] = strangers.python(table.column("m"))
+        first = first or plan_of(job_input)
+    if first is None:
+        return
+    try:  # The next night, with every shard: what was done stays done.
+        plan = plan_of(job_input, standing=Standing(first.types))
+    except InputError:
+        assert not _same_files(shards)
+        return
+    assert {chunk.name for chunk in first.chunks} <= {chunk.name for chunk in plan.chunks}
+    assert not plan.faults or not _same_files(shards)
+    found, named = _written(plan, job_input), dict(plan.faults)
+    for url, values in expected.items():
+        if url not in named and values:
+            assert strangers.python(found[url].column("m")) == values
+
+
+def _same_files(shards: Sequence[Any]) -> bool:
+    """Whether files tell all of their types: without Arrow's schema, a fixed size is lost."""
+    return all(properties["store_schema"] for _, _, properties in shards)
+
+
+@settings(suppress_health_check=[*HealthCheck], max_examples=30)
+@given(nights())
+def test_kept_columns_come_out_equal(tmp_path: Path, given: Any) -> None:
+    _check(tmp_path, *given)
+
+
+@pytest.mark.slow
+@settings(suppress_health_check=[*HealthCheck], max_examples=3000)
+@given(nights())
+def test_kept_columns_come_out_equal_in_thousands_of_corpora(tmp_path: Path, given: Any) -> None:
+    _check(tmp_path, *given)
+
+
+@pytest.mark.parametrize("writer", sorted(strangers.WRITERS))
+def test_what_other_libraries_write(tmp_path: Path, writer: str) -> None:
+    """One table by several writers is one corpus, whatever each calls its types."""
+    moment = datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.timezone.utc)
+    table = pa.table(
+        {
+            "t": ["one", "two"],
+            "texts": [["a", None], []],
+            "nested": [{"x": [1], "y": "z"}, None],
+            "at": pa.array([moment, None], pa.timestamp("us", "UTC")),
+            "day": [moment.date(), None],
+            "number": pa.array([2**64 - 1, None], pa.uint64()),
+            "cost": pa.array([Decimal("1.50"), None], pa.decimal128(18, 2)),
+            "bytes": [b"\xff", None],
+            "kind": pa.array(["a", "a"]).dictionary_encode(),
+            "nothing": pa.nulls(2),
+        }
+    )
+    keep = tuple(table.column_names[1:])
+    (tmp_path / "0.parquet").write_bytes(strangers.by_arrow(table, {}))
+    (tmp_path / "1.parquet").write_bytes(strangers.WRITERS[writer](table, tmp_path))
+    job_input = Input(path=str(tmp_path), text="t", keep=keep)
+    plan = plan_of(job_input)
+    assert not plan.faults
+    one, other = (read_chunk(chunk, job_input) for chunk in plan.chunks)
+    for name in keep:
+        assert strangers.python(other[f"keep.{name}"]) == strangers.python(one[f"keep.{name}"])
