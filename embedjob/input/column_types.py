@@ -93,6 +93,23 @@ def _decimal(precision: int, scale: int) -> pa.DataType:
     return make(precision, scale)
 
 
+def is_readable(given: pa.DataType) -> bool:
+    """Return whether Arrow reads the type as it was written: lists of a fixed size of null, not."""
+    if not pa.types.is_nested(given):
+        return True
+    parts = [given.field(place).type for place in range(given.num_fields)]
+    lost = pa.types.is_fixed_size_list(given) and pa.types.is_null(given.value_type)
+    return not lost and all(is_readable(part) for part in parts)
+
+
+def has_inner_dictionary(given: pa.DataType) -> bool:
+    """Return whether a nested type has dictionaries, which Arrow reads of one row group alone."""
+    if not pa.types.is_nested(given):
+        return False
+    parts = [given.field(place).type for place in range(given.num_fields)]
+    return any(pa.types.is_dictionary(part) or has_inner_dictionary(part) for part in parts)
+
+
 def units_in(given: pa.DataType) -> set[str]:
     """Return the units of all timestamps in a type."""
     if pa.types.is_timestamp(given):
@@ -210,12 +227,8 @@ def _is_list(given: pa.DataType) -> bool:
 
 
 def _size(given: pa.DataType) -> int | None:
-    """Return the items of each list of a fixed size; None where lists differ.
-
-    Lists of nothing but nulls have none: Arrow cannot cast them.
-    """
-    fixed = pa.types.is_fixed_size_list(given) and not pa.types.is_null(given.value_type)
-    return given.list_size if fixed else None
+    """Return the items of each list of a fixed size; None where lists differ."""
+    return given.list_size if pa.types.is_fixed_size_list(given) else None
 
 
 def _list(item: pa.DataType, size: int | None) -> pa.DataType:

@@ -13,6 +13,7 @@ from embedjob.input.column_types import (
     agreed_type,
     fits,
     in_nanoseconds,
+    is_readable,
     is_text,
     plain_type,
 )
@@ -169,6 +170,9 @@ def _problem(shard: Shard, schema: pa.Schema, job_input: Input) -> str | None:
                 f"column {name!r} is {types[name]}; text must be string, large_string,"
                 " string_view or a dictionary of them"
             )
+    for name in columns.carried:
+        if not is_readable(types[name]):
+            return f"column {name!r} is {types[name]}, which Arrow cannot read; write plain lists"
     if job_input.filter is None:
         return None
     return misfit(job_input.filter, {name: plain_type(types[name]) for name in columns.filter})

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import BinaryIO
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.column_types import TEXT, in_type, plain_type
+from embedjob.input.column_types import TEXT, has_inner_dictionary, in_type, plain_type
 from embedjob.input.columns import KEPT, Columns, columns_of
 from embedjob.input.filtering import filter_rows, never_passes
 from embedjob.input.footers import group_bounds, int96_unit
@@ -135,7 +136,17 @@ def _whole(
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96_unit(metadata, names),
     ) as file:
-        return file.read_row_groups(groups, columns=names, use_threads=False)
+        tables = [
+            file.read_row_groups(together, columns=names, use_threads=False)
+            for together in _together(file.schema_arrow, groups, names)
+        ]
+    return pa.concat_tables(tables)
+
+
+def _together(schema: pa.Schema, groups: list[int], names: list[str]) -> list[list[int]]:
+    """Return the row groups that Arrow can read at once: all, for most columns."""
+    alone = any(has_inner_dictionary(schema.field(name).type) for name in names)
+    return [[group] for group in groups] if alone and groups else [groups]
 
 
 def _parts(
@@ -158,7 +169,10 @@ def _parts(
         coerce_int96_timestamp_unit=int96_unit(metadata, names),
     ) as file:
         schema = file.schema_arrow
-        batches = file.iter_batches(_STREAM_ROWS, groups, columns=names, use_threads=False)
+        batches = chain.from_iterable(
+            file.iter_batches(_STREAM_ROWS, together, columns=names, use_threads=False)
+            for together in _together(schema, groups, names)
+        )
         end, batch = 0, None  # a batch may hold the end of what is wanted and the next beginning
         for first, last in wanted:
             parts = [] if batch is None else _within(batch, end, first, last)

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from embedjob.config.job import Input
 from embedjob.errors import InputError
+from embedjob.input.column_types import is_readable
 from embedjob.input.columns import Standing
 from embedjob.input.reading import read_chunk
 from embedjob.job.planning import JobPlan
@@ -44,6 +45,10 @@ def _written(plan: JobPlan, job_input: Input) -> dict[str, pa.Table]:
     return {url: pa.concat_tables(tables) for url, tables in found.items()}
 
 
+# A smaller example of a fault in Arrow's types takes minutes to find.
+_NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
+
+
 @st.composite
 def nights(draw: Any) -> tuple[pa.DataType, list[tuple[list[Any], pa.DataType, dict[str, Any]]]]:
     """A type, and shards of it: values, a spelling of the type, and what the file is like."""
@@ -55,12 +60,11 @@ def nights(draw: Any) -> tuple[pa.DataType, list[tuple[list[Any], pa.DataType, d
     return kind, shards
 
 
-def _check(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> None:
+def _put(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> dict[str, list[Any]]:
+    """Write the shards that Arrow can make; return by url the values of their column m."""
     for old in folder.glob("*.parquet"):
         old.unlink()
     expected: dict[str, list[Any]] = {}
-    job_input = Input(path=str(folder), text="t", keep=("m",))
-    first: JobPlan | None = None
     for number, (rows, spelled, properties) in enumerate(shards):
         path = folder / f"{number}.parquet"
         try:
@@ -68,15 +72,22 @@ def _check(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> None:
             table = pa.table({"t": [f"text {n}" for n in range(len(rows))], "m": column})
             path.write_bytes(strangers.by_arrow(table, properties))
         except (pa.ArrowException, OSError):
-            continue  # Arrow cannot make or write this at all
+            continue
         expected[str(path)] = strangers.python(table.column("m"))
-        first = first or plan_of(job_input)
-    if first is None:
+    return expected
+
+
+def _check(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> None:
+    """The first shard one night, all of them the next: what was done stays done."""
+    expected = _put(folder, kind, shards)
+    if not expected:
         return
-    try:  # The next night, with every shard: what was done stays done.
+    try:
+        first = plan_of(Input(path=min(expected), text="t", keep=("m",)))
+        job_input = Input(path=str(folder), text="t", keep=("m",))
         plan = plan_of(job_input, standing=Standing(first.types))
-    except InputError:
-        assert not _same_files(shards)
+    except InputError:  # refused, for a reason
+        assert not (_same_files(shards) and is_readable(shards[0][1]))
         return
     assert {chunk.name for chunk in first.chunks} <= {chunk.name for chunk in plan.chunks}
     assert not plan.faults or not _same_files(shards)
@@ -91,7 +102,7 @@ def _same_files(shards: Sequence[Any]) -> bool:
     return all(properties["store_schema"] for _, _, properties in shards)
 
 
-@settings(suppress_health_check=[*HealthCheck], max_examples=30)
+@settings(suppress_health_check=[*HealthCheck], max_examples=30, phases=_NO_SHRINKING)
 @given(nights())
 def test_kept_columns_come_out_equal(tmp_path: Path, given: Any) -> None:
     _check(tmp_path, *given)

@@ -319,3 +319,19 @@ def test_text_longer_than_its_offsets(tmp_path: Path) -> None:
     found = read_chunk(only(plan_of(job_input, chunk_rows=3000).chunks), job_input)
     assert found.column("text").nbytes > 2**31
     assert found.column("text")[2099].as_py() == "b" * 2**20
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 100])
+def test_dictionaries_inside_of_columns_are_read_over_row_groups(
+    tmp_path: Path, chunk_rows: int
+) -> None:
+    """Arrow reads them from one row group at a time."""
+    words = pa.array([f"word {i % 7}" for i in range(40)]).dictionary_encode()
+    lists = pa.ListArray.from_arrays(pa.array(range(0, 41, 2)), words)
+    path = tmp_path / "a.parquet"
+    columns = {"t": ["a"] * 20, "l": lists, "s": pa.StructArray.from_arrays([words[:20]], ["x"])}
+    write_shard(path, columns, group_rows=6)
+    job_input = Input(path=str(path), text="t", keep=("l", "s"))
+    found = _read(job_input, chunk_rows=chunk_rows, limit=17)
+    assert found.column("keep.l").to_pylist() == lists.to_pylist()[:17]
+    assert found.column("keep.s").to_pylist() == [{"x": f"word {i % 7}"} for i in range(17)]
