@@ -73,9 +73,7 @@ for _name, _form in _NUMBERS.items():
         f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_form})$"), [*"-+0123456789."]
     )
 for _name in ("timestamp", "value"):  # a lone `=` is no key, but an operator of filters
-    _Loader.add_constructor(
-        f"tag:yaml.org,2002:{_name}", lambda loader, node: str(loader.construct_scalar(node))
-    )
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", lambda _, node: str(node.value))
 
 
 @dataclass(frozen=True)
