@@ -6,6 +6,7 @@ or compute, so what it gives may be less than the device's peak, and is never mo
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -47,13 +48,13 @@ class Meter:
         attention = flops_per_pair(self._backbone, recipe) * stats["attended_pairs"]
         done = per_token * stats["forward_tokens"] + attention
         if self._peak is None or done > self._peak * seconds:
-            try:
+            # A figure of speed must not cost the vectors.
+            with suppress(torch.OutOfMemoryError):
                 self._measure()
-            except torch.OutOfMemoryError:
-                return {}  # A figure of speed must not cost the vectors.
-        known = max(self._peak or 0.0, done / seconds if seconds else 0.0)
-        self._peak = known
-        return {"model_flops": done, "peak_flops": max(known * seconds, done)}
+        if self._peak is None:
+            return {}
+        self._peak = max(self._peak, done / seconds if seconds else 0.0)
+        return {"model_flops": done, "peak_flops": max(self._peak * seconds, done)}
 
     def _measure(self) -> None:
         if self._measurements < _MEASUREMENTS:
