@@ -39,7 +39,12 @@ def test_every_figure_is_of_a_method_that_there_is() -> None:
 
 def test_a_figure_stands_beside_what_it_costs(tmp_path: Path) -> None:
     def figure(spearman: float, tokens: float, seconds: float) -> dict[str, float]:
-        return {"spearman": spearman, "tokens": tokens, "cpu_seconds": seconds}
+        return {
+            "spearman": spearman,
+            "tokens": tokens + 3,
+            "computed": tokens,
+            "cpu_seconds": seconds,
+        }
 
     taken = {
         "stsb.dev": {"mean": {"spearman": 50.0}, "prompteol": {"spearman": 70.0}},
@@ -48,11 +53,11 @@ def test_a_figure_stands_beside_what_it_costs(tmp_path: Path) -> None:
     quality = tmp_path / "quality.yaml"
     quality.write_text(yaml.safe_dump(taken))
     shown = page(quality)
-    assert "| prompteol | 70.00 | 60.50 | 90 | 9.0 | 4.0 |\n| mean | 50.00 | 55.00 |" in shown
+    assert "| prompteol | 70.00 | 60.50 | 93 | 90 | 9.0 | 4.0 |\n| mean | 50.00 | 55.00 |" in shown
     assert "| prompteol | mean | +20.0 | +5.5 | 9.0 | 4.0 |\n" in shown
     del taken["sickr.dev"]["mean"]
     quality.write_text(yaml.safe_dump(taken))
-    assert "| prompteol | 70.00 | 60.50 | - | - | - |\n| mean | 50.00 | - |" in page(quality)
+    assert "| prompteol | 70.00 | 60.50 | - | - | - | - |\n| mean | 50.00 | - |" in page(quality)
     assert "| prompteol | mean |" not in page(quality)
 
 
