@@ -173,7 +173,7 @@ def flow(log: Path) -> Callable[..., None]:
         tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
         views = read(plan.left, reads, tokenized, actors=pool.largest, ledger=ledger)
         embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
-        committer = Committer(plan.job.out, output_spec(plan), config.encoder.vector_dtype)
+        committer = Committer(claim.lease, output_spec(plan), config.encoder.vector_dtype)
         write(embeddings, Writes(committer, log), ledger=ledger)
 
     return run

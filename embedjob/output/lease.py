@@ -14,7 +14,7 @@ from typing import Any
 
 from embedjob.errors import AccessError, FaultError, LeaseHeldError, OutputError
 from embedjob.output.documents import Kind, numbered, read_document, require_kinds
-from embedjob.storage.objects import absolute, create_json, join, list_files
+from embedjob.storage.objects import absolute, create_json, join, list_files, read_bytes
 from embedjob.storage.objects import replace as put_over
 from embedjob.storage.retrying import patience
 
@@ -24,6 +24,7 @@ WATCH_SECONDS = 30.0
 UNRENEWED_SECONDS = 20.0
 # A run goes on while storage is away, and gives up after so long.
 SILENT_SECONDS = 600.0
+_SEEN_PAUSES = (1.0, 2.0, 4.0)
 _LOOK_SECONDS = 1.0  # the longest pause between two looks of a contender
 
 
@@ -99,6 +100,26 @@ def beat(lease: Lease) -> Lease:
 def release(lease: Lease) -> Lease:
     """Release the lease, so that the next run need not watch it."""
     return _rewritten(replace(lease, heartbeat=lease.heartbeat + 1, released=True))
+
+
+def is_seen(lease: Lease) -> bool:
+    """Return whether this process sees the lease's file; if not, its output is another disk."""
+    for pause in (*_SEEN_PAUSES, None):
+        # A network disk may show a new file some seconds late.
+        with suppress(FileNotFoundError):
+            if lease.token.encode() in read_bytes(lease.url):
+                return True
+        if pause is not None:
+            time.sleep(pause)
+    return False
+
+
+def unseen(lease: Lease) -> str:
+    """Say why a node that does not see the lease must not write."""
+    return (
+        f"{lease.out}: this node does not see the file that the driver has put there, so it would"
+        " write elsewhere; give output.path on S3, or on a disk that all nodes share"
+    )
 
 
 class Holder:

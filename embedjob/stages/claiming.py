@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from embedjob.errors import OutputError
+from embedjob.errors import AccessError, OutputError
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, Probes, check_probes, put_claim, read_claims
+from embedjob.output.lease import Lease, is_seen, unseen
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.engine import EncodesViews, Engine, PlannedFiles
 from embedjob.text.views import TokenViews
@@ -30,12 +31,13 @@ PROBE_TEXTS = (
 class ClaimAndCheck:
     """Claims an output with a freshly loaded encoder's probes, or holds the encoder to the claim.
 
-    `claim` is this run's, without probes and ranges; `dtype` is what the model computes in, and
-    says how alike vectors must be. `files` are the model's as planned; `calibrate` finds the ranges
-    of int8 and uint8.
+    `lease` is the run's: a node that does not see it has another disk at the output's path. `claim`
+    is the run's too, without probes and ranges; `dtype` is what the model computes in, and says how
+    alike vectors must be. `files` are the model's as planned; `calibrate` finds the ranges of int8
+    and uint8.
     """
 
-    out: str
+    lease: Lease
     claim: Claim
     dtype: str
     files: PlannedFiles
@@ -46,8 +48,10 @@ class ClaimAndCheck:
         """Claim or check, after the encoder was loaded.
 
         OutputError where ids or vectors are not those of the standing claim, ModelError where the
-        files are not those of the plan.
+        files are not those of the plan, AccessError where this node must not write.
         """
+        if not is_seen(self.lease):
+            raise AccessError(unseen(self.lease))
         self.files.check()
         views = engine.load_tokenizer().views(PROBE_TEXTS)
         encoded = encoder.encode_views(views, stop=lambda: False, on_progress=lambda *_: None)
@@ -56,12 +60,13 @@ class ClaimAndCheck:
             raise OutputError(f"the model cannot embed {PROBE_TEXTS[text]!r}: {reason}, {detail}")
         probes = Probes(texts=PROBE_TEXTS, ids=_ids(views), vectors=_vectors(encoded))
         claim = replace(self.claim, probes=probes, calibration=self._ranges(encoder, engine))
-        stands = put_claim(self.out, claim, new_fingerprint=self.new_fingerprint)
+        stands = put_claim(self.lease.out, claim, new_fingerprint=self.new_fingerprint)
         check_probes(stands, ids=probes.ids, vectors=probes.vectors, dtype=self.dtype)
 
     def _ranges(self, encoder: EncodesViews, engine: Engine) -> Calibration | None:
         """The ranges to claim with; None where nothing needs them, or a claim has them already."""
-        stands = any(one.fingerprint == self.claim.fingerprint for one in read_claims(self.out))
+        claims = read_claims(self.lease.out)
+        stands = any(one.fingerprint == self.claim.fingerprint for one in claims)
         return None if stands or self.calibrate is None else self.calibrate(encoder, engine)
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.config.job import ActorRange, Pool
 from embedjob.errors import AccessError, EmbedjobError, ResourceError, in_one_line
+from embedjob.output.lease import Lease, is_seen, unseen
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles
 from embedjob.storage import objects
@@ -29,7 +29,6 @@ from embedjob.storage.create_only import require_create_only
 # Where `ray up` leaves the cluster's own file, on the head, which is where submitted jobs run.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 LOOK_SECONDS = 600.0
-MARK_PAUSES = (1.0, 2.0, 4.0)
 POLL_SECONDS = 2.0
 SAY_SECONDS = 30.0
 GRACE_POLLS = 3
@@ -115,38 +114,24 @@ def _node_type(resources: Mapping[str, float], count: int) -> NodeType:
 class Look:
     """What a node must be able to do: see the input, read and write the output, tokenize.
 
-    `mark` is a file that the driver has put into the output, with a text that is in it: a node that
-    does not see it has a disk of its own there, and what it would write were lost.
+    A node that does not see the driver's lease has a disk of its own at the output's path, and
+    what it would write were lost.
     """
 
     engine: Engine
     files: PlannedFiles
     shard: str
-    out: str
-    mark: tuple[str, str]
+    lease: Lease
 
     def __call__(self) -> None:
         """Look from this node; EmbedjobError says what it cannot do."""
-        self._read_mark()
+        if not is_seen(self.lease):
+            raise AccessError(unseen(self.lease))
         if objects.stat(self.shard) is None:
             raise AccessError(f"{self.shard}: the driver sees this shard and this node does not")
-        require_create_only(self.out)
+        require_create_only(self.lease.out)
         self.engine.load_tokenizer()
         self.files.check_tokenizer()
-
-    def _read_mark(self) -> None:
-        url, text = self.mark
-        for pause in (*MARK_PAUSES, None):
-            # A network disk may show a new file some seconds late.
-            with suppress(FileNotFoundError):
-                if text.encode() in objects.read_bytes(url):
-                    return
-            if pause is not None:
-                time.sleep(pause)
-        raise AccessError(
-            f"{self.out}: this node does not see the file that the driver has put there, so it"
-            " would write elsewhere; give output.path on S3, or on a disk that all nodes share"
-        )
 
 
 def preflight(look: Look, *, but: Set[str] = frozenset()) -> frozenset[str]:

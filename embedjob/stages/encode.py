@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from embedjob.errors import DeviceLostError, InterruptedRunError, RefusedError
+from embedjob.errors import AccessError, DeviceLostError, InterruptedRunError, RefusedError
 from embedjob.stages.attempts import begin_attempt, begin_parcel, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.claiming import ClaimAndCheck
@@ -85,20 +85,26 @@ class EncodeActor:
             with _logged_warnings() as notes:
                 encoder = engine.load_encoder()
                 claim(encoder, engine)
-        except RefusedError as error:
-            ray.get(self._ledger.refuse.remote(_unloaded(error)))
-            return None
         except Exception as error:
-            node = ray.get_runtime_context().get_node_id()
-            alone = sum(known["Alive"] for known in ray.nodes()) == 1
-            failed = self._ledger.failed_to_load.remote(_unloaded(error), node, alone=alone)
-            if ray.get(failed):
-                return None
-            # A bad node would fail again and again while a good one still loads.
-            time.sleep(LOAD_PAUSE)
-            _exit_process(_unloaded(error))
+            # The nodes that were there at first have access: a node that joined late may lack it.
+            if isinstance(error, RefusedError) and not isinstance(error, AccessError):
+                ray.get(self._ledger.refuse.remote(_unloaded(error)))
+            else:
+                self._failed_to_load(error)
+            return None
         self._ledger.ready.remote(ray.get_runtime_context().get_actor_id(), tuple(notes))
         return encoder
+
+    def _failed_to_load(self, error: Exception) -> None:
+        """Return if this stops the run; else end this process, for another one to be started."""
+        node = ray.get_runtime_context().get_node_id()
+        alone = sum(known["Alive"] for known in ray.nodes()) == 1
+        failed = self._ledger.failed_to_load.remote(_unloaded(error), node, alone=alone)
+        if ray.get(failed):
+            return
+        # A bad node would fail again and again while a good one still loads.
+        time.sleep(LOAD_PAUSE)
+        _exit_process(_unloaded(error))
 
     def _encoded(self, states: Sequence[ChunkState]) -> Iterator[ChunkState]:
         begin_parcel(

@@ -13,7 +13,7 @@ from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_sample, claim_of, tokenizer_notes
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import StagesEnd
-from embedjob.output.lease import Holder
+from embedjob.output.lease import Holder, Lease
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.cluster import Look, preflight, size_pool, threads_per_actor
@@ -69,7 +69,7 @@ def run_stages(
     config, engine_of = plan.job.config, engine_of or recipe_engine
     try:
         with connected(options.address):
-            look = _look(plan, engine_of(config, 1), holder)
+            look = Look(engine_of(config, 1), _files(plan), plan.left[0].shard.url, holder.lease)
             looked = preflight(look)
             pool = size_pool(
                 config.pool,
@@ -80,7 +80,7 @@ def run_stages(
             # Nodes that were started meanwhile.
             preflight(look, but=looked)
             engine = engine_of(config, threads_per_actor(pool))
-            claim = _claim(plan, options)
+            claim = _claim(plan, options, holder.lease)
             ledger = new_ledger(config.run.stall_seconds)
             work = partial(flow, plan, engine, pool=pool, claim=claim, ledger=ledger)
             return _supervised(plan, work, ledger, console, holder)
@@ -88,23 +88,17 @@ def run_stages(
         return StagesEnd(error=error)
 
 
-def _look(plan: JobPlan, engine: Engine, holder: Holder) -> Look:
-    """What every node is tried for; the lease is a file that the driver has put into the output."""
-    lease, shard = holder.lease, plan.left[0].shard.url
-    return Look(engine, _files(plan), shard, plan.job.out, (lease.url, lease.token))
-
-
 def _files(plan: JobPlan) -> PlannedFiles:
     recipe = plan.job.config.encoder.model_dump_json()
     return PlannedFiles(recipe, tuple(plan.job.digests.items()))
 
 
-def _claim(plan: JobPlan, options: Options) -> ClaimAndCheck:
+def _claim(plan: JobPlan, options: Options, lease: Lease) -> ClaimAndCheck:
     """What each encoder does before its first chunk, as a value that travels to the actors."""
     config, sample = plan.job.config, calibration_sample(plan)
     rows_of = partial(read_chunk, job_input=config.input)
     return ClaimAndCheck(
-        out=plan.job.out,
+        lease=lease,
         claim=claim_of(plan),
         dtype=config.encoder.dtype,
         files=_files(plan),

@@ -1,7 +1,9 @@
 """WRITE: a Ray datasink that checks each chunk's file and puts it, whole and once."""
 
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ import pyarrow.compute as pc
 import ray
 from ray.data.datasource import Datasink
 
+from embedjob.errors import AccessError
 from embedjob.job.result import Outcome
 from embedjob.output.chunk_file import Committed
 from embedjob.output.committing import commit
 from embedjob.output.head_columns import INDEX_LIST, INDICES, ROUTER, VALUE_LIST, VALUES
+from embedjob.output.lease import Lease, is_seen, unseen
 from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
 from embedjob.stages.calibrating import with_quantization
@@ -62,18 +66,30 @@ class ChunkSink(Datasink[None]):
 
 @dataclass(frozen=True)
 class Committer:
-    """Puts chunks' files under one output, with one spec and one vector dtype."""
+    """Puts chunks' files under the output of a lease, with one spec and one vector dtype."""
 
-    out: str
+    lease: Lease
     spec: OutputSpec
     vector_dtype: str = "float32"
 
     def __call__(self, state: ChunkState) -> Committed:
-        """Put the file of the chunk's embeddings and return it; ChunkError if it may not be put."""
+        """Put the file of the chunk's embeddings and return it; ChunkError if it may not be put.
+
+        AccessError on a node with another disk at the output's path: it may have joined late.
+        """
+        _require_seen(self.lease)
+        out = self.lease.out
         rows_in = int(state.stats["rows"])
         # Read here: the first encoder to load put the ranges, and the driver never sees them.
-        spec = with_quantization(self.spec, self.out, vector_dtype=self.vector_dtype)
-        return commit(self.out, state.chunk, assemble_rows(state), rows_in=rows_in, spec=spec)
+        spec = with_quantization(self.spec, out, vector_dtype=self.vector_dtype)
+        return commit(out, state.chunk, assemble_rows(state), rows_in=rows_in, spec=spec)
+
+
+@lru_cache(maxsize=1)
+def _require_seen(lease: Lease) -> None:
+    """Look once per process; a refusal is repeated for every chunk."""
+    if not is_seen(lease):
+        raise AccessError(f"node {socket.gethostname()}: {unseen(lease)}")
 
 
 def outcome_of(state: ChunkState, commit: Commit) -> Outcome | None:

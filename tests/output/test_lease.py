@@ -9,7 +9,16 @@ import pytest
 
 from embedjob.errors import AccessError, FaultError, LeaseHeldError, OutputError
 from embedjob.output import lease
-from embedjob.output.lease import Lease, beat, claim, held, newest, release, superseded
+from embedjob.output.lease import (
+    Lease,
+    beat,
+    claim,
+    held,
+    is_seen,
+    newest,
+    release,
+    superseded,
+)
 from embedjob.storage import objects
 
 WATCH = 0.6
@@ -194,3 +203,13 @@ def test_a_holder_that_was_taken_over_says_so(any_out: str) -> None:
         assert "another run took" in str(holder.lost())
         with pytest.raises(FaultError):
             holder.require()
+
+
+def test_a_lease_is_seen_where_its_own_file_is(
+    any_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_SEEN_PAUSES", (0.0, 0.0))
+    mine = beat(_claim(any_out))
+    assert is_seen(mine)
+    assert not is_seen(replace(mine, token="that of another disk"))
+    assert not is_seen(replace(mine, out=f"{any_out}-on-another-disk"))

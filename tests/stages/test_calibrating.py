@@ -14,9 +14,10 @@ import pytest
 from embedjob.config.job import Input
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
-from embedjob.errors import OutputError
+from embedjob.errors import AccessError, OutputError
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_chunk
+from embedjob.output import lease
 from embedjob.output.calibration import sampled
 from embedjob.output.claim import Claim, Probes, read_claims
 from embedjob.stages.calibrating import Calibrate, with_quantization
@@ -120,7 +121,8 @@ class TestClaiming:
             probes=Probes((), (), ()),
             versions={},
         )
-        return ClaimAndCheck(str(out), claim, "float32", files_of(engine.recipe), calibrate=found)
+        mine = lease.claim(str(out), job="test", takeover=True)
+        return ClaimAndCheck(mine, claim, "float32", files_of(engine.recipe), calibrate=found)
 
     def test_the_first_claim_keeps_the_ranges_and_nobody_samples_again(
         self, engine: RecipeEngine, encoder: Encoder, tmp_path: Path
@@ -133,6 +135,22 @@ class TestClaiming:
         unread = replace(found, rows_of=lambda chunk: pytest.fail(f"{chunk} was read again"))
         self.claiming(out, unread, engine)(encoder, engine)
         assert read_claims(str(out)) == (claim,)
+
+    def test_a_node_with_another_disk_there_claims_nothing(
+        self,
+        engine: RecipeEngine,
+        encoder: Encoder,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(lease, "_SEEN_PAUSES", ())
+        shard(tmp_path / "in" / "a.parquet", [*texts(30)])
+        out = tmp_path / "out"
+        claiming = self.claiming(out, calibrate(tmp_path / "in"), engine)
+        out.rename(tmp_path / "elsewhere")
+        with pytest.raises(AccessError, match="this node does not see the file"):
+            claiming(encoder, engine)
+        assert not out.exists()
 
     def test_who_comes_second_writes_by_the_ranges_that_stand(
         self, engine: RecipeEngine, encoder: Encoder, tmp_path: Path

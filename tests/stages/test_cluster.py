@@ -6,6 +6,7 @@ import pytest
 
 from embedjob.config.recipe import Recipe
 from embedjob.errors import RefusedError
+from embedjob.output import lease
 from embedjob.stages.cluster import Look, preflight
 from embedjob.stages.connection import connected
 from embedjob.stages.engine import RecipeEngine
@@ -21,16 +22,14 @@ def test_a_node_is_refused_by_its_name_unless_it_sees_what_the_driver_has_put(
     engine, files = RecipeEngine(recipe.model_dump_json()), files_of(recipe)
     shard, out = tmp_path / "in.parquet", tmp_path / "out"
     shard.touch()
-    mark = out / "leases" / "00000001.json"
-    mark.parent.mkdir(parents=True)
-    mark.write_text("the token")
-    look = Look(engine, files, str(shard), str(out), (str(mark), "the token"))
+    look = Look(engine, files, str(shard), lease.claim(str(out), job="test"))
+    another = replace(look.lease, token="another")
     host = socket.gethostname()
     with connected(cluster.address):
         [node] = preflight(look)
         assert preflight(look, but={node}) == {node}
         for spoiled, reason in (
-            (replace(look, mark=(str(mark), "another")), "does not see the file that the driver"),
+            (replace(look, lease=another), "does not see the file that the driver"),
             (replace(look, shard=f"{shard}-gone"), "the driver sees this shard"),
             (replace(look, files=replace(files, digests=())), r"tokenizer\.json is another file"),
         ):

@@ -3,7 +3,9 @@
 Covers: embedjob.vectors.encoded
 """
 
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
+from embedjob.output import lease
 from embedjob.output.chunk_file import Committed
 from embedjob.stages.chunk_state import ChunkState, Failure, to_block
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger, outcomes_of
-from embedjob.stages.write import ChunkSink, assemble_rows, outcome_of
+from embedjob.stages.write import ChunkSink, Committer, assemble_rows, outcome_of
 from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.sparse import sparse
+from tests.shards import output_spec
 
 CHUNK = Chunk(Shard("in/a.parquet", 10, "etag"), 2, 5, (0, 1), 0, "a-name.parquet", 30, 100)
 UNIQUES = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=10)
@@ -145,6 +150,20 @@ def test_what_cannot_be_put_is_the_fault_of_this_chunk_alone(error: Exception, f
 
     end = outcome_of(state([0], {}), commit)
     assert (end.fault, end.committed) == (fault, None)
+
+
+def test_nothing_is_put_where_the_run_s_lease_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node that joined late, with a disk of its own at the output's path."""
+    monkeypatch.setattr(lease, "_SEEN_PAUSES", ())
+    mine = lease.claim(str(tmp_path / "out"), job="test")
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    job_input = Input(path=str(tmp_path), text="t")
+    committer = Committer(mine, output_spec(job_input, {}))
+    end = outcome_of(state([0], {}), committer)
+    assert end.fault.startswith(f"node {socket.gethostname()}: {tmp_path}/out: this node does not")
+    assert not (tmp_path / "out").exists()
 
 
 class ProcessDied(BaseException):
