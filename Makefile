@@ -34,7 +34,8 @@ slow: venv
 	$(BIN)/python -m pytest -m "slow and not (ray or gpu)" -n 3 --dist loadfile
 	$(BIN)/python -m pytest -m "slow and ray and not gpu" $(RAY_TESTS)
 
-# Twenty seeds of killed processes, and damage to files in tens of thousands of places.
+# Twenty seeds each of killed and suspended processes, of a faulty S3 and of lost nodes; damage to
+# files in tens of thousands of places.
 chaos: venv
 	$(BIN)/python -m pytest -m chaos
 

@@ -1,4 +1,4 @@
-"""A real Ray cluster of one node, in processes of its own, for as long as a `with` lasts."""
+"""A real Ray cluster, each node in processes of its own, for as long as a `with` lasts."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,24 +33,30 @@ AUTH = {"RAY_AUTH_MODE": "disabled"}
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Where drivers join, where jobs are submitted, and the ancestor of all its processes."""
+class Node:
+    """The ancestor of all processes of a node, and what it says."""
 
-    address: str
-    dashboard: str
     process: "subprocess.Popen[bytes]"
     log: Path
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of the cluster, its workers included."""
-        head = psutil.Process(self.process.pid)
-        return [head, *head.children(recursive=True)]
+        """Every process of the node, its workers included."""
+        first = psutil.Process(self.process.pid)
+        return [first, *first.children(recursive=True)]
 
     def kill(self) -> None:
         """All processes gone at one blow, as when the power fails."""
         with suppress(psutil.NoSuchProcess):
             kill(self.processes())
         self.process.wait()
+
+
+@dataclass(frozen=True)
+class Cluster(Node):
+    """A cluster's head: where drivers join, and where jobs are submitted."""
+
+    address: str
+    dashboard: str
 
 
 @contextmanager
@@ -82,8 +88,52 @@ def ray_cluster(
         settings.write_text(json.dumps(_autoscaling(f"127.0.0.1:{gcs}", cpus, worker)))
         command.append(f"--autoscaling-config={settings}")
         environment = {**environment, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    head = _started(command, environment, Path(folder))
+    cluster = Cluster(head.process, head.log, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{board}")
+    try:
+        _wait(cluster)
+        yield cluster
+    finally:
+        cluster.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_node(
+    cluster: Cluster,
+    environment: Mapping[str, str],
+    *,
+    ip: str,
+    cpus: int = 1,
+    before: Sequence[str] = (),
+) -> Node:
+    """One node more, once it has joined; to be killed by its owner before the cluster ends.
+
+    `ip` is a loopback address of its own: drivers join the node of theirs. `before` is a command
+    that runs the command after it, as `nice` does.
+    """
+    agent, grpc, metrics = free_ports(3)
+    command = [
+        *before,
+        *(str(Path(sys.executable).with_name("ray")), "start", f"--address={cluster.address}"),
+        *("--block", f"--node-ip-address={ip}", f"--num-cpus={cpus}", "--num-gpus=0"),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"),
+        *(f"--metrics-export-port={metrics}", "--disable-usage-stats"),
+        *(f"--object-store-memory={100 * 2**20}", "--log-color=false"),
+    ]
+    folder = Path(tempfile.mkdtemp(prefix="node-", dir=cluster.log.parent))
+    node = _started(command, environment, folder)
+    try:
+        _wait(node)
+    except BaseException:
+        node.kill()
+        raise
+    return node
+
+
+def _started(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Node:
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    log = Path(folder, "start.log")
+    log = folder / "start.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -92,13 +142,7 @@ def ray_cluster(
             stderr=subprocess.STDOUT,
             cwd=folder,
         )
-    cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{board}", process, log)
-    try:
-        _wait(cluster)
-        yield cluster
-    finally:
-        cluster.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    return Node(process, log)
 
 
 def _autoscaling(address: str, cpus: int, worker: Mapping[str, float]) -> dict[str, Any]:
@@ -136,11 +180,11 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=30)
 
 
-def _wait(cluster: Cluster) -> None:
+def _wait(node: Node) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while "This command will now block" not in cluster.log.read_text(errors="replace"):
-        if cluster.process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"ray did not start:\n{cluster.log.read_text()[-4000:]}")
+    while "This command will now block" not in node.log.read_text(errors="replace"):
+        if node.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"ray did not start:\n{node.log.read_text()[-4000:]}")
         time.sleep(0.2)
 
 

@@ -1,8 +1,9 @@
 """Fixtures that several tests share."""
 
 import os
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long one example takes says more about the machine than about the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints a line that is seen although the test succeeds."""
+
+    def write(line: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{line}\n")
+
+    return write
 
 
 @pytest.fixture
@@ -90,3 +102,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.encoder.tiny import save
 
     return save("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a Llama that takes a fifth of a second for ten rows."""
+    from tests.running import save_slow_model
+
+    return save_slow_model(tmp_path_factory.mktemp("slow-model"))

@@ -1,4 +1,4 @@
-"""Engines whose model fails at one token; they travel to workers, which import this module."""
+"""Engines that fail, or count what they encode; workers import this module for them."""
 
 import os
 import time
@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 
 from embedjob.config.job import Job
+from embedjob.stages.claiming import PROBE_TEXTS
 from embedjob.stages.engine import Engine, RecipeEngine, recipe_engine
 from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenViews
 
 # A byte that only begins characters of four bytes: no text but those with an emoji has it.
 MARKER = "\N{GRINNING FACE}"
@@ -90,6 +92,53 @@ class LateEngine:
                 time.sleep(0.05)
             raise OSError("no space left on this node")
         return self.inner.load_encoder()
+
+
+class _Counting:
+    """A real encoder that notes how many texts it is given each time, before it encodes them."""
+
+    def __init__(self, inner: Any, log: str) -> None:
+        self.inner, self.log = inner, log
+
+    def encode_views(self, views: TokenViews, **more: Any) -> Any:
+        with Path(self.log).open("a") as log:
+            log.write(f"{len(views.text_views) - 1}\n")
+        return self.inner.encode_views(views, **more)
+
+
+@dataclass(frozen=True)
+class CountingEngine:
+    """A real engine whose encoders note in `log` how many texts they are given each time."""
+
+    inner: RecipeEngine
+    log: str
+
+    @property
+    def long_text(self) -> str:
+        return self.inner.long_text
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        return self.inner.load_tokenizer()
+
+    def load_encoder(self) -> Any:
+        return _Counting(self.inner.load_encoder(), self.log)
+
+
+def counting(log: Path) -> Callable[[Job, int], Engine]:
+    """What `embed` takes as `engine_of`."""
+
+    def engine_of(config: Job, threads: int) -> Engine:
+        inner = recipe_engine(config, threads)
+        assert isinstance(inner, RecipeEngine)
+        return CountingEngine(inner, str(log))
+
+    return engine_of
+
+
+def texts_encoded(log: Path) -> int:
+    """How many texts of a corpus were given to counting encoders; probes are no corpus."""
+    given = [int(line) for line in log.read_text().splitlines()]
+    return sum(count for count in given if count != len(PROBE_TEXTS))
 
 
 def late(log: Path, out: Path) -> Callable[[Job, int], Engine]:

@@ -1,6 +1,7 @@
 """A proxy in front of the real S3 server that fails chosen requests in the ways that S3 does."""
 
 import http.client
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code>'
     b"<Message>Please reduce your request rate.</Message></Error>"
 )
+# Only what is read has a body to be cut.
+_FAULTS = ("busy", "reset", "lost", "half")
+_SILENT_SHARE = 0.2
+_SILENT_SECONDS = 30.0  # more than clients wait for an answer
 Chooses = Callable[[str, str], str | None]
 
 
@@ -24,7 +29,7 @@ class FaultyS3:
     """`choose` gives the fault for a method and a path, or None; `asked` are all requests.
 
     "busy" is 503 SlowDown, "reset" ends the connection unanswered, "lost" does so after the request
-    was served, "half" sends half of a body.
+    was served, "half" sends half of a body, "silent" answers nothing for as long as clients wait.
     """
 
     server: S3Server
@@ -53,6 +58,20 @@ class FaultyS3:
 
         self.choose = choose
 
+    def fail_by_chance(self, chance: random.Random, share: float, *, silent: int = 0) -> None:
+        """Fail this share of all requests, each in any way that it can fail, few by silence."""
+        left = [None] * silent
+
+        def choose(method: str, path: str) -> str | None:
+            if chance.random() >= share:
+                return None
+            if left and chance.random() < _SILENT_SHARE:
+                left.pop()
+                return "silent"
+            return chance.choice(_FAULTS if method == "GET" else _FAULTS[:-1])
+
+        self.choose = choose
+
 
 @contextmanager
 def faulty_s3(server: S3Server) -> Iterator[tuple[FaultyS3, str]]:
@@ -78,7 +97,8 @@ class _Proxy(BaseHTTPRequestHandler):
         self.faulty.asked.append((self.command, self.path, fault))
         if fault == "busy":
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
-        elif fault == "reset":
+        elif fault in ("reset", "silent"):
+            time.sleep(_SILENT_SECONDS if fault == "silent" else 0.0)
             self.close_connection = True
         else:
             self._forward(body, fault)

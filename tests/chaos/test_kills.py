@@ -1,11 +1,8 @@
 """Runs that lose a process at any moment, each followed by a plain re-run that ends right."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,15 +17,15 @@ import pytest
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from tests import running
-from tests.cluster import AUTH, ROOT, Cluster, kill
+from tests.cluster import Cluster, kill
+from tests.drivers import SEEDS, WAIT_SECONDS, Driver, driver
 from tests.outputs import published, written
-from tests.running import Job, job_file, save_slow_model, texts, write_shard
+from tests.running import Job, job_file, texts, write_shard
 
 pytestmark = pytest.mark.ray
 SHARDS, SHARD_ROWS, CHUNK_ROWS = 4, 60, 10
 CHUNKS = SHARDS * SHARD_ROWS // CHUNK_ROWS
 STOP_SECONDS = 30.0
-WAIT_SECONDS = 120.0
 ENCODER, READER = "ray::MapWorker(MapBatches(EncodeActor))", "ray::ReadChunks"
 
 
@@ -43,25 +40,11 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Driven:
-    """A job and the driver that is running it."""
+class Driven(Driver):
+    """A job's run, and the cluster that it may have joined."""
 
     document: Job
-    driver: "subprocess.Popen[bytes]"
-    log: Path
     cluster: Cluster
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def until(self, found: Callable[[], object], what: str) -> None:
-        """Return once it is found; the driver has to be alive all the while."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not found():
-            over = self.driver.poll()
-            assert over is None, f"exit {over} before there were {what}\n{self.said()}"
-            assert time.monotonic() < deadline, f"no {what} in {WAIT_SECONDS} s\n{self.said()}"
-            time.sleep(0.02)
 
     def until_files(self, count: int) -> None:
         """Return once so many files are there, with work still left."""
@@ -71,25 +54,19 @@ class Driven:
 
 
 End = Callable[[Driven], None]
-# Three in `slow`, and as many as twenty where there is an hour for it.
-SEEDS = [
-    pytest.param(seed, marks=pytest.mark.slow if seed < 3 else pytest.mark.chaos)
-    for seed in range(20)
-]
 
 
 @pytest.fixture(scope="module")
-def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(cluster: Cluster, slow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The model takes a fifth of a second for a chunk, so that there is a moment to kill at."""
     source = tmp_path_factory.mktemp("in")
-    model = save_slow_model(tmp_path_factory.mktemp("model"))
     for shard in range(SHARDS):
         bodies = [f"{text} {text} {text}" for text in texts(SHARD_ROWS, seed=shard)]
         write_shard(source / f"{shard}.parquet", bodies)
-    section = _document(source, model, Path("-"))["encoder"]
+    section = _document(source, slow_model, Path("-"))["encoder"]
     encoder = Encoder.from_recipe(Recipe.model_validate_json(json.dumps(section)))
     bodies = pq.read_table(source)["body"].to_pylist()
-    return Bench(source, model, cluster, encoder.encode(bodies))
+    return Bench(source, slow_model, cluster, encoder.encode(bodies))
 
 
 def _document(source: Path, model: Path, out: Path) -> Job:
@@ -100,27 +77,9 @@ def _document(source: Path, model: Path, out: Path) -> Job:
 def driven(bench: Bench, folder: Path, address: str) -> Iterator[Driven]:
     """A run in a process of its own, gone at the end with all that it started."""
     document = _document(bench.source, bench.model, folder / "out")
-    log = folder / "driver.log"
-    command = [sys.executable, "-m", "embedjob", "run", str(job_file(document, folder))]
-    with log.open("wb") as output:
-        driver = subprocess.Popen(
-            [*command, "--json", "--address", address],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **AUTH, "PYTHONPATH": str(ROOT)},
-            cwd=folder,
-        )
-    try:
-        yield Driven(document, driver, log, bench.cluster)
-    finally:
-        if driver.poll() is None:
-            _kill_all(driver.pid)
-        driver.wait()
-
-
-def _kill_all(pid: int) -> None:
-    ancestor = psutil.Process(pid)
-    kill([*ancestor.children(recursive=True), ancestor])
+    options = ("--json", "--address", address)
+    with driver(folder, "run", str(job_file(document, folder)), *options) as started:
+        yield Driven(started.process, started.log, document, bench.cluster)
 
 
 def resumed(bench: Bench, folder: Path, before: dict[str, str], *options: str) -> None:
@@ -148,8 +107,8 @@ def interrupted(number: signal.Signals) -> End:
     """The driver ends in time with exit 3, and what it says is true."""
 
     def interrupt(run: Driven) -> None:
-        run.driver.send_signal(number)
-        assert run.driver.wait(STOP_SECONDS) == 3, run.said()
+        run.process.send_signal(number)
+        assert run.process.wait(STOP_SECONDS) == 3, run.said()
         assert f"stopped by {number.name}" in run.said()
         assert "Traceback" not in run.said()
 
@@ -168,7 +127,7 @@ def worker_killed(title: str) -> End:
 
         run.until(find, title)
         kill(victims[:1])
-        assert run.driver.wait(WAIT_SECONDS) == 0, run.said()
+        assert run.process.wait(WAIT_SECONDS) == 0, run.said()
 
     return kill_one
 
@@ -185,23 +144,12 @@ def _named(cluster: Cluster, title: str) -> list[psutil.Process]:
     return found
 
 
-def driver_killed(run: Driven) -> None:
-    run.driver.kill()
-    run.driver.wait()
-
-
 def cluster_killed(run: Driven) -> None:
     """Every process of the driver's own cluster; the driver says so and gives its lease back."""
-    kill(psutil.Process(run.driver.pid).children(recursive=True))
-    assert run.driver.wait(WAIT_SECONDS) == 1, run.said()
+    kill(psutil.Process(run.process.pid).children(recursive=True))
+    assert run.process.wait(WAIT_SECONDS) == 1, run.said()
     assert "the Ray cluster no longer answers" in run.said()
     assert "Traceback" not in run.said()
-
-
-def power_failed(run: Driven) -> None:
-    """The driver's own cluster and the driver too."""
-    _kill_all(run.driver.pid)
-    run.driver.wait()
 
 
 SIGTERM, SIGINT = interrupted(signal.SIGTERM), interrupted(signal.SIGINT)
@@ -209,11 +157,11 @@ READ_WORKER, ENCODE_ACTOR = worker_killed(READER), worker_killed(ENCODER)
 ENDS: dict[str, End] = {
     "SIGTERM": SIGTERM,
     "SIGINT": SIGINT,
-    "driver": driver_killed,
+    "driver": Driver.kill,
     "encode actor": ENCODE_ACTOR,
     "read worker": READ_WORKER,
     "cluster": cluster_killed,
-    "driver and cluster": power_failed,
+    "driver and cluster": Driver.kill_all,
 }
 ON_A_CLUSTER_OF_ITS_OWN = ("cluster", "driver and cluster")
 LEASE_NOT_RELEASED = ("driver", "driver and cluster")
