@@ -3,6 +3,7 @@
 Heavy rooms are imported inside the commands, so that `--help` and a typo cost no seconds.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -195,10 +196,14 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     execution = sys.modules.get("embedjob.stages.execution")
-    if execution is not None and execution.is_unfinished():
-        # An orderly end would have Ray shut down under a thread that uses it, and lose the code.
-        os._exit(code)
-    sys.exit(code)
+    if execution is None or not execution.is_unfinished():
+        # Else an orderly end would have Ray shut down under a thread that uses it.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Libraries' threads may still end when their destructors run, which aborts the process: what
+    # was said would have another exit code.
+    os._exit(code)
 
 
 def _source(job: str, sets: Sequence[str] | None) -> JobSource:

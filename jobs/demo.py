@@ -16,6 +16,7 @@ try:
     import pyarrow.parquet as pq
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     import embedjob
     from embedjob.cli import main as embedjob_cli
@@ -41,7 +42,7 @@ def _nearest(query: np.ndarray, embeddings: np.ndarray) -> list[tuple[int, float
 def _table(claim: dict[str, Any], hits: list[tuple[dict[str, str], float]]) -> Table:
     """One claim and its nearest abstracts, as a table."""
     table = Table(
-        title=f"\n{claim['query']}", title_justify="left", title_style="bold", expand=True
+        title=Text(f"\n{claim['query']}"), title_justify="left", title_style="bold", expand=True
     )
     table.add_column("cosine", justify="right")
     table.add_column("judged relevant")
@@ -50,7 +51,7 @@ def _table(claim: dict[str, Any], hits: list[tuple[dict[str, str], float]]) -> T
     for abstract, cosine in hits:
         words = " ".join(abstract["abstract"].split()[:WORDS])
         relevant = "yes" if abstract["doc_id"] in claim["relevant"] else ""
-        table.add_row(f"{cosine:.3f}", relevant, abstract["title"], f"{words} ...")
+        table.add_row(f"{cosine:.3f}", relevant, Text(abstract["title"]), Text(f"{words} ..."))
     return table
 
 

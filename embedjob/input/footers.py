@@ -71,7 +71,7 @@ def footer_length(tail: bytes, size: int) -> int:
     if tail.endswith(_ENCRYPTED):
         raise pa.ArrowInvalid("its footer is encrypted, which is not supported; decrypt the file")
     if len(tail) < ENDING + len(MAGIC) or not tail.endswith(MAGIC):
-        raise pa.ArrowInvalid(f"its {size} bytes do not end in PAR1; cut short?")
+        raise pa.ArrowInvalid(f"its {size} bytes do not end in PAR1")
     length = int.from_bytes(tail[-ENDING : -len(MAGIC)], "little") + ENDING
     if length + len(MAGIC) > size:
         raise pa.ArrowInvalid(f"its footer claims {length} bytes of {size}")

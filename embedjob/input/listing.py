@@ -1,29 +1,78 @@
 """Shard listing: find the Parquet files of an input, and read their footers."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedjob.errors import InputChangedError, InputError
+from embedjob.errors import InputChangedError, InputError, in_one_line
 from embedjob.input.chunks import Shard
 from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse
-from embedjob.storage.objects import Stored, absolute, covers, find, read_tail
+from embedjob.storage.backend import DANGLING
+from embedjob.storage.objects import Stored, absolute, covers, find, open_unchanged, read_tail, stat
 
 PARQUET_NAMES = (".parquet", ".pq", ".parq")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 FIRST_READ = 64 * 1024
+_EXAMPLES = 3
 _BATCH = 16  # footers that go to a process together
 _DAMAGED = "not a whole Parquet file"
+_HEAD = 512  # bytes that tell what a file is
+_PARQUET, _ENCRYPTED = b"PAR1", b"PARE"
+
+# What files of a kind begin with, and what to say of them.
+_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (b"/annex/objects/", "a git-annex pointer; fetch the file itself with `git annex get`"),
+    (b"../.git/annex", "a git-annex pointer; fetch the file itself with `git annex get`"),
+    (b"<!DOCTYPE html", "an HTML page, as an error that was saved in place of the file"),
+    (b"<html", "an HTML page, as an error that was saved in place of the file"),
+    (b"<?xml", "an XML document, as an error that was saved in place of the file"),
+    (b"<Error", "an XML document, as an error that was saved in place of the file"),
+    (b"ARROW1", "an Arrow IPC file (feather); write it as Parquet"),
+    (b"FEA1", "a feather file of version 1; write it as Parquet"),
+    (b"\xff\xff\xff\xff", "an Arrow IPC stream; write it as Parquet"),
+    (b"ORC", "an ORC file; write it as Parquet"),
+    (b"Obj\x01", "an Avro file; write it as Parquet"),
+    (b"SQLite format 3\x00", "an SQLite database; write its table as Parquet"),
+    (b"\x89HDF\r\n", "an HDF5 file; write it as Parquet"),
+    (b"\x93NUMPY", "a NumPy array; write it as Parquet"),
+    (b"\x1f\x8b", "compressed as a whole by gzip; decompress it"),
+    (b"\x28\xb5\x2f\xfd", "compressed as a whole by zstd; decompress it"),
+    (b"BZh", "compressed as a whole by bzip2; decompress it"),
+    (b"\xfd7zXZ\x00", "compressed as a whole by xz; decompress it"),
+    (b"\x04\x22\x4d\x18", "compressed as a whole by lz4; decompress it"),
+    (b"\xff\x06\x00\x00sNaPpY", "compressed as a whole by snappy; decompress it"),
+    (b"PK\x03\x04", "a ZIP archive; unpack it"),
+    (b"\x80", "a Python pickle; write it as Parquet"),
+    (_ENCRYPTED, "a Parquet file with an encrypted footer, which is not supported; decrypt it"),
+    (_PARQUET, "the beginning of a Parquet file whose end lacks: its copy was cut short"),
+)
+_DUCKDB = slice(8, 12)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of an input: its shards, and the files beside them that nobody reads."""
+
+    shards: tuple[Shard, ...]
+    unread: tuple[str, ...]
 
 
 def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
     """Return the shards that the patterns name, each once, by url; InputError without any."""
+    return find_files(path).shards
+
+
+def find_files(path: str | Sequence[str]) -> Found:
+    """Return the files that the patterns list, each once, by url; InputError without a shard."""
     patterns = (path,) if isinstance(path, str) else tuple(path)
     listed = {pattern: find(pattern) for pattern in patterns}
     for pattern, files in listed.items():
@@ -34,7 +83,28 @@ def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
                 f" {', '.join(PARQUET_NAMES)} files below that directory; names that begin with"
                 " . or _ are left out"
             )
-    return shards_of(listed)
+    shards = shards_of(listed)
+    every = {file.url for files in listed.values() for file in files}
+    return Found(shards, tuple(sorted(every - {shard.url for shard in shards})))
+
+
+def described_unread(urls: Sequence[str]) -> str:
+    """Return how many files are not read, and what the first of them are; nothing for none."""
+    if not urls:
+        return ""
+    likely = sorted(urls, key=lambda url: ("parq" not in url.lower(), "." in Path(url).name, url))
+    shown = [f"{url} ({_unread(url)})" for url in likely[:_EXAMPLES]]
+    return f"{len(urls):,} files beside the shards, such as {', '.join(shown)}"
+
+
+def _unread(url: str) -> str:
+    file = stat(url)
+    if file is None:
+        return "gone"
+    said = _nature(file)
+    if said.startswith("the beginning of a Parquet file"):
+        return "Parquet by its first bytes; name it in input.path, or rename it to *.parquet"
+    return said
 
 
 def check_apart(path: str | Sequence[str], out: str, shards: Sequence[Shard] = ()) -> None:
@@ -76,7 +146,9 @@ def parquet_files(pattern: str, files: list[Stored]) -> list[Stored]:
     return [
         file
         for file in files
-        if file.url.lower().endswith(PARQUET_NAMES) or _is_named(base, file.name)
+        if file.url.lower().endswith(PARQUET_NAMES)
+        or _is_named(base, file.name)
+        or file.etag == DANGLING
     ]
 
 
@@ -114,10 +186,15 @@ def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | st
     tails: dict[str, Tail] = {}
     reasons: dict[str, str] = {}
     for file in files:
+        if file.etag == DANGLING:
+            reasons[file.url] = (
+                "a link that leads nowhere: mount what it leads to, fetch the file, or remove it"
+            )
+            continue
         try:
             tails[file.url] = _tail(file, FIRST_READ), file.size
         except pa.ArrowInvalid as error:
-            reasons[file.url] = f"{_DAMAGED}: {error}"
+            reasons[file.url] = f"{_DAMAGED}: {error}; it is {_nature(file)}"
         except (InputChangedError, FileNotFoundError) as error:
             reasons[file.url] = f"changed after it was listed: {error}"
     decoded = dict(zip(tails, decode([*tails.values()]), strict=True)) if tails else {}
@@ -125,6 +202,15 @@ def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | st
         if isinstance(footer, str):
             reasons[url] = f"{_DAMAGED}: {footer}"
     return {file.url: reasons.get(file.url) or decoded[file.url] for file in files}
+
+
+def _nature(file: Stored) -> str:
+    """Return what a file is that is not Parquet, as far as it can still be read."""
+    try:
+        with open_unchanged(file) as handle:
+            return what_it_is(handle.read(_HEAD))
+    except (InputChangedError, OSError) as error:
+        return in_one_line(error)
 
 
 def read_metadata(file: Stored, *, length: int) -> tuple[pq.FileMetaData, int]:
@@ -142,3 +228,29 @@ def _tail(file: Stored, length: int) -> bytes:
     tail = read_tail(file, min(length, file.size))
     needed = footer_length(tail, file.size)
     return tail[-needed:] if needed <= len(tail) else read_tail(file, needed)
+
+
+def what_it_is(head: bytes) -> str:
+    """Return what a file is whose first bytes these are, and what to do about it."""
+    begun = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for beginning, said in _BEGINNINGS:
+        if head.startswith(beginning) or begun[: len(beginning)].lower() == beginning.lower():
+            return said
+    return next((said for holds, said in _OTHERS if holds(head)), "no file of a known kind")
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head[:-4].decode() if len(head) == _HEAD else head.decode()
+    except UnicodeDecodeError:
+        return False
+    return "\x00" not in text
+
+
+_OTHERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
+    (lambda head: not head, "empty: was its upload cut short?"),
+    (lambda head: not head.strip(b"\x00"), "zeros only: was its copy cut short?"),
+    (lambda head: head[_DUCKDB] == b"DUCK", "a DuckDB database; write its table as Parquet"),
+    (lambda head: head.lstrip()[:1] in (b"{", b"["), "JSON; write it as Parquet"),
+    (_is_text, "text, such as CSV; write it as Parquet"),
+)

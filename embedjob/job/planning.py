@@ -12,7 +12,7 @@ from embedjob.errors import InputError, RefusedError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import Standing, agree, columns_of
 from embedjob.input.footers import Footer
-from embedjob.input.listing import check_apart, find_shards, read_footers
+from embedjob.input.listing import check_apart, find_files, read_footers
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
@@ -30,6 +30,7 @@ class InputListing:
 
     shards: tuple[Shard, ...]
     footers: Mapping[str, Footer | str]
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class JobPlan:
     projection: str
     served: Snapshot | None = None
     files: Mapping[str, Stored] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -107,7 +109,8 @@ def list_input(job_input: Input, served: Snapshot | None = None) -> InputListing
 
     A shard that is unchanged since the `served` snapshot is not opened: its footer is there.
     """
-    shards, wanted = find_shards(job_input.path), columns_of(job_input).wanted
+    found, wanted = find_files(job_input.path), columns_of(job_input).wanted
+    shards = found.shards
     known = remembered(served.shards, served.footers, wanted) if served else {}
     footers: dict[str, Footer | str] = {
         shard.url: known[shard.url, shard.etag]
@@ -119,7 +122,7 @@ def list_input(job_input: Input, served: Snapshot | None = None) -> InputListing
     problems = [footer for footer in footers.values() if isinstance(footer, str)]
     if problems and len(problems) == len(footers):
         raise InputError(f"input.path: {shards[0].url} is {problems[0]}; no shard can be read")
-    return InputListing(tuple(shards), footers)
+    return InputListing(tuple(shards), footers, found.unread)
 
 
 def plan(
@@ -162,6 +165,7 @@ def plan(
         projection=cut.projection,
         served=served,
         files=files,
+        unread=listing.unread,
     )
 
 

@@ -14,10 +14,20 @@ import pyarrow.compute as pc
 from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.chunks import Chunk
 from embedjob.input.columns import columns_of
+from embedjob.input.listing import described_unread
 from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_notes
 from embedjob.job.planning import JobPlan, committed_files
-from embedjob.job.result import Drift, Outcomes, Result, RunFacts, StagesEnd, Summary, summarize
+from embedjob.job.result import (
+    Drift,
+    Outcome,
+    Outcomes,
+    Result,
+    RunFacts,
+    StagesEnd,
+    Summary,
+    summarize,
+)
 from embedjob.output.chunk_file import read_all_committed
 from embedjob.output.file_names import data_directory, parse
 from embedjob.output.fingerprint import version
@@ -226,10 +236,16 @@ def _failed(plan: JobPlan, outcomes: Outcomes) -> tuple[dict[str, str], ...]:
     """The shards and rows that failed, as readers of a partial snapshot see them."""
     planned = [{"shard": url, "reason": reason} for url, reason in plan.faults]
     ended = [
-        {"shard": end.shard, "reason": f"rows {end.start} to {end.stop}: {end.fault}"}
+        {"shard": end.shard, "reason": f"rows {end.start} to {end.stop}: {_without_place(end)}"}
         for end in outcomes.faults
     ]
     return (*planned, *ended)
+
+
+def _without_place(end: Outcome) -> str:
+    """Return what went wrong without the shard and the rows, which stand before it already."""
+    fault = (end.fault or "").removeprefix(end.shard)
+    return fault.removeprefix(f", rows {end.start} to {end.stop}").removeprefix(": ")
 
 
 def _gone(plan: JobPlan, outcomes: Outcomes, listed: Sequence[Stored]) -> Iterator[dict[str, str]]:
@@ -270,8 +286,9 @@ def _shrunk(plan: JobPlan, snapshot: Snapshot) -> Iterator[str]:
 
 def drift_of(plan: JobPlan) -> Drift:
     """Return how the input differs from the corpus that was served when the run planned."""
+    unread = {"files_not_read": len(plan.unread), "not_read": described_unread(plan.unread)}
     if plan.served is None:
-        return Drift(shards_added=len(plan.shards))
+        return Drift(shards_added=len(plan.shards), **unread)
     before = {shard["url"]: shard["etag"] for shard in plan.served.shards}
     now = {shard.url: shard.etag for shard in plan.shards}
     return Drift(
@@ -279,6 +296,7 @@ def drift_of(plan: JobPlan) -> Drift:
         shards_added=len(now.keys() - before.keys()),
         shards_changed=sum(before.get(url, etag) != etag for url, etag in now.items()),
         shards_removed=len(before.keys() - now.keys()),
+        **unread,
     )
 
 

@@ -113,6 +113,7 @@ class StagesEnd:
 class Summary:
     """What `run` prints; `rows = embedded + reused + deduplicated + nulls + quarantined`.
 
+    `files_not_read` lie beside the shards, and `not_read` says what some of them are.
     `rows_before` and the shards added, changed and removed compare the corpus with that of the
     snapshot that was served when the run began.
 
@@ -128,6 +129,8 @@ class Summary:
     deduplicated: int
     nulls: int
     quarantined: int
+    files_not_read: int
+    not_read: str
     rows_before: int
     shards_added: int
     shards_changed: int
@@ -157,6 +160,8 @@ class Summary:
 class Drift:
     """How a corpus differs from the corpus that is served: its rows before, and its shards."""
 
+    files_not_read: int = 0
+    not_read: str = ""
     rows_before: int = 0
     shards_added: int = 0
     shards_changed: int = 0

@@ -7,8 +7,8 @@ from textwrap import fill
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from embedjob.config.interventions import given
 from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from
@@ -196,7 +196,7 @@ def show_methods(console: Console) -> None:
         cited = method.citation
         first, *others = cited.authors.split(",")
         paper = f"{first}{' et al.' if others else ''} {cited.year}"
-        table.add_row(name, paper, method.forward_tokens, method.good_for.strip())
+        table.add_row(*map(Text, (name, paper, method.forward_tokens, method.good_for.strip())))
     console.print(table)
 
 
@@ -204,7 +204,7 @@ def show_method(name: str, console: Console) -> None:
     """Prints what one method is, where it comes from, and its knobs."""
     method = read_method(name)
     model = method.model or "none published"
-    console.print(f"[bold]{name}[/]: {escape(method.summary.strip())}", highlight=False)
+    console.print(Text.assemble((name, "bold"), f": {method.summary.strip()}"), highlight=False)
     if method.differs:
         _line(console, f"what differs from the authors' code: {method.differs.strip()}")
     _line(console, _reference(method))
@@ -263,7 +263,7 @@ def resolved_lines(source: JobSource) -> list[str]:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(Text(text), highlight=False)
 
 
 def _role_lines(roles: Mapping[Any, Mapping[str, Any]]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from embedjob.config.job_file import JobSource
 from embedjob.errors import InputError
+from embedjob.input.listing import described_unread
 from embedjob.input.reading import read_chunk
 from embedjob.job.output import tokenizer_notes
 from embedjob.job.planning import cut_input, limited, list_input
@@ -19,6 +20,7 @@ from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 
 PREVIEW_BUDGET = 2048
+_FAULTS = 20
 
 
 def preview(
@@ -36,6 +38,12 @@ def preview(
     cut = cut_input(
         config.input, listing, chunk_rows=config.output.chunk_rows, fingerprint="0" * 64
     )
+    if listing.unread:
+        say(f"not read: {described_unread(listing.unread)}")
+    for url, reason in cut.faults[:_FAULTS]:
+        say(f"fault: {url}: {reason}")
+    if not cut.chunks and cut.faults:
+        raise InputError(f"input.path: {len(cut.faults)} shards have faults, and no other has rows")
     if not cut.chunks:
         raise InputError("input.path: every shard is empty; there is nothing to preview")
     chunks = limited(cut.chunks, rows)

@@ -13,28 +13,36 @@ def show_summary(result: Result, console: Console) -> None:
     """Print what was done, what was found done, and where the files are."""
     summary = result.summary
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("chunks", _chunks(result))
+    table.add_column()
+    table.add_column(overflow="fold")  # a long path is folded, and no part of it is left out
+
+    def add(name: str, value: str) -> None:
+        table.add_row(name, Text(value))  # never markup: paths may hold [brackets] and :colons:
+
+    add("chunks", _chunks(result))
     if summary.chunks_written:
         counted = [f"{getattr(summary, key):,} {key}" for key in _ROWS if getattr(summary, key)]
-        table.add_row("rows", (", ".join(counted) or "0 rows") + _duplicates(summary))
-        table.add_row(
+        add("rows", (", ".join(counted) or "0 rows") + _duplicates(summary))
+        add(
             "tokens",
             f"{summary.tokens:,} at {summary.tokens_per_second:,.0f}/s,"
             f" {summary.truncated:,} texts cut, {summary.padding_share:.1%} padding,"
             f" {summary.prefix_tokens_saved:,} shared and not run",
         )
-        table.add_row("encoders", _times(summary))
+        add("encoders", _times(summary))
     if changes := _changes(summary):
-        table.add_row("corpus", changes)
-    table.add_row("seconds", f"{summary.seconds:,.1f}")
-    table.add_row("output", result.out)
-    table.add_row("snapshot", summary.snapshot or "not published")
-    table.add_row("fingerprint", summary.fingerprint[:12])
+        add("corpus", changes)
+    if summary.files_not_read:
+        add("not read", summary.not_read)
+    add("seconds", f"{summary.seconds:,.1f}")
+    add("output", result.out)
+    add("snapshot", summary.snapshot or "not published")
+    add("fingerprint", summary.fingerprint[:12])
     for note in result.notes:
-        table.add_row("note", Text(note))
+        add("note", note)
     console.print(table, highlight=False)
     if not result.faults and not summary.chunks_written:
-        console.print(f"nothing to do: {result.verdict}", highlight=False)
+        console.print(Text(f"nothing to do: {result.verdict}"), highlight=False)
 
 
 def _duplicates(summary: Summary) -> str:

@@ -12,6 +12,10 @@ class Entry(NamedTuple):
     etag: str
 
 
+# The etag of a link that leads nowhere: to a volume that is not mounted, or a file not fetched.
+DANGLING = "dangling link"
+
+
 class Backend(Protocol):
     """A place where files live; a missing file raises FileNotFoundError."""
 

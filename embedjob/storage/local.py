@@ -1,5 +1,6 @@
 """Local filesystem backend: a file appears whole or not at all, even with two writers."""
 
+import errno
 import io
 import os
 import secrets
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedjob.errors import AccessError
-from embedjob.storage.backend import Backend, Entry
+from embedjob.storage.backend import DANGLING, Backend, Entry
 from embedjob.storage.patterns import may_lead
 
 # A local file is written in a folder of this name and then linked to its own. The nearest one above
@@ -24,7 +25,10 @@ class LocalBackend(Backend):
     checks_reads = False
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
-        """Yield the files below a folder, following links; none where it is missing."""
+        """Yield the files below a folder, following links; none where it is missing.
+
+        A link that leads nowhere is an entry of its own, with the etag DANGLING.
+        """
         seen: set[tuple[int, int]] = set()
         _first_visit(path, seen)
         for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise_unless_gone):
@@ -34,7 +38,8 @@ class LocalBackend(Backend):
             for name in names:
                 # Other writers' temporary files may be gone before their status is read.
                 with suppress(FileNotFoundError):
-                    entry = self.entry(os.path.join(folder, name))
+                    inner_path = os.path.join(folder, name)
+                    entry = dangling(inner_path) or self.entry(inner_path)
                     if entry:
                         yield entry
 
@@ -105,6 +110,20 @@ def _opened(path: str) -> BinaryIO:
 def _without_waiting(path: str, flags: int) -> int:
     # The open of a pipe waits for a writer otherwise.
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def dangling(path: str) -> Entry | None:
+    """Return the entry of a link that leads nowhere; None for anything else."""
+    return Entry(path, 0, DANGLING) if os.path.islink(path) and not _leads(path) else None
+
+
+def _leads(link: str) -> bool:
+    """Return whether a link leads somewhere, even to what may not be read."""
+    try:
+        os.stat(link)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return True
 
 
 def _etag(status: os.stat_result) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from embedjob.errors import AccessError, InputChangedError, OutputError
 from embedjob.storage.access import access_errors
-from embedjob.storage.backend import Backend, Entry
-from embedjob.storage.local import LocalBackend
+from embedjob.storage.backend import DANGLING, Backend, Entry
+from embedjob.storage.local import LocalBackend, dangling
 from embedjob.storage.locate import locate, split
-from embedjob.storage.patterns import is_magic, matches
+from embedjob.storage.patterns import is_hidden, is_magic, matches, may_lead
 from embedjob.storage.retrying import retried
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def find(pattern: str) -> list[Stored]:
     A file that exists under the literal name wins, even where the name holds `*`, `?` or `[`.
     `**` is any number of folders, and everything below a folder that matches belongs to it.
     """
-    literal = _below(pattern, ()) or [file for file in [stat(pattern)] if file]
+    literal = _below(pattern, ()) or [file for file in [stat(pattern) or _lost(pattern)] if file]
     if literal or not is_magic(split(pattern)[1]):
         return literal
     parts = absolute(pattern).split("/")
@@ -79,7 +79,8 @@ def list_files(directory: str, *, links: bool = False) -> list[Stored]:
     """Return every file below a folder, hidden files too, sorted; none without a folder.
 
     Links are followed only where `links` says so: a link inside an output would have files
-    elsewhere listed, and then deleted. AccessError where the folder itself is a link.
+    elsewhere listed, and then deleted. AccessError where the folder itself is a link. A link that
+    leads nowhere is left out.
     """
     backend, path, prefix = locate(directory)
     with access_errors(directory):
@@ -87,7 +88,7 @@ def list_files(directory: str, *, links: bool = False) -> list[Stored]:
             entries = backend.entries(path, ())
         else:
             entries = backend.own_entries(path)
-        files = [_stored(prefix, entry) for entry in entries]
+        files = [_stored(prefix, entry) for entry in entries if entry.etag != DANGLING]
     return sorted(files, key=lambda file: file.url)
 
 
@@ -236,9 +237,23 @@ def _below(folder: str, pattern: tuple[str, ...]) -> list[Stored]:
         files = [
             _stored(prefix, entry)
             for entry in backend.entries(path, pattern)
-            if matches(entry.path.split("/")[base:], pattern)
+            if _is_meant(entry, entry.path.split("/")[base:], pattern)
         ]
     return sorted(files, key=lambda file: file.url)
+
+
+def _is_meant(entry: Entry, parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a pattern means an entry; a link that leads nowhere may have been a folder."""
+    if entry.etag == DANGLING and pattern:
+        return not any(map(is_hidden, parts)) and may_lead(parts, pattern)
+    return matches(parts, pattern)
+
+
+def _lost(url: str) -> Stored | None:
+    """Return the link at a URL, if it is one that leads nowhere."""
+    backend, path, prefix = locate(url)
+    entry = dangling(path) if isinstance(backend, LocalBackend) else None
+    return _stored(prefix, entry) if entry else None
 
 
 def _real(url: str) -> str:

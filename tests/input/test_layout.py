@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from embedjob.config.job import Input
 from embedjob.errors import InputError
-from embedjob.input.listing import find_shards, partitions, shards_of
+from embedjob.input.listing import (
+    described_unread,
+    find_files,
+    find_shards,
+    partitions,
+    shards_of,
+)
 from embedjob.storage.objects import Stored, create
+from tests.shards import footers_of, write_shard
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -64,3 +72,60 @@ def test_shards_of_a_bucket(bucket: str) -> None:
     (shard,) = find_shards(f"{bucket}/docs")
     assert shard.url == f"{bucket}/docs/k=v/a.parquet"
     assert shard.partitions == (("k", "v"),)
+
+
+def test_what_is_listed_and_not_read_is_counted_and_said(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.parquet", {"t": ["a"]})
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for name in ("b.parquet.gzip", "c.snappy", "part-0"):
+        (tmp_path / name).write_bytes(whole)
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / ".hidden").write_text("a tool's own")
+    found = find_files(str(tmp_path))
+    assert [shard.url for shard in found.shards] == [f"{tmp_path}/a.parquet"]
+    assert len(found.unread) == 4
+    said = described_unread(found.unread)
+    assert said.startswith(f"4 files beside the shards, such as {tmp_path}/b.parquet.gzip (Parquet")
+    assert described_unread(()) == ""
+
+
+@pytest.mark.parametrize("pattern", ["", "*.parquet", "*/x.parquet", "**/*.parquet", "x.parquet"])
+def test_a_link_that_leads_nowhere_is_a_fault(tmp_path: Path, pattern: str) -> None:
+    write_shard(tmp_path / "a" / "x.parquet", {"t": ["a"]})
+    (tmp_path / "x.parquet").symlink_to("/nowhere/x.parquet")
+    (tmp_path / "volume").symlink_to("/nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "_tools").symlink_to("/nowhere")
+    shards = find_shards(f"{tmp_path}/{pattern}".rstrip("/"))
+    named = {shard.url: shard for shard in shards}
+    assert f"{tmp_path}/_tools" not in named
+    lost = {"x.parquet"} if pattern in ("*.parquet", "x.parquet") else {"volume", "loop"}
+    for name in lost:
+        footers = footers_of([named[f"{tmp_path}/{name}"]], Input(path="p", text="t"))
+        assert "a link that leads nowhere" in str(footers[f"{tmp_path}/{name}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"/annex/objects/SHA256E-s1--a.parquet\n", "a git-annex pointer"),
+        (b"<!doctype html><title>404", "an HTML page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied', "an XML document"),
+        (b"ARROW1\x00\x00" + b"x" * 20, "an Arrow IPC file"),
+        (b"ORC" + b"x" * 20, "an ORC file"),
+        (b"\x1f\x8b\x08" + b"x" * 20, "compressed as a whole by gzip"),
+        (b"PAR1" + b"x" * 50, "the beginning of a Parquet file"),
+        (b"PK\x03\x04" + b"x" * 50, "a ZIP archive"),
+        (b'{"text": "a"}\n', "JSON"),
+        (b"id,text\n1,a\n", "text, such as CSV"),
+        (b"\x00" * 600, "zeros only"),
+        (b"", "empty"),
+        (b"\x01\x02\xfe", "no file of a known kind"),
+    ],
+)
+def test_what_a_file_is_that_is_no_parquet(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(content)
+    reason = footers_of(find_shards(str(path)), Input(path="p", text="t"))[str(path)]
+    assert f"it is {said}" in str(reason)

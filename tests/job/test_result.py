@@ -45,7 +45,8 @@ def test_a_run_without_work_divides_by_nothing() -> None:
 
 
 def test_a_summary_is_plain_json_with_the_promised_keys() -> None:
-    promised = """rows embedded reused deduplicated nulls quarantined rows_before
+    promised = """rows embedded reused deduplicated nulls quarantined files_not_read
+        not_read rows_before
         shards_added shards_changed shards_removed vectors chunks_planned
         chunks_done_before chunks_written chunks_failed tokens prefix_tokens_saved padding_share
         truncated seconds tokens_per_second flops_utilization time_share fingerprint snapshot"""
