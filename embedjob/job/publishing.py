@@ -286,17 +286,17 @@ def _shrunk(plan: JobPlan, snapshot: Snapshot) -> Iterator[str]:
 
 def drift_of(plan: JobPlan) -> Drift:
     """Return how the input differs from the corpus that was served when the run planned."""
-    unread = {"files_not_read": len(plan.unread), "not_read": described_unread(plan.unread)}
+    drift = Drift(files_not_read=len(plan.unread), not_read=described_unread(plan.unread))
     if plan.served is None:
-        return Drift(shards_added=len(plan.shards), **unread)
+        return replace(drift, shards_added=len(plan.shards))
     before = {shard["url"]: shard["etag"] for shard in plan.served.shards}
     now = {shard.url: shard.etag for shard in plan.shards}
-    return Drift(
+    return replace(
+        drift,
         rows_before=plan.served.counts.get("rows", 0),
         shards_added=len(now.keys() - before.keys()),
         shards_changed=sum(before.get(url, etag) != etag for url, etag in now.items()),
         shards_removed=len(before.keys() - now.keys()),
-        **unread,
     )
 
 
