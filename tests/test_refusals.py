@@ -54,7 +54,7 @@ REFUSALS: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "a filter that fits no column": (
         {"input": {"filter": [["stars", ">", "many"]]}},
-        ("filter", "stars: int64"),
+        ("filter", "got 'many' for 'stars', which is int64"),
     ),
     "a filter of another shape": ({"input": {"filter": ["stars"]}}, ("input.filter", "operators")),
     "no input": ({"input": {"path": "{folder}/nowhere"}}, ("input.path", "nowhere")),

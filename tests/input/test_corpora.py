@@ -98,8 +98,13 @@ def _check(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> None:
 
 
 def _same_files(shards: Sequence[Any]) -> bool:
-    """Whether files tell all of their types: without Arrow's schema, a fixed size is lost."""
-    return all(properties["store_schema"] for _, _, properties in shards)
+    """Whether files tell all of their types, and alike.
+
+    Without Arrow's schema a fixed size is lost, and int96 has no milliseconds.
+    """
+    files = [properties for _, _, properties in shards]
+    int96 = {properties["use_deprecated_int96_timestamps"] for properties in files}
+    return all(properties["store_schema"] for properties in files) and len(int96) == 1
 
 
 @settings(suppress_health_check=[*HealthCheck], max_examples=30, phases=_NO_SHRINKING)
