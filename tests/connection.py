@@ -34,6 +34,7 @@ def join_for(address: str | None) -> None:
 
 def leave() -> None:
     """Leave the cluster that this process has joined, whoever joined it."""
+    _end_what_was_cut_off()
     _joined.close()
     if ray.is_initialized() and not is_unfinished():
         ray.shutdown()
