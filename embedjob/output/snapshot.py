@@ -199,13 +199,15 @@ def open_snapshot(out: str) -> "ds.Dataset":
 
 def _filesystem(out: str) -> "tuple[fs.FileSystem, str]":
     """Return Arrow's view of the place, through the library and settings that wrote it."""
+    import fsspec
     import pyarrow.fs as fs
 
     url = absolute(out)
     if "://" not in url:
         return fs.LocalFileSystem(), url
-    filesystem, root = fs.FileSystem.from_uri(f"fsspec+{url}")
-    return filesystem, root.rstrip("/")
+    # Not the instance that fsspec keeps: it may be of an earlier endpoint, or have an old listing.
+    filesystem, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root.rstrip("/")
 
 
 def _url(out: str, epoch: int) -> str:

@@ -113,7 +113,7 @@ def test_kept_columns_come_out_equal(tmp_path: Path, given: Any) -> None:
     _check(tmp_path, *given)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @settings(suppress_health_check=[*HealthCheck], max_examples=3000)
 @given(nights())
 def test_kept_columns_come_out_equal_in_thousands_of_corpora(tmp_path: Path, given: Any) -> None:
