@@ -8,11 +8,13 @@ from benchmarks.quality import (
     kept,
     of_method,
     out_of_order,
+    recipes,
     tokens_per_text,
     unlike_minilm,
 )
 from embedjob.methods.catalogue import read_method
 from embedjob.output.fingerprint import fingerprint
+from embedjob.reports.method_pages import AS_PUBLISHED
 from tests.methods.making import Setting
 from tests.methods.settings import CONTRASTED
 
@@ -23,6 +25,15 @@ ORDERED = sorted({name for better, worse, _ in ORDER for name in (better, worse)
 def test_a_figure_is_of_the_method_as_it_is(name: str) -> None:
     for figures in kept().values():
         assert figures[name]["recipe"] == fingerprint(of_method(name), {})[:12]
+
+
+def test_both_sets_have_every_method() -> None:
+    asked = {name for name, _ in recipes([])}
+    published = f"token_prepending{AS_PUBLISHED}"
+    assert published in asked
+    assert set(kept()["sickr.dev"]) == asked
+    # The setting that the paper has was measured on the one set alone so far.
+    assert set(kept()["stsb.dev"]) | {published} == asked
 
 
 def test_the_paper_s_own_setting_is_that_of_a_model_that_the_method_does_not_know() -> None:
