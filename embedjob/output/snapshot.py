@@ -199,14 +199,14 @@ def open_snapshot(out: str) -> "ds.Dataset":
 
 def _filesystem(out: str) -> "tuple[fs.FileSystem, str]":
     """Return Arrow's view of the place, through the library and settings that wrote it."""
-    import fsspec
     import pyarrow.fs as fs
+
+    from embedjob.storage.fsspec_backend import fresh_filesystem
 
     url = absolute(out)
     if "://" not in url:
         return fs.LocalFileSystem(), url
-    # Not the instance that fsspec keeps: it may be of an earlier endpoint, or have an old listing.
-    filesystem, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    filesystem, root = fresh_filesystem(url)
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root.rstrip("/")
 
 

@@ -75,3 +75,13 @@ class FsspecBackend(Backend):
     def delete(self, path: str) -> None:
         """Remove the file."""
         self.fs.rm_file(path)
+
+
+def fresh_filesystem(url: str) -> tuple[Any, str]:
+    """Return the filesystem of a URL, and the path there.
+
+    It is not the instance that fsspec keeps, which may be of an earlier endpoint, or have an old
+    listing.
+    """
+    filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    return filesystem, str(path)
