@@ -48,9 +48,9 @@ MINILM_EXPECTED, MINILM_TOLERANCE = 86.72, 0.05
 MINILM_NAME = "all-MiniLM-L6-v2"
 HEADER = """\
 # Spearman x 100 of cosine against the score, float32, on a CPU: all 1,500 pairs of STS-B dev, all
-# 500 of SICK-R dev. `tokens` are those of a text's views, on average, `computed` those that no view
-# before them has computed; `cpu_seconds` are the process' own. Written by `make bench-quality`;
-# `recipe` is the fingerprint of the knobs, without the weights.
+# 500 of SICK-R dev. `tokens` is the average number of tokens in all views of a text, `computed` the
+# number without shared prefixes, which run once; `cpu_seconds` are the process' own. Written by
+# `make bench-quality`; `recipe` is the fingerprint of the knobs, without the weights.
 """
 # What must be at least what, and by how much: (the better, the worse, at least so much better).
 ORDER = (
@@ -128,10 +128,10 @@ def measured(
 
 
 def tokens_per_text(views: TokenViews, recipe: Recipe, *, layers: int) -> dict[str, float]:
-    """The tokens that a text is to a model of so many layers, and those that are `computed`.
+    """Count a text's tokens in all of its views, and the tokens that are `computed`.
 
-    What views begin with alike is computed once. Tokens of an auxiliary view count by the share of
-    the blocks that they go through.
+    A prefix that views share is computed once. Tokens of an auxiliary view count by the share of
+    the model's `layers` that they go through.
     """
     total, own = float(views.lengths.sum()), float(len(views.ids))
     if views.auxiliary is not None:

@@ -36,7 +36,7 @@ def is_text(given: pa.DataType) -> bool:
 
 
 def agreed_type(kinds: Sequence[pa.DataType | None]) -> pa.DataType | None:
-    """Return the plain type that most columns have; of those that agree with it, the widest.
+    """Return the plain type that most columns have, widened to the widest type that agrees with it.
 
     Null, at any depth, agrees with everything, and becomes text where nothing else is known: a
     column that is empty tonight is text more often than not. None where there is no type.

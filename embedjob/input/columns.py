@@ -72,7 +72,7 @@ def columns_of(job_input: Input) -> Columns:
 
 @dataclass(frozen=True)
 class Standing:
-    """The types that an output's files have: they stay, whatever shards are added later.
+    """The column types of an output's files, which stay when shards are added later.
 
     `types` are exact. Earlier releases kept only their names, by column: `names`.
     """

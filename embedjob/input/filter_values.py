@@ -135,7 +135,7 @@ def _number(value: Any, kind: pa.DataType) -> Fraction:
 
 
 def _moment(value: Any, kind: pa.DataType) -> Fraction:
-    """Return seconds since 1970; without a zone, those of UTC."""
+    """Return seconds since 1970; a moment without a zone is in UTC."""
     seconds, zoned = _parsed(value, "2024-01-31, or 2024-01-31T12:00:00Z")
     if zoned and not kind.tz:
         raise ValueError("the column has no time zone; allowed is 2024-01-31T12:00:00")

@@ -53,7 +53,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a ZIP archive; unpack it"),
     (b"\x80", "a Python pickle; write it as Parquet"),
     (_ENCRYPTED, "a Parquet file with an encrypted footer, which is not supported; decrypt it"),
-    (_PARQUET, "the beginning of a Parquet file whose end lacks: its copy was cut short"),
+    (_PARQUET, "the beginning of a Parquet file without its end: its copy was cut short"),
 )
 _DUCKDB = slice(8, 12)
 

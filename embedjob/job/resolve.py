@@ -271,7 +271,7 @@ def layer_recipes(
 
 
 def _settled(source: JobSource, folder: Path) -> ResolvedRecipes:
-    """Layer a job's keys over those of its model's folder, and settle how slots are tokenized."""
+    """Layer a job's keys over its model folder's, and settle how slots are tokenized."""
     layers = layer_recipes(source, folder_layer(folder), config_of(folder))
     if not any(slotted(recipe.interventions) for recipe in layers.recipes.values()):
         return layers

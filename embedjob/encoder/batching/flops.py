@@ -1,7 +1,7 @@
-"""Model FLOPs utilization: FLOPs counted for a model, over those of the fastest that was seen.
+"""Model FLOPs utilization: a model's FLOPs per second over the highest rate seen on the device.
 
-That is a matmul, or a pass of the model itself: the matmul is measured while other processes start
-or compute, so what it gives may be less than the device's peak, and is never more.
+The highest rate is a matmul's, or that of a pass of the model itself. The matmul is measured while
+other processes start or compute, so its rate may be below the device's peak, and is never above.
 """
 
 import time
