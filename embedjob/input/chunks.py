@@ -18,17 +18,27 @@ PARCEL_CHUNKS, PARCEL_ROWS, PARCEL_TEXT_BYTES = 32, 512, 256 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One input file as it was listed; `partitions` come from `key=value` directories."""
+    """One input file as it was listed; `partitions` come from `key=value` directories.
+
+    `url` is UTF-8, as everything that names the shard in an output; `raw` opens a local file whose
+    name is not.
+    """
 
     url: str
     size: int
     etag: str
     partitions: tuple[tuple[str, str | None], ...] = ()
+    raw: str | None = None
 
     @property
     def stored(self) -> Stored:
         """Return the stored object to read, bound to the planned etag."""
-        return Stored(url=self.url, size=self.size, etag=self.etag)
+        return Stored(url=self.raw or self.url, size=self.size, etag=self.etag)
+
+
+def printable(url: str) -> str:
+    """Return the url as UTF-8: a local file's name may hold bytes that are not."""
+    return url.encode("utf-8", "backslashreplace").decode()
 
 
 class RowRange(NamedTuple):

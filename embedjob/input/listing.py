@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedjob.errors import InputChangedError, InputError, in_one_line
-from embedjob.input.chunks import Shard
+from embedjob.input.chunks import Shard, printable
 from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse
 from embedjob.storage.backend import DANGLING
@@ -85,7 +85,7 @@ def find_files(path: str | Sequence[str]) -> Found:
             )
     shards = shards_of(listed)
     every = {file.url for files in listed.values() for file in files}
-    return Found(shards, tuple(sorted(every - {shard.url for shard in shards})))
+    return Found(shards, tuple(sorted(every - {shard.stored.url for shard in shards})))
 
 
 def described_unread(urls: Sequence[str]) -> str:
@@ -93,7 +93,7 @@ def described_unread(urls: Sequence[str]) -> str:
     if not urls:
         return ""
     likely = sorted(urls, key=lambda url: ("parq" not in url.lower(), "." in Path(url).name, url))
-    shown = [f"{url} ({_unread(url)})" for url in likely[:_EXAMPLES]]
+    shown = [f"{printable(url)} ({_unread(url)})" for url in likely[:_EXAMPLES]]
     return f"{len(urls):,} files beside the shards, such as {', '.join(shown)}"
 
 
@@ -134,10 +134,12 @@ def shards_of(listed: dict[str, list[Stored]]) -> tuple[Shard, ...]:
         for pattern, candidates in listed.items()
         for file in parquet_files(pattern, candidates)
     }
-    return tuple(
-        Shard(file.url, file.size, file.etag, partitions(file.url))
-        for _, file in sorted(files.items())
-    )
+    return tuple(_shard(file) for _, file in sorted(files.items()))
+
+
+def _shard(file: Stored) -> Shard:
+    url = printable(file.url)
+    return Shard(url, file.size, file.etag, partitions(url), None if url == file.url else file.url)
 
 
 def parquet_files(pattern: str, files: list[Stored]) -> list[Stored]:
@@ -182,7 +184,7 @@ def read_footers(
 
 
 def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | str]:
-    """Read footers one after the other, and decode them together; return them by url."""
+    """Read footers one after the other, and decode them together; return them by shards' urls."""
     tails: dict[str, Tail] = {}
     reasons: dict[str, str] = {}
     for file in files:
@@ -201,7 +203,7 @@ def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | st
     for url, footer in decoded.items():
         if isinstance(footer, str):
             reasons[url] = f"{_DAMAGED}: {footer}"
-    return {file.url: reasons.get(file.url) or decoded[file.url] for file in files}
+    return {printable(file.url): reasons.get(file.url) or decoded[file.url] for file in files}
 
 
 def _nature(file: Stored) -> str:

@@ -168,7 +168,7 @@ def _stamp(shard: Shard, spec: OutputSpec, counts: Mapping[str, int]) -> dict[by
         "embedjob.format_version": str(FORMAT_VERSION),
         "embedjob.similarity": spec.similarity,
         **_similarity_weights(spec),
-        "embedjob.shard": _printable(shard.url),
+        "embedjob.shard": shard.url,
         "embedjob.etag": shard.etag,
         **({"embedjob.vocabulary": str(spec.vocabulary)} if spec.vocabulary else {}),
         "embedjob.versions": json.dumps(dict(spec.versions), sort_keys=True),
@@ -191,12 +191,7 @@ def _embedding(
 
 
 def _shard_column(shard: Shard, rows: int) -> pa.Array:
-    return pa.repeat(pa.scalar(_printable(shard.url), pa.string()), rows)
-
-
-def _printable(url: str) -> str:
-    """Return the url as UTF-8: a local file's name may hold bytes that are not."""
-    return url.encode("utf-8", "backslashreplace").decode()
+    return pa.repeat(pa.scalar(shard.url, pa.string()), rows)
 
 
 def _kept(table: pa.Table) -> list[str]:

@@ -3,8 +3,10 @@
 Covers: embedjob.input.listing
 """
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedjob.config.job import Input
@@ -16,8 +18,11 @@ from embedjob.input.listing import (
     partitions,
     shards_of,
 )
+from embedjob.input.reading import read_chunk
+from embedjob.output.chunk_file import data_table
+from embedjob.output.manifest import FileList, SnapshotFile
 from embedjob.storage.objects import Stored, create
-from tests.shards import footers_of, write_shard
+from tests.shards import WIDTH, finished, footers_of, output_spec, plan_of, write_shard
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -129,3 +134,24 @@ def test_what_a_file_is_that_is_no_parquet(tmp_path: Path, content: bytes, said:
     path.write_bytes(content)
     reason = footers_of(find_shards(str(path)), Input(path="p", text="t"))[str(path)]
     assert f"it is {said}" in str(reason)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.parquet", b"\xff/\xfe=\xfd/a.parquet"])
+def test_a_name_that_is_not_utf8_has_one_spelling(tmp_path: Path, name: bytes) -> None:
+    write_shard(tmp_path / "whole.parquet", {"t": ["a"]})
+    path = os.fsencode(tmp_path) + b"/in/" + name
+    os.makedirs(os.path.dirname(path))
+    os.rename(tmp_path / "whole.parquet", path)
+    job_input = Input(path=str(tmp_path / "in"), text="t")
+    plan = plan_of(job_input)
+    (shard,) = plan.shards
+    shard.url.encode()
+    assert os.fsencode(shard.stored.url) == path
+    table = read_chunk(plan.chunks[0], job_input)
+    assert table.column("text").to_pylist() == ["a"]
+    files = FileList.of([SnapshotFile("data/x", 1, 1, "e", shard.url, "e", 0, 1, {"rows": 1})])
+    made = data_table(
+        finished(table), np.eye(1, WIDTH, dtype=np.float32), shard, spec=output_spec(job_input, {})
+    )
+    # What `verify` compares.
+    assert made.column("shard").to_pylist() == [files[0].shard] == [shard.url]
