@@ -169,7 +169,7 @@ def prune(
         seconds = seconds_of(grace)
     except ValueError as error:
         raise ConfigError(f"--grace: got {grace}; {error}") from error
-    deleted = pruned(out, keep=keep, grace_seconds=seconds)
+    deleted = pruned(out, keep=keep, grace_seconds=seconds, say=_say)
     Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots deleted")
 
 

@@ -71,7 +71,7 @@ def embed(
     from embedjob.stages.session import run_stages
 
     name = f"{plan.job.config.input.path} -> {out}"
-    with held(claim(out, job=name, takeover=options.takeover)) as holder:
+    with held(claim(out, job=name, takeover=options.takeover, say=console.say)) as holder:
         redo = chunks_to_redo(plan, options, console.say)
         # Another run, or a prune, may have ended while this one waited for the lease.
         plan = relisted(plan, epoch=holder.epoch, redo=redo)

@@ -1,7 +1,7 @@
 """Clean-up: files that `prune` deletes, and chunks that a run is to make again."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -45,21 +45,30 @@ class Pruned:
     snapshots: int
 
 
-def prune(out: str, *, keep: int, grace_seconds: float = GRACE_SECONDS) -> Pruned:
+def prune(
+    out: str,
+    *,
+    keep: int,
+    grace_seconds: float = GRACE_SECONDS,
+    say: Callable[[str], object] = lambda line: None,
+) -> Pruned:
     """Delete files that no kept snapshot names, and the snapshots that are not kept.
 
     Kept are the newest `keep`, and those that were replaced less than `grace_seconds` ago: their
     readers may still read. The newest is published once more, under the number of this prune, so
     that a run that is suspended meanwhile can only publish below it, and so that no later run
-    counts on a file that is about to be deleted.
+    counts on a file that is about to be deleted. `say` takes a line where the lease is waited for.
 
     Raises:
         OutputError: nothing was published here.
         FaultError: the output was taken over; what is left is deleted by the next prune.
     """
     if not published(out):
-        raise OutputError(f"{out}: no snapshot was published here, so every file would be deleted")
-    with lease.held(lease.claim(out, job="prune")) as holder:
+        raise OutputError(
+            f"{out}: no snapshot was published here, so every file would be deleted; run its job to"
+            " the end first, or delete the folder yourself"
+        )
+    with lease.held(lease.claim(out, job="prune", say=say)) as holder:
         # Listed under the lease: the run that held it before may have published at its very end.
         snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
         kept = _kept(snapshots, keep=keep, grace_seconds=grace_seconds)

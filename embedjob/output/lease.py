@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -61,14 +61,24 @@ class Lease:
 
 
 def claim(
-    out: str, *, job: str, takeover: bool = False, watch_seconds: float = WATCH_SECONDS
+    out: str,
+    *,
+    job: str,
+    takeover: bool = False,
+    say: Callable[[str], object] = lambda line: None,
+    watch_seconds: float = WATCH_SECONDS,
 ) -> Lease:
     """Claim the next epoch; LeaseHeldError while another run's heartbeat moves.
 
-    `takeover` skips watching the heartbeat, for a restart after a crash of one's own.
+    `takeover` skips watching the heartbeat, for a restart after a crash of one's own; `say` takes a
+    line where it is watched, which may last for `watch_seconds`.
     """
     last = newest(out)
     if last is not None and not last.released and not takeover:
+        say(
+            f"{out}: the lease of process {last.pid} on {last.host} was not released; waiting up to"
+            f" {watch_seconds:g} s to see whether it lives (`run --takeover` does not wait)"
+        )
         _watched(last, seconds=watch_seconds)
     # Leases alone may have been tidied up, and an epoch that has a snapshot must not come again. A
     # lease newer than the one that was watched belongs to a live run: then the name is taken.

@@ -82,11 +82,10 @@ def verify(out: str) -> Report:
 def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:
     named = {join(out, file.path) for snapshot in snapshots for file in snapshot.files}
     named |= {join(out, path) for snapshot in snapshots for path in snapshot.quarantine}
+    # Before the first snapshot there is nothing that `prune` could tell apart.
+    pruned = ", or `prune` will delete it" if snapshots else ""
     for url in sorted(set(listed) - named):
-        yield (
-            f"{url}: orphan: no snapshot names it; the next run will list it, or `prune` will"
-            " delete it"
-        )
+        yield f"{url}: orphan: no snapshot names it; the next run will list it{pruned}"
 
 
 def _coverage(snapshot: Snapshot) -> Iterator[str]:

@@ -58,6 +58,17 @@ def test_a_lease_whose_holder_died_expires(any_out: str) -> None:
     assert superseded(dead)
 
 
+def test_who_has_to_watch_says_so(out: str) -> None:
+    said: list[str] = []
+    release(_claim(out))
+    dead = claim(out, job="job.yaml", say=said.append)
+    claim(out, job="job.yaml", takeover=True, say=said.append)
+    assert said == []
+    claim(out, job="job.yaml", say=said.append, watch_seconds=0.1)
+    [line] = said
+    assert f"process {dead.pid} on {dead.host} was not released; waiting up to 0.1 s" in line
+
+
 def test_a_takeover_does_not_watch(out: str) -> None:
     _claim(out)
     began = time.monotonic()

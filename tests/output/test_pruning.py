@@ -104,7 +104,7 @@ def test_what_was_published_while_it_waited_for_the_lease_stays(
 
 def test_without_a_snapshot_nothing_is_deleted(tmp_path: Path) -> None:
     create(f"{tmp_path}/data/a.parquet", b"x")
-    with pytest.raises(OutputError, match="every file would be deleted"):
+    with pytest.raises(OutputError, match="every file would be deleted; run its job"):
         prune(str(tmp_path), keep=2)
 
 

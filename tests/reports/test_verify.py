@@ -135,6 +135,8 @@ def test_an_output_in_which_no_run_has_ended(out: Path) -> None:
     problems = verify(str(out)).problems
     assert "no snapshot is published" in problems[-1]
     assert sum("orphan" in problem for problem in problems) == 8
+    # It would refuse.
+    assert not any("prune" in problem for problem in problems)
 
 
 CHANGED: dict[str, tuple[Edit, str]] = {
