@@ -13,7 +13,7 @@ from ray._private import auto_init_hook
 from ray._private.services import canonicalize_bootstrap_address, find_bootstrap_address
 from ray.data import DataContext
 
-from embedjob.errors import ResourceError
+from embedjob.errors import ResourceError, in_one_line
 from embedjob.stages.execution import is_unfinished
 
 ANSWER_SECONDS = 10.0
@@ -75,6 +75,11 @@ def _join(address: str | None) -> None:
         ray.init(address=place, logging_level=logging.ERROR, log_to_driver=False, **mine)
     except ConnectionError as error:
         raise _unanswered(place, error) from error
+    except Exception as error:  # of no class of its own where a node takes Ray too long to start
+        raise ResourceError(
+            f"Ray did not start ({in_one_line(error)}). Run again once this machine is less busy,"
+            " or give --address of a cluster that runs"
+        ) from error
     # Ray's own handler would end the process at once, with finished chunks in hand.
     signal.signal(signal.SIGTERM, on_terminate)
 

@@ -67,6 +67,18 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
     assert not ray.is_initialized()
 
 
+def test_a_ray_that_does_not_start_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder cannot be made; a node that is slow to start ends in the same way."""
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(file))
+    refused = pytest.raises(ResourceError, match=r"Ray did not start .*\. Run again")
+    with refused, connected("local"):
+        pytest.fail("it started")
+
+
 def test_an_address_in_the_environment_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
     with pytest.raises(ResourceError, match=NOWHERE), connected(None):
