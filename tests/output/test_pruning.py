@@ -4,6 +4,7 @@ Covers: embedjob.output.cleanup
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,12 +91,12 @@ def test_what_was_published_while_it_waited_for_the_lease_stays(
     publish(out, snapshot)
     claim = lease.claim
 
-    def waited_for(out: str, *, job: str) -> lease.Lease:
+    def waited_for(out: str, *, job: str, **options: Any) -> lease.Lease:
         job_input = small_corpus(tmp_path, rows=15)
         with lease.held(claim(out, job="job")) as holder:
             _, later = commit_left(job_input, out, epoch=holder.epoch)
             publish(out, later)
-        return claim(out, job=job)
+        return claim(out, job=job, **options)
 
     monkeypatch.setattr(lease, "claim", waited_for)
     assert prune(out, keep=1, grace_seconds=0).snapshots == 1
