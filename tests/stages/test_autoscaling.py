@@ -12,6 +12,7 @@ from embedjob.stages.cluster import NodeType, alive, launchable, size_pool, type
 from embedjob.stages.connection import connected
 from embedjob.stages.encode import PoolSize
 from tests.cluster import AUTH, ROOT, Cluster, ray_cluster, wait
+from tests.connection import leave
 
 GPU_WORKER = {"CPU": 2, "GPU": 1}
 
@@ -51,6 +52,7 @@ def test_a_growing_cluster(
     bootstrap = tmp_path / "bootstrap.yaml"
     monkeypatch.setattr(cluster, "BOOTSTRAP", bootstrap)
     said: list[str] = []
+    leave()  # the cluster that a test before this one stayed joined to
     with connected(growing.address):
         # Until it does, Ray looks like a cluster that does not grow.
         wait(lambda: launchable() != [], "autoscaler that has reported")
