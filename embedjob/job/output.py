@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedjob.errors import OutputError
 from embedjob.input.chunks import Chunk
@@ -17,12 +18,17 @@ from embedjob.output.calibration import ENOUGH_VECTORS, sampled
 from embedjob.output.chunk_file import file_bytes
 from embedjob.output.claim import Claim, Probes, check, read_claims
 from embedjob.output.cleanup import damaged, quarantined
+from embedjob.output.file_names import data_folder
 from embedjob.output.head_columns import with_head_columns
+from embedjob.output.manifest import FILES
 from embedjob.output.schema import OutputSpec, output_spec_of, schema_text, types_from, types_text
 from embedjob.output.snapshot import Snapshot
+from embedjob.storage.objects import Stored
 from embedjob.vectors.quantizing import CALIBRATED
 
 _LIBRARIES = ("embedjob", "ray", "torch", "transformers", "tokenizers", "pyarrow")
+# As Python's objects, the entries of a million files would take gigabytes.
+_AT_ONCE = 10_000
 
 
 def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
@@ -71,16 +77,38 @@ def is_published(plan: JobPlan, newest: Snapshot) -> bool:
     same = same and newest.input in (job.input_paths, None)
     empty = {(shard["url"], shard["etag"]) for shard in newest.shards if not shard["rows"]}
     same = same and empty == {(shard.url, shard.etag) for shard in plan.empty}
-    same = same and listed_as(newest) == {
-        (file.name, file.etag) for chunk in plan.chunks for file in [plan.files[chunk.name]]
-    }
+    same = same and _lists(newest, plan)
     return same and newest.quarantined_share <= job.config.run.max_quarantined
 
 
-def listed_as(newest: Snapshot) -> set[tuple[str, str]]:
-    """Return the names of a snapshot's files, each with the etag under which it was published."""
-    paths, etags = (newest.files.table[name].to_pylist() for name in ("path", "etag"))
-    return {(path.rsplit("/", 1)[-1], etag) for path, etag in zip(paths, etags, strict=True)}
+def entries(chunks: Sequence[Chunk], files: Mapping[str, Stored], fingerprint: str) -> pa.Table:
+    """Return the columns of FILES that need no footer, of the chunks' committed files by name."""
+    folder, parts = data_folder(fingerprint), []
+    for start in range(0, max(1, len(chunks)), _AT_ONCE):
+        batch = chunks[start : start + _AT_ONCE]
+        stored = [files[chunk.name] for chunk in batch]
+        columns = {
+            "path": [f"{folder}/{file.name}" for file in stored],
+            "bytes": [file.size for file in stored],
+            "etag": [file.etag for file in stored],
+            "shard": [chunk.shard.url for chunk in batch],
+            "shard_etag": [chunk.shard.etag for chunk in batch],
+            "start": [chunk.start for chunk in batch],
+            "stop": [chunk.stop for chunk in batch],
+        }
+        schema = pa.schema([FILES.field(name) for name in columns])
+        parts.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(parts)
+
+
+def _lists(newest: Snapshot, plan: JobPlan) -> bool:
+    """Tell whether a snapshot's files are those of the plan's chunks, under the same etags."""
+    listed = newest.files.table
+    if len(listed) != len(plan.chunks):
+        return False
+    planned = entries(plan.chunks, plan.files, plan.job.fingerprint)
+    place = pc.index_in(planned["path"], value_set=listed["path"])
+    return not place.null_count and bool(planned["etag"].equals(listed["etag"].take(place)))
 
 
 def _check_columns(plan: JobPlan, claims: Sequence[Claim]) -> None:

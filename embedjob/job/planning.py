@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import pyarrow as pa
 
@@ -151,7 +152,7 @@ def plan(
     chunks = cut.chunks
     if config.run.limit is not None:
         chunks = tuple(limited(chunks, config.run.limit))
-    files = committed_files(listed, served)
+    files = committed_files(listed, served, chunks)
     return JobPlan(
         job=job,
         shards=listing.shards,
@@ -179,35 +180,42 @@ def relisted(plan: JobPlan, *, epoch: int, redo: Collection[str] = ()) -> JobPla
     served = plan.served
     if (last := published(plan.job.out)[-1:]) and (served is None or served.epoch != last[0]):
         served = read_snapshot(plan.job.out, last[0])
-    files = committed_files(listed, served)
-    taken = {name for file in listed if (name := _chunk_of(file.name))} | {*redo}
+    files = committed_files(listed, served, plan.chunks)
+    wanted = {
+        chunk.name: chunk for chunk in plan.chunks if chunk.name not in files or chunk.name in redo
+    }
+    made = chain((file.name for file in listed), served.files.names if served and wanted else ())
+    taken = {name for file in made if (name := _chunk_of(file)) in wanted} | {*redo}
     pruned = served is not None and served.pruned is not None
-    if served is not None:
-        taken |= {parse(name).chunk for name in served.files.names}
     left = tuple(
-        replace(chunk, generation=epoch if pruned or chunk.name in taken else 0)
-        for chunk in plan.chunks
-        if chunk.name not in files or chunk.name in redo
+        replace(chunk, generation=epoch if pruned or name in taken else 0)
+        for name, chunk in wanted.items()
     )
     return replace(plan, left=left, served=served, files=files)
 
 
-def committed_files(listed: Iterable[Stored], served: Snapshot | None) -> dict[str, Stored]:
-    """Return by chunk the file that counts: its last generation.
+def committed_files(
+    listed: Iterable[Stored], served: Snapshot | None, chunks: Iterable[Chunk]
+) -> dict[str, Stored]:
+    """Return by name the chunks that are committed, each with its file that counts: the last made.
 
     After a prune, files that were made before it count only if the newest snapshot names them: a
     prune that was suspended may still delete the others.
     """
     line = -1 if served is None or served.pruned is None else served.pruned
     named = frozenset() if served is None or line < 0 else served.files.names
+    # The plan's own strings: a million further ones would take 0.2 GiB.
+    planned = {chunk.name: chunk.name for chunk in chunks}
     last: dict[str, Stored] = {}
     for file in listed:
         name = parsed(file.name)
         if name is None or not (name.generation > line or file.name in named):
             continue
-        other = last.get(name.chunk)
+        if (chunk := planned.get(name.chunk)) is None:
+            continue
+        other = last.get(chunk)
         if other is None or name.generation >= parse(other.name).generation:
-            last[name.chunk] = file
+            last[chunk] = file
     return last
 
 

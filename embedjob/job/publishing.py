@@ -16,7 +16,7 @@ from embedjob.input.chunks import Chunk
 from embedjob.input.columns import columns_of
 from embedjob.input.listing import described_unread
 from embedjob.job.options import Console, Options
-from embedjob.job.output import calibration_notes
+from embedjob.job.output import calibration_notes, entries
 from embedjob.job.planning import JobPlan, committed_files
 from embedjob.job.result import (
     Drift,
@@ -29,7 +29,7 @@ from embedjob.job.result import (
     summarize,
 )
 from embedjob.output.chunk_file import read_all_committed
-from embedjob.output.file_names import data_directory, parse
+from embedjob.output.file_names import data_directory, data_folder, parse
 from embedjob.output.fingerprint import version
 from embedjob.output.lease import Holder
 from embedjob.output.manifest import FILES, FileList, Footers, SnapshotFile, as_table, described
@@ -37,7 +37,6 @@ from embedjob.output.snapshot import Snapshot, publish
 from embedjob.storage.objects import Stored, create, join, list_files
 
 _CONTENT = pa.schema(map(FILES.field, ("rows", "counts")))
-_AT_ONCE = 10_000
 
 
 def snapshot_of(
@@ -52,7 +51,7 @@ def snapshot_of(
     `outcomes` spare reading the footers of what this run wrote; the faults are the plan's.
     """
     fingerprint, served = plan.job.fingerprint, plan.served
-    here = committed_files(listed, served)
+    here = committed_files(listed, served, plan.chunks)
     unfinished = {chunk.shard.url for chunk in plan.chunks if chunk.name not in here}
     unfinished |= {url for url, _ in plan.faults}
     alike = served is not None and served.fingerprint == fingerprint
@@ -95,7 +94,7 @@ def _standing(before: FileList, listed: Sequence[Stored], plan: JobPlan) -> Iter
 def _known(outcomes: Outcomes, before: FileList, fingerprint: str) -> pa.Table:
     """Return path, etag, rows and counts of the files whose footers need not be read."""
     columns, made = ["path", "etag", "rows", "counts"], outcomes.files
-    paths = pc.binary_join_element_wise(_folder(fingerprint), made["name"], "/")
+    paths = pc.binary_join_element_wise(data_folder(fingerprint), made["name"], "/")
     return pa.concat_tables(
         [made.append_column("path", paths).select(columns), before.table.select(columns)]
     )
@@ -105,9 +104,7 @@ def _files(
     chunks: Sequence[Chunk], here: Mapping[str, Stored], fingerprint: str, known: pa.Table
 ) -> pa.Table:
     """Return the chunks' entries as a table of FILES; footers are read where `known` lacks them."""
-    starts = range(0, max(1, len(chunks)), _AT_ONCE)
-    parts = [_places(chunks[i : i + _AT_ONCE], here, fingerprint) for i in starts]
-    placed = pa.concat_tables(parts)
+    placed = entries(chunks, here, fingerprint)
     place = pc.index_in(placed["path"], value_set=known["path"])
     same = pc.equal(known["etag"].take(place), placed["etag"]).fill_null(False).to_numpy()
     unknown = [here[chunks[number].name] for number in np.flatnonzero(~same).tolist()]
@@ -119,27 +116,6 @@ def _files(
     return pa.table(
         {n: (placed if n in placed.column_names else content)[n] for n in FILES.names}, FILES
     )
-
-
-def _places(chunks: Sequence[Chunk], here: Mapping[str, Stored], fingerprint: str) -> pa.Table:
-    """Return the columns of FILES that need no footer."""
-    files, folder = [here[chunk.name] for chunk in chunks], _folder(fingerprint)
-    columns = {
-        "path": [f"{folder}/{file.name}" for file in files],
-        "bytes": [file.size for file in files],
-        "etag": [file.etag for file in files],
-        "shard": [chunk.shard.url for chunk in chunks],
-        "shard_etag": [chunk.shard.etag for chunk in chunks],
-        "start": [chunk.start for chunk in chunks],
-        "stop": [chunk.stop for chunk in chunks],
-    }
-    return pa.table(
-        {name: pa.array(values, FILES.field(name).type) for name, values in columns.items()}
-    )
-
-
-def _folder(fingerprint: str) -> str:
-    return f"data/{fingerprint[:12]}"
 
 
 def _shards(
@@ -250,7 +226,7 @@ def _without_place(end: Outcome) -> str:
 
 def _gone(plan: JobPlan, outcomes: Outcomes, listed: Sequence[Stored]) -> Iterator[dict[str, str]]:
     """Chunks that are neither there nor known to have failed: somebody deleted their files."""
-    here = committed_files(listed, plan.served)
+    here = committed_files(listed, plan.served, plan.chunks)
     failed = {end.key for end in outcomes.faults}
     for chunk in plan.chunks:
         if chunk.name not in here and chunk.key not in failed:

@@ -82,9 +82,14 @@ def parse(name: str) -> ChunkName:
     return fields
 
 
+def data_folder(fingerprint: str) -> str:
+    """Return the folder of one fingerprint's embedding files, relative to an output."""
+    return f"data/{fingerprint[:12]}"
+
+
 def data_directory(out: str, fingerprint: str) -> str:
     """Return the directory of one fingerprint's embedding files."""
-    return join(out, "data", fingerprint[:12])
+    return join(out, data_folder(fingerprint))
 
 
 def quarantine_directory(out: str, fingerprint: str) -> str:
