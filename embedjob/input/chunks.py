@@ -14,6 +14,8 @@ MAX_TEXT_BYTES = 512 * 2**20
 # Ray's three tasks for a chunk cost more than so little work: what is small together shares them.
 # No more than this, since all of it is made again where a process dies.
 PARCEL_CHUNKS, PARCEL_ROWS, PARCEL_TEXT_BYTES = 32, 512, 256 * 2**10
+# How a reason begins that cannot be given for a damaged shard.
+WHOLE_BUT = "whole, but it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,15 +72,84 @@ def joined_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
     return join(left, right) if join else None
 
 
+def read_type(given: pa.DataType) -> pa.DataType:
+    """Return the plain type, with text in place of the nulls inside of it: no value says more."""
+    plain = plain_type(given)
+    return plain if pa.types.is_null(plain) else _determined(plain)
+
+
 def in_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """Return a column in a type that it fits; pa.ArrowException where a value does not."""
     if column.type == kind:
         return column
-    bare, wide = _bare(column.type), _widened(column.type)
-    parts = column.chunks
-    if bare != column.type:
-        parts = [part.view(bare) for part in parts]
-    return pa.chunked_array(parts, bare).cast(wide).cast(kind)
+    return pa.chunked_array([_cast(part, kind) for part in column.chunks], kind)
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    array = _castable(array, kind)
+    bare = _bare(array.type)
+    array = array if bare == array.type else array.view(bare)
+    return array.cast(_widened(array.type)).cast(kind)
+
+
+def _castable(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return an array whose parts without any value have their type, and without list views.
+
+    Arrow casts nulls inside of lists, structs and maps to the length of what holds them, and list
+    views to lists of other values.
+    """
+    if array.type == kind:
+        return array
+    if array.null_count == len(array):
+        return pa.nulls(len(array), kind)
+    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+        array = _as_list(array)
+    given = array.type
+    if pa.types.is_struct(given) and pa.types.is_struct(kind):
+        return _castable_struct(array, kind)
+    if pa.types.is_map(given) and pa.types.is_map(kind):
+        pairs = pa.struct([("key", kind.key_type), ("value", kind.item_type)])
+        return _with_values(array, pairs, lambda made: pa.map_(*(part.type for part in made)))
+    if _is_list(given) and _is_list(kind):
+        return _with_values(array, kind.value_type, lambda made: _with_parts(given, lambda _: made))
+    return array
+
+
+def _as_list(array: pa.Array) -> pa.Array:
+    """Return a list view as a list, of 64-bit offsets."""
+    import pyarrow.compute as pc  # late, as in `embedjob.input.int96`
+
+    lengths = array.value_lengths().fill_null(0).cast(pa.int64())
+    ends = pc.cumulative_sum(lengths)
+    offsets = pa.concat_arrays([pa.nulls(1, pa.int64()).fill_null(0), ends])
+    return pa.LargeListArray.from_arrays(offsets, array.flatten(), mask=array.is_null())
+
+
+def _castable_struct(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    given = array.type
+    ordered = given.names == kind.names
+    if not ordered and sorted(given.names) != sorted(kind.names):
+        return array
+    parts = [array.field(place) for place in range(given.num_fields)]
+    wanted = [*kind] if ordered else [kind.field(name) for name in given.names]
+    made = [_castable(part, to.type) for part, to in zip(parts, wanted, strict=True)]
+    if all(new is old for new, old in zip(made, parts, strict=True)):
+        return array
+    fields = [field.with_type(part.type) for field, part in zip(given, made, strict=True)]
+    return pa.StructArray.from_arrays(made, fields=fields, mask=array.is_null())
+
+
+def _with_values(
+    array: pa.Array, wanted: pa.DataType, holder: Callable[[pa.DataType], pa.DataType]
+) -> pa.Array:
+    """Return a list or map of castable values; `holder` gives its type by theirs."""
+    values = array.values  # all of them, whatever slice of the lists this is
+    made = _castable(values, wanted)
+    if made is values:
+        return array
+    own = array.buffers()[: array.type.num_buffers]
+    kind = holder(made.type)
+    return pa.Array.from_buffers(kind, len(array), own, offset=array.offset, children=[made])
 
 
 def _plain_struct(given: pa.DataType) -> pa.DataType:
@@ -91,15 +160,6 @@ def _plain_struct(given: pa.DataType) -> pa.DataType:
 def _decimal(precision: int, scale: int) -> pa.DataType:
     make = pa.decimal256 if precision > _NARROW_DECIMAL else pa.decimal128
     return make(precision, scale)
-
-
-def is_readable(given: pa.DataType) -> bool:
-    """Return whether Arrow reads the type as it was written: lists of a fixed size of null, not."""
-    if not pa.types.is_nested(given):
-        return True
-    parts = [given.field(place).type for place in range(given.num_fields)]
-    lost = pa.types.is_fixed_size_list(given) and pa.types.is_null(given.value_type)
-    return not lost and all(is_readable(part) for part in parts)
 
 
 def has_inner_dictionary(given: pa.DataType) -> bool:

@@ -13,7 +13,6 @@ from embedjob.input.column_types import (
     agreed_type,
     fits,
     in_nanoseconds,
-    is_readable,
     is_text,
     plain_type,
 )
@@ -104,19 +103,20 @@ def agree(
         reason = seen[layout] or _too_long(footers[shard.url])
         faults |= {shard.url: reason} if reason else {}
     types: dict[str, pa.DataType] = {}
+    standing = standing or Standing()
     sound = [shard for shard in shards if shard.url not in faults]
     for name in columns.carried if sound else ():
         kinds = {
-            shard.url: _type_in(name, footers[shard.url].schema, shard.partitions)
-            for shard in sound
+            shard.url: _types_in(name, footers[shard.url], shard.partitions) for shard in sound
         }
-        stands = _standing_type(name, kinds.values(), standing or Standing())
-        types[name] = agreed_type([*kinds.values()]) if stands is None else stands
+        stands = _standing_type(name, [first for first, *_ in kinds.values()], standing)
+        types[name] = _agreed([*kinds.values()]) if stands is None else stands
+        before = stands is not None and name not in standing.types
         where = "most shards" if stands is None else "the files of this output, which stay"
         faults |= {
-            url: f"column {name!r} is {kind}, and {types[name]} in {where}"
-            for url, kind in kinds.items()
-            if not (fits(kind, types[name]) or (stands and _fitted_before(kind, stands)))
+            url: f"column {name!r} is {given[0]}, and {types[name]} in {where}"
+            for url, given in kinds.items()
+            if not (_fit(given, types[name]) or (before and _fitted_before(given[0], types[name])))
         }
     if shards and len(faults) == len(shards):
         raise InputError(f"input: {faults[shards[0].url]} ({shards[0].url})")
@@ -138,6 +138,18 @@ def _standing_type(
     return None
 
 
+def _agreed(kinds: Sequence[Sequence[pa.DataType]]) -> pa.DataType:
+    """Return the type that most columns fit, each in the first or the last of its types."""
+    first, last = (agreed_type([given[place] for given in kinds]) for place in (0, -1))
+    if first == last:
+        return first
+    return max(first, last, key=lambda kind: sum(_fit(given, kind) for given in kinds))
+
+
+def _fit(kinds: Sequence[pa.DataType], agreed: pa.DataType) -> bool:
+    return any(fits(kind, agreed) for kind in kinds)
+
+
 def _before(kind: pa.DataType) -> pa.DataType:
     """Return the type as earlier releases had it: plain only where it is not nested."""
     return kind if pa.types.is_nested(kind) else plain_type(kind)
@@ -146,6 +158,14 @@ def _before(kind: pa.DataType) -> pa.DataType:
 def _fitted_before(kind: pa.DataType, stands: pa.DataType) -> bool:
     """Return whether earlier releases had the column so: they read int96 as nanoseconds."""
     return fits(in_nanoseconds(plain_type(kind)), stands)
+
+
+def _types_in(
+    name: str, footer: Footer, partitions: Sequence[tuple[str, str | None]]
+) -> list[pa.DataType]:
+    """Return the types in which a shard's values of a column are exact, the usual one first."""
+    schemas = [one for one in (footer.schema, footer.fine_schema) if one is not None]
+    return [*dict.fromkeys(_type_in(name, schema, partitions) for schema in schemas)]
 
 
 def _type_in(
@@ -170,9 +190,6 @@ def _problem(shard: Shard, schema: pa.Schema, job_input: Input) -> str | None:
                 f"column {name!r} is {types[name]}; text must be string, large_string,"
                 " string_view or a dictionary of them"
             )
-    for name in columns.carried:
-        if not is_readable(types[name]):
-            return f"column {name!r} is {types[name]}, which Arrow cannot read; write plain lists"
     if job_input.filter is None:
         return None
     return misfit(job_input.filter, {name: plain_type(types[name]) for name in columns.filter})

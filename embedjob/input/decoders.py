@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from embedjob.errors import FaultError
+from embedjob.input.chunks import WHOLE_BUT
 from embedjob.input.footers import Decoder, Footer, Tail, Wanted
 
 Decode = Callable[[Sequence[Tail]], list[Footer | str]]
@@ -28,6 +29,7 @@ _ATTEMPTS = 2  # a process may be ended from outside, too
 _FILES_PER_PROCESS = 250
 _MAX_PROCESSES = 4
 _MAX_WORDS = 200
+_ENCRYPTED = "Cannot decrypt ColumnMetadata"  # Arrow's last words
 _ENDING_SECONDS = 5.0
 # Neither `site` nor numpy, which Arrow imports where it is: both together take 0.2 s.
 _PROGRAM = """
@@ -81,6 +83,11 @@ class _Processes:
                 return self._attempt(tails)
             except _LostError as error:
                 reason = str(error)
+        if alone and _ENCRYPTED in reason:
+            return [
+                f"{WHOLE_BUT} has an encrypted column that this job needs, which is not supported;"
+                " decrypt the file"
+            ]
         if alone:
             return [f"its footer cannot be decoded: {reason}; write the file again"]
         return [footer for tail in tails for footer in self.decode([tail])]
@@ -199,14 +206,20 @@ def _sent(footer: Footer | str) -> tuple[Any, ...] | str:
     """Return a footer as it travels: its schema as bytes, so that equal ones are made once."""
     if isinstance(footer, str):
         return footer
-    schema = footer.schema.serialize().to_pybytes()
-    return footer.group_rows, footer.group_text_bytes, schema, footer.length
+    schema, fine = footer.schema.serialize().to_pybytes(), None
+    if footer.fine_schema is not None:
+        fine = footer.fine_schema.serialize().to_pybytes()
+    return footer.group_rows, footer.group_text_bytes, schema, footer.length, fine
 
 
 def _received(
-    rows: tuple[int, ...], text_bytes: tuple[int, ...], schema: bytes, length: int
+    rows: tuple[int, ...],
+    text_bytes: tuple[int, ...],
+    schema: bytes,
+    length: int,
+    fine: bytes | None,
 ) -> Footer:
-    return Footer(rows, text_bytes, _schema(schema), length)
+    return Footer(rows, text_bytes, _schema(schema), length, fine and _schema(fine))
 
 
 @lru_cache(maxsize=4096)

@@ -5,8 +5,7 @@ driver decodes by `embedjob.input.decoders`, in a process that may die; there, e
 job needs is looked up once, so that whoever decodes the same bytes later is safe.
 """
 
-import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedjob.errors import in_one_line
-from embedjob.input.column_types import units_in
+from embedjob.input.chunks import WHOLE_BUT
+from embedjob.input.int96 import belongs, read_schema, stored_unit
 
 MAGIC = b"PAR1"
 _ENCRYPTED = b"PARE"
@@ -44,12 +44,18 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """Rows and decompressed bytes of text by row group, columns, and the footer's length."""
+    """Rows and decompressed bytes of text by row group, columns, and the footer's length.
+
+    `fine_schema` has int96 in nanoseconds, where `schema` has it in microseconds and its values
+    are exact in both; None where only one of the two is right. A `Decoder` does not look at values:
+    it gives both where the file does not say.
+    """
 
     group_rows: tuple[int, ...]
     group_text_bytes: tuple[int, ...]
     schema: pa.Schema
     length: int
+    fine_schema: pa.Schema | None = None
 
     @property
     def rows(self) -> int:
@@ -66,10 +72,20 @@ class _Leaf(NamedTuple):
     is_flat: bool
 
 
+class _Layout(NamedTuple):
+    """The columns of a schema, and where those lie that are wanted."""
+
+    schema: pa.Schema
+    fine_schema: pa.Schema | None
+    leaves: tuple[_Leaf, ...]
+
+
 def footer_length(tail: bytes, size: int) -> int:
     """Return the bytes that the footer of a file of `size` bytes takes; ArrowInvalid if it lies."""
     if tail.endswith(_ENCRYPTED):
-        raise pa.ArrowInvalid("its footer is encrypted, which is not supported; decrypt the file")
+        raise pa.ArrowInvalid(
+            f"{WHOLE_BUT}s footer is encrypted, which is not supported; decrypt the file"
+        )
     if len(tail) < ENDING + len(MAGIC) or not tail.endswith(MAGIC):
         raise pa.ArrowInvalid(f"its {size} bytes do not end in PAR1")
     length = int.from_bytes(tail[-ENDING : -len(MAGIC)], "little") + ENDING
@@ -100,7 +116,7 @@ class Decoder:
     def __init__(self, wanted: Wanted) -> None:
         """Take the columns to look at."""
         self._wanted = wanted
-        self._layouts: dict[bytes, tuple[pa.Schema, tuple[_Leaf, ...]]] = {}
+        self._layouts: dict[tuple[str | None, bytes], _Layout] = {}
 
     def decode(self, tail: bytes, size: int) -> Footer:
         """Return the footer at the end of a file of `size` bytes; ArrowInvalid where it is damaged.
@@ -109,8 +125,8 @@ class Decoder:
         """
         try:
             metadata = parse(tail)
-            schema, leaves = self._layout(metadata)
-            rows, text_bytes = _groups(metadata, size, leaves)
+            layout = self._layout(metadata)
+            rows, text_bytes = _groups(metadata, size, layout.leaves)
             for group in range(len(rows)) if self._wanted.filter else ():
                 group_bounds(metadata, group, self._wanted.filter)
         except UnicodeDecodeError as error:
@@ -119,7 +135,8 @@ class Decoder:
             raise
         except (pa.ArrowException, ValueError, ArithmeticError) as error:
             raise pa.ArrowInvalid(in_one_line(error)) from error
-        return Footer(rows, text_bytes, schema, footer_length(tail, size))
+        length = footer_length(tail, size)
+        return Footer(rows, text_bytes, layout.schema, length, layout.fine_schema)
 
     def decode_all(self, tails: Sequence[Tail]) -> list[Footer | str]:
         """Return of each file the footer, or what is wrong with it."""
@@ -131,50 +148,24 @@ class Decoder:
         except pa.ArrowInvalid as error:
             return " ".join(str(error).split())
 
-    def _layout(self, metadata: pq.FileMetaData) -> tuple[pa.Schema, tuple[_Leaf, ...]]:
-        written = metadata.schema
-        schema = read_schema(metadata, self._wanted.needed).remove_metadata()
-        key = schema.serialize().to_pybytes()
+    def _layout(self, metadata: pq.FileMetaData) -> _Layout:
+        needed = self._wanted.needed
+        unit = stored_unit(metadata, needed)
+        schema = read_schema(metadata, needed, unit or "us").remove_metadata()
+        key = (unit, schema.serialize().to_pybytes())
         if key not in self._layouts:
-            # Metadata of a field may ask Arrow to make an extension type, and is never used.
-            plain = pa.schema([field.remove_metadata() for field in schema])
-            self._layouts[key] = plain, _leaves(written, self._wanted)
+            fine = None
+            if unit is None:
+                both = zip(schema, read_schema(metadata, needed, "ns"), strict=True)
+                fine = _bare(finer if finer.name in needed else field for field, finer in both)
+            leaves = _leaves(metadata.schema, self._wanted)
+            self._layouts[key] = _Layout(_bare(schema), fine, leaves)
         return self._layouts[key]
 
 
-def read_schema(metadata: pq.FileMetaData, names: Sequence[str]) -> pa.Schema:
-    """Return the types that the columns `names` are read in; ArrowInvalid where there are none."""
-    schema = metadata.schema.to_arrow_schema()
-    if not any("ns" in units_in(field.type) for field in schema if field.name in names):
-        return schema
-    source = pa.BufferReader(b"")  # nothing but the metadata is looked at
-    unit = int96_unit(metadata, names)
-    with pq.ParquetFile(source, metadata=metadata, coerce_int96_timestamp_unit=unit) as file:
-        return file.schema_arrow
-
-
-def int96_unit(metadata: pq.FileMetaData, names: Sequence[str]) -> str:
-    """Return the unit in which int96 holds every moment of the columns `names` exactly.
-
-    It counts nanoseconds of the years 1 to 9999, and Arrow's nanoseconds end in 2262. Spark writes
-    microseconds; a file that Arrow wrote says what it had. ArrowInvalid where it had several.
-    """
-    columns = [metadata.schema.column(place) for place in range(metadata.num_columns)]
-    is_int96 = any(
-        column.physical_type == "INT96" and any(_belongs(column.path, name) for name in names)
-        for column in columns
-    )
-    stored = (metadata.metadata or {}).get(b"ARROW:schema")
-    if not is_int96 or stored is None:
-        return "us"
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
-    units = {unit for field in schema if field.name in names for unit in units_in(field.type)}
-    if "ns" in units and len(units) > 1:
-        raise pa.ArrowInvalid(
-            f"has int96 timestamps of several units ({', '.join(sorted(units))}), which no reader"
-            " can tell apart; write it again without int96"
-        )
-    return "ns" if "ns" in units else "us"
+def _bare(fields: Iterable[pa.Field]) -> pa.Schema:
+    """Return a schema without metadata, which may ask Arrow to make an extension type."""
+    return pa.schema([field.remove_metadata() for field in fields])
 
 
 def group_bounds(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> Bounds:
@@ -204,14 +195,10 @@ def _leaves(schema: pq.ParquetSchema, wanted: Wanted) -> tuple[_Leaf, ...]:
     for index in range(len(schema.names)):
         column = schema.column(index)
         path = column.path
-        if any(_belongs(path, name) for name in wanted.needed):
-            is_text = any(_belongs(path, name) for name in wanted.text)
+        if any(belongs(path, name) for name in wanted.needed):
+            is_text = any(belongs(path, name) for name in wanted.text)
             found.append(_Leaf(index, path, is_text, column.max_repetition_level == 0))
     return tuple(found)
-
-
-def _belongs(path: str, name: str) -> bool:
-    return path == name or path.startswith(name + ".")
 
 
 def _groups(

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedjob.errors import InputChangedError, InputError, in_one_line
-from embedjob.input.chunks import Shard, printable
+from embedjob.input.chunks import WHOLE_BUT, Shard, printable
 from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse
+from embedjob.input.int96 import exact_units
 from embedjob.storage.backend import DANGLING
 from embedjob.storage.objects import Stored, absolute, covers, find, open_unchanged, read_tail, stat
+from embedjob.storage.retrying import retried
 
 PARQUET_NAMES = (".parquet", ".pq", ".parq")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -24,6 +26,7 @@ FIRST_READ = 64 * 1024
 _EXAMPLES = 3
 _BATCH = 16  # footers that go to a process together
 _DAMAGED = "not a whole Parquet file"
+_CHANGED = "changed after it was listed"
 _HEAD = 512  # bytes that tell what a file is
 _PARQUET, _ENCRYPTED = b"PAR1", b"PARE"
 
@@ -196,14 +199,45 @@ def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | st
         try:
             tails[file.url] = _tail(file, FIRST_READ), file.size
         except pa.ArrowInvalid as error:
-            reasons[file.url] = f"{_DAMAGED}: {error}; it is {_nature(file)}"
+            said = str(error)
+            whole = said.startswith(WHOLE_BUT)
+            reasons[file.url] = said if whole else f"{_DAMAGED}: {said}; it is {_nature(file)}"
         except (InputChangedError, FileNotFoundError) as error:
-            reasons[file.url] = f"changed after it was listed: {error}"
+            reasons[file.url] = f"{_CHANGED}: {error}"
     decoded = dict(zip(tails, decode([*tails.values()]), strict=True)) if tails else {}
-    for url, footer in decoded.items():
+    for file in files:
+        footer = decoded.get(file.url)
+        if isinstance(footer, Footer) and footer.fine_schema is not None:
+            footer = decoded[file.url] = _settled(file, tails[file.url], footer)
         if isinstance(footer, str):
-            reasons[url] = f"{_DAMAGED}: {footer}"
+            ready = footer.startswith((WHOLE_BUT, _CHANGED))
+            reasons[file.url] = footer if ready else f"{_DAMAGED}: {footer}"
     return {printable(file.url): reasons.get(file.url) or decoded[file.url] for file in files}
+
+
+def _settled(file: Stored, tail: Tail, footer: Footer) -> Footer | str:
+    """Return a footer whose int96 columns have the units that their values are exact in."""
+    assert footer.fine_schema is not None
+    names = [
+        fine.name
+        for fine, field in zip(footer.fine_schema, footer.schema, strict=True)
+        if fine.type != field.type
+    ]
+
+    def look() -> list[str]:
+        with open_unchanged(file) as source:
+            return exact_units(source, parse(tail[0]), range(len(footer.group_rows)), names)
+
+    try:
+        units = retried(look, what=file.url)
+    except (InputChangedError, FileNotFoundError) as error:
+        return f"{_CHANGED}: {error}"
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())
+        return said if said.startswith(WHOLE_BUT) else f"its timestamps cannot be read: {said}"
+    if units == ["ns"]:
+        return replace(footer, schema=footer.fine_schema, fine_schema=None)
+    return footer if "ns" in units else replace(footer, fine_schema=None)
 
 
 def _nature(file: Stored) -> str:

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 from embedjob.config.job import Input
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.column_types import TEXT, has_inner_dictionary, in_type, plain_type
+from embedjob.input.column_types import TEXT, has_inner_dictionary, in_type, read_type
 from embedjob.input.columns import KEPT, Columns, columns_of
 from embedjob.input.filtering import filter_rows, never_passes
-from embedjob.input.footers import group_bounds, int96_unit
+from embedjob.input.footers import group_bounds
+from embedjob.input.int96 import exact_units, stored_unit
 from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
 from embedjob.storage.objects import Stored, open_unchanged, require_unchanged
@@ -129,18 +130,30 @@ def _whole(
     source: BinaryIO, metadata: pq.FileMetaData, groups: list[int], names: list[str]
 ) -> pa.Table:
     """Read all rows of the groups, in few large reads."""
+    unit = _int96_unit(source, metadata, groups, names)
     with pq.ParquetFile(
         source,
         metadata=metadata,
         pre_buffer=True,
         page_checksum_verification=True,
-        coerce_int96_timestamp_unit=int96_unit(metadata, names),
+        coerce_int96_timestamp_unit=unit,
     ) as file:
         tables = [
             file.read_row_groups(together, columns=names, use_threads=False)
             for together in _together(file.schema_arrow, groups, names)
         ]
     return pa.concat_tables(tables)
+
+
+def _int96_unit(
+    source: BinaryIO, metadata: pq.FileMetaData, groups: list[int], names: list[str]
+) -> str:
+    """Return a unit in which these groups' int96 is exact.
+
+    It may be another than that of the whole shard or corpus, in which planning has seen that all
+    values are exact, too: they get it when they are written.
+    """
+    return stored_unit(metadata, names) or exact_units(source, metadata, groups, names)[0]
 
 
 def _together(schema: pa.Schema, groups: list[int], names: list[str]) -> list[list[int]]:
@@ -158,15 +171,16 @@ def _parts(
 ) -> Iterator[pa.Table]:
     """Yield rows [first, last) of the groups' rows, for each, in order and in one pass.
 
-    Nothing behind the last is fetched or decoded.
+    Nothing behind the last is fetched or decoded, but int96 whose unit the file does not say.
     """
+    unit = _int96_unit(source, metadata, groups, names)
     with pq.ParquetFile(
         source,
         metadata=metadata,
         pre_buffer=False,
         buffer_size=_STREAM_BYTES,
         page_checksum_verification=True,
-        coerce_int96_timestamp_unit=int96_unit(metadata, names),
+        coerce_int96_timestamp_unit=unit,
     ) as file:
         schema = file.schema_arrow
         batches = chain.from_iterable(
@@ -193,7 +207,7 @@ def _within(batch: pa.RecordBatch, end: int, first: int, last: int) -> list[pa.R
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return in_type(column, plain_type(column.type))
+    return in_type(column, read_type(column.type))
 
 
 def _partitions(

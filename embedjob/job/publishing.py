@@ -32,7 +32,15 @@ from embedjob.output.chunk_file import read_all_committed
 from embedjob.output.file_names import data_directory, data_folder, parse
 from embedjob.output.fingerprint import version
 from embedjob.output.lease import Holder
-from embedjob.output.manifest import FILES, FileList, Footers, SnapshotFile, as_table, described
+from embedjob.output.manifest import (
+    FILES,
+    FileList,
+    Footers,
+    Layout,
+    SnapshotFile,
+    as_table,
+    described,
+)
 from embedjob.output.snapshot import Snapshot, publish
 from embedjob.storage.objects import Stored, create, join, list_files
 
@@ -62,14 +70,14 @@ def snapshot_of(
         chunk for chunk in plan.chunks if chunk.name in here and chunk.shard.url not in replaced
     ]
     files = _files(chunks, here, fingerprint, _known(outcomes or Outcomes(), before, fingerprint))
-    schemas: dict[pa.Schema, int] = {}
-    shards = _shards(plan, unfinished, schemas)
+    layouts: dict[Layout, int] = {}
+    shards = _shards(plan, unfinished, layouts)
     return Snapshot(
         epoch=epoch,
         fingerprint=fingerprint,
         files=FileList(pa.concat_tables([files, FileList.of(held_back).table])),
         shards=shards,
-        footers=Footers(columns_of(plan.job.config.input).wanted, tuple(schemas)),
+        footers=Footers.of(columns_of(plan.job.config.input).wanted, layouts),
         faults=tuple({"shard": url, "reason": reason} for url, reason in plan.faults),
         limit=plan.job.config.run.limit,
         input=plan.job.input_paths,
@@ -119,7 +127,7 @@ def _files(
 
 
 def _shards(
-    plan: JobPlan, unfinished: set[str], schemas: dict[pa.Schema, int]
+    plan: JobPlan, unfinished: set[str], layouts: dict[Layout, int]
 ) -> tuple[dict[str, Any], ...]:
     """Every shard once, the empty ones with no rows, the unfinished ones named so."""
     rows = {shard.url: 0 for shard in plan.empty}
@@ -133,7 +141,7 @@ def _shards(
             "etag": etags[url],
             "rows": rows[url],
             "complete": url not in unfinished,
-            **described(plan.footers.get(url), schemas),
+            **described(plan.footers.get(url), layouts),
         }
         for url in sorted(rows)
     )
@@ -186,16 +194,22 @@ def publish_run(
         summary = _summary(plan, end.outcomes, url, started)
         _keep_summary(plan, summary, holder)
     faults += shrunk
-    return Result(summary, plan.job.out, tuple(faults), _verdict(faults, url), end.notes)
+    verdict, notes = _verdict(faults, url), end.notes
+    if url and (why := _why_empty(plan, snapshot)):
+        empty = f"the published snapshot is empty: {why}"
+        verdict, notes = f"{verdict}\n{empty}", (*notes, empty)
+    return Result(summary, plan.job.out, tuple(faults), verdict, notes)
 
 
 def nothing_to_do(plan: JobPlan, standing: Snapshot, *, started: float) -> Result:
     """Return the result of a run whose chunks are all done and published; it keeps no summary."""
+    verdict = "every chunk of this input has its file, and the newest snapshot lists them all"
+    empty = _why_empty(plan, standing)
     return Result(
         summary=_summary(plan, Outcomes(), _snapshot_url(plan, standing), started),
         out=plan.job.out,
         faults=(),
-        verdict="every chunk of this input has its file, and the newest snapshot lists them all",
+        verdict=f"the newest snapshot is empty: {empty}" if empty else verdict,
     )
 
 
@@ -258,6 +272,15 @@ def _shrunk(plan: JobPlan, snapshot: Snapshot) -> Iterator[str]:
             f" {removed} shards are gone from the input. Is it listed whole? --allow-shrink"
             " publishes it, if that is meant"
         )
+
+
+def _why_empty(plan: JobPlan, snapshot: Snapshot) -> str | None:
+    """Return why a snapshot has no row, good or bad; None where it has some."""
+    if snapshot.counts.get("rows"):
+        return None
+    if not plan.rows:
+        return f"none of the input's {len(plan.shards):,} shards has a row"
+    return f"none of the input's {plan.rows:,} rows passes input.filter"
 
 
 def drift_of(plan: JobPlan) -> Drift:

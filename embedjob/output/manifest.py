@@ -55,6 +55,8 @@ SHARDS = pa.schema(
 )
 # Columns that every row has a value in.
 _NEEDED = frozenset({*FILES.names, "url", "complete"})
+# A footer's schema and fine schema.
+Layout = tuple[pa.Schema, pa.Schema | None]
 PART_ROWS = 1_000_000
 _BATCH_ROWS = 10_000
 # Neighbours share most of a path, and their digests share nothing.
@@ -215,41 +217,74 @@ def read_parts(
 
 @dataclass(frozen=True)
 class Footers:
-    """The distinct schemas of an input's shards, and the columns that its footers were read for."""
+    """The distinct schemas of an input's shards, and the columns that its footers were read for.
+
+    `fine_schemas` are those of `Footer.fine_schema`, in the same places; `exact` says whether int96
+    was read as it is read now.
+    """
 
     wanted: Wanted
     schemas: tuple[pa.Schema, ...]
-    exact: bool = True  # int96 was read as it is read now
+    fine_schemas: tuple[pa.Schema | None, ...] = ()
+    exact: bool = True
+
+    @classmethod
+    def of(cls, wanted: Wanted, layouts: Iterable[Layout]) -> "Footers":
+        """Build from the layouts that `described` has gathered."""
+        both = [*layouts]
+        return cls(wanted, tuple(one for one, _ in both), tuple(fine for _, fine in both))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        schemas = [schema.serialize().to_pybytes() for schema in self.schemas]
-        coded = [base64.b64encode(schema).decode() for schema in schemas]
-        return {"wanted": self.wanted._asdict(), "schemas": coded, "exact": self.exact}
+        return {
+            "wanted": self.wanted._asdict(),
+            "schemas": [*map(_coded, self.schemas)],
+            "fine_schemas": [*map(_coded, self.fine_schemas)],
+            "exact": self.exact,
+        }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Footers":
         """Read what `as_dict` gave; ValueError where a schema cannot be decoded."""
         wanted = {name: tuple(columns) for name, columns in document["wanted"].items()}
-        coded = (base64.b64decode(schema) for schema in document["schemas"])
-        try:
-            schemas = tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in coded)
-        except OSError as error:  # what Arrow raises for most damage
-            raise ValueError(f"a schema cannot be decoded ({error})") from error
-        for schema in schemas:
-            str(schema)  # names are decoded late, and may be no UTF-8
-        return cls(Wanted(**wanted), schemas, bool(document.get("exact")))
+        schemas = tuple(map(_decoded, document["schemas"]))
+        # Without them, the values of int96 were not looked at.
+        fine = document.get("fine_schemas")
+        exact = bool(document.get("exact")) and fine is not None
+        fine_schemas = tuple(None if coded is None else _decoded(coded) for coded in fine or ())
+        return cls(Wanted(**wanted), schemas, fine_schemas, exact)
+
+    def layout(self, place: int) -> Layout:
+        """Return the schemas in that place."""
+        fine = self.fine_schemas[place] if place < len(self.fine_schemas) else None
+        return self.schemas[place], fine
 
 
-def described(footer: Footer | str | None, schemas: dict[pa.Schema, int]) -> dict[str, Any]:
-    """Return a shard's footer as columns of SHARDS; a schema that is new is added to `schemas`."""
+def _coded(schema: pa.Schema | None) -> str | None:
+    if schema is None:
+        return None
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def _decoded(coded: str) -> pa.Schema:
+    """Return a schema that `_coded` wrote; ValueError where it was edited."""
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(coded)))
+    except OSError as error:  # what Arrow raises for most damage
+        raise ValueError(f"a schema cannot be decoded ({error})") from error
+    str(schema)  # names are decoded late, and may be no UTF-8
+    return schema
+
+
+def described(footer: Footer | str | None, layouts: dict[Layout, int]) -> dict[str, Any]:
+    """Return a shard's footer as columns of SHARDS; a layout that is new is added to `layouts`."""
     if not isinstance(footer, Footer):
         return {}
     return {
         "group_rows": [*footer.group_rows],
         "group_text_bytes": [*footer.group_text_bytes],
         "footer_bytes": footer.length,
-        "schema": schemas.setdefault(footer.schema, len(schemas)),
+        "schema": layouts.setdefault((footer.schema, footer.fine_schema), len(layouts)),
     }
 
 
@@ -264,20 +299,22 @@ def remembered(
         (shard["url"], shard["etag"]): Footer(
             tuple(shard["group_rows"]),
             tuple(shard["group_text_bytes"]),
-            footers.schemas[shard["schema"]],
+            schema,
             shard["footer_bytes"],
+            fine_schema,
         )
         for shard in shards
         if shard.get("schema") in usable and _has_groups(shard)
+        for schema, fine_schema in [footers.layout(shard["schema"])]
     }
 
 
 def _is_exact(footers: Footers, schema: pa.Schema) -> bool:
     """Tell whether a schema is what its shard's footer gives now.
 
-    Earlier releases read int96 as nanoseconds.
+    Earlier releases read int96 as nanoseconds, or as microseconds whatever it held.
     """
-    return footers.exact or not any("ns" in units_in(field.type) for field in schema)
+    return footers.exact or not any({"us", "ns"} & units_in(field.type) for field in schema)
 
 
 def _has_groups(shard: Mapping[str, Any]) -> bool:

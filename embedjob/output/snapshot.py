@@ -43,7 +43,15 @@ _KINDS: Kind = {
     "pruned": (NONE, int),
     "original": (NONE, int),
     "created": moment,
-    "footers": (NONE, {"wanted": {EVERY: [str]}, "schemas": [str], "exact": bool}),
+    "footers": (
+        NONE,
+        {
+            "wanted": {EVERY: [str]},
+            "schemas": [str],
+            "fine_schemas": [(NONE, str)],
+            "exact": bool,
+        },
+    ),
     "faults": [{EVERY: str}],
     "parts": [{"name": re.compile(r"(files-\d+|shards)\.parquet"), "rows": int, "bytes": int}],
     # In version 1 these lists are in the head; a later head has their lengths.

@@ -4,6 +4,7 @@ import datetime
 import io
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ def _moments(unit: str, zone: str | None = None) -> tuple[pa.DataType, Any]:
     moments = LATE if zone or unit == "ns" else MOMENTS
     cut = moments.map(lambda at: at.replace(microsecond=at.microsecond // step * step))
     aware = cut.map(lambda at: at.replace(tzinfo=datetime.timezone.utc)) if zone else cut
+    if unit == "ns":
+        digits = st.integers(0, 999) | st.just(0)
+        aware = st.builds(lambda at, n: pandas.Timestamp(at) + pandas.Timedelta(n), aware, digits)
     return pa.timestamp(unit, zone), aware
 
 
@@ -122,7 +126,7 @@ def _or_none(kind: pa.DataType, values: Any) -> Any:
 def spellings(kind: pa.DataType) -> st.SearchStrategy[pa.DataType]:
     """Types that mean what `kind` does, spelled differently at every depth."""
     if pa.types.is_map(kind):
-        keys = st.sampled_from([pa.string(), pa.large_string(), pa.string_view()])
+        keys = st.sampled_from(_ALIKE[pa.string()])
         items = spellings(kind.item_type)
         return st.tuples(keys, items).map(lambda parts: pa.map_(*parts))
     if pa.types.is_struct(kind):
@@ -182,10 +186,11 @@ FILES = st.fixed_dictionaries(
 
 def by_arrow(table: pa.Table, properties: Mapping[str, Any]) -> bytes:
     named = str(table.schema)
-    if "duration" in named or "timestamp" in named:  # without Arrow's schema they are others
-        properties = {**properties, "store_schema": True}
     if "tz=" in named:  # int96 has no zone
         properties = {**properties, "use_deprecated_int96_timestamps": False}
+    int96 = properties.get("use_deprecated_int96_timestamps")
+    if "duration" in named or ("timestamp" in named and not int96):
+        properties = {**properties, "store_schema": True}  # without it they are others
     file = io.BytesIO()
     pq.write_table(table, file, **properties)
     return file.getvalue()
@@ -222,13 +227,18 @@ WRITERS: Mapping[str, Callable[[pa.Table, Path], bytes]] = {
 def array(values: Sequence[Any], kind: pa.DataType, spelled: pa.DataType) -> pa.Array:
     """The values in a spelling; in the plain one where Arrow cannot make it."""
     made = pa.array(values, kind)
-    try:
-        return made.cast(spelled)
-    except pa.ArrowException:
-        return made
+    for make in (made.cast, partial(pa.array, [*values])):
+        try:
+            spelling = make(spelled)
+            spelling.validate(full=True)
+        except (pa.ArrowException, TypeError, ValueError):
+            continue
+        if python(spelling) == python(made):
+            return spelling
+    return made
 
 
-def python(values: pa.ChunkedArray) -> list[Any]:
+def python(values: pa.Array | pa.ChunkedArray) -> list[Any]:
     """Values to compare: NaN equals itself, a map's pairs are tuples, bytes have no extension."""
     return [_comparable(value) for value in values.to_pylist()]
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from embedjob.config.job import Input
 from embedjob.errors import InputError
-from embedjob.input.column_types import is_readable
+from embedjob.input.column_types import units_in
 from embedjob.input.columns import Standing
 from embedjob.input.reading import read_chunk
 from embedjob.job.planning import JobPlan
@@ -87,24 +87,30 @@ def _check(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> None:
         job_input = Input(path=str(folder), text="t", keep=("m",))
         plan = plan_of(job_input, standing=Standing(first.types))
     except InputError:  # refused, for a reason
-        assert not (_same_files(shards) and is_readable(shards[0][1]))
+        assert not _same_files(kind, shards)
+        return
+    named = dict(plan.faults)
+    assert not named or not _same_files(kind, shards)
+    if {*named} == {*expected}:  # a run says so and ends: see `list_input`
+        assert plan.chunks == ()
         return
     assert {chunk.name for chunk in first.chunks} <= {chunk.name for chunk in plan.chunks}
-    assert not plan.faults or not _same_files(shards)
-    found, named = _written(plan, job_input), dict(plan.faults)
+    found = _written(plan, job_input)
     for url, values in expected.items():
         if url not in named and values:
             assert strangers.python(found[url].column("m")) == values
 
 
-def _same_files(shards: Sequence[Any]) -> bool:
+def _same_files(kind: pa.DataType, shards: Sequence[Any]) -> bool:
     """Whether files tell all of their types, and alike.
 
-    Without Arrow's schema a fixed size is lost, and int96 has no milliseconds.
+    Without Arrow's schema a fixed size is lost. int96 has no milliseconds, and of several units
+    nobody knows which timestamp had which.
     """
     files = [properties for _, _, properties in shards]
     int96 = {properties["use_deprecated_int96_timestamps"] for properties in files}
-    return all(properties["store_schema"] for properties in files) and len(int96) == 1
+    told = len(int96) == 1 and not (True in int96 and len(units_in(kind)) > 1)
+    return told and all(properties["store_schema"] for properties in files)
 
 
 @settings(suppress_health_check=[*HealthCheck], max_examples=30, phases=_NO_SHRINKING)

@@ -3,10 +3,12 @@
 Covers: embedjob.input.listing
 """
 
+import base64
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 
 from embedjob.input.footers import Footer, Wanted
@@ -159,6 +161,60 @@ def test_an_encrypted_footer(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PARE" + bytes(100) + b"PARE")
     assert "its footer is encrypted, which is not supported" in str(_footer(path, TEXT))
+
+
+class _Keys(encryption.KmsClient):
+    """Keys that are kept as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def wrap_key(self, key: bytes, name: str) -> bytes:
+        return base64.b64encode(key)
+
+    def unwrap_key(self, key: bytes, name: str) -> bytes:
+        return base64.b64decode(key)
+
+
+def _write_encrypted(path: Path, columns: list[str], *, plaintext_footer: bool) -> None:
+    """A shard with the columns t, s and n, where s is a struct; some of them are encrypted."""
+    configuration = encryption.EncryptionConfiguration(
+        footer_key="footer",
+        column_keys={"column": columns},
+        plaintext_footer=plaintext_footer,
+        double_wrapping=False,
+    )
+    factory = encryption.CryptoFactory(lambda _: _Keys())
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), configuration)
+    table = pa.table({"t": ["a"], "s": [{"x": 1}], "n": [1]})
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "wanted", "fault"),
+    [
+        (["t"], Wanted(("t",), ("t",)), True),
+        (["s.x"], Wanted(("t",), ("t", "s")), True),
+        (["n"], Wanted(("t",), ("t", "n"), ("n",)), True),
+        (["n"], Wanted(("t",), ("t", "s")), False),
+        (["n", "s.x"], Wanted(("t",), ("t",)), False),
+    ],
+)
+def test_an_encrypted_column_is_a_fault_of_its_shard_where_it_is_needed(
+    hidden: list[str], wanted: Wanted, fault: bool, tmp_path: Path
+) -> None:
+    """Arrow ends the process that looks at one."""
+    path = tmp_path / "a.parquet"
+    _write_encrypted(path, hidden, plaintext_footer=True)
+    write_shard(tmp_path / "b.parquet", {"t": ["a"], "s": [{"x": 1}], "n": [1]})
+    found = read_footers([_stored(path), _stored(tmp_path / "b.parquet")], wanted)
+    assert isinstance(found[str(tmp_path / "b.parquet")], Footer)
+    said = "whole, but it has an encrypted column that this job needs, which is not supported"
+    assert (said in str(found[str(path)])) is fault
+    _write_encrypted(path, hidden, plaintext_footer=False)
+    said = "whole, but its footer is encrypted, which is not supported; decrypt the file"
+    assert _footer(path, wanted) == said
 
 
 def test_other_columns_may_be_damaged(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from embedjob.config.job import Input
 from embedjob.errors import ChunkError, InputChangedError
 from embedjob.input import reading
 from embedjob.input.chunks import passes
+from embedjob.input.column_types import TEXT, in_type
 from embedjob.input.listing import find_shards
 from embedjob.input.reading import read_chunk, read_pass
 from embedjob.storage import objects
@@ -335,3 +336,41 @@ def test_dictionaries_inside_of_columns_are_read_over_row_groups(
     found = _read(job_input, chunk_rows=chunk_rows, limit=17)
     assert found.column("keep.l").to_pylist() == lists.to_pylist()[:17]
     assert found.column("keep.s").to_pylist() == [{"x": f"word {i % 7}"} for i in range(17)]
+
+
+NULL = pa.null()
+AWKWARD = {
+    "lists of null": pa.array([[None, None], [None], [], None], pa.list_(NULL)),
+    "large lists of null": pa.array(
+        [[[None, None]], None, [], [[]]], pa.list_(pa.large_list(NULL))
+    ),
+    "nulls of a fixed size": pa.array([[None, None]] * 4, pa.list_(NULL, 2)),
+    "structs of null": pa.array(
+        [[{"x": None}] * 3, [], None, []], pa.list_(pa.struct({"x": NULL}))
+    ),
+    "maps to null": pa.array([[("a", None), ("b", None)], None, [], []], pa.map_(TEXT, NULL)),
+    "list views": pa.array([[1], [], None, [2, 3]], pa.list_view(pa.int8())),
+    "large list views": pa.array([["a", None], ["b"], [], []], pa.large_list_view(pa.string())),
+    "views of views": pa.array(
+        [[[1], None], [[2, 3]], [], [[]]], pa.list_view(pa.large_list_view(pa.int8()))
+    ),
+    "views inside": pa.array(
+        [{"x": [1, None]}, None, {"x": []}, {"x": None}], pa.struct({"x": pa.list_view(pa.int8())})
+    ),
+}
+
+
+@pytest.mark.parametrize("group_rows", [1, 3, 4])
+@pytest.mark.parametrize("what", AWKWARD)
+def test_what_arrow_reads_and_does_not_cast(what: str, group_rows: int, tmp_path: Path) -> None:
+    """Nulls inside of columns, and list views, which Arrow makes other lists of without a word."""
+    columns = {"t": ["a", "b", "c", "d"], "m": AWKWARD[what]}
+    write_shard(tmp_path / "a.parquet", columns, group_rows=group_rows)
+    job_input = Input(path=str(tmp_path), text="t", keep=("m",))
+    for options in ({}, {"chunk_rows": 2, "limit": 3}):
+        found = _read(job_input, **options).column("keep.m")
+        found.validate(full=True)
+        assert found.to_pylist() == AWKWARD[what].to_pylist()[: len(found)]
+        written = in_type(found, plan_of(job_input).types["m"])
+        written.validate(full=True)
+        assert written.to_pylist() == found.to_pylist()
