@@ -129,6 +129,8 @@ def verify(out: OutPath, as_json: AsJson = False) -> None:
         )
         for problem in report.problems:
             _say(problem)
+        for note in report.notes:
+            _say(f"note: {note}")
     if not report.ok:
         raise typer.Exit(1)
 

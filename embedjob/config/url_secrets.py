@@ -17,10 +17,12 @@ ADVICE = (
 )
 # Up to a blank, without the punctuation of a sentence; quotes may be part of a password.
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z0-9+.-]*)://(\S*?)(?=['\",;:.)\]]*(?:\s|$))")
-# Before the host stands a container or a bare user name there, which is no secret.
-_NAMES_BEFORE_HOST = frozenset(
-    {"abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs"}
-)
+# Before the host stands a bare user name there, which is no secret, and may look like anything.
+_USER_BEFORE_HOST = frozenset({"ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs"})
+# And there a container, whose names Azure limits: a token has other characters, or more of them.
+_CONTAINER_BEFORE_HOST = frozenset({"abfs", "abfss", "wasb", "wasbs"})
+_CONTAINER = re.compile(r"\$(root|web|logs)|(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*")
+_VARIABLE = re.compile(r"\$\{\w+\}")
 _PARAMETER = re.compile(r"[?&;#]([^?&;#=/]+)=[^&;#]")
 # Of a parameter's name without hyphens and underscores.
 _SECRET_NAME = re.compile(
@@ -49,8 +51,10 @@ def holds_credentials(scheme: str, rest: str) -> bool:
     """Tell whether a URL, split behind its `://`, has a password or a token before its host."""
     host, _, path = rest.partition("/")
     user, at, _ = unquote(host.partition("?")[0]).rpartition("@")
+    if at and scheme.lower() in _CONTAINER_BEFORE_HOST:
+        return not _CONTAINER.fullmatch(_VARIABLE.sub("abc", user))
     if at:
-        return ":" in user or scheme.lower() not in _NAMES_BEFORE_HOST
+        return ":" in user or scheme.lower() not in _USER_BEFORE_HOST
     # A password may hold a slash, and then the "@" comes after it. An access point is an ARN.
     return "@" in path and re.match(r"(?!arn:|\[)[^:]*:(?!\d+$)", host) is not None
 

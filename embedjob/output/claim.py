@@ -14,9 +14,10 @@ from embedjob.errors import OutputError
 from embedjob.output.calibration import Calibration
 from embedjob.output.changes import Side, reasons
 from embedjob.output.documents import EVERY, NONE, Kind, read_document, require_kinds
+from embedjob.output.file_names import is_left_by_others
 from embedjob.output.fingerprint import NOT_HASHED
 from embedjob.output.schema import FORMAT_VERSION, types_from, types_text
-from embedjob.storage.objects import create_json, join, list_files
+from embedjob.storage.objects import absolute, create_json, join, list_files
 
 # The least cosine between a probe's vectors, by the precision in which the model runs.
 COSINES: Mapping[str, float] = {"float32": 0.9999, "bfloat16": 0.999, "float16": 0.999}
@@ -74,7 +75,9 @@ def read_claims(out: str) -> tuple[Claim, ...]:
     first = _read(_first(out))
     if first is None:
         return ()
-    later = [_read(file.url) for file in list_files(join(out, "claims"))]
+    folder = join(absolute(out), "claims")
+    urls = [file.url for file in list_files(folder)]
+    later = [_read(url) for url in urls if not is_left_by_others(url.removeprefix(f"{folder}/"))]
     return (first, *(claim for claim in later if claim is not None))
 
 

@@ -14,6 +14,12 @@ _NAME = re.compile(
     r"(?P<slug>[A-Za-z0-9_.]+)-(?P<hash>[0-9a-f]{16})-(?P<version>[0-9a-f]{16})"
     r"-(?P<start>[0-9]{10,})-(?P<stop>[0-9]{10,})(?:-(?P<generation>[0-9]{8,}))?\.parquet"
 )
+# What people's programs leave in any folder that they show: file browsers, office programs, network
+# disks. A run names nothing so.
+_LEFT_BY_OTHERS = re.compile(
+    r"\..*|~\$.*|.*~|@eaDir|\$RECYCLE\.BIN|(eh)?thumbs\.db|desktop\.ini|Icon\r|.*_\$folder\$",
+    re.IGNORECASE,
+)
 
 
 class ChunkName(NamedTuple):
@@ -85,6 +91,11 @@ def parse(name: str) -> ChunkName:
 def data_folder(fingerprint: str) -> str:
     """Return the folder of one fingerprint's embedding files, relative to an output."""
     return f"data/{fingerprint[:12]}"
+
+
+def is_left_by_others(path: str) -> bool:
+    """Tell whether a path below the output's folders is a hidden file or what a browser left."""
+    return any(_LEFT_BY_OTHERS.fullmatch(part) for part in path.split("/"))
 
 
 def data_directory(out: str, fingerprint: str) -> str:

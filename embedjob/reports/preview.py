@@ -47,7 +47,8 @@ def preview(
     if not cut.chunks:
         raise InputError("input.path: every shard is empty; there is nothing to preview")
     chunks = limited(cut.chunks, rows)
-    read = [row for chunk in chunks for row in read_chunk(chunk, config.input).to_pylist()]
+    tables = (read_chunk(chunk, config.input).select(["row", "text"]) for chunk in chunks)
+    read = [row for table in tables for row in table.to_pylist()]
     tokenizer = load_tokenizer(config.encoder)
     for note in tokenizer_notes(job):
         say(note)

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from embedjob.errors import EmbedjobError, OutputError
 from embedjob.output.chunk_file import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY, committed
 from embedjob.output.claim import Claim, read_claims
+from embedjob.output.file_names import is_left_by_others
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
 from embedjob.output.manifest import SnapshotFile
 from embedjob.output.row_checks import first_lines, lines_in_order
@@ -25,15 +27,20 @@ from embedjob.storage.objects import Stored, absolute, join, list_files, open_un
 PARTS = ("data", "quarantine")
 THREADS = 4
 NORM_TOLERANCE = 2e-3
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `verify`: files and rows that a reader would see, and every broken promise."""
+    """The result of `verify`: files and rows that a reader would see, and every broken promise.
+
+    `notes` are no faults: files of nobody's concern.
+    """
 
     files: int
     rows: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -58,25 +65,36 @@ def verify(out: str) -> Report:
     """Read an output and return the report; OutputError where there is no output."""
     out = absolute(out)
     claims = {claim.fingerprint: claim for claim in read_claims(out)}
-    if not claims:
-        raise OutputError(f"{out}: has no _embedjob.json; give the output of a run")
     snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
+    # A run over an empty input publishes without a model, which alone could put the claim.
+    if not claims and (not snapshots or snapshots[-1].files):
+        raise OutputError(f"{out}: has no _embedjob.json; give the output of a run")
     listed = {file.url: file for part in PARTS for file in list_files(join(out, part))}
+    others = [url for url in listed if is_left_by_others(url.removeprefix(f"{out}/"))]
+    listed = {url: file for url, file in listed.items() if url not in {*others}}
+    notes = tuple(_left_by_others(others))
     problems = [*_orphans(out, listed, snapshots)]
     if not snapshots:
-        return Report(0, 0, (*problems, f"{out}: no snapshot is published; no run has ended here"))
+        problems.append(f"{out}: no snapshot is published; no run has ended here")
+        return Report(0, 0, tuple(problems), notes)
     newest = snapshots[-1]
     problems += _coverage(newest)
     claim = claims.get(newest.fingerprint)
-    if claim is None:
+    if claim is None and newest.files:
         unclaimed = f"no claim has fingerprint {newest.fingerprint[:12]} of snapshot {newest.epoch}"
-        return Report(0, 0, (*problems, f"{out}: {unclaimed}; was it deleted?"))
+        return Report(0, 0, (*problems, f"{out}: {unclaimed}; was it deleted?"), notes)
     with ThreadPoolExecutor(THREADS) as pool:
-        checked = list(pool.map(lambda file: _file(out, file, listed, claim), newest.files))
+        checked = [*pool.map(partial(_file, out, listed=listed, claim=claim), newest.files)]
     problems += [problem for file in checked for problem in file.problems]
     problems += _odd_columns(checked)
     rows = sum(file.counts["rows"] - file.counts["quarantined"] for file in newest.files)
-    return Report(len(newest.files), rows, tuple(problems))
+    return Report(len(newest.files), rows, tuple(problems), notes)
+
+
+def _left_by_others(urls: Sequence[str]) -> Iterator[str]:
+    if urls:
+        shown = ", ".join(sorted(urls)[:_EXAMPLES])
+        yield f"{len(urls):,} files that a file browser or a disk left here, such as {shown}"
 
 
 def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:
@@ -108,9 +126,11 @@ def _coverage(snapshot: Snapshot) -> Iterator[str]:
 def _file(
     out: str,
     file: SnapshotFile,
+    *,
     listed: Mapping[str, Stored],
-    claim: Claim,
+    claim: Claim | None,
 ) -> Checked:
+    assert claim is not None  # with a file comes a claim
     url = join(out, file.path)
     if url not in listed:
         return Checked(url, (f"{url}: is missing",))

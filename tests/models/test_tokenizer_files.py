@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer, PerceiverTokenizer
+from transformers.models.auto.tokenization_auto import (
+    TOKENIZER_MAPPING_NAMES,
+    tokenizer_class_from_name,
+)
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
@@ -71,7 +76,39 @@ KIN = {
     "rembert": ("RemBertTokenizer", "rembert", "xlmr"),
     "barthez": ("BarthezTokenizer", "mbart", "xlmr"),
     "unknown": ("NobodysTokenizer", "llama", "gpt2"),
+    "blenderbot": ("BlenderbotTokenizer", "blenderbot", "gpt2"),
+    "clip": ("CLIPTokenizer", "clip", "gpt2"),
+    "codegen": ("CodeGenTokenizer", "codegen", "gpt2"),
+    "convbert": ("ConvBertTokenizer", "convbert", "bert"),
+    "dpr": ("DPRQuestionEncoderTokenizer", "dpr", "bert"),
+    "dpr context": ("DPRContextEncoderTokenizer", "dpr", "bert"),
+    "esmc": ("EsmcTokenizer", "esmc", "gpt2"),
+    "fnet": ("FNetTokenizer", "fnet", "xlmr"),
+    "herbert": ("HerbertTokenizer", "bert", "gpt2"),
+    "lasr": ("LasrTokenizer", "lasr_ctc", "t5"),
+    "layoutlmv2": ("LayoutLMv2Tokenizer", "layoutlmv2", "bert"),
+    "layoutlmv3": ("LayoutLMv3Tokenizer", "layoutlmv3", "gpt2"),
+    "layoutxlm": ("LayoutXLMTokenizer", "layoutlmv2", "xlmr"),
+    "luke": ("LukeTokenizer", "luke", "gpt2"),
+    "mluke": ("MLukeTokenizer", "luke", "xlmr"),
+    "markuplm": ("MarkupLMTokenizer", "markuplm", "gpt2"),
+    "mbart50": ("MBart50Tokenizer", "mbart", "xlmr"),
+    "nougat": ("NougatTokenizer", "vision-encoder-decoder", "gpt2"),
+    "openai-gpt": ("OpenAIGPTTokenizer", "openai-gpt", "gpt2"),
+    "parakeet": ("ParakeetTokenizer", "parakeet_ctc", "gpt2"),
+    "qwen3.5": ("Qwen3_5Tokenizer", "qwen3_5", "qwen"),
+    "reformer": ("ReformerTokenizer", "reformer", "llama"),
+    "seamless": ("SeamlessM4TTokenizer", "seamless_m4t", "llama"),
+    "siglip2": ("Siglip2Tokenizer", "siglip2", "llama"),
+    "splinter": ("SplinterTokenizer", "splinter", "bert"),
+    "tipsv2": ("Tipsv2Tokenizer", "tipsv2", "llama"),
+    "udop": ("UdopTokenizer", "udop", "xlmr"),
+    "videoprism": ("VideoPrismTokenizer", "videoprism", "t5"),
+    "whisper": ("WhisperTokenizer", "whisper", "gpt2"),
+    "xglm": ("XGLMTokenizer", "xglm", "xlmr"),
 }
+# A word segmenter in Python comes before it, and is not installed.
+UNTRIED = {"CpmTokenizer", "RoFormerTokenizer"}
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +247,17 @@ def test_ids_are_those_of_auto_tokenizer(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", KIN)
 def test_ids_are_those_of_auto_tokenizer_in_their_kin(family: str, tmp_path: Path) -> None:
     require_theirs(tmp_path, family)
+
+
+def test_every_class_that_reads_tokenizer_json_is_tried() -> None:
+    """A class that a release of transformers adds is a line in the table above."""
+    named = {name for name in TOKENIZER_MAPPING_NAMES.values() if name}
+    classes = (tokenizer_class_from_name(name) for name in named)
+    fast = {one.__name__ for one in classes if one and issubclass(one, TokenizersBackend)}
+    kinds = (kind for kind, _, _ in {**FAMILIES, **KIN}.values() if kind)
+    tried = {one.__name__ for kind in kinds if (one := tokenizer_class_from_name(kind))}
+    assert len(fast) > 50
+    assert fast - tried == UNTRIED
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedjob.cli import main
 from embedjob.config.job import Input
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError
@@ -20,7 +21,7 @@ from embedjob.job.publishing import snapshot_of
 from embedjob.output.calibration import Calibration
 from embedjob.output.chunk_file import CALIBRATION as CALIBRATION_KEY
 from embedjob.output.claim import Claim, Probes, put_claim
-from embedjob.output.cleanup import damaged
+from embedjob.output.cleanup import damaged, prune
 from embedjob.output.committing import commit
 from embedjob.output.file_names import data_directory
 from embedjob.output.manifest import FileList
@@ -269,6 +270,44 @@ def test_an_orphan_is_found_wherever_it_lies(place: str, out: Path) -> None:
     stray.write_bytes(data(out)[0].read_bytes())
     [problem] = verify(str(out)).problems
     assert problem.startswith(f"{stray}: orphan")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".DS_Store",
+        "._00000001.json",
+        ".nfs00000000123",
+        ".~lock.x.parquet#",
+        ".Trash-1000/files/x.parquet",
+        "@eaDir/x.parquet@SynoEAStream",
+        "~$x.xlsx",
+        "x.parquet~",
+        "Thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "Desktop.ini",
+        "$RECYCLE.BIN/x",
+        "data_$folder$",
+    ],
+)
+def test_what_file_browsers_and_disks_leave_is_a_note(
+    name: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In every folder of an output, which reads and prunes as before."""
+    folders = ["data", f"data/{FINGERPRINT[:12]}", "quarantine", "snapshots", "claims", "leases"]
+    for folder in folders:
+        (out / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / folder / name).write_bytes(b"\x00")
+    report = verify(str(out))
+    assert (report.ok, report.rows) == (True, 48)
+    [note] = report.notes
+    assert note.startswith("3 files that a file browser or a disk left here, such as")
+    assert str(out / "data" / name) in note
+    assert prune(str(out), keep=1).files == 0
+    assert damaged(str(out), FINGERPRINT) == frozenset()
+    assert main(["verify", str(out)]) == 0
+    assert f"note: {note}" in capsys.readouterr().err
 
 
 def test_what_an_older_snapshot_names_is_no_orphan(out: Path) -> None:
