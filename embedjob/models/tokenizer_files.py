@@ -43,6 +43,7 @@ _SOME_ADDED = 50
 _SHOWN = 12
 # transformers imports these where they are installed; no tokenizer needs them.
 _UNUSED = ("torch", "torchvision", "torchao", "scipy", "sklearn", "PIL", "tensorflow", "jax")
+_ANY_TEXT = "a"
 # What tokenizers differ in: case, accents, scripts, blanks, digits, marks, and what is no text.
 PROBES = (
     "",
@@ -182,7 +183,7 @@ def _key(directory: Path) -> str:
     read = [path for path in files if not path.name.endswith(".index.json")]
     stats = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in read)
     versions = [f"{name} {_version(name)}" for name in _LIBRARIES]
-    return "\n".join(["tokenizer files 1", _digest(stats), *versions, _hub_name(directory) or ""])
+    return "\n".join(["tokenizer files 2", _digest(stats), *versions, _hub_name(directory) or ""])
 
 
 def _version(library: str) -> str:
@@ -235,13 +236,27 @@ def _write(directory: Path, to: Path) -> None:
     except Exception as error:  # its classes raise whatever their files make them raise
         facts["error" if alone else "refused"] = str(error) or type(error).__name__
     else:
-        facts |= {"kind": type(theirs).__name__, "cuts_left": theirs.truncation_side == "left"}
+        kind = type(theirs).__name__
+        facts |= {"kind": kind, "cuts_left": theirs.truncation_side == "left"}
+        facts["refused"] = _trouble(theirs, kind)
         backend = getattr(theirs, "backend_tokenizer", None)
         if backend is not None:
             backend = bare(Tokenizer.from_str(backend.to_str()))
             backend.save(str(to / TOKENIZER))
-        facts |= _compared(alone, backend, theirs, kind=facts["kind"])
+        facts |= {} if facts["refused"] else _compared(alone, backend, theirs, kind=kind)
     (to / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _trouble(theirs: Any, kind: str) -> str | None:
+    """Return why a text cannot be tokenized, such as that a class takes words and their places.
+
+    Some classes put a language's tokens around texts from their first call on.
+    """
+    try:
+        theirs(_ANY_TEXT)
+    except Exception as error:  # whatever a class raises
+        return f"{kind} cannot tokenize {_ANY_TEXT!r}: {' '.join(str(error).split())}"
+    return None
 
 
 def _read(path: Path) -> Tokenizer | None:

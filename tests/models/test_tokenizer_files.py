@@ -108,7 +108,7 @@ KIN = {
     "xglm": ("XGLMTokenizer", "xglm", "xlmr"),
 }
 # A word segmenter in Python comes before it, and is not installed.
-UNTRIED = {"CpmTokenizer", "RoFormerTokenizer"}
+UNTRIED = {"RoFormerTokenizer"}
 
 
 @pytest.fixture(autouse=True)
