@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -194,7 +195,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
     """Ends this process with the exit code of one command."""
-    code = main(argv)
+    try:
+        code = main(argv)
+    except ModuleNotFoundError:
+        raise  # jobs/embed.py says which Python lacks it
+    except Exception:  # a fault of ours, which ends in a traceback and in the code of one
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     execution = sys.modules.get("embedjob.stages.execution")
@@ -203,8 +210,9 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-    # Libraries' threads may still end when their destructors run, which aborts the process: what
-    # was said would have another exit code.
+    # A thread that Arrow reads with frees what it read after it has handed it on. That takes the
+    # interpreter's lock, and where the interpreter ends meanwhile, Python ends the thread inside of
+    # a destructor, and C++ the process (signal 6): what was said would have another exit code.
     os._exit(code)
 
 

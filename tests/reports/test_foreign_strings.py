@@ -75,16 +75,29 @@ def test_rich_gets_no_string_that_is_put_together_outside_of_text() -> None:
         assert len(made) <= plain.get(path.name, 0), path
 
 
-def test_the_exit_code_is_what_was_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "said", "code"),
+    [
+        ("", b"has no _embedjob.json", 2),
+        (
+            "import embedjob.reports.verify as at; at.verify = None\n",
+            b"'NoneType' object is not",
+            1,
+        ),
+    ],
+)
+def test_the_exit_code_is_what_was_said(
+    before: str, said: bytes, code: int, tmp_path: Path
+) -> None:
     """Also where a library's thread has the process aborted behind the last line."""
     program = (
         "import ctypes, sys; from embedjob.cli import program\n"
         "libc = ctypes.CDLL(None)\n"
         "libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)\n"
-        "program(['verify', sys.argv[1]])"
+        f"{before}program(['verify', sys.argv[1]])"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, cwd=ROOT, check=False
     )
-    assert b"has no _embedjob.json" in ended.stderr
-    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert ended.returncode == code
