@@ -140,10 +140,11 @@ def _standing_type(
 
 def _agreed(kinds: Sequence[Sequence[pa.DataType]]) -> pa.DataType:
     """Return the type that most columns fit, each in the first or the last of its types."""
-    first, last = (agreed_type([given[place] for given in kinds]) for place in (0, -1))
-    if first == last:
-        return first
-    return max(first, last, key=lambda kind: sum(_fit(given, kind) for given in kinds))
+    usual = agreed_type([first for first, *_ in kinds])
+    if all(len(given) == 1 for given in kinds):
+        return usual
+    other = agreed_type([last for *_, last in kinds])
+    return max(usual, other, key=lambda kind: sum(_fit(given, kind) for given in kinds))
 
 
 def _fit(kinds: Sequence[pa.DataType], agreed: pa.DataType) -> bool:
