@@ -238,6 +238,7 @@ class TestWhatChanged:
         assert running.command("verify", str(out)).code == 0
         assert old.epoch not in snapshot_numbers(str(out))
 
+    @pytest.mark.slow
     def test_damage_is_found_and_repaired_and_nothing_else_is_done_again(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -286,6 +287,7 @@ class TestWhatChanged:
 
 
 class TestOtherRecipes:
+    @pytest.mark.slow
     def test_another_recipe_is_refused_then_written_beside_and_switched(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:

@@ -181,6 +181,7 @@ def _lost(what: str, bench: Bench, folder: Path, *, files: int, pause: float = 0
     resumed(bench, folder, before, *(["--takeover"] if what in LEASE_NOT_RELEASED else []))
 
 
+@pytest.mark.slow
 def test_sigterm_and_sigint_stop_a_run_that_resumes(bench: Bench, tmp_path: Path) -> None:
     before: dict[str, str] = {}
     for stop in (SIGTERM, SIGINT):

