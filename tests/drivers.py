@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,11 +19,17 @@ from tests.cluster import AUTH, ROOT, kill
 
 WAIT_SECONDS = 300.0
 SLOW_SEEDS = 3
-# Three in `slow`, and as many as twenty where there are hours for it.
-SEEDS = [
-    pytest.param(seed, marks=pytest.mark.slow if seed < SLOW_SEEDS else pytest.mark.chaos)
-    for seed in range(20)
-]
+
+
+def seeds(slow: int) -> list[Any]:
+    """Return the seeds of a test: so many of them in `slow`, and twenty where there are hours for it."""
+    return [
+        pytest.param(seed, marks=pytest.mark.slow if seed < slow else pytest.mark.chaos)
+        for seed in range(20)
+    ]
+
+
+SEEDS = seeds(SLOW_SEEDS)
 
 
 @dataclass(frozen=True)
