@@ -22,7 +22,7 @@ SLOW_SEEDS = 3
 
 
 def seeds(slow: int) -> list[Any]:
-    """Return the seeds of a test: so many of them in `slow`, and twenty where there are hours for it."""
+    """Return twenty seeds of a test, so many of them in `slow`, the others in `chaos`."""
     return [
         pytest.param(seed, marks=pytest.mark.slow if seed < slow else pytest.mark.chaos)
         for seed in range(20)
