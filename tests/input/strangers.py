@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
@@ -154,8 +155,10 @@ _ALIKE: Mapping[pa.DataType, Sequence[pa.DataType]] = {
     pa.string(): [
         *(pa.string(), pa.large_string(), pa.string_view()),
         *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())),
+        *(pa.json_(), pa.json_(pa.large_string())),
     ],
     pa.binary(): [pa.binary(), pa.large_binary(), pa.binary_view()],
+    pa.binary(16): [pa.binary(16), pa.uuid()],
     pa.date32(): [pa.date32(), pa.date64()],
     pa.decimal128(5, 2): [
         *(pa.decimal32(5, 2), pa.decimal64(5, 2), pa.decimal128(5, 2), pa.decimal256(5, 2)),
@@ -248,4 +251,6 @@ def _comparable(value: Any) -> Any:
         return {name: _comparable(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_comparable(inner) for inner in value]
+    if isinstance(value, uuid.UUID):
+        return value.bytes
     return "nan" if isinstance(value, float) and value != value else value

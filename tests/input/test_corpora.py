@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from embedjob.config.job import Input
 from embedjob.errors import InputError
+from embedjob.input import chunks
 from embedjob.input.column_types import units_in
 from embedjob.input.columns import Standing
 from embedjob.input.reading import read_chunk
@@ -47,6 +48,8 @@ def _written(plan: JobPlan, job_input: Input) -> dict[str, pa.Table]:
 
 # A smaller example of a fault in Arrow's types takes minutes to find.
 _NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
+
+ROWS = st.sampled_from([2, 10])
 
 
 @st.composite
@@ -77,15 +80,32 @@ def _put(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> dict[str, li
     return expected
 
 
-def _check(folder: Path, kind: pa.DataType, shards: Sequence[Any]) -> None:
-    """The first shard one night, all of them the next: what was done stays done."""
+def _check(folder: Path, given: Any, chunk_rows: int) -> None:
+    """The first shard one night, all of them the next: what was done stays done.
+
+    A row group with more than `chunk_rows` rows is read in pieces.
+    """
+    kind, shards = given
     expected = _put(folder, kind, shards)
     if not expected:
         return
+    job_input = Input(path=str(folder), text="t", keep=("m",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "WHOLE_GROUP_FACTOR", 1)
+        _compare(job_input, kind, shards, expected, chunk_rows)
+
+
+def _compare(
+    job_input: Input,
+    kind: pa.DataType,
+    shards: Sequence[Any],
+    expected: dict[str, list[Any]],
+    chunk_rows: int,
+) -> None:
     try:
-        first = plan_of(Input(path=min(expected), text="t", keep=("m",)))
-        job_input = Input(path=str(folder), text="t", keep=("m",))
-        plan = plan_of(job_input, standing=Standing(first.types))
+        one = job_input.model_copy(update={"path": min(expected)})
+        first = plan_of(one, chunk_rows=chunk_rows)
+        plan = plan_of(job_input, chunk_rows=chunk_rows, standing=Standing(first.types))
     except InputError:  # refused, for a reason
         assert not _same_files(kind, shards)
         return
@@ -114,16 +134,18 @@ def _same_files(kind: pa.DataType, shards: Sequence[Any]) -> bool:
 
 
 @settings(suppress_health_check=[*HealthCheck], max_examples=30, phases=_NO_SHRINKING)
-@given(nights())
-def test_kept_columns_come_out_equal(tmp_path: Path, given: Any) -> None:
-    _check(tmp_path, *given)
+@given(nights(), ROWS)
+def test_kept_columns_come_out_equal(tmp_path: Path, given: Any, chunk_rows: int) -> None:
+    _check(tmp_path, given, chunk_rows)
 
 
 @pytest.mark.chaos
 @settings(suppress_health_check=[*HealthCheck], max_examples=3000)
-@given(nights())
-def test_kept_columns_come_out_equal_in_thousands_of_corpora(tmp_path: Path, given: Any) -> None:
-    _check(tmp_path, *given)
+@given(nights(), ROWS)
+def test_kept_columns_come_out_equal_in_thousands_of_corpora(
+    tmp_path: Path, given: Any, chunk_rows: int
+) -> None:
+    _check(tmp_path, given, chunk_rows)
 
 
 @pytest.mark.parametrize("writer", sorted(strangers.WRITERS))
