@@ -26,6 +26,7 @@ from embedjob.storage.retrying import is_passing
 # Part of a large row group is streamed up to its end, to hold no more than that part in memory.
 _STREAM_BYTES = 4 * 2**20
 _STREAM_ROWS = 8192
+_FEWER = 16
 _ROW = "embedjob:row"  # no shard has a column of this name
 
 
@@ -139,10 +140,35 @@ def _whole(
         coerce_int96_timestamp_unit=unit,
     ) as file:
         tables = [
-            file.read_row_groups(together, columns=names, use_threads=False)
+            _at_once(file, together, names)
             for together in _together(file.schema_arrow, groups, names)
         ]
     return pa.concat_tables(tables)
+
+
+def _at_once(file: pq.ParquetFile, groups: list[int], names: list[str]) -> pa.Table:
+    try:
+        return file.read_row_groups(groups, columns=names, use_threads=False)
+    except pa.ArrowNotImplementedError:  # more in a nested column than its 32-bit offsets reach
+        return pa.Table.from_batches([*_batches(file, groups, names)])
+
+
+def _batches(file: pq.ParquetFile, groups: list[int], names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the groups' rows in order, fewer at once where offsets do not reach so many."""
+    rows, done = _STREAM_ROWS, 0
+    while True:
+        seen = 0
+        try:
+            for batch in file.iter_batches(rows, groups, columns=names, use_threads=False):
+                begin, seen = seen, seen + batch.num_rows
+                if seen > done:
+                    yield batch.slice(max(0, done - begin))
+        except pa.ArrowNotImplementedError:
+            if rows == 1:
+                raise
+            rows, done = max(1, rows // _FEWER), max(done, seen)
+        else:
+            return
 
 
 def _int96_unit(
@@ -184,8 +210,7 @@ def _parts(
     ) as file:
         schema = file.schema_arrow
         batches = chain.from_iterable(
-            file.iter_batches(_STREAM_ROWS, together, columns=names, use_threads=False)
-            for together in _together(schema, groups, names)
+            _batches(file, together, names) for together in _together(schema, groups, names)
         )
         end, batch = 0, None  # a batch may hold the end of what is wanted and the next beginning
         for first, last in wanted:

@@ -322,6 +322,35 @@ def test_text_longer_than_its_offsets(tmp_path: Path) -> None:
     assert found.column("text")[2099].as_py() == "b" * 2**20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["list", "struct", "map"])
+@pytest.mark.parametrize("chunk_rows", [3000, 200])
+def test_texts_inside_of_columns_longer_than_their_offsets(
+    kind: str, chunk_rows: int, tmp_path: Path
+) -> None:
+    """2.1 GiB in one row group, which Arrow reads of no nested column at once."""
+    words = pa.array(["a" * 2**20] * 1050)
+    places = pa.array(range(1051), pa.int32())
+    column = {
+        "list": lambda: pa.ListArray.from_arrays(places, words),
+        "struct": lambda: pa.StructArray.from_arrays([words], ["x"]),
+        "map": lambda: pa.MapArray.from_arrays(places, pa.array(["k"] * 1050), words),
+    }[kind]()
+    path = tmp_path / "a.parquet"
+    texts = [f"text {n}" for n in range(2100)]
+    table = pa.table({"t": texts, "m": pa.chunked_array([column, column])})
+    write_shard(path, table, group_rows=3000)
+    job_input = Input(path=str(path), text="t", keep=("m",))
+    done, lengths = 0, 0
+    for together in passes(plan_of(job_input, chunk_rows=chunk_rows).chunks):
+        for found in read_pass(together, job_input):
+            assert found.column("text").to_pylist() == texts[done : done + len(found)]
+            done, lengths = done + len(found), lengths + found.column("keep.m").nbytes
+            assert found.column("keep.m")[-1].as_py() == column[0].as_py()
+    assert done == 2100
+    assert lengths > 2**31
+
+
 @pytest.mark.parametrize("chunk_rows", [3, 100])
 def test_dictionaries_inside_of_columns_are_read_over_row_groups(
     tmp_path: Path, chunk_rows: int
