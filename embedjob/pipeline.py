@@ -1,8 +1,8 @@
 """The pipeline in one sentence: resolve -> plan -> claim -> flow -> publish.
 
-The flow is read -> tokenize -> encode -> write, chunk by chunk. What was put is never done again: a
-plain re-run resumes. The stages are imported inside the functions: Ray takes seconds to import, and
-a job that is refused or done by its plan needs none.
+The flow is read -> generate (if asked) -> tokenize -> encode -> write, chunk by chunk. What was put
+is never done again: a plain re-run resumes. The stages are imported inside the functions: Ray takes
+seconds to import, and a job that is refused or done by its plan needs none.
 """
 
 import time
@@ -29,18 +29,24 @@ if TYPE_CHECKING:
 def flow(
     plan: JobPlan, engine: "Engine", *, pool: "PoolSize", claim: "ClaimAndCheck", ledger: Any
 ) -> None:
-    """Read, tokenize, encode and write every chunk that is left."""
+    """Read, tokenize, encode and write every chunk that is left; generate where the job does."""
     from embedjob.stages.encode import encode
+    from embedjob.stages.language.generate import before_flow, generate, host_of
     from embedjob.stages.read import read
     from embedjob.stages.tokenize import tokenize
     from embedjob.stages.write import Committer, write
 
-    config = plan.job.config
-    rows_of = partial(read_pass, job_input=config.input)
+    rows_of = partial(read_pass, job_input=plan.job.config.input)
     tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
-    views = read(plan.left, rows_of, tokenized, actors=pool.largest, ledger=ledger)
+    if pool.generators is None:
+        views = read(plan.left, rows_of, tokenized, actors=pool.largest, ledger=ledger)
+    else:
+        host = host_of(plan, pool, claim)
+        before_flow(plan, rows_of, host, ledger=ledger)
+        rows = read(plan.left, rows_of, None, actors=pool.generators.largest, ledger=ledger)
+        views = generate(rows, engine, tokenized, host=host, ledger=ledger)
     embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
-    committer = Committer(claim.lease, output_spec(plan), config.encoder.vector_dtype)
+    committer = Committer(claim.lease, output_spec(plan), plan.job.config.encoder.vector_dtype)
     write(embeddings, committer, ledger=ledger)
 
 
@@ -77,12 +83,7 @@ def embed(
         plan = relisted(plan, epoch=holder.epoch, redo=redo)
         check_output(plan, options)
         end = run_stages(
-            plan,
-            flow,
-            options=options,
-            console=console,
-            holder=holder,
-            engine_of=engine_of,
+            plan, flow, options=options, console=console, holder=holder, engine_of=engine_of
         )
         return publish_run(
             plan, end, options=options, console=console, holder=holder, started=started

@@ -1,8 +1,9 @@
 """Engines that fail, or count what they encode; workers import this module for them."""
 
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from embedjob.config.job import Job
+from embedjob.errors import ModelError
 from embedjob.stages.claiming import PROBE_TEXTS
 from embedjob.stages.engine import Engine, RecipeEngine, recipe_engine
 from embedjob.text.tokenizing import ViewTokenizer
@@ -133,6 +135,91 @@ def counting(log: Path) -> Callable[[Job, int], Engine]:
         return CountingEngine(inner, str(log))
 
     return engine_of
+
+
+class _CountingGenerator:
+    """A real generator that notes the texts of which it makes others, before it does.
+
+    Where `ends` exists it ends its process instead, once, when it has made them.
+    """
+
+    def __init__(self, inner: Any, log: str, ends: str) -> None:
+        self.inner, self.log, self.ends = inner, log, Path(ends)
+
+    def generate(self, texts: Sequence[str], **more: Any) -> Any:
+        with Path(self.log).open("a") as log:
+            log.writelines(f"{json.dumps(text)}\n" for text in texts)
+        made = self.inner.generate(texts, **more)
+        if self.ends.exists():
+            self.ends.unlink()
+            os._exit(1)
+        return made
+
+
+@dataclass(frozen=True)
+class GeneratingEngine:
+    """A real engine whose generators note in `log` what they are given."""
+
+    inner: RecipeEngine
+    log: str
+    ends: str
+
+    @property
+    def long_text(self) -> str:
+        return self.inner.long_text
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        return self.inner.load_tokenizer()
+
+    def load_encoder(self) -> Any:
+        return self.inner.load_encoder()
+
+    def load_generator(self, *, threads: int) -> Any:
+        generator = self.inner.load_generator(threads=threads)
+        return _CountingGenerator(generator, self.log, self.ends)
+
+
+def generating(log: Path) -> Callable[[Job, int], Engine]:
+    """What `embed` takes as `engine_of`; a file `ends` beside the log ends one process."""
+
+    def engine_of(config: Job, threads: int) -> Engine:
+        inner = recipe_engine(config, threads)
+        assert isinstance(inner, RecipeEngine)
+        return GeneratingEngine(inner, str(log), str(log.with_name("ends")))
+
+    return engine_of
+
+
+@dataclass(frozen=True)
+class UnloadableEngine:
+    """A real engine whose generator does not load."""
+
+    inner: RecipeEngine
+
+    @property
+    def long_text(self) -> str:
+        return self.inner.long_text
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        return self.inner.load_tokenizer()
+
+    def load_encoder(self) -> Any:
+        return self.inner.load_encoder()
+
+    def load_generator(self, *, threads: int) -> Any:
+        raise ModelError("generate.model: there are no such weights")
+
+
+def unloadable(config: Job, threads: int) -> Engine:
+    """What `embed` takes as `engine_of`."""
+    inner = recipe_engine(config, threads)
+    assert isinstance(inner, RecipeEngine)
+    return UnloadableEngine(inner)
+
+
+def texts_generated(log: Path) -> list[str]:
+    """The texts that were given to generators, one after the other."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def texts_encoded(log: Path) -> int:

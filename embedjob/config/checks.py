@@ -225,6 +225,25 @@ def _indivisible(recipe: AnyRecipe) -> Found:
     )
 
 
+def _ungenerated(recipe: AnyRecipe) -> Found:
+    """Return the first key by which a text cannot be averaged with what a generator makes of it."""
+    if recipe.generate is None:
+        return False
+    others = [key for key, kind, _ in kinds_of(recipe.heads) if kind.reads != "pooled"]
+    barred: Mapping[str, tuple[bool, str]] = {
+        "long_text": (recipe.long_text not in _WHOLE, "truncate or bad"),
+        "aggregation": (recipe.aggregation == "keep", "any other"),
+        "vector_dtype": (recipe.vector_dtype in ("int8", "uint8"), "float32, float16 or binary"),
+    }
+    wrong = [
+        {"key": key, "got": getattr(recipe, key), "allowed": allowed}
+        for key, (broken, allowed) in barred.items()
+        if broken
+    ]
+    wrong += [{"key": "heads", "got": one, "allowed": "heads of the vector"} for one in others]
+    return wrong[0] if wrong else False
+
+
 def _unread_weight(recipe: AnyRecipe) -> Found:
     if recipe.aggregation == "weighted":
         return False
@@ -338,6 +357,12 @@ RULES: tuple[Rule, ...] = (
         ),
         "templates: with long_text: late_chunk allowed is one template, its segments joined as one"
         " string, with one text in it",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: _ungenerated(recipe),
+        "generate: got encoder.{key}: {got}, and a text is embedded together with what is made of"
+        " it: allowed is {allowed}; change one, or leave generate out",
     ),
     Rule(
         "in a job",

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from embedjob.config.generation import Generation
 from embedjob.config.recipe import Recipe
 from embedjob.config.types import Fraction, Positive, Section, seconds_of
 
@@ -62,11 +63,7 @@ class Pool(Section):
     @field_validator("gpus_per_actor")
     @classmethod
     def _is_a_share_or_whole(cls, value: float) -> float:
-        if value > 1 and not value.is_integer():
-            raise ValueError(
-                f"got {value:g}, allowed is a share of one GPU (0 to 1) or a whole number of them"
-            )
-        return value
+        return _share_or_whole(value)
 
     @property
     def cpus(self) -> float:
@@ -74,6 +71,43 @@ class Pool(Section):
         if self.cpus_per_actor != "auto":
             return float(self.cpus_per_actor)
         return 1.0 if self.gpus_per_actor else 0.5
+
+
+def _share_or_whole(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError(
+            f"got {gpus:g}, allowed is a share of one GPU (0 to 1) or a whole number of them"
+        )
+    return gpus
+
+
+class GeneratorPool(Section):
+    """The actors that host the generator; they have their CPUs and GPUs beside those of `pool`.
+
+    `sequences` are so many answers that are written together. `gpus_per_actor: auto` is that of
+    `pool`.
+    """
+
+    actors: Literal["auto"] | Positive | ActorRange = "auto"
+    gpus_per_actor: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    cpus_per_actor: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    sequences: Literal["auto"] | Positive = "auto"
+
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _is_a_share_or_whole(cls, value: Literal["auto"] | float) -> Literal["auto"] | float:
+        return value if value == "auto" else _share_or_whole(value)
+
+
+class Generate(Generation):
+    """The `generate` section: what a generator makes of each text, and on which actors.
+
+    `method` is a method, or the path of its file, whose own `generate` section is taken where a key
+    is left out; the encoder's method if it is null.
+    """
+
+    method: str | None = None
+    pool: GeneratorPool = GeneratorPool()
 
 
 class Output(Section):
@@ -118,18 +152,27 @@ class Job(Section):
 
     input: Input
     encoder: Recipe
-    generate: Any = None
+    generate: Generate | None = None
     fit: Any = None
     pool: Pool = Pool()
     output: Output
     run: Run = Run()
 
-    @field_validator("generate", "fit")
+    @field_validator("fit")
     @classmethod
     def _is_not_built(cls, value: Any) -> Any:
         if value is not None:
             raise ValueError("not available in this version; leave it out")
         return value
+
+    @property
+    def generator_pool(self) -> Pool:
+        """The generator's actors, as the encoder's are described."""
+        pool = GeneratorPool() if self.generate is None else self.generate.pool
+        gpus = self.pool.gpus_per_actor if pool.gpus_per_actor == "auto" else pool.gpus_per_actor
+        return Pool(
+            actors=pool.actors, gpus_per_actor=float(gpus), cpus_per_actor=pool.cpus_per_actor
+        )
 
     @model_validator(mode="after")
     def _columns_do_not_collide(self) -> "Job":

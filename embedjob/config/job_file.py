@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from embedjob.config.generation import TrajectorySettings
 from embedjob.config.job import Job
 from embedjob.config.recipe import PARTIAL, Recipe
 from embedjob.config.types import Section
@@ -28,8 +29,11 @@ _PATHS = (
     "encoder.model",
     "encoder.base",
     "encoder.adapters",
+    "generate.model",
 )
 _SECTIONS = tuple(Job.model_fields)
+# Values that are merged key by key, one level further down than others.
+_MERGED = ("special_tokens", "actors", "pool")
 _AS_TEXT = ("timestamp", "int", "float")
 _SectionT = TypeVar("_SectionT", bound=Section)
 
@@ -160,8 +164,8 @@ def _without_its_text(error: Exception) -> str:
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     """Merge layers, last wins; return the sections, and for each `section.key` who set it.
 
-    Lists replace lists; only `encoder.special_tokens` is merged key by key, since a method sets
-    its EOS and a job may still choose its BOS.
+    Lists replace lists; `encoder.special_tokens` is merged key by key, since a method sets its EOS
+    and a job may still choose its BOS, and so are the actors of pools.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -175,7 +179,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
             if not isinstance(into, dict):
                 into = merged[section] = {}
             for key, value in values.items():
-                into[key] = _over(into.get(key), value, deep=key in ("special_tokens", "actors"))
+                into[key] = _over(into.get(key), value, deep=key in _MERGED)
                 origins[f"{section}.{key}"] = layer.origin
     return merged, origins
 
@@ -216,6 +220,7 @@ def _as_text(value: Any) -> str:
 def validate_partial(source: JobSource) -> None:
     """Check the keys that a job sets, before its method adds some; ConfigError if one is wrong."""
     document, origins = merge(source.layers)
+    _check_place(document)
     encoder = document.get("encoder")
     if isinstance(encoder, dict) and "model" not in encoder and "method" in encoder:
         document["encoder"] = {**encoder, "model": "-"}
@@ -225,14 +230,35 @@ def validate_partial(source: JobSource) -> None:
 def validate_encoder(source: JobSource) -> None:
     """Check every key of an `encoder` section that stands alone; ConfigError if one is wrong."""
     document, origins = merge(source.layers)
+    _check_place(document)
     encoder = document["encoder"]
     named = {"model": "-"} if "method" in encoder else {}
     validate(Recipe, {**named, **encoder}, at="encoder", origins=origins, partial=True)
 
 
+def _check_place(document: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a key that only resolved recipes have."""
+    encoder = document.get("encoder")
+    if isinstance(encoder, dict) and encoder.get("generate") is not None:
+        raise ConfigError(
+            "encoder.generate: generate is a section of its own; write it beside encoder"
+        )
+
+
 def recipe_from(values: Mapping[str, Any], origins: Mapping[str, str]) -> Recipe:
     """Return an `encoder` section as a resolved recipe."""
     return validate(Recipe, values, at="encoder", origins=origins)
+
+
+def trajectory_settings(overrides: Sequence[str]) -> TrajectorySettings:
+    """Return the settings that `key=value` overrides make; ConfigError if one is wrong."""
+    written: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: allowed is KEY=VALUE, such as count=20")
+        written[key.strip()] = yaml.load(raw, _Loader)
+    return validate(TrajectorySettings, written, at="--set")
 
 
 def _over(old: Any, new: Any, *, deep: bool) -> Any:
@@ -350,7 +376,10 @@ def _siblings(path: str) -> tuple[str, ...]:
     model: Any = Job
     for part in path.split(".")[:-1]:
         field = model.model_fields.get(part)
-        model = getattr(field, "annotation", None) if field else None
-        if not (isinstance(model, type) and issubclass(model, Section)):
+        kind = field.annotation if field else None
+        # Of a section that may be null, the section.
+        members = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
+        model = next((one for one in members if issubclass(one, Section)), None)
+        if model is None:
             return ()
     return tuple(model.model_fields)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ValidationInfo, model_validator
 
 from embedjob.config.checks import check
+from embedjob.config.generation import Generation
 from embedjob.config.heads import EMBEDDING, Decode, Head, Measure, WeightedSum, kinds_of
 from embedjob.config.interventions import Intervention
 from embedjob.config.pooling import (
@@ -56,6 +57,7 @@ class Recipe(Section):
     demonstrations are over and above `max_tokens`. `word_cut` drops whole words of a text that has
     more tokens than that, before it is prepared and put into a template; tokens are counted up to
     `max_tokens`. `truncation_side` is the side on which `long_text: truncate` cuts a text.
+    `generate` is the job's section of that name, resolved; no job writes it here.
     """
 
     model: str
@@ -90,6 +92,7 @@ class Recipe(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Literal["none", "int8", "float8"] = "none"
     similarity: Measure | WeightedSum = "cosine"
+    generate: Generation | None = None
 
     @model_validator(mode="after")
     def _goes_together(self, info: ValidationInfo) -> "Recipe":

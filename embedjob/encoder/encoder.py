@@ -6,7 +6,7 @@ Legend: R texts, V views, T tokens, D width.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -28,10 +28,15 @@ from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
 from embedjob.job.resolve import recorded_recipes, resolve_encoder
 from embedjob.models.tokenizer import load_tokenizer
+from embedjob.text.conversations import embedded_texts
 from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.variants import views_with_variants
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.quantizing import Codes, quantize
+
+if TYPE_CHECKING:
+    from embedjob.encoder.generator import Generator
 
 
 class Encoder:
@@ -70,6 +75,7 @@ class Encoder:
             for role, one in self._recipes.items()
         }
         self._tokenizers: dict[Role, ViewTokenizer] = {}
+        self._generator: Generator | None = None
 
     @classmethod
     def from_recipe(
@@ -102,6 +108,7 @@ class Encoder:
         model: str | None = None,
         device: str | None = None,
         gpus: int = 1,
+        generate: Mapping[str, Any] | None = None,
         **keys: Any,
     ) -> "Encoder":
         """Load the encoder of a method of the literature, or of a method file; no job is needed.
@@ -111,6 +118,7 @@ class Encoder:
             model: the model; the method's own if None.
             device: as for `from_recipe`.
             gpus: as for `from_recipe`.
+            generate: keys of the `generate` section, which win over the method's.
             keys: further keys of the `encoder` section, which win over the method's.
 
         Raises:
@@ -119,19 +127,25 @@ class Encoder:
         """
         named = {} if model is None else {"model": model}
         config = {"method": name, **named, **keys}
-        return cls.from_config(config, device=device, gpus=gpus)
+        return cls.from_config(config, device=device, gpus=gpus, generate=generate)
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any], *, device: str | None = None, gpus: int = 1
+        cls,
+        config: Mapping[str, Any],
+        *,
+        device: str | None = None,
+        gpus: int = 1,
+        generate: Mapping[str, Any] | None = None,
     ) -> "Encoder":
         """Load the encoder of an `encoder` section of a job file, under every role of its method.
 
         Keys that it leaves out come from the method, then from the model's folder. Neither Ray,
-        nor an input or an output, is needed.
+        nor an input or an output, is needed. `generate` is the section of that name.
         """
         place = device or _first_device()
-        resolved = resolve_encoder(config, on_gpu=torch.device(place).type != "cpu")
+        on_gpu = torch.device(place).type != "cpu"
+        resolved = resolve_encoder(config, on_gpu=on_gpu, generate=generate)
         return cls.from_recipe(resolved.recipe, recipes=resolved.recipes, device=place, gpus=gpus)
 
     @classmethod
@@ -142,6 +156,7 @@ class Encoder:
         model: str | None = None,
         base: str | None = None,
         adapters: Sequence[str] | None = None,
+        generator: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         device: str | None = None,
@@ -157,6 +172,7 @@ class Encoder:
             model: where a copy of the model lies, if not where the job had it.
             base: as `model`, for `encoder.base`.
             adapters: as `model`, for `encoder.adapters`.
+            generator: as `model`, for `generate.model`.
             trust_remote_code: whether the model's own Python code may run, if the job let it run.
             allow_pickle: whether pickled weights may be read, if the job let them be read.
             device: as for `from_recipe`.
@@ -166,11 +182,10 @@ class Encoder:
             OutputError: the output has no recipe.
             ModelError: the model is not the one that wrote, or needs what is not allowed here.
         """
+        copies = {"model": model, "base": base, "adapters": adapters, "generator": generator}
         kept = recorded_recipes(
             out,
-            model=model,
-            base=base,
-            adapters=adapters,
+            copies=copies,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -214,7 +229,11 @@ class Encoder:
         recipe = self._recipe(role)
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
-        views = self._tokenizers[recipe.role].views(texts)
+        tokenizer = self._tokenizers[recipe.role]
+        if recipe.generate is None:
+            views = tokenizer.views(texts)
+        else:
+            views = views_with_variants(tokenizer, texts, self.generated(texts, recipe.role))
         outputs = self.encode_views(views, role=recipe.role)
         if outputs.failed:
             text, (reason, detail) = next(iter(sorted(outputs.failed.items())))
@@ -223,6 +242,27 @@ class Encoder:
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
         return outputs
+
+    def generated(self, texts: Sequence[str], role: Role | None = None) -> list[list[str]]:
+        """The texts that are embedded beside each text, as the recipe's generator makes them.
+
+        The generator is loaded at the first call, on the encoder's device. ConfigError where the
+        recipe generates nothing.
+        """
+        recipe = self._recipe(role)
+        if recipe.generate is None:
+            raise ConfigError(
+                "generate: the recipe generates nothing; use a method that does, such as geneol"
+            )
+        if self._generator is None:
+            # Here alone: actors that only encode need not import it.
+            from embedjob.encoder.generator import Generator
+
+            place = str(self.backbone.device)
+            self._generator = Generator.from_recipe(recipe, device=place)
+        made = self._generator.generate(list(dict.fromkeys(texts)))
+        by_text = dict(zip(dict.fromkeys(texts), made, strict=True))
+        return [embedded_texts(text, by_text[text]) for text in texts]
 
     @raising_device_lost()
     def encode_views(
@@ -312,8 +352,20 @@ def _own_process(place: torch.device, threads: int) -> None:
         keep_freed_memory()
 
 
+_OF_ONE_MODEL = (
+    "model",
+    "revision",
+    "base",
+    "adapters",
+    "attention",
+    "dtype",
+    "quantize",
+    "generate",
+)
+
+
 def _require_one_model(one: Recipe, other: Recipe) -> None:
-    for key in ("model", "revision", "base", "adapters", "attention", "dtype", "quantize"):
+    for key in _OF_ONE_MODEL:
         if getattr(one, key) != getattr(other, key):
             raise ConfigError(
                 f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from embedjob.config.checks import check
 from embedjob.config.interventions import slotted
-from embedjob.config.job import Input, Job
+from embedjob.config.job import Generate, Input, Job
 from embedjob.config.job_file import (
     JobSource,
     Layer,
@@ -28,7 +28,8 @@ from embedjob.config.job_file import (
 from embedjob.config.recipe import HubModel, Recipe, Role
 from embedjob.config.templates import check_slots
 from embedjob.errors import ConfigError, ModelError, OutputError
-from embedjob.methods.catalogue import MethodFile, over_each_other, read_method, setting_for
+from embedjob.job.resolve_generation import moved_generator, resolve_generation
+from embedjob.methods.catalogue import check_adapters, over_each_other, read_method, setting_for
 from embedjob.models.architecture import (
     HeadWidths,
     ModelInfo,
@@ -63,6 +64,7 @@ class ResolvedRecipes:
     role: Role
     recipes: Mapping[Role, Recipe]
     origins: Mapping[str, str]
+    generate: Generate | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -154,15 +156,19 @@ def resolve(source: JobSource) -> ResolvedJob:
     return ResolvedJob(config, layers.recipes, layers.origins, folder, source.input_paths)
 
 
-def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedRecipes:
+def resolve_encoder(
+    section: Mapping[str, Any], *, on_gpu: bool, generate: Mapping[str, Any] | None = None
+) -> ResolvedRecipes:
     """Resolve an `encoder` section alone: it needs neither an input nor an output.
 
     Args:
         section: the keys of `encoder` in a job file.
         on_gpu: whether `dtype: auto` is bfloat16 (else float32).
+        generate: the keys of `generate` in a job file; those of the method if None.
     """
-    pool = {"gpus_per_actor": int(on_gpu)}
-    source = job_source({"encoder": dict(section), "pool": pool}, origin="the given keys")
+    keys: dict[str, Any] = {"encoder": dict(section), "pool": {"gpus_per_actor": int(on_gpu)}}
+    keys |= {} if generate is None else {"generate": dict(generate)}
+    source = job_source(keys, origin="the given keys")
     validate_encoder(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
@@ -172,9 +178,7 @@ def resolve_encoder(section: Mapping[str, Any], *, on_gpu: bool) -> ResolvedReci
 def recorded_recipes(
     out: str,
     *,
-    model: str | None = None,
-    base: str | None = None,
-    adapters: Sequence[str] | None = None,
+    copies: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> RecordedRecipes:
@@ -182,9 +186,8 @@ def recorded_recipes(
 
     Args:
         out: the output.
-        model: where a copy of the model lies, if not where the job had it.
-        base: as `model`, for `encoder.base`.
-        adapters: as `model`, for `encoder.adapters`.
+        copies: where copies of models lie that are not where the job had them: `model`, `base` and
+            `adapters` of the encoder, and the `generator`.
         trust_remote_code: whether the model's own Python code may run, if the job let it run.
         allow_pickle: whether pickled weights may be read, if the job let them be read.
 
@@ -193,10 +196,13 @@ def recorded_recipes(
         ModelError: the model is no longer the one that wrote, or needs what is not allowed here.
     """
     claim = _newest_claim(out)
-    moved: dict[str, Any] = {"model": model, "revision": None} if model else {}
-    moved |= {} if base is None else {"base": base}
-    moved |= {} if adapters is None else {"adapters": list(adapters)}
-    kept = [recipe_from({**values, **moved}, {}) for values in claim.recipes.values()]
+    copied = {key: place for key, place in (copies or {}).items() if place is not None}
+    moved: dict[str, Any] = {"revision": None} if "model" in copied else {}
+    moved |= {key: copied[key] for key in ("model", "base", "adapters") if key in copied}
+    kept = [
+        recipe_from({**values, **moved, **moved_generator(values, copied)}, {})
+        for values in claim.recipes.values()
+    ]
     # A dtype of auto is a job's word: no run has left it so.
     resolved = [recipe for recipe in kept if recipe.dtype != "auto"]
     wrote = [one for one in resolved if fingerprint(one, claim.digests) == claim.fingerprint]
@@ -250,7 +256,7 @@ def layer_recipes(
     name = source.get("encoder.method")
     method = read_method(name) if name else None
     if method:
-        _require_own_adapters(method, source)
+        check_adapters(method, source)
     below = [_by_role("model folder", folder.get("encoder", {}), folder.get("roles", {}))]
     if method:
         below.append(_by_role(f"method {name}", method.encoder, method.roles or {}))
@@ -271,8 +277,12 @@ def layer_recipes(
 
 
 def _settled(source: JobSource, folder: Path) -> ResolvedRecipes:
-    """Layer a job's keys over its model folder's, and settle how slots are tokenized."""
+    """Layer a job's keys over its model folder's; settle slots, and what is generated."""
     layers = layer_recipes(source, folder_layer(folder), config_of(folder))
+    if made := resolve_generation(source, layers.recipe):
+        recipes = {role: made.put_into(recipe) for role, recipe in layers.recipes.items()}
+        origins = {**layers.origins, **made.origins}
+        layers = replace(layers, recipes=recipes, origins=origins, generate=made.section)
     if not any(slotted(recipe.interventions) for recipe in layers.recipes.values()):
         return layers
     tokenizer = read_tokenizer(folder)
@@ -283,7 +293,8 @@ def _settled(source: JobSource, folder: Path) -> ResolvedRecipes:
 def config_around(layers: ResolvedRecipes, source: JobSource) -> Job:
     """Return the whole config of a job, with its recipe as the `encoder` section."""
     written, _ = merge(source.layers)
-    document = {**written, "encoder": layers.recipe.model_dump(mode="json")}
+    made = layers.generate and layers.generate.model_dump(mode="json")
+    document = {**written, "encoder": layers.recipe.model_dump(mode="json"), "generate": made}
     config = validate(Job, document, origins=layers.origins)
     return config.model_copy(update={"encoder": layers.recipe})
 
@@ -362,19 +373,6 @@ def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
         raise ModelError(
             f"{recipe.model} is not the model that wrote {out}: {', '.join(differ)} differ; give"
             " the path of a copy of that model as `model`" + (why and f"\n{why.rstrip()}")
-        )
-
-
-def _require_own_adapters(method: MethodFile, source: JobSource) -> None:
-    """Models of one size look alike: an adapter of another would be merged, and spoil it."""
-    adapters = method.encoder.get("adapters")
-    if not adapters or source.get("encoder.adapters") is not None:
-        return
-    if (model := source.get("encoder.model")) not in (None, method.model):
-        raise ConfigError(
-            f"encoder.adapters: is required with encoder.model: {model}, because the method's own"
-            f" ({', '.join(map(str, adapters))}) belong to {method.model}; give those of your"
-            " model, or [] if they are merged already"
         )
 
 

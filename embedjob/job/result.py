@@ -121,6 +121,10 @@ class Summary:
     device could have done in the encoders' `compute` seconds, `flops_utilization` went into it, a
     share of at most one: what it can do is the fastest that was seen of it, a matmul or a pass. In
     those seconds, all is that is done with a chunk beside waiting for it and copying from a GPU.
+
+    `generated` are the texts that this run's generator made, of `generated_tokens` together, and
+    `generations_reused` those that were there already. For `generation_fallbacks` of both the
+    generator had failed or said nothing, and the row's own text stands for them.
     """
 
     rows: int
@@ -150,6 +154,10 @@ class Summary:
     time_share: Mapping[str, float]
     fingerprint: str
     snapshot: str | None
+    generated: int = 0
+    generated_tokens: int = 0
+    generations_reused: int = 0
+    generation_fallbacks: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as plain JSON values."""
@@ -209,6 +217,10 @@ def summarize(outcomes: Outcomes, facts: RunFacts) -> Summary:
         time_share={k: round(v / known, 4) if known else 0.0 for k, v in shares.items()},
         fingerprint=facts.fingerprint,
         snapshot=facts.snapshot,
+        generated=int(stats["generated"]),
+        generated_tokens=int(stats["generated_tokens"]),
+        generations_reused=int(stats["generations_reused"]),
+        generation_fallbacks=int(stats["generation_fallbacks"]),
     )
 
 

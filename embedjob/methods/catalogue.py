@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from embedjob.config.checks import check
-from embedjob.config.job_file import Layer, merge, read_yaml, recipe_from, validate
+from embedjob.config.job import Generate
+from embedjob.config.job_file import JobSource, Layer, merge, read_yaml, recipe_from, validate
 from embedjob.config.recipe import Role
 from embedjob.config.templates import templates, tokenized_alone
 from embedjob.config.types import Section
 from embedjob.errors import ConfigError
 
-_OF_A_JOB = frozenset({"method", "role"})
+_OF_A_JOB = frozenset({"method", "role", "generate"})
 _OF_A_METHOD = frozenset({"model", "base", "adapters"})
 _TELLS_MODELS_APART = ("model_type", "num_hidden_layers", "hidden_size")
 
@@ -46,6 +47,7 @@ class MethodFile(Section):
     `encoder` and `roles` are the paper's own; what was chosen for one model is in `for_models`,
     under the name of that model. `differs` says where the authors' code does something else.
     `licence` is of the default model's weights; `model` is null where none were published.
+    `generate` are the keys of that section of a job, where the method embeds generated texts too.
     """
 
     summary: str
@@ -56,6 +58,7 @@ class MethodFile(Section):
     model: str | None
     forward_tokens: str
     encoder: dict[str, Any]
+    generate: dict[str, Any] | None = None
     roles: dict[Role, dict[str, Any]] | None = None
     for_models: dict[str, ModelSetting] | None = None
 
@@ -83,6 +86,8 @@ def read_method(method: str) -> MethodFile:
         _require_sound(file, f"{path}: roles.{role}", values, _OF_A_JOB | _OF_A_METHOD)
     for name, setting in (file.for_models or {}).items():
         _require_sound_setting(file, setting, f"{path}: for_models.{name}")
+    if file.generate is not None:
+        _require_sound_generation(file.generate, f"{path}: generate")
     return file
 
 
@@ -109,6 +114,22 @@ def setting_for(
     return matches[0] if matches else (None, None)
 
 
+def check_adapters(method: MethodFile, source: JobSource) -> None:
+    """Raise ConfigError where a method's adapters would be merged into a model of the job's own.
+
+    Models of one size look alike: an adapter of another would be merged, and spoil it.
+    """
+    adapters = method.encoder.get("adapters")
+    if not adapters or source.get("encoder.adapters") is not None:
+        return
+    if (model := source.get("encoder.model")) not in (None, method.model):
+        raise ConfigError(
+            f"encoder.adapters: is required with encoder.model: {model}, because the method's own"
+            f" ({', '.join(map(str, adapters))}) belong to {method.model}; give those of your"
+            " model, or [] if they are merged already"
+        )
+
+
 def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """What of the `encoder` section the keys of one place make together, last wins."""
     return merge([Layer(origin, {"encoder": encoder}) for encoder in encoders])[0]
@@ -129,6 +150,14 @@ def _require_sound_setting(file: MethodFile, setting: ModelSetting, place: str) 
     for keys in ({}, *roles.values()):
         both = over_each_other(setting.encoder, keys, origin=place)["encoder"]
         _require_sound(file, place, both, _OF_A_JOB | _OF_A_METHOD)
+
+
+def _require_sound_generation(values: Mapping[str, Any], place: str) -> None:
+    """Raise ConfigError naming the place in the file if the keys make no `generate` section."""
+    if wrong := sorted({"method", "pool"} & values.keys()):
+        raise ConfigError(f"{place}: a method cannot set {', '.join(wrong)} there; remove it")
+    if not validate(Generate, values, at=place).kinds:
+        raise ConfigError(f"{place}.kinds: is required and was not given")
 
 
 def _require_sound(

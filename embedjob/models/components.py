@@ -7,6 +7,7 @@ tokenizer, and its adapter_config.json names the model that has the weights.
 from dataclasses import dataclass
 from typing import Any
 
+from embedjob.config.heads import Decode
 from embedjob.config.recipe import HubModel, Recipe
 from embedjob.errors import ModelError
 from embedjob.models import hub
@@ -38,17 +39,22 @@ _UNMERGEABLE = frozenset(
 
 @dataclass(frozen=True)
 class ModelComponents:
-    """The sources of config and tokenizer, of weights, and of adapters in the order of merging."""
+    """The sources of config and tokenizer, of weights, and of adapters in the order of merging.
+
+    `generator` are the components of the model that a recipe generates texts with.
+    """
 
     model: ModelSource
     weights: ModelSource
     adapters: tuple[ModelSource, ...] = ()
+    generator: "ModelComponents | None" = None
 
     def pinned(self) -> "ModelComponents":
         """Return the same components, named so that every node always reads the same files."""
         model = pinned(self.model)
         weights = model if self.weights == self.model else pinned(self.weights)
-        return ModelComponents(model, weights, tuple(map(pinned, self.adapters)))
+        # A generator is named so when it is resolved.
+        return ModelComponents(model, weights, tuple(map(pinned, self.adapters)), self.generator)
 
     def keys(self) -> dict[str, Any]:
         """Return the keys of a recipe that name these components."""
@@ -69,7 +75,28 @@ def components_of(recipe: Recipe) -> ModelComponents:
     adapters = (*own, *(source.derive(adapter, ADAPTER) for adapter in recipe.adapters))
     for adapter in adapters:
         _check_mergeable(adapter)
-    return ModelComponents(source, weights, adapters)
+    generator = generator_recipe(recipe)
+    made_by = None if generator is None else components_of(generator)
+    return ModelComponents(source, weights, adapters, made_by)
+
+
+def generator_recipe(recipe: Recipe) -> Recipe | None:
+    """Return a recipe that loads the language model of a recipe's generator; None without one.
+
+    The model may run code and read pickles where the encoder's may.
+    """
+    made = recipe.generate
+    if made is None or made.model is None:
+        return None
+    return Recipe(
+        model=made.model,
+        revision=made.revision,
+        trust_remote_code=recipe.trust_remote_code,
+        allow_pickle=recipe.allow_pickle,
+        dtype=made.dtype,
+        span="last_token",
+        decode=Decode(),
+    )
 
 
 def weights_of(source: ModelSource) -> ModelSource:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from embedjob.models import cache, hub
 from embedjob.models.checkpoint import ADAPTER, MODEL, ModelFile, model_files
@@ -18,6 +18,7 @@ from embedjob.models.source import (
 from embedjob.models.tokenizer_files import BESIDE, TOKENIZER, read_files
 from embedjob.storage import objects
 
+GENERATOR = "generator/"
 _BLOCK = 1 << 24
 # Read only if a model has no tokenizer.json; those of BESIDE also where they change its ids.
 _VOCABULARIES = frozenset(
@@ -40,7 +41,7 @@ def model_digests(components: ModelComponents) -> dict[str, str]:
     """Return the digests of all components of a recipe's model, by file name.
 
     The names of a base model's files begin with base/, those of adapters with adapters/N/, where
-    N counts in the order of merging.
+    N counts in the order of merging, those of a generator with generator/.
     """
     if components.weights == components.model:
         digests = file_digests(components.model)
@@ -52,7 +53,7 @@ def model_digests(components: ModelComponents) -> dict[str, str]:
     for number, adapter in enumerate(components.adapters):
         own = file_digests(adapter).items()
         digests |= {f"adapters/{number}/{name}": sha256 for name, sha256 in own}
-    return digests
+    return digests | _of_generator(components, model_digests)
 
 
 def tokenizer_digests(components: ModelComponents) -> dict[str, str]:
@@ -60,11 +61,21 @@ def tokenizer_digests(components: ModelComponents) -> dict[str, str]:
 
     No weights are read, apart from those that share a file with their tokenizer.
     """
+    made = _of_generator(components, tokenizer_digests)
     if components.model.model.endswith(".gguf"):
-        return file_digests(components.model)
+        return file_digests(components.model) | made
     files = model_files(str(materialize(components.model, tokenizer_only=True)))
     named = _texts(files, components.model)
-    return _sha256s(files, {name for name in named if _is_tokenizer(name)})
+    return _sha256s(files, {name for name in named if _is_tokenizer(name)}) | made
+
+
+def _of_generator(
+    components: ModelComponents, digests_of: Callable[[ModelComponents], dict[str, str]]
+) -> dict[str, str]:
+    if components.generator is None:
+        return {}
+    found = digests_of(components.generator).items()
+    return {f"{GENERATOR}{name}": sha256 for name, sha256 in found}
 
 
 def file_digests(source: ModelSource) -> dict[str, str]:

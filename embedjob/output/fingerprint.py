@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from embedjob.config.generation import Generation
 from embedjob.config.interventions import auxiliary_templates
 from embedjob.config.job import Input
 from embedjob.config.pooling import SpanOffset, SpanTag
@@ -47,6 +48,7 @@ LATER: Mapping[str, Any] = {
     "quantize": "none",
     "word_cut": None,
     "truncation_side": "right",
+    "generate": None,
 }
 
 # The digests identify a model, wherever it lies; method and role choose templates before the
@@ -63,14 +65,22 @@ NOT_HASHED = frozenset(
         "similarity",
     }
 )
+# Of a generator: its digests identify it.
+_GENERATOR_NOT_HASHED = frozenset({"model", "revision"})
+# As the digests of a generator's files are named.
+_GENERATOR = "generator/"
 
 
 def fingerprint(recipe: Recipe, digests: Mapping[str, str]) -> str:
     """Return 64 hex digits for all that decides a vector's value; 12 of them name the folder."""
     as_before = {**VERSION_1, **LATER}
     knobs = {key: value for key, value in decisive(recipe).items() if value != as_before[key]}
-    text = canonical({"knobs": knobs, "digests": dict(digests)})
-    return hashlib.sha256(text.encode()).hexdigest()
+    return fingerprint_of({"knobs": knobs, "digests": dict(digests)})
+
+
+def fingerprint_of(document: Mapping[str, Any]) -> str:
+    """Return 64 hex digits of a document of plain JSON values."""
+    return hashlib.sha256(canonical(document).encode()).hexdigest()
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
@@ -96,6 +106,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
     if recipe.long_text != "truncate":
         knobs["truncation_side"] = "right"
+    knobs["generate"] = None if recipe.generate is None else _generation(recipe.generate)
     if recipe.decode is not None:
         knobs["decode"] = recipe.decode.model_dump(mode="json", exclude_defaults=True)
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
@@ -107,6 +118,27 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
         for step in knobs["finish"]
     ]
     return knobs
+
+
+def generation_fingerprint(generation: Generation, digests: Mapping[str, str]) -> str:
+    """Return 64 hex digits for all that decides what a generator makes of a text.
+
+    `digests` are those of a recipe's models, the generator's among them.
+    """
+    own = {name: sha256 for name, sha256 in digests.items() if name.startswith(_GENERATOR)}
+    return fingerprint_of({"generate": _generation(generation), "digests": own})
+
+
+def text_projection(job_input: Input) -> str:
+    """Return canonical text of all that decides which texts a chunk has."""
+    joined = not isinstance(job_input.text, str)
+    return canonical(
+        {
+            "text": job_input.text,
+            "separator": job_input.separator if joined else None,
+            "filter": job_input.filter,
+        }
+    )
 
 
 def projection(job_input: Input, types: Mapping[str, str]) -> str:
@@ -143,6 +175,16 @@ def version(etag: str, fingerprint: str, projection: str) -> str:
 def canonical(value: Any) -> str:
     """Return JSON with one spelling: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _generation(generation: Generation) -> dict[str, Any]:
+    """Return what decides a generator's texts, with one spelling for each meaning."""
+    knobs = generation.model_dump(mode="json", exclude=set(_GENERATOR_NOT_HASHED))
+    if not generation.summaries:
+        knobs["summary"] = None
+    if not generation.temperature:
+        knobs["top_p"] = 1.0
+    return knobs
 
 
 def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

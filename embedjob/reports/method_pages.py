@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from embedjob.config.interventions import given
-from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from
+from embedjob.config.job import Generate
+from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from, validate
 from embedjob.config.recipe import Recipe
 from embedjob.methods.catalogue import MethodFile, names, read_method, setting_for
 
@@ -31,7 +32,7 @@ and no other model gets it. A model is told by values of its `config.json`, so t
 model on the hub, in a folder and in a GGUF file; a model trained further from it that kept these
 values counts as it. `--resolved` says which model a method takes yours for.
 
-"Needs" is what is done beside passes over the texts; none of these methods needs a fit.
+"Needs" is what is done beside passes over the texts, generated ones too; none needs a fit.
 
 | Method | Passes | Forward tokens per text | Needs | Attention | Default model |
 |---|---|---|---|---|---|
@@ -142,6 +143,33 @@ for_models:
     roles: {query: {instruction: Find}}  # if wanted
 ```
 
+## Generated texts
+
+```yaml
+encoder: {method: geneol, model: mistralai/Mistral-7B-v0.1}
+generate:
+  model: mistralai/Mistral-7B-Instruct-v0.1   # the encoder's own if left out
+  count: 2                                    # answers for each kind
+  summaries: false                            # whether each answer is summed up, and that embedded
+  pool: {gpus_per_actor: 0.5}                 # actors of its own, beside those of `pool`
+```
+
+The vector of a text is then the mean of its own and those of what a language model made of it,
+under the same templates. A method brings the section, `generate.method: geneol` takes it for
+another encoder, `generate: null` leaves it out, and `kinds: {shorter: {instruction: ...,
+demonstrations: [{text: ..., answer: ...}]}}` writes one's own. What is asked is a conversation in
+the model's chat format: the instruction, "Alright.", `shots` of the demonstrations, the text. The
+demonstrations and every token are drawn by a number of the text, `seed`, the kind and the number of
+the answer alone, without a limit by rank (top_k). So a retry, another order, batch or number of
+actors draws the same, as far as rounding allows: the last bits of logits differ with the padding,
+and where a number falls so close to the border between two tokens, another one follows. What was
+put is never made again: `OUT/generations/` has a file for each chunk (text_hash, kind, index, text,
+tokens), put before the chunk is embedded, and read by a run that goes on, by later runs and by
+other methods with the same generator. Equal texts in two chunks are made twice, by the same draws.
+A text of null is an answer that failed or was empty: the text itself stands for it, and the summary
+counts it. `Encoder.from_output(OUT)` generates for queries too; `preview` shows what is asked. With
+`engine: vllm` (Ray's processor, where vLLM is installed) a pass over all chunks comes first.
+
 ## Continuations
 
 ```yaml
@@ -158,7 +186,8 @@ arXiv:2310.18348, with the same continuations for all texts in place of those sa
 pair). A text and its template are run once for all continuations. A continuation is tokenized with
 its template, or alone with `join: separate`, and a long text is cut at the same place before each.
 Continuations are yours to sample, for example from texts of the corpus that the model goes on with;
-they decide the vectors as the model does. The key may also be written `anchors`.
+they decide the vectors as the model does. The key may also be written `anchors`. The paper's exact
+distance, by continuations of each pair, is `embedjob.trajectory_distance` and `embedjob score`.
 
 ## Beside the vector
 
@@ -212,6 +241,10 @@ def show_method(name: str, console: Console) -> None:
     _line(console, f"good for: {good}; default model: {model} ({licence})")
     for key, value in method.encoder.items():
         _line(console, f"  {key}: {value!r}")
+    for key, value in (method.generate or {}).items():
+        # The examples of a kind would fill a page; they are in the file.
+        shown = ", ".join(value) if key == "kinds" else repr(value)
+        _line(console, f"  generate.{key}: {shown}")
     for line in _role_lines(method.roles or {}):
         _line(console, f"  {line}")
     for known, setting in (method.for_models or {}).items():
@@ -256,7 +289,8 @@ def resolved_lines(source: JobSource) -> list[str]:
         if not isinstance(values, dict):
             lines.append(f"{section}: {values}  # {resolved.origins.get(section, DEFAULT)}")
             continue
-        for key, value in values.items():
+        # What is generated is a section of its own.
+        for key, value in ((k, v) for k, v in values.items() if k != "generate"):
             origin = resolved.origins.get(f"{section}.{key}", DEFAULT)
             lines.append(f"{section}.{key}: {value}  # {origin}")
     return lines
@@ -327,15 +361,16 @@ def _row(name: str, method: MethodFile) -> str:
     recipe = recipe_from({"model": method.model or "-", **method.encoder}, {})
     attention = recipe.attention if "attention" in method.encoder else "the model's own"
     model = f"`{method.model}`" if method.model else "yours"
-    needs = "greedy decoding" if recipe.decode else "-"
+    made = validate(Generate, method.generate, at=name).texts if method.generate else 0
+    needs = f"{made} generated texts" if made else "greedy decoding" if recipe.decode else "-"
     tokens = method.forward_tokens
-    cells = (f"[{name}](#{name})", _passes(recipe), tokens, needs, attention, model)
+    cells = (f"[{name}](#{name})", _passes(recipe, 1 + made), tokens, needs, attention, model)
     return f"| {' | '.join(cells)} |\n"
 
 
-def _passes(recipe: Recipe) -> str:
-    """How often a text goes through the model, in whole and in part."""
-    whole = str(recipe.views)
+def _passes(recipe: Recipe, texts: int) -> str:
+    """How often a text goes through the model, in whole and in part, as so many texts."""
+    whole = str(recipe.views * texts)
     if blocks := sum(one.kind.extra_blocks(one.settings) for one in given(recipe.interventions)):
         return f"{whole} + {blocks} blocks"
     if recipe.decode is not None:

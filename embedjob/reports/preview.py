@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from embedjob.config.job_file import JobSource
+from embedjob.config.recipe import Recipe
 from embedjob.errors import InputError
 from embedjob.input.listing import described_unread
 from embedjob.input.reading import read_chunk
 from embedjob.job.output import tokenizer_notes
 from embedjob.job.planning import cut_input, limited, list_input
 from embedjob.job.resolve import resolve
+from embedjob.models.questions import load_questioner
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.microbatches import microbatches
 from embedjob.text.tokenizing import ViewTokenizer
@@ -28,6 +30,7 @@ def preview(
 ) -> list[dict[str, Any]]:
     """Return an object per row and view: ids, tokens, span, and what else decides its vector.
 
+    Where the job generates, there is an object per row and question, too: kind, index and prompt.
     Neither the weights nor the output are touched. `say` takes a line for people where the model's
     tokenizer files disagree.
     """
@@ -53,7 +56,22 @@ def preview(
     for note in tokenizer_notes(job):
         say(note)
     good = [row for row in read if row["text"] is not None]
-    return list(_described(good, tokenizer))
+    return [*_described(good, tokenizer), *_asked(good, config.encoder)]
+
+
+def _asked(rows: Sequence[dict[str, Any]], recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Yield what the generator is asked about each row, if the recipe has one."""
+    if recipe.generate is None:
+        return
+    questioner = load_questioner(recipe)
+    for question in questioner.transformations([row["text"] for row in rows]):
+        yield {
+            "row": rows[question.about]["row"],
+            "kind": question.kind,
+            "index": question.number,
+            "ids": question.ids,
+            "prompt": questioner.shown(question),
+        }
 
 
 def _described(
@@ -99,8 +117,15 @@ def _places(views: TokenViews) -> dict[int, int]:
 
 
 def show(described: Sequence[dict[str, Any]], console: Console) -> None:
-    """Prints each view with its span underlined and its shared prefix dimmed."""
+    """Prints each view, its span underlined and its shared prefix dimmed, then what is asked."""
     for view in described:
+        if "prompt" in view:
+            console.print(
+                f"row {view['row']} {view['kind']} {view['index']}: {len(view['ids'])} tokens",
+                highlight=False,
+            )
+            console.print(Text(view["prompt"]))
+            continue
         start, stop = view["span"]
         console.print(
             f"row {view['row']} view {view['view']}: {len(view['ids'])} tokens,"

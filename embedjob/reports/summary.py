@@ -30,6 +30,8 @@ def show_summary(result: Result, console: Console) -> None:
             f" {summary.prefix_tokens_saved:,} shared and not run",
         )
         add("encoders", _times(summary))
+        if summary.generated or summary.generations_reused:
+            add("generations", _generations(summary))
     if changes := _changes(summary):
         add("corpus", changes)
     if summary.files_not_read:
@@ -65,6 +67,15 @@ def _times(summary: Summary) -> str:
     if summary.flops_utilization is None:
         return shares
     return f"{shares}; computing, {summary.flops_utilization:.0%} of the device's peak"
+
+
+def _generations(summary: Summary) -> str:
+    fallbacks = summary.generation_fallbacks
+    return (
+        f"{summary.generated:,} of {summary.generated_tokens:,} tokens,"
+        f" {summary.generations_reused:,} there already"
+        + (f"; the text itself for {fallbacks:,} that are empty" if fallbacks else "")
+    )
 
 
 def _chunks(result: Result) -> str:

@@ -4,7 +4,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from embedjob.config.job import ActorRange, Pool
+from embedjob.config.job import ActorRange, Job, Pool
 from embedjob.errors import AccessError, EmbedjobError, ResourceError, in_one_line
 from embedjob.output.lease import Lease, is_seen, unseen
 from embedjob.stages.encode import PoolSize
@@ -180,44 +181,106 @@ def _answer(look: Look) -> EmbedjobError | None:
     return None
 
 
-def size_pool(pool: Pool, *, chunks: int, wait: float, say: Callable[[str], None]) -> PoolSize:
+def size_pools(config: Job, *, chunks: int, say: Callable[[str], None]) -> PoolSize:
+    """The encoders' pool, with the generators' beside it, waited for while the cluster scales up.
+
+    Raises:
+        ResourceError: as `size_pool`.
+    """
+    size = partial(size_pool, chunks=chunks, wait=config.run.resource_wait_seconds, say=say)
+    pool, generators = config.pool, config.generator_pool
+    if config.encoder.generate is None:
+        return size(pool)
+    if pool.actors == "auto" and not pool.gpus_per_actor:
+        # To generate takes a hundred times as long: the other cores are for that.
+        pool = pool.model_copy(update={"actors": 1})
+    encoders = size(pool)
+    if config.encoder.generate.engine == "vllm":
+        # Ray's processor asks for the GPUs itself, before the flow; then files are read.
+        generators = Pool(actors=1, gpus_per_actor=0, cpus_per_actor=0.25)
+    return replace(encoders, generators=size(generators, what="generate.pool", beside=encoders))
+
+
+def size_pool(
+    pool: Pool,
+    *,
+    chunks: int,
+    wait: float,
+    say: Callable[[str], None],
+    what: str = "pool",
+    beside: PoolSize | None = None,
+) -> PoolSize:
     """The pool that fits this cluster, waited for while it scales up.
+
+    `what` is its section in the job file; `beside` is another pool that has its actors already.
 
     Raises:
         ResourceError: no node that exists or could be launched holds one actor, no CPU would be
             left to read with (Ray Data would then wait for ever), or the wait was in vain.
     """
     addable = launchable()
-    if not _most(pool, alive()) and addable is None:
+    if not _most(pool, left(alive(), beside)) and addable is None:
         # Ray does not say what could be launched: ask for one actor's node, and see.
-        _await(PoolSize(1, 1, pool.cpus, pool.gpus_per_actor), wait, say)
-    ever = [*alive(), *(addable or ())]
+        _await(PoolSize(1, 1, pool.cpus, pool.gpus_per_actor), wait, say, beside)
+    ever = left([*alive(), *(addable or ())], beside)
     need = f"one actor needs {pool.cpus:g} CPUs and {pool.gpus_per_actor:g} GPUs"
     most = _most(pool, ever)
     if not most:
         raise ResourceError(
-            f"pool: {need}, and no node has that or could be launched with it; there are"
-            f" {_listed(ever)}. Lower pool.gpus_per_actor or pool.cpus_per_actor"
+            f"{what}: {need}, and no node has that or could be launched with it; there are"
+            f" {_listed(ever)}{_taken(beside)}. Lower {what}.gpus_per_actor or"
+            f" {what}.cpus_per_actor{_sharing(beside)}"
         )
     limits = _asked(pool, ever, most)
     smallest, largest = (min(number, chunks) for number in limits)
     spare = sum(kind.cpus * kind.count for kind in ever) - smallest * pool.cpus
     if addable is not None and (smallest > most or spare < 1):
         raise ResourceError(
-            f"pool.actors: {smallest} were asked for and {need}, beside 1 CPU to read with; there"
-            f" are {_listed(ever)}. Lower pool.actors or pool.cpus_per_actor"
+            f"{what}.actors: {smallest} were asked for and {need}, beside 1 CPU to read with; there"
+            f" are {_listed(ever)}{_taken(beside)}. Lower {what}.actors or {what}.cpus_per_actor"
         )
     size = PoolSize(smallest, largest, pool.cpus, pool.gpus_per_actor)
-    _await(size, wait, say)
+    _await(size, wait, say, beside)
     return size
 
 
-def threads_per_actor(size: PoolSize) -> int:
-    """Torch threads for each actor: on CPU the cluster's cores are shared out, beside a GPU one."""
+def left(kinds: Sequence[NodeType], taken: PoolSize | None) -> list[NodeType]:
+    """What nodes have left beside the fewest actors of a pool."""
+    if taken is None:
+        return list(kinds)
+    rest, need = [], taken.smallest
+    for kind in kinds:
+        on_each, nodes = replace(kind, count=1).holds(taken.cpus, taken.gpus), 0
+        while need and on_each and nodes < kind.count:
+            here = min(need, on_each)
+            cpus, gpus = kind.cpus - here * taken.cpus, kind.gpus - here * taken.gpus
+            rest.append(NodeType(cpus, gpus, 1))
+            need, nodes = need - here, nodes + 1
+        if nodes < kind.count:
+            rest.append(replace(kind, count=kind.count - nodes))
+    return rest
+
+
+def _taken(beside: PoolSize | None) -> str:
+    return "" if beside is None else f" beside {beside.smallest} encoders"
+
+
+def _sharing(beside: PoolSize | None) -> str:
+    if beside is None or not beside.gpus:
+        return ""
+    return "; with pool.gpus_per_actor: 0.5 as well, an encoder and a generator share a GPU"
+
+
+def threads_per_actor(size: PoolSize, *, beside: PoolSize | None = None) -> int:
+    """Torch threads for each actor: on CPU the cluster's cores are shared out, beside a GPU one.
+
+    `beside` is the other pool of the run.
+    """
     if size.gpus:
         return 1
     cores = sum(kind.cpus * kind.count for kind in alive())
-    return max(1, int(cores // size.largest))
+    others = 0 if beside is None or beside.gpus else beside.largest
+    return max(1, int(cores // (size.largest + others)))
 
 
 def _most(pool: Pool, kinds: Sequence[NodeType]) -> int:
@@ -237,10 +300,12 @@ def _asked(pool: Pool, kinds: Sequence[NodeType], most: int) -> tuple[int, int]:
     return wanted, wanted
 
 
-def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
+def _await(
+    size: PoolSize, wait: float, say: Callable[[str], None], beside: PoolSize | None
+) -> None:
     """Return once the smallest pool fits into what is free on the nodes that are there."""
     for _ in range(GRACE_POLLS):
-        if _fits(size):
+        if _fits(size, beside):
             return
         # Ray takes a moment to count what a task of this run has given back.
         time.sleep(POLL_SECONDS / 2)
@@ -248,7 +313,7 @@ def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
     request_resources(bundles=[bundle] * size.smallest)
     deadline, said = time.monotonic() + wait, -math.inf
     try:
-        while not _fits(size):
+        while not _fits(size, beside):
             left = deadline - time.monotonic()
             if left <= 0 or is_infeasible():
                 reason = "no node type fits" if left > 0 else f"waited {wait:g} s in vain"
@@ -265,8 +330,10 @@ def _await(size: PoolSize, wait: float, say: Callable[[str], None]) -> None:
         request_resources(bundles=[])
 
 
-def _fits(size: PoolSize) -> bool:
-    return sum(kind.holds(size.cpus, size.gpus) for kind in free()) >= size.smallest
+def _fits(size: PoolSize, beside: PoolSize | None) -> bool:
+    """Whether the pool fits beside the other one, which has not been started either."""
+    nodes = left(free(), beside)
+    return sum(kind.holds(size.cpus, size.gpus) for kind in nodes) >= size.smallest
 
 
 def _listed(kinds: Sequence[NodeType]) -> str:

@@ -15,12 +15,14 @@ from embedjob.models.components import ModelComponents, components_of
 from embedjob.models.digests import model_digests, tokenizer_digests
 from embedjob.models.source import materialize, source_of
 from embedjob.models.tokenizer import load_tokenizer
+from embedjob.text.conversations import Variant
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
 
 if TYPE_CHECKING:
     from embedjob.encoder.encoder import Encoder
+    from embedjob.encoder.generator import Generator
 
 
 # transformers imports these wherever they are installed, for tasks other than embedding: a third
@@ -39,6 +41,16 @@ class EncodesViews(Protocol):
         on_progress: Callable[[int, int], None],
     ) -> Encoded:
         """Float32 embeddings [texts, width] and the texts that failed."""
+        ...
+
+
+class Generates(Protocol):
+    """Something that makes texts of texts."""
+
+    def generate(
+        self, texts: Sequence[str], *, stop: Callable[[], bool], moved: Callable[[], None]
+    ) -> Sequence[Sequence[Variant]]:
+        """Return what it makes of each text; `moved` is called while it gets on."""
         ...
 
 
@@ -62,6 +74,10 @@ class Engine(Protocol):
         """The encoder, inside one actor of the pool."""
         ...
 
+    def load_generator(self, *, threads: int) -> Generates:
+        """The generator, inside one actor of its pool; only recipes that generate have one."""
+        ...
+
 
 @dataclass(frozen=True)
 class RecipeEngine:
@@ -71,6 +87,8 @@ class RecipeEngine:
     tokens_per_microbatch: Literal["auto"] | int = "auto"
     threads: int = 1
     gpus: int = 1
+    generator_gpus: int = 1
+    sequences: Literal["auto"] | int = "auto"
 
     @property
     def recipe(self) -> Recipe:
@@ -97,6 +115,14 @@ class RecipeEngine:
             tokens_per_microbatch=self.tokens_per_microbatch,
             gpus=self.gpus,
             threads=self.threads,
+        )
+
+    def load_generator(self, *, threads: int) -> "Generator":
+        """The recipe's generator, on this actor's GPU or GPUs if it has any."""
+        from embedjob.encoder.generator import Generator
+
+        return Generator.from_recipe(
+            self.recipe, gpus=self.generator_gpus, threads=threads, sequences=self.sequences
         )
 
 
@@ -138,8 +164,14 @@ class PlannedFiles:
 def recipe_engine(config: Job, threads: int) -> Engine:
     """Return the engine of a job's own recipe, with so many torch threads to an actor."""
     pool = config.pool
-    gpus = max(1, int(pool.gpus_per_actor))
-    return RecipeEngine(config.encoder.model_dump_json(), pool.tokens_per_microbatch, threads, gpus)
+    return RecipeEngine(
+        config.encoder.model_dump_json(),
+        pool.tokens_per_microbatch,
+        threads,
+        gpus=max(1, int(pool.gpus_per_actor)),
+        generator_gpus=max(1, int(config.generator_pool.gpus_per_actor)),
+        sequences="auto" if config.generate is None else config.generate.pool.sequences,
+    )
 
 
 def _unused(recipe: Recipe) -> tuple[str, ...]:

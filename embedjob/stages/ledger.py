@@ -10,14 +10,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.job.result import Outcome, Outcomes, Tally
 
-STAGES = ("read", "tokenize", "encode", "write")
+STAGES = ("read", "generate", "tokenize", "encode", "write")
 # What a task has done with a chunk when it begins a stage with the next one.
-_PASSED = {"read": ("read", "tokenize"), "encode": ("encode",), "write": ("write",)}
+_PASSED = {
+    "read": ("read", "tokenize"),
+    "generate": ("generate", "tokenize"),
+    "encode": ("encode",),
+    "write": ("write",),
+}
 MAX_ATTEMPTS = 3
 # What an attempt may take is so many times what the slowest one took for a chunk of its size, by
 # the statistic that says it. READ and WRITE wait for storage, whose troubles know no size.
 _SLOWER = 10.0
-_SIZES = {"tokenize": "text_bytes", "encode": "view_tokens"}
+_SIZES = {"generate": "text_bytes", "tokenize": "text_bytes", "encode": "view_tokens"}
 _FEWEST_SECONDS = 120.0
 # An encoder that was not heard of for so long is gone; each calls every second.
 _PRESENT_SECONDS = 10.0
@@ -190,6 +195,10 @@ class LedgerState:
     def progress(self, key: str, rows: int, tokens: int) -> None:
         """Note how far an encoder is inside a chunk."""
         self._partial[key] = (rows, tokens)
+        self._idle = 0.0
+
+    def moved(self) -> None:
+        """Note that something gets on before an encoder has it."""
         self._idle = 0.0
 
     def abandon(self, *keys: str) -> None:

@@ -26,14 +26,14 @@ _MAX_SHARE = 0.75
 
 
 def read(
-    chunks: Sequence[Chunk], rows_of: ReadRows, then: Then, *, actors: int, ledger: Any
+    chunks: Sequence[Chunk], rows_of: ReadRows, then: Then | None, *, actors: int, ledger: Any
 ) -> ray.data.Dataset:
     """Return a dataset of the states of all chunks, the largest first, in parcels.
 
     Args:
         chunks: what to read.
         rows_of: reads the chunks of one pass.
-        then: what the same task does with each state before it reads on.
+        then: how the same task tokenizes each state before it reads on; another does it if None.
         actors: how many will share the parcels.
         ledger: the run's ledger.
     """
@@ -58,7 +58,13 @@ class ChunkSource(Datasource):
     """
 
     def __init__(
-        self, chunks: Sequence[Chunk], rows_of: ReadRows, then: Then, *, actors: int, ledger: Any
+        self,
+        chunks: Sequence[Chunk],
+        rows_of: ReadRows,
+        then: Then | None,
+        *,
+        actors: int,
+        ledger: Any,
     ) -> None:
         """Take what `read` takes."""
         super().__init__()
@@ -88,13 +94,15 @@ class ChunkSource(Datasource):
 
     def _task(self, chunks: Sequence[Chunk]) -> ReadTask:
         rows_of, then, ledger = self._rows_of, self._then, self._ledger
+        stages = ("read", "tokenize") if then else ("read",)
         made = parcels(((chunk,) for chunk in chunks), most=self._most)
 
         def blocks() -> Iterator[pa.Table]:
-            states, before = map(then, read_states(chunks, rows_of, ledger)), None
+            states, before = read_states(chunks, rows_of, ledger), None
+            states = map(then, states) if then else states
             for parcel in made:
                 sizes = {chunk.key: float(chunk.text_bytes) for chunk in parcel}
-                begin_parcel(("read", "tokenize"), sizes, ledger, before=before)
+                begin_parcel(stages, sizes, ledger, before=before)
                 yield to_block(islice(states, len(parcel)))
                 before = parcel[-1].key
 

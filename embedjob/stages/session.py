@@ -16,7 +16,7 @@ from embedjob.job.result import StagesEnd
 from embedjob.output.lease import Holder, Lease
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.claiming import ClaimAndCheck
-from embedjob.stages.cluster import Look, preflight, size_pool, threads_per_actor
+from embedjob.stages.cluster import Look, preflight, size_pools, threads_per_actor
 from embedjob.stages.connection import connected
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles, recipe_engine
@@ -71,15 +71,10 @@ def run_stages(
         with connected(options.address):
             look = Look(engine_of(config, 1), _files(plan), plan.left[0].shard.url, holder.lease)
             looked = preflight(look)
-            pool = size_pool(
-                config.pool,
-                chunks=len(plan.left),
-                wait=config.run.resource_wait_seconds,
-                say=console.say,
-            )
+            pool = size_pools(config, chunks=len(plan.left), say=console.say)
             # Nodes that were started meanwhile.
             preflight(look, but=looked)
-            engine = engine_of(config, threads_per_actor(pool))
+            engine = engine_of(config, threads_per_actor(pool, beside=pool.generators))
             claim = _claim(plan, options, holder.lease)
             ledger = new_ledger(config.run.stall_seconds)
             work = partial(flow, plan, engine, pool=pool, claim=claim, ledger=ledger)

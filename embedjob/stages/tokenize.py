@@ -1,6 +1,5 @@
 """TOKENIZE: texts become token ids, in the CPU task that has read them."""
 
-import hashlib
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -17,10 +16,14 @@ from embedjob.stages.attempts import begin_attempt, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe
 from embedjob.stages.engine import Engine, PlannedFiles
 from embedjob.text.arrays import Flags
+from embedjob.text.conversations import text_hash
 from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.variants import views_with_variants
 from embedjob.text.views import TokenViews
 
 EXCERPT_CHARACTERS = 200
+# The column of texts that a generator made of a row's text.
+VARIANTS = "variants"
 Labels = npt.NDArray[np.object_]
 
 
@@ -69,14 +72,20 @@ def tokenize_rows(
     """
     coded = pc.dictionary_encode(rows["text"].combine_chunks())
     texts = coded.dictionary.to_pylist()
-    views = tokenizer.views(texts)
+    if VARIANTS in rows.column_names:
+        firsts = pc.index_in(pa.array(range(len(texts))), coded.indices.cast(pa.int64()))
+        variants = rows[VARIANTS].combine_chunks().take(firsts).to_pylist()
+        views = views_with_variants(tokenizer, texts, variants)
+        rows = rows.drop_columns([VARIANTS])
+    else:
+        views = tokenizer.views(texts)
     tokens = views.per_text(views.lengths)
     truncated = views.per_text(views.truncated) > 0
     reasons = _bad_texts(views, truncated, long_text)
     good = np.flatnonzero(reasons == "")
     place = np.full(len(texts), -1, dtype=np.int64)
     place[good] = np.arange(len(good))
-    hashes = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    hashes = [text_hash(text) for text in texts]
     excerpts = pc.utf8_slice_codeunits(coded.dictionary, 0, EXCERPT_CHARACTERS)
     per_text = {
         "text_hash": pa.array(hashes, pa.binary(16)),
@@ -99,8 +108,7 @@ def _bad_texts(views: TokenViews, truncated: Flags, long_text: str) -> Labels:
 
 
 def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -> pa.Table:
-    blank = hashlib.blake2b(b"", digest_size=16).digest()
-    text_hash = per_text["text_hash"].take(indices).fill_null(blank)
+    hashes = per_text["text_hash"].take(indices).fill_null(text_hash(""))
     read_reason = rows["reason"].combine_chunks()
     unread = per_text["empty"]
     reason = read_reason if unread is None else pc.coalesce(read_reason, unread.take(indices))
@@ -108,7 +116,7 @@ def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -
     places = pa.nulls(rows.num_rows, pa.uint32()) if unique is None else unique.take(indices)
     return (
         rows.drop_columns(["text", "reason"])
-        .append_column("text_hash", text_hash)
+        .append_column("text_hash", hashes)
         .append_column("tokens", per_text["tokens"].take(indices).fill_null(0))
         .append_column("truncated", per_text["truncated"].take(indices).fill_null(False))
         .append_column("excerpt", per_text["excerpt"].take(indices))

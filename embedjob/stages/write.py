@@ -77,7 +77,7 @@ class Committer:
 
         AccessError on a node with another disk at the output's path: it may have joined late.
         """
-        _require_seen(self.lease)
+        require_seen(self.lease)
         out = self.lease.out
         rows_in = int(state.stats["rows"])
         # Read here: the first encoder to load put the ranges, and the driver never sees them.
@@ -86,8 +86,11 @@ class Committer:
 
 
 @lru_cache(maxsize=1)
-def _require_seen(lease: Lease) -> None:
-    """Look once per process; a refusal is repeated for every chunk."""
+def require_seen(lease: Lease) -> None:
+    """Raise AccessError on a node with another disk at the output's path.
+
+    A process looks once; a refusal is repeated for every chunk.
+    """
     if not is_seen(lease):
         raise AccessError(f"node {socket.gethostname()}: {unseen(lease)}")
 

@@ -62,7 +62,10 @@ def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
             "encoder.templates=[[{text: {}, literal: x}]]",
             "a segment has exactly one of literal",
         ),
-        ("generate.model=x", "generate: not available in this version"),
+        ("generate.seed=x", 'generate.seed: got "x"'),
+        ("generate.pool.actors=0", "generate.pool.actors: got 0"),
+        ("generate.modle=x", "unknown key modle; allowed are model, revision, kinds"),
+        ("encoder.generate={count: 2}", "generate is a section of its own"),
         ("input.path=12", "input.path: got 12"),
     ],
 )

@@ -1,5 +1,6 @@
 """Tiny untrained models of real classes: two layers, 32 wide, equal at every call."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -99,6 +100,35 @@ def save(name: str, directory: Path) -> Path:
     """The directory, with the model of that name and its tokenizer saved to it."""
     model(name).save_pretrained(directory)
     tokenizer(name).save(str(directory / "tokenizer.json"))
+    return directory
+
+
+# As instructed models of the Qwen family write a conversation.
+CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def save_chat(directory: Path, *, template: str | None = CHAT, seed: int = 3) -> Path:
+    """The directory, with a tiny language model, its tokenizer and its chat template.
+
+    It was not instructed, and says something random until it says <|im_end|>, which it likes to.
+    """
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer("qwen")
+    ends = tokenizer.token_to_id("<|im_end|>")
+    sizes = {**GROUPED, "vocab_size": tokenizer.get_vocab_size(), "eos_token_id": ends}
+    made = LlamaForCausalLM(LlamaConfig(**{**sizes, "max_position_embeddings": 4096}))
+    with torch.no_grad():
+        made.lm_head.weight[ends] *= 2
+    made.save_pretrained(directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(names))
+    if template is not None:
+        (directory / "chat_template.jinja").write_text(template)
     return directory
 
 

@@ -274,6 +274,16 @@ def eol(*templates: str, slot: str | None = None) -> Procedure:
     return procedure
 
 
+def geneol(tokenizer: PreTrainedTokenizerFast, text: str) -> Rows:
+    """geneol/geneol.py: a literal <s>, KE and the sentence as it is; the tail is pooled."""
+    said = "<s>" + KE.replace("*sent_0*", text)
+    ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+    offsets = tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)
+    tail = said.rindex("means in one word") + len("means in one word")
+    pairs = enumerate(offsets["offset_mapping"])
+    return [(ids, [place for place, (_, stop) in pairs if stop > tail])]
+
+
 def moee(tokenizer: PreTrainedTokenizerFast, text: str) -> Rows:
     """moee.py, `encode`: `!` may end a text, and `_` is replaced in the text too."""
     if len(text) > 0 and text[-1] not in ".?!\"'":
@@ -469,6 +479,7 @@ CASES: tuple[Case, ...] = (
     Case("knowledge_enhanced", "document", PLAIN, eol(KE)),
     Case("cot_ke_mean", "document", PLAIN, eol(COT, KE)),
     Case("metaeol", "document", ("llama", "llama3"), eol(*META)),
+    Case("geneol", "document", ("llama",), geneol),
     Case("token_prepending", "document", PLAIN, eol(_SLOTTED, slot="<PST>")),
     Case("contrastive_prompting", "document", PLAIN, eol(EOL)),
     Case(

@@ -366,6 +366,32 @@ def eol(*templates: str, layer: int = -1) -> Reference:
     return reference
 
 
+def geneol(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+    """GenEOL's embedding of a text beside which nothing was generated."""
+    return geneol_beside(())(tok, model, text)
+
+
+def geneol_beside(generated: Sequence[str]) -> Reference:
+    """geneol/geneol.py: text and generations under the KE prompt, uncleaned; plain mean of all.
+
+    Of each, the mean state of the tokens after `means in one word`.
+    """
+
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        rows, pooled, vectors = [], [], []
+        for sentence in (text, *generated):
+            prompt = KE.replace("*sent_0*", sentence)
+            encoding = tok.encode(prompt)
+            tail = prompt.rindex("means in one word") + len("means in one word")
+            places = [n for n, (_, stop) in enumerate(encoding.offsets) if stop > tail]
+            rows.append(encoding.ids)
+            pooled.append(places)
+            vectors.append(run(model, encoding.ids)[-1][places].mean(dim=0))
+        return Expected(rows[:1], pooled[:1], unit(torch.stack(vectors).mean(dim=0)))
+
+    return reference
+
+
 def word_tokenize(text: str) -> list[str]:
     """nltk's own, where Punkt has met no text and so knows no abbreviation."""
     nltk = pytest.importorskip("nltk.tokenize")

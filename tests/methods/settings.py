@@ -196,6 +196,8 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("knowledge_enhanced", "document", "qwen3", "qwen"), r.eol(r.KE, layer=-2)),
     (Setting("cot_ke_mean", "document", "llama", "llama"), r.eol(r.COT, r.KE, layer=-2)),
     (Setting("metaeol", "document", "mistral", "mistral"), r.eol(*r.META)),
+    (Setting("geneol", "document", "llama", "llama3"), r.geneol),
+    (Setting("geneol", "document", "mistral", "llama"), r.geneol),
     (
         Setting("token_prepending", "document", "llama", "llama3", knobs=PREPENDED_LIKE),
         r.token_prepending(1, 3, row="!", layer=-1),

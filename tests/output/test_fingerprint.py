@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedjob.config.generation import Generation, Transformation
 from embedjob.config.heads import (
     Continuations,
     Decode,
@@ -19,7 +20,7 @@ from embedjob.config.heads import (
     SparseLm,
 )
 from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
-from embedjob.config.job import ActorRange, Input, Job, Output
+from embedjob.config.job import ActorRange, Generate, Input, Job, Output
 from embedjob.config.pooling import Normalize, SpanOffset, SpanTag, Truncate, WeightedFrom
 from embedjob.config.recipe import Recipe, SpecialTokens
 from embedjob.config.segments import Demonstration, Segment, Slot, WeightedTemplate
@@ -81,6 +82,7 @@ CHANGES: dict[str, Any] = {
     "encoder.dtype": "bfloat16",
     "encoder.quantize": "int8",
     "encoder.word_cut": 400,
+    "encoder.generate": Generation(kinds={"shorter": Transformation(instruction="Say less.")}),
 }
 # One other value for every key that decides neither.
 KEEPS: dict[str, Any] = {
@@ -94,6 +96,8 @@ KEEPS: dict[str, Any] = {
     "encoder.method": "prompteol",
     "encoder.role": "query",
     "encoder.similarity": "dot",
+    # What of it decides vectors is put into the recipe.
+    "generate": Generate(count=2),
     "pool.actors": ActorRange(max=3),
     "pool.gpus_per_actor": 0,
     "pool.cpus_per_actor": 2,
@@ -115,7 +119,7 @@ SLOTTED = {
     "encoder.demonstrations_count",
 }
 # Keys that can only be null in this release.
-ALWAYS_NULL = {"generate", "fit"}
+ALWAYS_NULL = {"fit"}
 
 
 def _leaves(section: type[Section], prefix: str = "") -> Iterator[str]:

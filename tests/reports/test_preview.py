@@ -9,6 +9,7 @@ from embedjob.config.job_file import JobSource, Layer
 from embedjob.errors import InputError
 from embedjob.reports.preview import preview, show
 from tests import running
+from tests.encoder.tiny import save_chat
 from tests.running import texts, write_shard
 
 
@@ -88,6 +89,29 @@ def test_a_text_that_is_cut_is_shown_part_by_part(folder: Path) -> None:
     told = io.StringIO()
     show(found, Console(file=told, width=200))
     assert ", part 1" in told.getvalue()
+
+
+def test_what_a_generator_is_asked_is_shown_without_its_weights(folder: Path) -> None:
+    save_chat(folder / "chat")
+    (folder / "chat" / "model.safetensors").unlink()
+    kinds = {"shorter": {"instruction": "Say less."}, "longer": {"instruction": "Say more."}}
+    own = {"kinds": kinds, "model": str(folder / "chat"), "max_prompt_tokens": 100}
+    document = {**job(folder), "generate": own}
+    found = preview(JobSource((Layer("job.yaml", document),)), 3)
+    asked = [one for one in found if "prompt" in one]
+    assert [(one["row"], one["kind"]) for one in asked] == [
+        (row, kind) for row in (0, 2) for kind in kinds
+    ]
+    assert len(found) - len(asked) == 2
+    text = texts(3)[2]
+    assert asked[2]["prompt"] == (
+        "<|im_start|>user\nSay less.<|im_end|>\n<|im_start|>assistant\nAlright.<|im_end|>\n"
+        f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    told = io.StringIO()
+    show(found, Console(file=told, width=200))
+    assert "row 2 shorter 0: " in told.getvalue()
+    assert text in told.getvalue()
 
 
 def test_an_input_without_rows_has_no_preview(folder: Path) -> None:

@@ -1,18 +1,30 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from embedjob.config.job import ActorRange, Pool
+from embedjob.config.generation import Generation
+from embedjob.config.job import ActorRange, Generate, Input, Job, Pool
 from embedjob.errors import ResourceError
 from embedjob.stages import cluster
-from embedjob.stages.cluster import NodeType, alive, launchable, size_pool, types_in
+from embedjob.stages.cluster import (
+    NodeType,
+    alive,
+    launchable,
+    left,
+    size_pool,
+    size_pools,
+    threads_per_actor,
+    types_in,
+)
 from embedjob.stages.connection import connected
 from embedjob.stages.encode import PoolSize
 from tests.cluster import AUTH, ROOT, Cluster, ray_cluster, wait
 from tests.connection import leave
+from tests.shards import job_of
 
 GPU_WORKER = {"CPU": 2, "GPU": 1}
 
@@ -107,6 +119,61 @@ def test_a_fixed_cluster_gives_what_it_has_or_refuses_at_once(
             with pytest.raises(ResourceError, match=found):
                 size_pool(pool, chunks=9, wait=3600, say=said.append)
     assert said == []
+
+
+def test_what_a_pool_takes_is_not_there_for_the_other() -> None:
+    nodes = [NodeType(4, 1, 2), NodeType(8, 0, 1)]
+    assert left(nodes, None) == nodes
+    assert left(nodes, PoolSize(1, 4, 1.0, 1.0)) == [
+        NodeType(3, 0, 1),
+        NodeType(4, 1, 1),
+        NodeType(8, 0, 1),
+    ]
+    assert left(nodes, PoolSize(3, 3, 1.0, 0.5)) == [
+        NodeType(2, 0, 1),
+        NodeType(3, 0.5, 1),
+        NodeType(8, 0, 1),
+    ]
+    assert sum(node.cpus * node.count for node in left(nodes, PoolSize(16, 16, 1.0, 0.0))) == 0
+
+
+def generating(**pools: dict[str, Any]) -> Job:
+    """A job that generates, with these sections."""
+    kinds = {"shorter": {"instruction": "Say less."}}
+    own = Generation.model_validate({"kinds": kinds}, strict=False)
+    job = job_of(Input(path="in", text="t")).config
+    recipe = job.encoder.model_copy(update={"generate": own})
+    pool = Pool.model_validate({"gpus_per_actor": 0, **pools.get("pool", {})})
+    generate = Generate.model_validate({"kinds": kinds, "pool": pools.get("generate", {})})
+    run = job.run.model_copy(update={"wait_for_resources": "60s"})
+    changed = {"encoder": recipe, "pool": pool, "generate": generate, "run": run}
+    return job.model_copy(update=changed)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("job", "found"),
+    [
+        (generating(), PoolSize(1, 1, 0.5, 0.0, PoolSize(1, 1, 0.5, 0.0))),
+        (
+            generating(generate={"cpus_per_actor": 0.25}),
+            PoolSize(1, 1, 0.5, 0.0, PoolSize(1, 1, 0.25, 0.0)),
+        ),
+        (generating(generate={"actors": 3}), r"generate\.pool\.actors: 3 were asked for"),
+        (generating(generate={"gpus_per_actor": 1}), r"generate\.pool: .* beside 1 encoders"),
+        (generating(pool={"actors": 2}), r"generate\.pool\.actors: 1 were asked for"),
+    ],
+)
+def test_generators_have_their_actors_beside_the_encoders(
+    cluster: Cluster, job: Job, found: PoolSize | str
+) -> None:
+    with connected(cluster.address):
+        if isinstance(found, PoolSize):
+            assert size_pools(job, chunks=9, say=print) == found
+            assert threads_per_actor(found, beside=found.generators) == 1
+        else:
+            with pytest.raises(ResourceError, match=found):
+                size_pools(job, chunks=9, say=print)
 
 
 @pytest.mark.ray

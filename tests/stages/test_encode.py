@@ -1,4 +1,7 @@
-"""The encode actor, as far as it can be tested without an actor pool."""
+"""The encode actor, as far as it can be tested without an actor pool.
+
+Covers: embedjob.stages.actors
+"""
 
 import logging
 from collections.abc import Iterator
@@ -9,8 +12,9 @@ import pytest
 import ray
 
 from embedjob.input.chunks import Chunk, Shard
+from embedjob.stages.actors import logged_warnings
 from embedjob.stages.chunk_state import ChunkState, from_block, to_block
-from embedjob.stages.encode import EncodeActor, _logged_warnings
+from embedjob.stages.encode import EncodeActor
 from embedjob.stages.ledger import MAX_ATTEMPTS, new_ledger
 from embedjob.text.views import TokenViews, assemble
 from embedjob.vectors.encoded import Encoded
@@ -18,7 +22,7 @@ from embedjob.vectors.encoded import Encoded
 
 def test_the_warnings_of_a_load_are_collected_and_nothing_after_it() -> None:
     logger = logging.getLogger("embedjob.encoder.backbone")
-    with _logged_warnings() as notes:
+    with logged_warnings() as notes:
         logger.info("loaded")
         logger.warning("the model's own %s is used", "BertLayer")
         logging.getLogger("transformers").warning("another library")
