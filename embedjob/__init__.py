@@ -1,7 +1,8 @@
 """Parquet shards in, embedding shards out, exactly once.
 
 `run` embeds a job and `plan` says what a run would do; `Encoder` embeds texts by a method, or by
-the recipe of an output; `open_snapshot` reads what a run published.
+the recipe of an output; `open_snapshot` reads what a run published. `trajectory_distance` compares
+texts without vectors.
 """
 
 import logging
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from embedjob.models.quiet import hush_imports
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from embedjob.config.job_file import JobSource
     from embedjob.encoder.encoder import Encoder
     from embedjob.job.planning import JobPlan
     from embedjob.job.result import Result
     from embedjob.output.snapshot import open_snapshot
 
-__all__ = ["Encoder", "open_snapshot", "plan", "run"]
+__all__ = ["Encoder", "open_snapshot", "plan", "run", "trajectory_distance"]
 
 # Here, because it must come before any module imports transformers.
 hush_imports()
@@ -74,6 +78,40 @@ def plan(
     from embedjob.job.resolve import as_source
 
     return plan_job(as_source(job, sets))
+
+
+def trajectory_distance(
+    left: Sequence[str],
+    right: Sequence[str],
+    *,
+    model: str,
+    device: str | None = None,
+    **settings: Any,
+) -> "npt.NDArray[np.float64]":
+    """Return how far the texts of each pair are from each other [N], by a language model as it is.
+
+    The exact distance of Liu et al. (arXiv:2310.18348): continuations are sampled from both texts,
+    and the differences of their mean log-probabilities after the one and after the other summed.
+
+    Args:
+        left: the one text of each pair.
+        right: the other text of each pair.
+        model: a language model, as in `encoder.model`.
+        device: where it runs; the first GPU if there is one, if None.
+        settings: those of `embedjob.config.generation.TrajectorySettings`: `count`,
+            `max_new_tokens`, `temperature`, `prompt`, `prepare`, `max_tokens`, `seed`.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        InputError: there are not as many texts on both sides, or one has no token.
+        ModelError: there is no such model, or it predicts no next token.
+    """
+    from embedjob.config.generation import TrajectorySettings
+    from embedjob.config.job_file import validate
+    from embedjob.encoder.trajectories import Trajectories
+
+    chosen = validate(TrajectorySettings, settings, at="settings")
+    return Trajectories.load(model, chosen, device=device).distances(left, right)
 
 
 def __getattr__(name: str) -> Any:

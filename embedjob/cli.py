@@ -97,6 +97,41 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
 
 
 @app.command()
+def score(  # noqa: PLR0913 - each parameter is an option of the command line
+    pairs: Annotated[str, typer.Argument(metavar="PAIRS.parquet", help="Pairs of texts.")],
+    *,
+    model: Annotated[str, typer.Option(help="A language model, as in encoder.model.")],
+    out: Annotated[str, typer.Option(metavar="OUT", help="Where the distances are put.")],
+    left: Annotated[str, typer.Option(help="The column of the one text.")] = "left",
+    right: Annotated[str, typer.Option(help="The column of the other text.")] = "right",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How continuations are sampled: count=20."),
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="The GPUs of each actor.")] = 0,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score pairs of texts by the exact trajectory distance (arXiv:2310.18348); resumes."""
+    from embedjob.config.job_file import trajectory_settings
+    from embedjob.stages.language.score import Pairs
+    from embedjob.stages.language.score import score as scored
+
+    settings = trajectory_settings(sets or ())
+    of = Pairs(pairs, left, right)
+    ended = scored(of, out, model, settings=settings, gpus=gpus, address=address)
+    if as_json:
+        _print_json(ended.as_dict())
+    else:
+        done = f"{ended.chunks} chunks, {ended.chunks_done_before} of them done before"
+        _say(f"{ended.pairs:,} pairs in {done}: {ended.directory}")
+    for fault in ended.faults:
+        _say(f"fault: {fault}")
+    if ended.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
 def preview(
     job: JobFile,
     sets: Sets = None,

@@ -1,0 +1,221 @@
+"""Distances between texts by what a language model goes on with after each of them.
+
+Liu et al., Meaning Representations from Trajectories in Autoregressive Models (arXiv:2310.18348):
+continuations are sampled from both texts of a pair, and each is scored after both.
+
+Legend: N pairs, C continuations, S sequences, T tokens, W vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from embedjob.config.generation import SLOT, TrajectorySettings
+from embedjob.config.heads import Decode
+from embedjob.config.recipe import Recipe
+from embedjob.encoder.batching.scheduler import raising_device_lost
+from embedjob.encoder.generator import Callbacks, SeededSampling, padded
+from embedjob.encoder.loading import load_model
+from embedjob.errors import InputError, ModelError
+from embedjob.models.architecture import config_of, info_of, is_causal
+from embedjob.models.chat_template import special_tokens, stop_ids
+from embedjob.models.source import materialize, source_of
+from embedjob.models.tokenizer import read_tokenizer
+from embedjob.text.conversations import draw_key, text_hash, uniforms
+from embedjob.text.fitting import WholePromptFitter
+from embedjob.text.prompts import Prompt, prepare
+
+Distances = npt.NDArray[np.float64]
+_KIND = "trajectory"
+_Ids = list[int]
+
+
+class Trajectories:
+    """A language model that compares texts by their continuations, loaded once for many pairs."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        fitter: WholePromptFitter,
+        settings: TrajectorySettings,
+        *,
+        stops: Sequence[int],
+        sequences: int = 40,
+    ) -> None:
+        """Take a loaded model; `load` loads one. `sequences` go through it together."""
+        self._model = model.eval()
+        self._model.generation_config = GenerationConfig()
+        self._fitter = fitter
+        self._settings = settings
+        self._stops = frozenset(stops)
+        self._pad = stops[0] if stops else 0
+        self._most = sequences
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        settings: TrajectorySettings,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> "Trajectories":
+        """Load a language model by its name, as in `encoder.model`.
+
+        Without a device, the first GPU is taken if there is one; without a dtype, bfloat16 there
+        and float32 on a CPU.
+
+        Raises:
+            ModelError: there is no such model, or it predicts no next token.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        kind = dtype or ("float32" if place.type == "cpu" else "bfloat16")
+        recipe = Recipe(model=model, dtype=kind, span="last_token", decode=Decode())
+        directory = materialize(source_of(recipe), tokenizer_only=True)
+        if not is_causal(config_of(directory)):
+            raise ModelError(
+                f"model: {model} is an encoder, which predicts no next token; allowed is a"
+                " language model"
+            )
+        positions = info_of(config_of(directory)).max_positions
+        most, answer = settings.max_tokens, settings.max_new_tokens
+        if positions is not None and positions <= answer:
+            raise ModelError(
+                f"max_new_tokens: got {answer}, but {model} has {positions} positions; lower it"
+            )
+        most = most if positions is None else min(most, positions - answer)
+        before, _, after = settings.prompt.partition(SLOT)
+        fitter = WholePromptFitter(
+            read_tokenizer(directory),
+            [Prompt(before, after)],
+            special_tokens=True,
+            needs_text=False,
+        )
+        fitter.limit(np.array([most], np.int64))
+        stops = stop_ids(directory, special_tokens(directory))
+        loaded = load_model(recipe, device=place)
+        return cls(loaded.model, fitter, settings, stops=stops)
+
+    @raising_device_lost()
+    def distances(
+        self,
+        left: Sequence[str],
+        right: Sequence[str],
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        moved: Callable[[], None] = lambda: None,
+    ) -> Distances:
+        """Return the distance of each pair [N]: the sum of absolute differences (L1).
+
+        They are the differences of the mean log-probabilities of the continuations of both texts,
+        after the one text and after the other. A text's continuations are the same in all pairs.
+
+        Raises:
+            InputError: the sides have different lengths, or a text has no token.
+            InterruptedRunError: `stop`, which is asked at every step, returned true.
+        """
+        if len(left) != len(right):
+            raise InputError(
+                f"got {len(left)} texts on the left and {len(right)} on the right; pairs need as"
+                " many"
+            )
+        callbacks = Callbacks(stop, moved)
+        texts = list(dict.fromkeys([*left, *right]))
+        prompts = dict(zip(texts, self._prompts(texts), strict=True))
+        sampled = dict(zip(texts, self._sampled(texts, prompts, callbacks), strict=True))
+        found = np.empty(len(left))
+        for pair, (one, other) in enumerate(zip(left, right, strict=True)):
+            continuations = [*sampled[one], *sampled[other]]
+            first, second = (
+                self._scores(prompts[text], continuations, callbacks) for text in (one, other)
+            )
+            found[pair] = np.abs(first - second).sum()
+        return found
+
+    def _prompts(self, texts: Sequence[str]) -> list[_Ids]:
+        clean = prepare(self._settings.prepare)
+        cleaned = [clean(text) for text in texts]
+        rows = self._fitter.fit([0] * len(cleaned), cleaned).ids
+        for number, ids in enumerate(rows):
+            if not ids:
+                raise InputError(
+                    f"text {texts[number]!r} has no token, after which nothing can be sampled;"
+                    " leave it out, or set a prompt"
+                )
+        return rows
+
+    def _sampled(
+        self, texts: Sequence[str], prompts: dict[str, _Ids], callbacks: Callbacks
+    ) -> list[list[_Ids]]:
+        """Return the continuations of each text."""
+        count, seed = self._settings.count, self._settings.seed
+        asked = [
+            (prompts[text], draw_key(text_hash(text), seed=seed, kind=_KIND, number=number))
+            for text in texts
+            for number in range(count)
+        ]
+        flat: list[_Ids] = []
+        for start in range(0, len(asked), self._most):
+            flat += self._continued(asked[start : start + self._most], callbacks)
+        return [flat[start : start + count] for start in range(0, len(flat), count)]
+
+    @torch.inference_mode()
+    def _continued(self, asked: Sequence[tuple[_Ids, bytes]], callbacks: Callbacks) -> list[_Ids]:
+        ids_ST, mask_ST = padded([ids for ids, _ in asked], pad=self._pad)
+        steps, prompt = self._settings.max_new_tokens, ids_ST.shape[1]
+        numbers_ST = torch.from_numpy(np.stack([uniforms(key, steps) for _, key in asked]))
+        sampling = SeededSampling(
+            numbers_ST,
+            prompt=prompt,
+            temperature=self._settings.temperature,
+            top_p=1.0,
+            callbacks=callbacks,
+        )
+        whole_ST: Tensor = self._model.generate(
+            input_ids=ids_ST.to(self._model.device),
+            attention_mask=mask_ST.to(self._model.device),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=steps,
+                eos_token_id=sorted(self._stops) or None,
+                pad_token_id=self._pad,
+                use_cache=True,
+            ),
+            logits_processor=LogitsProcessorList([sampling]),
+        )
+        return [self._through_stop(row) for row in whole_ST[:, prompt:].tolist()]
+
+    def _through_stop(self, ids: _Ids) -> _Ids:
+        """Return a continuation up to the first token that ends a text, which counts."""
+        ends = (place + 1 for place, token in enumerate(ids) if token in self._stops)
+        return ids[: next(ends, len(ids))]
+
+    @torch.inference_mode()
+    def _scores(
+        self, prompt: _Ids, continuations: Sequence[_Ids], callbacks: Callbacks
+    ) -> Distances:
+        """Return the mean log-probability of the tokens of each continuation [C]."""
+        scores: list[float] = []
+        for start in range(0, len(continuations), self._most):
+            callbacks.moved()
+            some = continuations[start : start + self._most]
+            longest = max(map(len, some))
+            ids_ST = torch.tensor(
+                [[*prompt, *one, *[self._pad] * (longest - len(one))] for one in some]
+            ).to(self._model.device)
+            # Padding is on the right: no token attends to it.
+            logits_STW = self._model(input_ids=ids_ST, logits_to_keep=longest + 1).logits
+            tempered_STW = logits_STW[:, :-1].float() / self._settings.temperature
+            next_ST1 = ids_ST[:, -longest:, None]
+            found_ST = tempered_STW.log_softmax(dim=-1).gather(2, next_ST1)[:, :, 0]
+            for row, one in zip(found_ST.double().cpu(), some, strict=True):
+                scores.append(float(row[: len(one)].mean()))
+        return np.array(scores)
