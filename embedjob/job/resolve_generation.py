@@ -21,6 +21,16 @@ from embedjob.models.components import generator_recipe
 from embedjob.models.questions import load_questioner
 from embedjob.models.source import materialize, pinned, source_kind, source_of
 
+# Who sets a key that neither the job nor a method does.
+_FROM_MODEL = {
+    "model": "encoder.model",
+    "revision": "encoder.revision",
+    "dtype": "generate.pool.gpus_per_actor",
+    "chat_template": "the generator's folder",
+    "chat_tokens": "the generator's folder",
+    "stop_ids": "the generator's folder",
+}
+
 
 @dataclass(frozen=True)
 class ResolvedGeneration:
@@ -53,7 +63,8 @@ def resolve_generation(source: JobSource, recipe: Recipe) -> ResolvedGeneration 
     if layers is None:
         return None
     document, every = merge(layers)
-    origins = {key: origin for key, origin in every.items() if key.startswith("generate.")}
+    origins = {f"generate.{key}": origin for key, origin in _FROM_MODEL.items()}
+    origins |= {key: origin for key, origin in every.items() if key.startswith("generate.")}
     section = validate(Generate, document["generate"], at="generate", origins=origins)
     _check_engine(section, source)
     if section.model is None:

@@ -64,6 +64,8 @@ def test_a_method_brings_its_generator_and_the_job_overrides_it(models: dict[str
     assert job.origins["generate.count"] == "job"
     assert job.origins["generate.seed"] == "--set generate.seed"
     assert job.origins["generate.kinds"] == "method geneol"
+    assert job.origins["generate.model"] == "encoder.model"
+    assert job.origins["generate.chat_template"] == "the generator's folder"
     assert all(recipe.generate == made for recipe in job.recipes.values())
 
 
