@@ -1,89 +1,27 @@
-"""The generator: texts to what a language model makes of each of them. Needs no Ray.
-
-Legend: S sequences, T tokens, W vocabulary.
-"""
+"""The generator: texts to what a language model makes of each of them. Needs no Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedModel,
-    TopPLogitsWarper,
 )
 
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.batching.scheduler import is_out_of_memory, raising_device_lost
 from embedjob.encoder.loading import load_model
-from embedjob.errors import EmbedjobError, InterruptedRunError, ModelError
+from embedjob.encoder.sampling import Callbacks, Sampling, continued
+from embedjob.errors import EmbedjobError, ModelError
 from embedjob.models.components import generator_recipe
 from embedjob.models.questions import Question, Questioner, load_questioner
-from embedjob.text.conversations import Variant, cleaned, uniforms
+from embedjob.text.conversations import Variant, cleaned
 
 # A step costs a GPU about the same for one sequence as for many.
 _SEQUENCES, _SEQUENCES_ON_GPU = 16, 128
 # Prompts of so many texts are in memory at the same time.
 _TEXTS_AT_ONCE = 256
 Variants = tuple[Variant, ...]
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """Called at every step: whether to stop, and that the generator got on."""
-
-    stop: Callable[[], bool]
-    moved: Callable[[], None]
-
-
-class SeededSampling(LogitsProcessor):
-    """Draws the next token of each sequence by a number of the sequence's own, for each step.
-
-    The number picks a token by the sum of probabilities before it, in the order of ids. So what is
-    drawn depends on the sequence alone, and on its neighbours as far as rounding does: where a
-    number lies within rounding of the border between two tokens.
-    """
-
-    def __init__(
-        self,
-        numbers_ST: Tensor,
-        *,
-        prompt: int,
-        temperature: float,
-        top_p: float,
-        callbacks: Callbacks,
-    ) -> None:
-        """Take a number for each sequence and step; `prompt` is the length of the padded prompts.
-
-        With a temperature of 0 the likeliest token is left to each.
-        """
-        self._temperature = temperature
-        self._nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self._numbers_ST = numbers_ST
-        self._prompt = prompt
-        self._callbacks = callbacks
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Return scores [S, W] that leave one token to each sequence."""
-        if self._callbacks.stop():
-            raise InterruptedRunError("stopped between two tokens")
-        self._callbacks.moved()
-        if not self._temperature:
-            return scores
-        warm_SW = scores.float() / self._temperature
-        if self._nucleus is not None:
-            warm_SW = self._nucleus(input_ids, warm_SW)
-        sums_SW = warm_SW.softmax(dim=-1).double().cumsum(dim=-1)
-        step = input_ids.shape[1] - self._prompt
-        number_S1 = self._numbers_ST[:, step : step + 1].to(sums_SW.device) * sums_SW[:, -1:]
-        drawn_S1 = torch.searchsorted(sums_SW, number_S1, right=True)
-        drawn_S1 = drawn_S1.clamp(max=sums_SW.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn_S1, 0.0)
 
 
 class Generator:
@@ -100,17 +38,10 @@ class Generator:
         self._model = model.eval()
         self._questions = questioner
         self._generation = questioner.generation
-        # The model's own settings (top_k, penalties) would change what is drawn.
-        self._model.generation_config = GenerationConfig()
-        stops = self._generation.stop_ids or ()
-        self._settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self._generation.max_new_tokens,
-            eos_token_id=list(stops) or None,
-            pad_token_id=stops[0] if stops else 0,
-            use_cache=True,
+        made = self._generation
+        self._sampling = Sampling(
+            made.temperature, made.top_p, made.max_new_tokens, made.stop_ids or ()
         )
-        self._stops = frozenset(stops)
         on_gpu = model.device.type == "cuda"
         usual = _SEQUENCES_ON_GPU if on_gpu else _SEQUENCES
         self._most = usual if sequences == "auto" else sequences
@@ -219,44 +150,8 @@ class Generator:
             for ids in self._attempt(half, callbacks)
         ]
 
-    @torch.inference_mode()
     def _answered(self, asked: Sequence[Question], callbacks: Callbacks) -> list[list[int]]:
-        ids_ST, mask_ST = padded([one.ids for one in asked], pad=self._settings.pad_token_id)
-        steps, prompt = self._generation.max_new_tokens, ids_ST.shape[1]
-        numbers_ST = torch.from_numpy(np.stack([uniforms(one.key, steps) for one in asked]))
-        sampling = SeededSampling(
-            numbers_ST,
-            prompt=prompt,
-            temperature=self._generation.temperature,
-            top_p=self._generation.top_p,
-            callbacks=callbacks,
-        )
-        place, rows = self._model.device, self._model.get_input_embeddings().weight.shape[0]
-        # On a GPU an id outside the table would kill the process, not the row.
-        if int(ids_ST.max()) >= rows:
-            raise ModelError(
-                f"generate.model: the tokenizer gave id {int(ids_ST.max())}, but the model embeds"
-                f" only {rows}; tokenizer and weights do not belong together"
-            )
-        whole_ST: Tensor = self._model.generate(
-            input_ids=ids_ST.to(place),
-            attention_mask=mask_ST.to(place),
-            generation_config=self._settings,
-            logits_processor=LogitsProcessorList([sampling]),
-        )
-        return [self._until_stop(row) for row in whole_ST[:, prompt:].tolist()]
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        ends = (place for place, token in enumerate(ids) if token in self._stops)
-        return ids[: next(ends, len(ids))]
-
-
-def padded(rows: Sequence[Sequence[int]], *, pad: int) -> tuple[Tensor, Tensor]:
-    """Return ids and mask [S, T], padded on the left: the next token goes to the right of all."""
-    longest = max(map(len, rows))
-    ids_ST = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask_ST = torch.zeros((len(rows), longest), dtype=torch.long)
-    for row, ids in enumerate(rows):
-        ids_ST[row, longest - len(ids) :] = torch.tensor(ids, dtype=torch.long)
-        mask_ST[row, longest - len(ids) :] = 1
-    return ids_ST, mask_ST
+        keys = [one.key for one in asked]
+        prompts = [one.ids for one in asked]
+        found = continued(self._model, prompts, keys, self._sampling, callbacks)
+        return [self._sampling.until_stop(ids) for ids in found]

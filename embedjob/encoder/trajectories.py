@@ -12,21 +12,20 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 
 from embedjob.config.generation import SLOT, TrajectorySettings
 from embedjob.config.heads import Decode
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.batching.scheduler import raising_device_lost
-from embedjob.encoder.generator import Callbacks, SeededSampling, padded
 from embedjob.encoder.loading import load_model
+from embedjob.encoder.sampling import Callbacks, Sampling, continued
 from embedjob.errors import InputError, ModelError
 from embedjob.models.architecture import config_of, info_of, is_causal
 from embedjob.models.chat_template import special_tokens, stop_ids
 from embedjob.models.source import materialize, source_of
 from embedjob.models.tokenizer import read_tokenizer
-from embedjob.text.conversations import draw_key, text_hash, uniforms
+from embedjob.text.conversations import draw_key, text_hash
 from embedjob.text.fitting import WholePromptFitter
 from embedjob.text.prompts import Prompt, prepare
 
@@ -49,10 +48,9 @@ class Trajectories:
     ) -> None:
         """Take a loaded model; `load` loads one. `sequences` go through it together."""
         self._model = model.eval()
-        self._model.generation_config = GenerationConfig()
         self._fitter = fitter
         self._settings = settings
-        self._stops = frozenset(stops)
+        self._sampling = Sampling(settings.temperature, 1.0, settings.max_new_tokens, tuple(stops))
         self._pad = stops[0] if stops else 0
         self._most = sequences
 
@@ -164,39 +162,11 @@ class Trajectories:
         ]
         flat: list[_Ids] = []
         for start in range(0, len(asked), self._most):
-            flat += self._continued(asked[start : start + self._most], callbacks)
+            ids, keys = zip(*asked[start : start + self._most], strict=True)
+            found = continued(self._model, ids, keys, self._sampling, callbacks)
+            # The token that ends a text counts.
+            flat += [self._sampling.until_stop(one, with_stop=True) for one in found]
         return [flat[start : start + count] for start in range(0, len(flat), count)]
-
-    @torch.inference_mode()
-    def _continued(self, asked: Sequence[tuple[_Ids, bytes]], callbacks: Callbacks) -> list[_Ids]:
-        ids_ST, mask_ST = padded([ids for ids, _ in asked], pad=self._pad)
-        steps, prompt = self._settings.max_new_tokens, ids_ST.shape[1]
-        numbers_ST = torch.from_numpy(np.stack([uniforms(key, steps) for _, key in asked]))
-        sampling = SeededSampling(
-            numbers_ST,
-            prompt=prompt,
-            temperature=self._settings.temperature,
-            top_p=1.0,
-            callbacks=callbacks,
-        )
-        whole_ST: Tensor = self._model.generate(
-            input_ids=ids_ST.to(self._model.device),
-            attention_mask=mask_ST.to(self._model.device),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=steps,
-                eos_token_id=sorted(self._stops) or None,
-                pad_token_id=self._pad,
-                use_cache=True,
-            ),
-            logits_processor=LogitsProcessorList([sampling]),
-        )
-        return [self._through_stop(row) for row in whole_ST[:, prompt:].tolist()]
-
-    def _through_stop(self, ids: _Ids) -> _Ids:
-        """Return a continuation up to the first token that ends a text, which counts."""
-        ends = (place + 1 for place, token in enumerate(ids) if token in self._stops)
-        return ids[: next(ends, len(ids))]
 
     @torch.inference_mode()
     def _scores(

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import embedjob
 from embedjob.config.generation import TrajectorySettings
-from embedjob.encoder.generator import Callbacks
+from embedjob.encoder.sampling import Callbacks
 from embedjob.encoder.trajectories import Trajectories
 from embedjob.errors import ConfigError, EmbedjobError, InputError, ModelError
 from embedjob.text.conversations import draw_key, text_hash, uniforms
