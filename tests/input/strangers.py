@@ -36,7 +36,7 @@ def _decimal(precision: int, scale: int) -> tuple[pa.DataType, Any]:
 
 
 def _moments(unit: str, zone: str | None = None) -> tuple[pa.DataType, Any]:
-    step = {"ms": 1000, "us": 1, "ns": 1}[unit]
+    step = {"s": 10**6, "ms": 1000, "us": 1, "ns": 1}[unit]
     moments = LATE if zone or unit == "ns" else MOMENTS
     cut = moments.map(lambda at: at.replace(microsecond=at.microsecond // step * step))
     aware = cut.map(lambda at: at.replace(tzinfo=datetime.timezone.utc)) if zone else cut
@@ -62,13 +62,16 @@ LEAVES: Sequence[tuple[pa.DataType, Any]] = (
     (pa.binary(3), st.binary(min_size=3, max_size=3)),
     (pa.binary(16), st.binary(min_size=16, max_size=16)),
     (pa.date32(), st.dates()),
+    (pa.time32("s"), st.times().map(lambda at: at.replace(microsecond=0))),
     (pa.time32("ms"), st.times().map(lambda at: at.replace(microsecond=0))),
     (pa.time64("us"), st.times()),
     (pa.time64("ns"), st.times()),
-    *(_moments(unit) for unit in ("ms", "us", "ns")),
-    *(_moments(unit, "UTC") for unit in ("ms", "us", "ns")),
+    *(_moments(unit) for unit in ("s", "ms", "us", "ns")),
+    *(_moments(unit, "UTC") for unit in ("s", "ms", "us", "ns")),
     _moments("us", "Europe/Berlin"),
     (pa.duration("us"), st.integers(-(2**53), 2**53).map(lambda n: n * US)),
+    (pa.duration("s"), st.integers(-(2**31), 2**31).map(lambda n: n * 1000_000 * US)),
+    (pa.duration("ns"), st.integers(-(2**63) + 1, 2**63 - 1).map(pandas.Timedelta)),
     (pa.duration("ms"), st.integers(-(2**40), 2**40).map(lambda n: n * 1000 * US)),
     _decimal(5, 2),
     _decimal(18, 0),
@@ -168,7 +171,7 @@ _ALIKE: Mapping[pa.DataType, Sequence[pa.DataType]] = {
         pa.timestamp(unit, "UTC"): [
             pa.timestamp(unit, zone) for zone in ("UTC", "+00:00", "Etc/UTC", "GMT")
         ]
-        for unit in ("ms", "us", "ns")
+        for unit in ("s", "ms", "us", "ns")
     },
 }
 FILES = st.fixed_dictionaries(
