@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.config.job import ActorRange, Job, Pool
 from embedjob.errors import AccessError, EmbedjobError, ResourceError, in_one_line
+from embedjob.input.chunks import printable
 from embedjob.output.lease import Lease, is_seen, unseen
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles
@@ -129,7 +130,8 @@ class Look:
         if not is_seen(self.lease):
             raise AccessError(unseen(self.lease))
         if objects.stat(self.shard) is None:
-            raise AccessError(f"{self.shard}: the driver sees this shard and this node does not")
+            shard = printable(self.shard)
+            raise AccessError(f"{shard}: the driver sees this shard and this node does not")
         require_create_only(self.lease.out)
         self.engine.load_tokenizer()
         self.files.check_tokenizer()

@@ -69,7 +69,8 @@ def run_stages(
     config, engine_of = plan.job.config, engine_of or recipe_engine
     try:
         with connected(options.address):
-            look = Look(engine_of(config, 1), _files(plan), plan.left[0].shard.url, holder.lease)
+            shard = plan.left[0].shard.stored.url
+            look = Look(engine_of(config, 1), _files(plan), shard, holder.lease)
             looked = preflight(look)
             pool = size_pools(config, chunks=len(plan.left), say=console.say)
             # Nodes that were started meanwhile.

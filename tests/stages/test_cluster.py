@@ -1,3 +1,4 @@
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,13 @@ def test_a_node_is_refused_by_its_name_unless_it_sees_what_the_driver_has_put(
     with connected(cluster.address):
         [node] = preflight(look)
         assert preflight(look, but={node}) == {node}
+        odd = tmp_path / os.fsdecode(b"caf\xe9.parquet")  # no UTF-8
+        odd.touch()
+        assert preflight(replace(look, shard=str(odd))) == {node}
         for spoiled, reason in (
             (replace(look, lease=another), "does not see the file that the driver"),
             (replace(look, shard=f"{shard}-gone"), "the driver sees this shard"),
+            (replace(look, shard=f"{odd}-gone"), r"caf\\udce9\.parquet-gone: the driver sees"),
             (replace(look, files=replace(files, digests=())), r"tokenizer\.json is another file"),
         ):
             with pytest.raises(RefusedError, match=f"^node {host}: .*{reason}"):
