@@ -25,6 +25,7 @@ MAX_LENGTH = 128 * 2**20
 # and zstd's densest block is 4 bytes for 128 KiB.
 _MAX_ROWS_PER_BYTE = 2**16
 _MAX_EXPANSION = 2**15
+_UNREADABLE = "LZO"  # of the codecs that Parquet has
 
 Bounds = Mapping[str, tuple[Any, Any]]
 # The last bytes of a file, its footer at least, and the size of the whole file.
@@ -213,6 +214,11 @@ def _groups(
             raise pa.ArrowInvalid(f"row group {number} claims {count} rows in {size} bytes")
         parts = [(leaf, group.column(leaf.place)) for leaf in leaves]
         for leaf, part in parts:
+            if part.compression == _UNREADABLE:
+                raise pa.ArrowInvalid(
+                    f"{WHOLE_BUT}s column {leaf.path!r} is compressed by {_UNREADABLE}, which Arrow"
+                    " cannot read; write it again with another codec, such as zstd"
+                )
             for problem in _problems(part, leaf, count, size):
                 raise pa.ArrowInvalid(f"row group {number}, column {leaf.path!r}: {problem}")
         rows.append(count)

@@ -163,6 +163,18 @@ def test_an_encrypted_footer(tmp_path: Path) -> None:
     assert "its footer is encrypted, which is not supported" in str(_footer(path, TEXT))
 
 
+def test_a_codec_that_arrow_cannot_read_is_named_where_its_column_is_needed(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.parquet"
+    write_shard(path, {"t": ["a"] * 10, "n": range(10)})
+    # The last column is in LZO now, as Hive writes it where it is told to.
+    path.write_bytes(_edited(path.read_bytes(), b"\x15\x02\x16", b"\x15\x06\x16", last=True))
+    assert isinstance(_footer(path, TEXT), Footer)
+    said = "whole, but its column 'n' is compressed by LZO, which Arrow cannot read; write it again"
+    assert str(_footer(path, Wanted(("t",), ("t", "n")))).startswith(said)
+
+
 class _Keys(encryption.KmsClient):
     """Keys that are kept as they are."""
 
