@@ -44,7 +44,7 @@ def run(
         job: the path of a job file, or its sections as a mapping.
         sets: overrides of its keys, as `--set` takes them: `encoder.max_tokens=256`.
         progress: whether to show on stderr what the command line shows.
-        options: `address`, `takeover`, `new_fingerprint`, `publish_partial`, `repair` and
+        options: `address`, `takeover`, `new_fingerprint`, `publish_partial`, `repair`, `refit` and
             `retry_quarantined`, as on the command line.
 
     Raises:

@@ -49,6 +49,7 @@ RetryQuarantined = Annotated[
 NewInput = Annotated[
     bool, typer.Option("--new-input", help="Replace the served corpus by that of another input.")
 ]
+Refit = Annotated[bool, typer.Option("--refit", help="Make the artefacts of fits once more.")]
 AllowShrink = Annotated[
     bool, typer.Option("--allow-shrink", help="Publish fewer rows than run.max_shrink allows.")
 ]
@@ -68,6 +69,7 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
     retry_quarantined: RetryQuarantined = False,
     new_input: NewInput = False,
     allow_shrink: AllowShrink = False,
+    refit: Refit = False,
 ) -> None:
     """Embed what is left of a job, and publish it."""
     source = _source(job, sets)
@@ -86,6 +88,7 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
         retry_quarantined=retry_quarantined,
         new_input=new_input,
         allow_shrink=allow_shrink,
+        refit=refit,
     )
     result = embed(source, options, RunConsole(_say, shown))
     show_summary(result, Console(stderr=as_json))
@@ -129,6 +132,43 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command line
         _say(f"fault: {fault}")
     if ended.faults:
         raise typer.Exit(1)
+
+
+@app.command()
+def fit(  # noqa: PLR0913 - each parameter is an option of the command line
+    *,
+    job: JobFile,
+    sets: Sets = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    takeover: Takeover = False,
+    publish_partial: PublishPartial = False,
+    refit: Refit = False,
+) -> None:
+    """Make the artefacts of a job's fits, and embed nothing but what they need."""
+    source = _source(job, sets)
+    from functools import partial
+
+    from embedjob.job.options import Console as RunConsole
+    from embedjob.job.options import Options
+    from embedjob.job.planning import plan_job
+    from embedjob.pipeline import embed_plan
+    from embedjob.reports.progress import shown
+    from embedjob.stages.fits.fit import make_artefacts
+
+    console = RunConsole(_say, shown)
+    options = Options(
+        address=address, takeover=takeover, publish_partial=publish_partial, refit=refit
+    )
+    plan = plan_job(source, refit=refit)
+    made = make_artefacts(
+        plan, partial(embed_plan, console=console), options=options, console=console
+    )
+    for one in made.fits:
+        if as_json:
+            _print_json(one.as_dict())
+        elif one.made is not None:
+            typer.echo(f"{one.name}: {one.made.name}, from {one.made.rows:,} vectors")
 
 
 @app.command()

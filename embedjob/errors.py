@@ -54,6 +54,10 @@ class OutputError(RefusedError):
     """The output belongs to another recipe, or cannot hold this job's files."""
 
 
+class FitError(RefusedError):
+    """The vectors of a fit do not give what the fit asks of them."""
+
+
 class FaultError(EmbedjobError):
     """The run ended with faults; everything else is committed."""
 

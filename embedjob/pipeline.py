@@ -1,8 +1,7 @@
-"""The pipeline in one sentence: resolve -> plan -> claim -> flow -> publish.
+"""The pipeline in one sentence: resolve -> plan -> claim -> fit -> flow -> publish.
 
 The flow is read -> generate (if asked) -> tokenize -> encode -> write, chunk by chunk. What was put
-is never done again: a plain re-run resumes. The stages are imported inside the functions: Ray takes
-seconds to import, and a job that is refused or done by its plan needs none.
+is never done again: a plain re-run resumes. Stages are imported in functions: Ray takes seconds.
 """
 
 import time
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from embedjob.config.job_file import JobSource
 from embedjob.input.reading import read_pass
 from embedjob.job.options import Console, Options
-from embedjob.job.output import check_output, chunks_to_redo, is_published, output_spec
-from embedjob.job.planning import JobPlan, plan_job, relisted
+from embedjob.job.output import check_output, is_published, output_spec, planned_under_lease
+from embedjob.job.planning import JobPlan, plan_job
 from embedjob.job.publishing import nothing_to_do, publish_run
 from embedjob.job.result import Result
 from embedjob.output.lease import claim, held
@@ -55,34 +54,35 @@ def embed(
 ) -> Result:
     """Embed what is left of a job, publish it, and return the run's result.
 
-    Args:
-        source: the job file and its overrides.
-        options: how to start.
-        console: where to speak.
-        engine_of: gives the engine for a config and a number of torch threads; the recipe's own
-            if None.
+    `engine_of` gives the engine for a config and a number of torch threads; if None, the recipe's.
 
     Raises:
         RefusedError: nothing was embedded, because the job does not fit its world.
         InterruptedRunError: a signal came; a plain re-run resumes.
         FaultError: the pipeline itself broke, stalled, or was taken over.
     """
-    started = time.monotonic()
-    plan = plan_job(source)
-    out = plan.job.out
-    newest = check_output(plan, options)
-    if newest is not None and not options.redoes and is_published(plan, newest):
+    return embed_plan(plan_job(source, refit=options.refit), options, console, engine_of)
+
+
+def embed_plan(
+    plan: JobPlan, options: Options, console: Console, engine_of: "EngineOf | None" = None
+) -> Result:
+    """Embed what a plan leaves to do, as `embed`; the vectors that a fit needs go the same way."""
+    started, out, newest = time.monotonic(), plan.job.out, check_output(plan, options)
+    if newest is not None and not (options.redoes or plan.unfitted) and is_published(plan, newest):
         return nothing_to_do(plan, newest, started=started)
     require_create_only(out)
-    from embedjob.stages.session import run_stages
+    from embedjob.stages import session
+    from embedjob.stages.fits import fit
 
     name = f"{plan.job.config.input.path} -> {out}"
-    with held(claim(out, job=name, takeover=options.takeover, say=console.say)) as holder:
-        redo = chunks_to_redo(plan, options, console.say)
-        # Another run, or a prune, may have ended while this one waited for the lease.
-        plan = relisted(plan, epoch=holder.epoch, redo=redo)
-        check_output(plan, options)
-        end = run_stages(
+    vectors = partial(embed_plan, console=console, engine_of=engine_of)
+    with (
+        held(claim(out, job=name, takeover=options.takeover, say=console.say)) as holder,
+        fit.fitted(plan, vectors, options=options, console=console, holder=holder) as fitted,
+    ):
+        plan = planned_under_lease(fitted, options, epoch=holder.epoch, say=console.say)
+        end = session.run_stages(
             plan, flow, options=options, console=console, holder=holder, engine_of=engine_of
         )
         return publish_run(

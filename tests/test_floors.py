@@ -45,7 +45,7 @@ HOMES = {
     "ray": {"stages"},
     "rich": {"reports", "cli", "jobs"},
     "s3fs": {"storage"},
-    "safetensors": {"encoder"},
+    "safetensors": {"encoder", "output"},
     "tokenizers": {"text", "models"},
     "torch": {"vectors", "encoder"},
     "torchao": {"encoder"},

@@ -36,9 +36,13 @@ REFUSALS: dict[str, tuple[Change, tuple[str, ...]]] = {
         {"encoder": {"long_text": "late_chunk", "span": "last_token"}},
         ("encoder: span: got last_token", "late_chunk", "allowed is all, text, from_text"),
     ),
-    "a section without an engine": (
-        {"fit": {"whiten": 1}},
-        ("fit", "not available in this version"),
+    "a key without an engine": (
+        {"output": {"reuse_from": ["{folder}/out"]}},
+        ("output.reuse_from", "not available in this version"),
+    ),
+    "a fit that nobody makes": (
+        {"encoder": {"finish": [{"whiten": "w"}]}},
+        ("encoder.finish: whiten: got w", "fit: makes none"),
     ),
     "an unset variable": (
         {"input": {"path": "${EMBEDJOB_TEST_UNSET}/docs"}},

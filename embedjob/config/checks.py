@@ -182,15 +182,11 @@ def _repeated(recipe: AnyRecipe, _: Any, *, key: str, count: Callable[[AnyRecipe
     return {"key": key, "number": count(recipe)} if count(recipe) > 1 else False
 
 
-def _unfitted(recipe: AnyRecipe) -> Found:
-    """Return the keys of the first finishing step that a fit would have to make."""
-    steps = (step for step in recipe.finish if isinstance(step, FitStep))
-    return next(({"keys": " and ".join(step.given) or "none"} for step in steps), False)
-
-
 def _misnamed(recipe: AnyRecipe) -> Found:
-    steps = [step for step in recipe.finish if isinstance(step, FitStep)]
-    return _unfitted(recipe) if steps and len(steps[0].given) != 1 else False
+    """Return the keys of the first finishing step that has none, or several."""
+    steps = (step for step in recipe.finish if isinstance(step, FitStep))
+    wrong = (step.given for step in steps if len(step.given) != 1)
+    return next(({"keys": " and ".join(keys) or "none"} for keys in wrong), False)
 
 
 def _named_summands(recipe: AnyRecipe) -> list[str] | None:
@@ -292,14 +288,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "as written",
         lambda recipe, _: _misnamed(recipe),
-        "finish: a step has exactly one key; got {keys}, allowed is {{normalize: true}} or"
-        " {{truncate: DIMENSIONS}}",
-    ),
-    Rule(
-        "as written",
-        lambda recipe, _: _unfitted(recipe),
-        "finish: {keys} needs a fit on the corpus, which is not available in this version; allowed"
-        " is {{normalize: true}} or {{truncate: DIMENSIONS}}",
+        "finish: a step has exactly one key; got {keys}, allowed is {{normalize: true}},"
+        " {{truncate: DIMENSIONS}} or {{KIND: NAME}} of a fit",
     ),
     Rule(
         "with folder",

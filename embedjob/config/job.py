@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from embedjob.config.fits import Fits, check_fits
 from embedjob.config.generation import Generation
-from embedjob.config.recipe import Recipe
+from embedjob.config.recipe import PARTIAL, Recipe
 from embedjob.config.types import Fraction, Positive, Section, seconds_of
 
 OUTPUT_COLUMNS = frozenset(
@@ -37,6 +38,23 @@ class Input(Section):
     keep: tuple[str, ...] = ()
     filter: tuple[Any, ...] | None = None
     on_bad_row: Literal["quarantine", "fail", "null"] = "quarantine"
+
+
+class Sample(Section):
+    """A seeded part of an input: chunks and rows whose keys, 64 bits, are not above these bounds.
+
+    `input/samples.py` says what the keys are.
+    """
+
+    seed: int
+    chunks: int
+    rows: int
+
+
+class SampledInput(Input):
+    """The input of a fit, of which some rows are read; no job file can ask for it."""
+
+    sample: Sample
 
 
 class ActorRange(Section):
@@ -153,17 +171,10 @@ class Job(Section):
     input: Input
     encoder: Recipe
     generate: Generate | None = None
-    fit: Any = None
+    fit: Fits = ()
     pool: Pool = Pool()
     output: Output
     run: Run = Run()
-
-    @field_validator("fit")
-    @classmethod
-    def _is_not_built(cls, value: Any) -> Any:
-        if value is not None:
-            raise ValueError("not available in this version; leave it out")
-        return value
 
     @property
     def generator_pool(self) -> Pool:
@@ -182,4 +193,11 @@ class Job(Section):
                 f"input.keep: {', '.join(taken)} would collide with the output's own columns"
                 f" ({', '.join(sorted(OUTPUT_COLUMNS))}); rename them in the input"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_are_used(self, info: ValidationInfo) -> "Job":
+        # A method may yet bring the steps, or the fits.
+        if not (info.context or {}).get(PARTIAL):
+            check_fits(self.fit, self.encoder)
         return self

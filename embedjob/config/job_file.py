@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from embedjob.config.fits import FITS
 from embedjob.config.generation import TrajectorySettings
 from embedjob.config.job import Job
 from embedjob.config.recipe import PARTIAL, Recipe
@@ -301,6 +302,13 @@ def _expanded(document: dict[str, Any]) -> dict[str, Any]:
         values = document.get(section)
         if isinstance(values, dict) and key in values:
             document = {**document, section: {**values, key: _expand(values[key], path)}}
+    if (fits := document.get("fit", ())) is None:
+        document = {key: value for key, value in document.items() if key != "fit"}
+    elif isinstance(fits, list):
+        document = {**document, "fit": (fits := [*fits])}
+        for at, fit in enumerate(fits):
+            if isinstance(fit, dict) and "from" in fit:
+                fits[at] = {**fit, "from": _expand(fit["from"], f"fit.{at}.from")}
     return document
 
 
@@ -338,7 +346,8 @@ def _explain(
         path, got = _locate(document, one["loc"], at)
         message = str(one["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
         if one["type"] == "extra_forbidden":
-            message = _unknown(str(one["loc"][-1]), _siblings(path))
+            kind = str(one["loc"][2]) if one["loc"][0] == "fit" and len(one["loc"]) > 2 else None
+            message = _unknown(str(one["loc"][-1]), _siblings(path, kind))
         elif one["type"] == "missing":
             path, message = _missing(path, one["loc"])
         elif one["type"] != "value_error":
@@ -360,6 +369,8 @@ def _locate(document: Mapping[str, Any], loc: Sequence[str | int], at: str) -> t
     path, value = [at] if at else [], document
     here: Any = value
     for part in loc:
+        if isinstance(here, Mapping) and here.get("kind") == part:  # the branch of a fit
+            continue
         inside = isinstance(here, Mapping) and part in here
         if not inside and not (isinstance(here, list) and isinstance(part, int)):
             break
@@ -372,7 +383,11 @@ def _missing(path: str, loc: Sequence[str | int]) -> tuple[str, str]:
     return ".".join(filter(None, (path, str(loc[-1])))), "is required and was not given"
 
 
-def _siblings(path: str) -> tuple[str, ...]:
+def _siblings(path: str, kind: str | None = None) -> tuple[str, ...]:
+    """Return the keys that may stand beside the one at a path; `kind` is that of its fit."""
+    if kind is not None and kind in FITS:
+        fields = FITS[kind].section.model_fields
+        return tuple(field.alias or name for name, field in fields.items())
     model: Any = Job
     for part in path.split(".")[:-1]:
         field = model.model_fields.get(part)

@@ -101,13 +101,31 @@ class Truncate(Section):
 
 
 class FitStep(Section):
-    """A finishing step whose parameters are fitted on the corpus before the run."""
+    """A finishing step that applies what a fit left: under its kind, the fit's name.
+
+    In a recipe that is settled, the name is the sha256 of the fit's artefact.
+    """
 
     standardize: str | None = None
     whiten: str | None = None
+    pca: str | None = None
     flow: str | None = None
 
     @property
     def given(self) -> tuple[str, ...]:
         """The keys that are written."""
         return tuple(name for name in FitStep.model_fields if getattr(self, name) is not None)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the fit; a step has exactly one key."""
+        return self.given[0]
+
+    @property
+    def name(self) -> str:
+        """The name of the fit, or the sha256 of its artefact."""
+        return str(getattr(self, self.kind))
+
+    def settled(self, sha256: str) -> "FitStep":
+        """Return the step that names an artefact."""
+        return self.model_copy(update={self.kind: sha256})

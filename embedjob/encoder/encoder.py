@@ -26,13 +26,17 @@ from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
-from embedjob.job.resolve import recorded_recipes, resolve_encoder
+from embedjob.job.recorded import recorded_alignment, recorded_recipes
+from embedjob.job.resolve import resolve_encoder
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.conversations import embedded_texts
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.variants import views_with_variants
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
+from embedjob.vectors.finishing import NO_FITS, finished
+from embedjob.vectors.fit_arithmetic import applied
+from embedjob.vectors.fitted import Fitted
 from embedjob.vectors.quantizing import Codes, quantize
 
 if TYPE_CHECKING:
@@ -48,12 +52,14 @@ class Encoder:
         recipe: Recipe,
         *,
         recipes: Mapping[Role, Recipe] | None = None,
+        fitted: Mapping[str, Fitted] = NO_FITS,
         tokens_per_microbatch: Literal["auto"] | int = "auto",
         padding_side: Side | Literal["none"] = "right",
     ) -> None:
         """Takes a loaded model; `from_recipe` loads one.
 
         On a GPU views go without padding where that is as good, for a side of "none" anywhere.
+        `fitted` is what the fits of finishing steps left, by the sha256 that a step names.
         """
         self.backbone = backbone
         self._prefixes = Prefixes(backbone)
@@ -62,11 +68,13 @@ class Encoder:
         self._meter = Meter(backbone)
         self.recipe = recipe
         self.ranges: Vectors | None = None
+        self.alignment: Fitted | None = None
         self._readouts: dict[tuple[Any, ...], Readout] = {}
         self._readout(recipe)
         self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
             _require_one_model(other, recipe)
+        self._fitted = fitted
         # None until it is found.
         self._budget = None if tokens_per_microbatch == "auto" else tokens_per_microbatch
         self._side: Side = "left" if padding_side == "left" else "right"
@@ -78,11 +86,12 @@ class Encoder:
         self._generator: Generator | None = None
 
     @classmethod
-    def from_recipe(
+    def from_recipe(  # noqa: PLR0913 - each is a place, or a part of the encoder
         cls,
         recipe: Recipe,
         *,
         recipes: Mapping[Role, Recipe] | None = None,
+        fitted: Mapping[str, Fitted] = NO_FITS,
         device: str | None = None,
         tokens_per_microbatch: Literal["auto"] | int = "auto",
         gpus: int = 1,
@@ -98,7 +107,8 @@ class Encoder:
         if threads is not None:
             _own_process(place, threads)
         backbone = load_backbone(recipe, device=place, gpus=gpus)
-        return cls(backbone, recipe, recipes=recipes, tokens_per_microbatch=tokens_per_microbatch)
+        budget = tokens_per_microbatch
+        return cls(backbone, recipe, recipes=recipes, fitted=fitted, tokens_per_microbatch=budget)
 
     @classmethod
     def from_method(
@@ -159,6 +169,7 @@ class Encoder:
         generator: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        aligned_to: str | None = None,
         device: str | None = None,
         gpus: int = 1,
     ) -> "Encoder":
@@ -175,11 +186,13 @@ class Encoder:
             generator: as `model`, for `generate.model`.
             trust_remote_code: whether the model's own Python code may run, if the job let it run.
             allow_pickle: whether pickled weights may be read, if the job let them be read.
+            aligned_to: another output in whose space embeddings are given, by the rotation that
+                the `align` fit of this output's job has made.
             device: as for `from_recipe`.
             gpus: as for `from_recipe`.
 
         Raises:
-            OutputError: the output has no recipe.
+            OutputError: the output has no recipe, or no rotation to the other output.
             ModelError: the model is not the one that wrote, or needs what is not allowed here.
         """
         copies = {"model": model, "base": base, "adapters": adapters, "generator": generator}
@@ -189,9 +202,13 @@ class Encoder:
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-        encoder = cls.from_recipe(kept.recipe, recipes=kept.recipes, device=device, gpus=gpus)
+        alignment = None if aligned_to is None else recorded_alignment(out, aligned_to)
+        encoder = cls.from_recipe(
+            kept.recipe, recipes=kept.recipes, fitted=kept.fitted, device=device, gpus=gpus
+        )
         if kept.calibration is not None:
             encoder.ranges = kept.calibration.array
+        encoder.alignment = alignment
         return encoder
 
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
@@ -241,6 +258,10 @@ class Encoder:
                 f"{len(outputs.failed)} of {len(texts)} texts cannot be embedded; the first is"
                 f" number {text}: {reason}, {detail}. Leave it out"
             )
+        if self.alignment is not None:
+            rotated = applied(self.alignment, outputs.embeddings)
+            unit = finished(rotated, recipe.finish[-1:] if recipe.normalized else ())
+            outputs = replace(outputs, embeddings=unit)
         return outputs
 
     def generated(self, texts: Sequence[str], role: Role | None = None) -> list[list[str]]:
@@ -286,7 +307,8 @@ class Encoder:
         passed = encode_distinct(views, loaded, budget=budget, callbacks=callbacks)
         if passed.budget < budget:
             self._budget = passed.budget
-        outputs = encoded(passed, views, recipe, router_width=loaded.readout.router_width)
+        router_width = loaded.readout.router_width
+        outputs = encoded(passed, views, recipe, router_width=router_width, fitted=self._fitted)
         seconds = time.monotonic() - started - passed.stats["copy_seconds"]
         stats = {"compute_seconds": seconds, "tokens_per_microbatch": passed.budget}
         stats |= self._meter.utilization(recipe, passed.stats, seconds=seconds)
@@ -317,8 +339,13 @@ class Encoder:
         """The embeddings of texts in the `vector_dtype` of the documents, as an output holds them.
 
         int8 and uint8 go by `ranges`, which are those of the output that the encoder is from;
-        ConfigError where there are none.
+        ConfigError where there are none, or where embeddings are given in another output's space.
         """
+        if self.alignment is not None:
+            raise ConfigError(
+                "aligned_to: got another output's space, and encode_stored gives what this output"
+                " holds; use encode"
+            )
         floats = self.encode(texts, role)
         flat = floats.reshape(-1, floats.shape[-1])
         codes = quantize(flat, self.recipe.vector_dtype, ranges_2D=self.ranges)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedjob.config.job import Input
+from embedjob.config.job import Input, SampledInput
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.column_types import TEXT, has_inner_dictionary, in_type, read_type
@@ -20,6 +20,7 @@ from embedjob.input.footers import group_bounds
 from embedjob.input.int96 import exact_units, stored_unit
 from embedjob.input.joining import joined_text, validate_text
 from embedjob.input.listing import read_metadata
+from embedjob.input.samples import sampled_rows
 from embedjob.storage.objects import Stored, open_unchanged, require_unchanged
 from embedjob.storage.retrying import is_passing
 
@@ -49,13 +50,21 @@ def read_pass(chunks: Sequence[Chunk], job_input: Input) -> Iterator[pa.Table]:
     tables = _wanted_rows(chunks, columns, job_input)
     for chunk in chunks:
         try:
-            yield _finished(next(tables), columns, job_input)
+            yield _finished(_sampled(next(tables), chunk, job_input), columns, job_input)
         except (pa.ArrowException, OSError) as error:
             if is_passing(error):  # storage's trouble, and no fault of the shard
                 raise
             raise ChunkError(
                 f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: cannot be read: {error}"
             ) from error
+
+
+def _sampled(table: pa.Table, chunk: Chunk, job_input: Input) -> pa.Table:
+    """Return the rows that the sample of a fit has, all where the input is no sample."""
+    if not isinstance(job_input, SampledInput):
+        return table
+    rows = table.column(_ROW).to_numpy()
+    return table.filter(pa.array(sampled_rows(job_input.sample, chunk.shard.url, rows)))
 
 
 def _finished(table: pa.Table, columns: Columns, job_input: Input) -> pa.Table:

@@ -23,11 +23,12 @@ class Options:
     retry_quarantined: bool = False
     new_input: bool = False
     allow_shrink: bool = False
+    refit: bool = False
 
     @property
     def redoes(self) -> bool:
-        """Whether committed chunks may be done again."""
-        return self.repair or self.retry_quarantined
+        """Whether committed chunks, or artefacts of fits, may be made again."""
+        return self.repair or self.retry_quarantined or self.refit
 
 
 @dataclass(frozen=True)

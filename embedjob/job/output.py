@@ -4,23 +4,25 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedjob.errors import OutputError
 from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options, Say
-from embedjob.job.planning import JobPlan
+from embedjob.job.planning import JobPlan, relisted
 from embedjob.job.resolve import IdentifiedJob, ResolvedJob
 from embedjob.models.source import transformer_directory
 from embedjob.models.tokenizer_files import note
-from embedjob.output.calibration import ENOUGH_VECTORS, sampled
+from embedjob.output.calibration import ENOUGH_VECTORS, Calibration, sampled
 from embedjob.output.chunk_file import file_bytes
 from embedjob.output.claim import Claim, Probes, check, read_claims
 from embedjob.output.cleanup import damaged, quarantined
 from embedjob.output.derived.generations import GenerationFiles
 from embedjob.output.file_names import data_folder
 from embedjob.output.fingerprint import generation_fingerprint, text_projection
+from embedjob.output.fits.artefacts import read_artefact
 from embedjob.output.head_columns import with_head_columns
 from embedjob.output.manifest import FILES
 from embedjob.output.schema import OutputSpec, output_spec_of, schema_text, types_from, types_text
@@ -40,7 +42,8 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
         OutputError: it belongs to another recipe or input, or a trial would replace a corpus.
     """
     job, run = plan.job, plan.job.config.run
-    claims = read_claims(job.out)
+    # Another run may have made the artefacts since; its claim is looked at under the lease.
+    claims = plan.claims if plan.unfitted else read_claims(job.out)
     check(
         claims,
         fingerprint=job.fingerprint,
@@ -49,6 +52,13 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
         digests=job.digests,
         new_fingerprint=options.new_fingerprint,
     )
+    replaces = options.refit and any(fit.is_step for fit in plan.fits)
+    if replaces and claims and not options.new_fingerprint:
+        raise OutputError(
+            "--refit: this output holds vectors of the artefacts that it would replace; pass"
+            " --new-fingerprint as well to write beside them and switch readers at the end"
+        )
+    _check_ranges(plan, claims)
     _check_columns(plan, claims)
     newest = plan.served
     _check_input(job, claims, newest, options)
@@ -113,6 +123,30 @@ def _lists(newest: Snapshot, plan: JobPlan) -> bool:
     return not place.null_count and bool(planned["etag"].equals(listed["etag"].take(place)))
 
 
+def _check_ranges(plan: JobPlan, claims: Sequence[Claim]) -> None:
+    """Raise OutputError where a fit has other ranges than the output was begun with."""
+    if not any(fit.section.kind == "calibrate" for fit in plan.fits):
+        return
+    ranges = calibration_of(plan)
+    for claim in claims:
+        stands = claim.calibration if claim.fingerprint == plan.job.fingerprint else None
+        if stands and (ranges is None or not np.array_equal(stands.array, ranges.array)):
+            raise OutputError(
+                "fit: calibrate: this output was begun with other ranges, which hold for all its"
+                " files; leave the fit out, or set another output.path"
+            )
+
+
+def calibration_of(plan: JobPlan) -> Calibration | None:
+    """Return the ranges that a fit of the job has made; None where none has."""
+    for fit in plan.fits:
+        if fit.section.kind == "calibrate" and fit.made is not None:
+            fitted = read_artefact(plan.job.out, fit.made.kind, fit.made.sha256)
+            ranges = fitted.tensors["ranges"].astype(np.float32)
+            return Calibration.of(ranges, vectors=fitted.rows)
+    return None
+
+
 def _check_columns(plan: JobPlan, claims: Sequence[Claim]) -> None:
     """Raise OutputError where this run's files could not be written, or not beside those there."""
     for claim in claims:
@@ -148,6 +182,16 @@ def _check_input(
         f" {', '.join(served)}, which this run would replace for its readers; use another"
         " output.path, or pass --new-input if that is meant"
     )
+
+
+def planned_under_lease(plan: JobPlan, options: Options, *, epoch: int, say: Say) -> JobPlan:
+    """Plan again what is left, for the run that has claimed `epoch`, and check the output again.
+
+    Another run, or a prune, may have ended while this one waited for the lease.
+    """
+    plan = relisted(plan, epoch=epoch, redo=chunks_to_redo(plan, options, say))
+    check_output(plan, options)
+    return plan
 
 
 def chunks_to_redo(plan: JobPlan, options: Options, say: Say) -> frozenset[str]:
@@ -199,6 +243,7 @@ def claim_of(plan: JobPlan) -> Claim:
         schema=schema_text(output_spec(plan).data),
         columns=types_text(plan.types),
         probes=Probes((), (), ()),
+        calibration=calibration_of(plan),
         input=job.input_paths,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
@@ -207,10 +252,12 @@ def claim_of(plan: JobPlan) -> Claim:
 def calibration_sample(plan: JobPlan) -> tuple[Chunk, ...] | None:
     """Return the chunks that int8 and uint8 take their ranges from; None for other dtypes.
 
-    They are a sample of the whole corpus also in a trial.
+    None also where a fit of the job makes the ranges. They are a sample of the whole corpus also in
+    a trial.
     """
     dtype = plan.job.config.encoder.vector_dtype
-    return sampled(plan.corpus) if dtype in CALIBRATED else None
+    fitted = any(fit.section.kind == "calibrate" for fit in plan.fits)
+    return sampled(plan.corpus) if dtype in CALIBRATED and not fitted else None
 
 
 def tokenizer_notes(job: ResolvedJob) -> Iterator[str]:

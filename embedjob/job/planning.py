@@ -7,13 +7,15 @@ from itertools import chain
 
 import pyarrow as pa
 
-from embedjob.config.job import Input
+from embedjob.config.job import Input, SampledInput
 from embedjob.config.job_file import JobSource
 from embedjob.errors import InputError, RefusedError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
 from embedjob.input.columns import Standing, agree, columns_of
 from embedjob.input.footers import Footer
 from embedjob.input.listing import check_apart, find_files, read_footers
+from embedjob.input.samples import Place, has_chunk
+from embedjob.job.fit_plan import PlannedFit, check_fits, settled
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
@@ -54,7 +56,10 @@ class JobPlan:
     """A job's chunks, those left to be done, and the shards that give none.
 
     `corpus` is every chunk that there would be without `run.limit`. `served` is the newest
-    snapshot as the plan saw it, `files` the committed file of each chunk that has one.
+    snapshot as the plan saw it, `files` the committed file of each chunk that has one. `named` is
+    the job as it names its `fits`; as long as one of them has made no artefact, the fingerprint of
+    `job` is no output's. `refit` is whether they are to be made again, damaged ones too. `claims`
+    are those on the output before the artefacts were looked for.
     """
 
     job: IdentifiedJob
@@ -70,6 +75,20 @@ class JobPlan:
     served: Snapshot | None = None
     files: Mapping[str, Stored] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    named: IdentifiedJob | None = None
+    claims: tuple[Claim, ...] = ()
+    fits: tuple[PlannedFit, ...] = ()
+    refit: bool = False
+
+    @property
+    def unfitted(self) -> tuple[str, ...]:
+        """Names of the fits that have made no artefact yet: a run makes them first."""
+        return tuple(fit.name for fit in self.fits if fit.made is None)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The rows of the corpus, by chunk."""
+        return tuple(Place(one.shard.url, one.start, one.stop) for one in self.corpus)
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -83,15 +102,17 @@ class JobPlan:
         return sum(chunk.rows for chunk in self.chunks)
 
 
-def plan_job(source: JobSource) -> JobPlan:
+def plan_job(source: JobSource, *, refit: bool = False) -> JobPlan:
     """Resolve a job, list its input and output and plan what is left; nothing is written.
 
     The cheapest comes first: config, input, model, output. A model may have to be fetched, and an
-    input that is missing is known before.
+    input that is missing is known before. With `refit` an artefact of a fit that is damaged counts
+    as one that is not made yet.
 
     Raises:
         InputError: there is no input, or none of it has what the job asks for.
         ConfigError, ModelError: see `resolve` and `identify`.
+        FitError, OutputError: a fit has too few rows, or its artefact is damaged.
         AccessError: the input or the output cannot be listed.
     """
     job_input, served = input_of(source), _served(source)
@@ -99,10 +120,27 @@ def plan_job(source: JobSource) -> JobPlan:
     with asked_once():
         identified = identify(resolve(source))
     check_apart(job_input.path, identified.out, listing.shards)
-    served = served or newest(identified.out)
-    standing = standing_types(read_claims(identified.out), served, identified.fingerprint)
-    listed = _listed(identified)
-    return plan(identified, listing, listed=listed, served=served, standing=standing)
+    return plan_settled(identified, listing, served=served, refit=refit)
+
+
+def plan_settled(
+    named: IdentifiedJob,
+    listing: InputListing,
+    *,
+    served: Snapshot | None = None,
+    refit: bool = False,
+) -> JobPlan:
+    """Plan an identified job with the artefacts that its fits have made by now.
+
+    `served` is the newest snapshot of its output, read here if None; `refit` as in `plan_job`.
+    """
+    # Before the artefacts: of a run that goes on meanwhile, the claim comes after these.
+    claims, served = read_claims(named.out), served or newest(named.out)
+    job, fits = settled(named, refit=refit)
+    standing = standing_types(claims, served, job.fingerprint)
+    made = plan(job, listing, listed=_listed(job), served=served, standing=standing)
+    check_fits(fits, made.places, job)
+    return replace(made, named=named, claims=claims, fits=fits, refit=refit)
 
 
 def list_input(job_input: Input, served: Snapshot | None = None) -> InputListing:
@@ -253,7 +291,8 @@ def cut_input(
     for shard in full:
         if shard.url not in faults:
             version = hashes.version(shard.etag, fingerprint, projection)
-            chunks += _chunks(shard, readable[shard.url], version, chunk_rows)
+            made = _chunks(shard, readable[shard.url], version, chunk_rows)
+            chunks += (chunk for chunk in made if _is_read(chunk, job_input))
     return InputChunks(
         tuple(chunks), tuple(sorted(faults.items())), empty, agreement.types, projection
     )
@@ -316,6 +355,12 @@ def _chunks(shard: Shard, footer: Footer, version: str, chunk_rows: int) -> Iter
             text_bytes=_text_bytes(footer, part),
             footer_bytes=footer.length,
         )
+
+
+def _is_read(chunk: Chunk, job_input: Input) -> bool:
+    if not isinstance(job_input, SampledInput):
+        return True
+    return has_chunk(job_input.sample, chunk.shard.url, chunk.start)
 
 
 def _text_bytes(footer: Footer, part: RowRange) -> int:

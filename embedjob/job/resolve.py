@@ -1,12 +1,11 @@
 """Resolution: from a job as written to its recipes, the digests of its model and the fingerprint.
 
 The one door for `run`, `plan`, `preview`, `methods --resolved` and `Encoder`. `resolve` reads the
-config and the small files of the model's folder, `identify` looks at the weights, and
-`recorded_recipes` reads what an earlier run resolved. None needs torch or Ray, and none writes to
-the output.
+config and the small files of the model's folder, `identify` looks at the weights; what an earlier
+run resolved is read in `job/recorded.py`. None needs torch or Ray, and none writes to the output.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,11 +24,18 @@ from embedjob.config.job_file import (
     validate_encoder,
     validate_partial,
 )
+from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import HubModel, Recipe, Role
 from embedjob.config.templates import check_slots
-from embedjob.errors import ConfigError, ModelError, OutputError
-from embedjob.job.resolve_generation import moved_generator, resolve_generation
-from embedjob.methods.catalogue import check_adapters, over_each_other, read_method, setting_for
+from embedjob.errors import ConfigError
+from embedjob.job.resolve_generation import resolve_generation
+from embedjob.methods.catalogue import (
+    check_adapters,
+    fits_of,
+    over_each_other,
+    read_method,
+    setting_for,
+)
 from embedjob.models.architecture import (
     HeadWidths,
     ModelInfo,
@@ -45,10 +51,7 @@ from embedjob.models.digests import model_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
 from embedjob.models.source import ModelSource, materialize, source_of
 from embedjob.models.tokenizer import load_tokenizer, read_tokenizer
-from embedjob.output.calibration import Calibration
-from embedjob.output.claim import Claim, changed_since, read_claims
 from embedjob.output.fingerprint import fingerprint
-from embedjob.output.snapshot import newest
 from embedjob.storage import objects
 from embedjob.text.tokenizing import as_normalized
 from embedjob.vectors.finishing import width
@@ -97,7 +100,8 @@ class IdentifiedJob(ResolvedJob):
     """A resolved job whose model is known by its content.
 
     `width` is the width of a finished embedding, `heads` the sizes of the columns beside it, and
-    `digests` the sha256 of every file that affects a vector.
+    `digests` the sha256 of every file that affects a vector. `view_width` is the width of one
+    view's vector. Where finishing steps name fits, `job/fit_plan.py` settles width and fingerprint.
     """
 
     model: ModelInfo
@@ -105,18 +109,7 @@ class IdentifiedJob(ResolvedJob):
     heads: HeadWidths
     digests: Mapping[str, str]
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class RecordedRecipes:
-    """The recipe that wrote an output's documents, and its method's recipes for every role.
-
-    `calibration` has the ranges by which the vectors were quantised, None where they were not.
-    """
-
-    recipe: Recipe
-    recipes: Mapping[Role, Recipe]
-    calibration: Calibration | None
+    view_width: int = 0
 
 
 def as_source(job: AnyJob, sets: Sequence[str] = ()) -> JobSource:
@@ -172,46 +165,14 @@ def resolve_encoder(
     validate_encoder(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
-    return _settled(source, folder)
-
-
-def recorded_recipes(
-    out: str,
-    *,
-    copies: Mapping[str, Any] | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> RecordedRecipes:
-    """Return the recipes behind an output's newest snapshot, or behind its first claim without one.
-
-    Args:
-        out: the output.
-        copies: where copies of models lie that are not where the job had them: `model`, `base` and
-            `adapters` of the encoder, and the `generator`.
-        trust_remote_code: whether the model's own Python code may run, if the job let it run.
-        allow_pickle: whether pickled weights may be read, if the job let them be read.
-
-    Raises:
-        OutputError: the output has no recipe.
-        ModelError: the model is no longer the one that wrote, or needs what is not allowed here.
-    """
-    claim = _newest_claim(out)
-    copied = {key: place for key, place in (copies or {}).items() if place is not None}
-    moved: dict[str, Any] = {"revision": None} if "model" in copied else {}
-    moved |= {key: copied[key] for key in ("model", "base", "adapters") if key in copied}
-    kept = [
-        recipe_from({**values, **moved, **moved_generator(values, copied)}, {})
-        for values in claim.recipes.values()
-    ]
-    # A dtype of auto is a job's word: no run has left it so.
-    resolved = [recipe for recipe in kept if recipe.dtype != "auto"]
-    wrote = [one for one in resolved if fingerprint(one, claim.digests) == claim.fingerprint]
-    if not wrote:
-        raise OutputError(f"{out}: none of its recipes gives its fingerprint; was it edited?")
-    _require_allowed(kept, out, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    _require_same_model(wrote[0], claim, out)
-    by_role = {recipe.role: recipe for recipe in kept}
-    return RecordedRecipes(wrote[0], by_role, claim.calibration)
+    resolved = _settled(source, folder)
+    for step in resolved.recipe.finish:
+        if isinstance(step, FitStep):
+            raise ConfigError(
+                f"encoder.finish: {step.kind}: {step.name} is fitted on a corpus: run a job that"
+                " has it, and open its output with Encoder.from_output; or set finish without it"
+            )
+    return resolved
 
 
 def identify(job: ResolvedJob) -> IdentifiedJob:
@@ -233,13 +194,16 @@ def identify(job: ResolvedJob) -> IdentifiedJob:
     # Refuses templates without a slot, or without room for a token of text.
     load_tokenizer(recipe)
     digests = model_digests(parts)
+    wide += heads.joined
+    dimensions = {fit.name: getattr(fit, "dimensions", None) for fit in job.config.fit}
     return IdentifiedJob(
         **vars(job),
         model=info,
-        width=width(wide + heads.joined, views=recipe.views, recipe=recipe),
+        width=width(wide, views=recipe.views, recipe=recipe, fitted=dimensions),
         heads=heads,
         digests=digests,
         fingerprint=fingerprint(recipe, digests),
+        view_width=wide,
     )
 
 
@@ -293,8 +257,11 @@ def _settled(source: JobSource, folder: Path) -> ResolvedRecipes:
 def config_around(layers: ResolvedRecipes, source: JobSource) -> Job:
     """Return the whole config of a job, with its recipe as the `encoder` section."""
     written, _ = merge(source.layers)
+    name = source.get("encoder.method")
     made = layers.generate and layers.generate.model_dump(mode="json")
     document = {**written, "encoder": layers.recipe.model_dump(mode="json"), "generate": made}
+    if name and "fit" not in written:
+        document["fit"] = fits_of(read_method(name), layers.recipe)
     config = validate(Job, document, origins=layers.origins)
     return config.model_copy(update={"encoder": layers.recipe})
 
@@ -334,46 +301,6 @@ def _located(job: ResolvedJob, place: Mapping[str, Any]) -> ResolvedJob:
     recipes = {role: recipe.model_copy(update=place) for role, recipe in job.recipes.items()}
     config = job.config.model_copy(update={"encoder": recipes[job.config.encoder.role]})
     return replace(job, config=config, recipes=recipes)
-
-
-def _newest_claim(out: str) -> Claim:
-    claims = read_claims(out)
-    if not claims:
-        raise OutputError(f"{out}: there is no _embedjob.json; give the output of a run")
-    snapshot = newest(out)
-    if snapshot is None:
-        return claims[0]
-    claim = next((one for one in claims if one.fingerprint == snapshot.fingerprint), None)
-    if claim is None:
-        raise OutputError(
-            f"{out}: its newest snapshot has the fingerprint {snapshot.fingerprint}, but there are"
-            f" claims only for {', '.join(claim.fingerprint[:12] for claim in claims)}; was a file"
-            " in claims/ deleted? Restore it from a copy of the output"
-        )
-    return claim
-
-
-def _require_allowed(recipes: Iterable[Recipe], out: str, **allowed: bool) -> None:
-    """Refuse what only the output asks for: whoever wrote it could run code in this process."""
-    for recipe in recipes:
-        for key, may in allowed.items():
-            if getattr(recipe, key) and not may:
-                raise ModelError(
-                    f"{out}: its recipe has {key}: true, which may run code that comes with"
-                    f" {recipe.model}; pass {key}=True to Encoder.from_output if you trust that"
-                    " model, or open another output"
-                )
-
-
-def _require_same_model(recipe: Recipe, claim: Claim, out: str) -> None:
-    now, then = model_digests(components_of(recipe)), dict(claim.digests)
-    differ = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
-    if differ:
-        why = changed_since(claim, {recipe.role: claim.recipes[recipe.role]}, now)
-        raise ModelError(
-            f"{recipe.model} is not the model that wrote {out}: {', '.join(differ)} differ; give"
-            " the path of a copy of that model as `model`" + (why and f"\n{why.rstrip()}")
-        )
 
 
 def _with_dtype(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """The methods of the literature that come with the library, one YAML file each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from embedjob.config.checks import check
+from embedjob.config.fits import Fits, check_fits
 from embedjob.config.job import Generate
 from embedjob.config.job_file import JobSource, Layer, merge, read_yaml, recipe_from, validate
-from embedjob.config.recipe import Role
+from embedjob.config.pooling import FitStep
+from embedjob.config.recipe import Recipe, Role
 from embedjob.config.templates import templates, tokenized_alone
 from embedjob.config.types import Section
 from embedjob.errors import ConfigError
@@ -45,7 +47,8 @@ class MethodFile(Section):
     """One recipe of the literature: what it is, and the knobs that make it.
 
     `encoder` and `roles` are the paper's own; what was chosen for one model is in `for_models`,
-    under the name of that model. `differs` says where the authors' code does something else.
+    under the name of that model. `differs` says where the authors' code does something else. `fit`
+    is the job's section of that name, for the steps that `encoder.finish` has of fits.
     `licence` is of the default model's weights; `model` is null where none were published.
     `generate` are the keys of that section of a job, where the method embeds generated texts too.
     """
@@ -61,6 +64,7 @@ class MethodFile(Section):
     generate: dict[str, Any] | None = None
     roles: dict[Role, dict[str, Any]] | None = None
     for_models: dict[str, ModelSetting] | None = None
+    fit: Fits = ()
 
 
 def names() -> list[str]:
@@ -89,6 +93,11 @@ def read_method(method: str) -> MethodFile:
     if file.generate is not None:
         _require_sound_generation(file.generate, f"{path}: generate")
     return file
+
+
+def fits_of(method: MethodFile, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return a method's fits that a recipe's finishing steps name, as a job writes them."""
+    return [fit.model_dump(mode="json", by_alias=True) for fit in _named(method.fit, recipe)]
 
 
 def setting_for(
@@ -135,6 +144,11 @@ def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]
     return merge([Layer(origin, {"encoder": encoder}) for encoder in encoders])[0]
 
 
+def _named(fits: Sequence[Any], recipe: Recipe) -> list[Any]:
+    steps = {step.name for step in recipe.finish if isinstance(step, FitStep)}
+    return [fit for fit in fits if fit.name in steps]
+
+
 def _require_sound_setting(file: MethodFile, setting: ModelSetting, place: str) -> None:
     """Raise ConfigError naming the place if it tells no model apart, or makes no recipe."""
     if lacking := [key for key in _TELLS_MODELS_APART if key not in setting.config]:
@@ -174,5 +188,6 @@ def _require_sound(
         given = recipe.model_copy(update={"instruction": recipe.instruction or ""})
         templates(given)
         tokenized_alone(given)
-    except ConfigError as error:
+        check_fits(_named(file.fit, recipe), recipe)
+    except (ConfigError, ValueError) as error:  # the latter of `check_fits`
         raise ConfigError(f"{place}: {error}") from error

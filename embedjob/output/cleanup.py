@@ -18,6 +18,8 @@ from embedjob.output.file_names import (
     parsed,
     quarantine_directory,
 )
+from embedjob.output.fits.artefacts import artefact_problems
+from embedjob.output.fits.records import VECTORS, read_records
 from embedjob.output.row_checks import first_lines
 from embedjob.output.snapshot import (
     Snapshot,
@@ -54,6 +56,8 @@ def prune(
 ) -> Pruned:
     """Delete files that no kept snapshot names, and the snapshots that are not kept.
 
+    So are the vectors that were embedded for a fit, once its artefact is recorded; no artefact is.
+
     Kept are the newest `keep`, and those that were replaced less than `grace_seconds` ago: their
     readers may still read. The newest is published once more, under the number of this prune, so
     that a run that is suspended meanwhile can only publish below it, and so that no later run
@@ -69,6 +73,8 @@ def prune(
             " the end first, or delete the folder yourself"
         )
     with lease.held(lease.claim(out, job="prune", say=say)) as holder:
+        # Under the lease no fit is being made.
+        spare = [*_spare_vectors(out)]
         # Listed under the lease: the run that held it before may have published at its very end.
         snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
         kept = _kept(snapshots, keep=keep, grace_seconds=grace_seconds)
@@ -86,9 +92,9 @@ def prune(
         left_over = [file.url for file in list_files(join(out, SCRATCH))]
         # The lists go before the files that they name.
         lists = [url for epoch in dropped for url in snapshot_files(out, epoch)]
-        _delete([*lists, *doomed, *left_over], holder)
+        _delete([*lists, *doomed, *spare, *left_over], holder)
     lost = {_original(one) for one in snapshots} - {_original(one) for one in kept}
-    return Pruned(files=len(doomed), snapshots=len(lost))
+    return Pruned(files=len(doomed) + len(spare), snapshots=len(lost))
 
 
 def _kept(snapshots: Sequence[Snapshot], *, keep: int, grace_seconds: float) -> list[Snapshot]:
@@ -118,6 +124,20 @@ def _embedding_files(out: str) -> Iterator[Stored]:
             inner = file.url[len(place) + 1 :].split("/")
             if len(inner) == 2 and _FOLDER.fullmatch(inner[0]) and parsed(file.name):
                 yield file
+
+
+def _spare_vectors(out: str) -> Iterator[str]:
+    """Yield the files of vectors that were embedded for a fit whose artefact is recorded."""
+    for record in read_records(out).values():
+        if record.vectors is not None and not artefact_problems(
+            out, [{record.kind: record.artefact}]
+        ):
+            folder = join(absolute(out), VECTORS, record.vectors)
+            # The leases stay: numbers of snapshots go on from them. The claim, whose name is the
+            # first, goes last: what is left beside it can be made whole again.
+            leases = join(folder, "leases/")
+            urls = [f.url for f in list_files(folder) if not f.url.startswith(leases)]
+            yield from reversed(urls)
 
 
 def _delete(urls: Sequence[str], holder: lease.Holder) -> None:

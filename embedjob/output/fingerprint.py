@@ -7,7 +7,7 @@ from typing import Any
 
 from embedjob.config.generation import Generation
 from embedjob.config.interventions import auxiliary_templates
-from embedjob.config.job import Input
+from embedjob.config.job import Input, SampledInput
 from embedjob.config.pooling import SpanOffset, SpanTag
 from embedjob.config.recipe import Recipe
 from embedjob.config.segments import Segment, WeightedTemplate
@@ -144,8 +144,10 @@ def text_projection(job_input: Input) -> str:
 def projection(job_input: Input, types: Mapping[str, str]) -> str:
     """Return canonical text of all that decides a file's rows; `types` names each column's type."""
     joined = not isinstance(job_input.text, str)
+    sample = job_input.sample.model_dump() if isinstance(job_input, SampledInput) else None
     return canonical(
         {
+            **({"sample": sample} if sample else {}),
             "text": job_input.text,
             "separator": job_input.separator if joined else None,
             "id": [job_input.id, types[job_input.id]] if job_input.id else None,

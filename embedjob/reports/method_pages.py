@@ -131,8 +131,8 @@ whose vectors are put one after another: `first` and `last` are then tokens of t
 follow the pooling of every view, in order and in float32: `{pooler: true}` is the model's own tanh
 layer, `{dense: 2_Dense}` and `{layer_norm: 3_LayerNorm}` are modules that sentence-transformers
 saved in the model folder, `{normalize: true}` scales between them. Each role (query,
-document, symmetric) may have other keys. `adapters` belong to the method's `model`: a job that
-names another model names its adapters too.
+document, symmetric) may have other keys; `fit` is the job's section of that name. `adapters` belong
+to the method's `model`: a job that names another model names its adapters too.
 
 ```yaml
 for_models:
@@ -232,14 +232,13 @@ def show_methods(console: Console) -> None:
 def show_method(name: str, console: Console) -> None:
     """Prints what one method is, where it comes from, and its knobs."""
     method = read_method(name)
-    model = method.model or "none published"
     console.print(Text.assemble((name, "bold"), f": {method.summary.strip()}"), highlight=False)
     if method.differs:
         _line(console, f"what differs from the authors' code: {method.differs.strip()}")
     _line(console, _reference(method))
-    good, licence = method.good_for.strip(), method.licence.strip()
-    _line(console, f"good for: {good}; default model: {model} ({licence})")
-    for key, value in method.encoder.items():
+    model = f"{method.model or 'none published'} ({method.licence.strip()})"
+    _line(console, f"good for: {method.good_for.strip()}; default model: {model}")
+    for key, value in [*method.encoder.items(), *(("fit", dict(fit)) for fit in method.fit)]:
         _line(console, f"  {key}: {value!r}")
     for key, value in (method.generate or {}).items():
         # The examples of a kind would fill a page; they are in the file.
@@ -362,7 +361,8 @@ def _row(name: str, method: MethodFile) -> str:
     attention = recipe.attention if "attention" in method.encoder else "the model's own"
     model = f"`{method.model}`" if method.model else "yours"
     made = validate(Generate, method.generate, at=name).texts if method.generate else 0
-    needs = f"{made} generated texts" if made else "greedy decoding" if recipe.decode else "-"
+    needs = ", ".join(f"a {fit.kind} fit" for fit in method.fit) or "-"
+    needs = f"{made} generated texts" if made else "greedy decoding" if recipe.decode else needs
     tokens = method.forward_tokens
     cells = (f"[{name}](#{name})", _passes(recipe, 1 + made), tokens, needs, attention, model)
     return f"| {' | '.join(cells)} |\n"

@@ -17,6 +17,7 @@ from embedjob.errors import EmbedjobError, OutputError
 from embedjob.output.chunk_file import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY, committed
 from embedjob.output.claim import Claim, read_claims
 from embedjob.output.file_names import is_left_by_others
+from embedjob.output.fits.artefacts import artefact_problems
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
 from embedjob.output.manifest import SnapshotFile
 from embedjob.output.row_checks import first_lines, lines_in_order
@@ -87,6 +88,8 @@ def verify(out: str) -> Report:
         checked = [*pool.map(partial(_file, out, listed=listed, claim=claim), newest.files)]
     problems += [problem for file in checked for problem in file.problems]
     problems += _odd_columns(checked)
+    finishes = [one.recipes["document"].get("finish") or () for one in claims.values()]
+    problems += artefact_problems(out, [step for steps in finishes for step in steps])
     rows = sum(file.counts["rows"] - file.counts["quarantined"] for file in newest.files)
     return Report(len(newest.files), rows, tuple(problems), notes)
 

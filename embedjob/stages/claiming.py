@@ -67,7 +67,9 @@ class ClaimAndCheck:
         """The ranges to claim with; None where nothing needs them, or a claim has them already."""
         claims = read_claims(self.lease.out)
         stands = any(one.fingerprint == self.claim.fingerprint for one in claims)
-        return None if stands or self.calibrate is None else self.calibrate(encoder, engine)
+        if stands or self.calibrate is None:
+            return self.claim.calibration  # those that a fit has made, if any
+        return self.calibrate(encoder, engine)
 
 
 def _ids(views: TokenViews) -> list[list[int]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from embedjob.config.job import Job
+from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
 from embedjob.models.architecture import config_of
@@ -15,6 +16,8 @@ from embedjob.models.components import ModelComponents, components_of
 from embedjob.models.digests import model_digests, tokenizer_digests
 from embedjob.models.source import materialize, source_of
 from embedjob.models.tokenizer import load_tokenizer
+from embedjob.output.fits.artefacts import read_fitted
+from embedjob.storage.objects import absolute
 from embedjob.text.conversations import Variant
 from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.views import TokenViews
@@ -81,7 +84,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class RecipeEngine:
-    """The engine of a resolved recipe (kept as JSON: a recipe holds unhashable values)."""
+    """The engine of a resolved recipe (kept as JSON: a recipe holds unhashable values).
+
+    `artefacts` is the output that has those of its finishing steps; None where it has no such step.
+    """
 
     recipe_json: str
     tokens_per_microbatch: Literal["auto"] | int = "auto"
@@ -89,6 +95,7 @@ class RecipeEngine:
     gpus: int = 1
     generator_gpus: int = 1
     sequences: Literal["auto"] | int = "auto"
+    artefacts: str | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -110,8 +117,10 @@ class RecipeEngine:
         with _left_out(_unused(self.recipe)):
             from embedjob.encoder.encoder import Encoder
 
+        recipe = self.recipe
         return Encoder.from_recipe(
-            self.recipe,
+            recipe,
+            fitted=read_fitted(self.artefacts, [recipe]) if self.artefacts else {},
             tokens_per_microbatch=self.tokens_per_microbatch,
             gpus=self.gpus,
             threads=self.threads,
@@ -164,6 +173,7 @@ class PlannedFiles:
 def recipe_engine(config: Job, threads: int) -> Engine:
     """Return the engine of a job's own recipe, with so many torch threads to an actor."""
     pool = config.pool
+    fitted = any(isinstance(step, FitStep) for step in config.encoder.finish)
     return RecipeEngine(
         config.encoder.model_dump_json(),
         pool.tokens_per_microbatch,
@@ -171,6 +181,7 @@ def recipe_engine(config: Job, threads: int) -> Engine:
         gpus=max(1, int(pool.gpus_per_actor)),
         generator_gpus=max(1, int(config.generator_pool.gpus_per_actor)),
         sequences="auto" if config.generate is None else config.generate.pool.sequences,
+        artefacts=absolute(config.output.path) if fitted else None,
     )
 
 

@@ -3,19 +3,33 @@
 Shapes: R rows, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from embedjob.config.pooling import FitStep, Normalize, Truncate
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
+from embedjob.vectors.encoded import Vectors
+from embedjob.vectors.fit_arithmetic import applied
+from embedjob.vectors.fitted import Fitted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def finish(embeddings_RD: "Tensor", steps: Sequence[Normalize | Truncate | FitStep]) -> "Tensor":
-    """Return the embeddings after every step, in float32."""
+NO_FITS: Mapping[str, Fitted] = MappingProxyType({})
+
+
+def finish(
+    embeddings_RD: "Tensor",
+    steps: Sequence[Normalize | Truncate | FitStep],
+    fitted: Mapping[str, Fitted] = NO_FITS,
+) -> "Tensor":
+    """Return the embeddings after every step, in float32.
+
+    `fitted` is what fits left, by the sha256 that a step names.
+    """
     finished = embeddings_RD.float()
     for step in steps:
         if isinstance(step, Truncate):
@@ -23,14 +37,28 @@ def finish(embeddings_RD: "Tensor", steps: Sequence[Normalize | Truncate | FitSt
         elif isinstance(step, Normalize):
             finished = normalize(finished)
         else:
-            raise _not_available(step)
+            # Here alone: the driver asks this module for a width, and must not wait for torch.
+            import torch
+
+            finished = torch.from_numpy(applied(fitted[step.name], finished.numpy()))
     return finished
+
+
+def finished(
+    vectors_RD: Vectors,
+    steps: Sequence[Normalize | Truncate | FitStep],
+    fitted: Mapping[str, Fitted] = NO_FITS,
+) -> Vectors:
+    """Return vectors that are stored after further steps; as `finish`, of numpy's arrays."""
+    import torch  # here alone, as above
+
+    made: Vectors = finish(torch.from_numpy(vectors_RD.copy()), steps, fitted).numpy()
+    return made
 
 
 def normalize(vectors: "Tensor") -> "Tensor":
     """Scale to unit vectors along the last dimension, in float32; a zero vector stays zero."""
-    # Here alone: the driver asks this module for a width, and must not wait for torch.
-    import torch
+    import torch  # here alone, as above
 
     vectors = vectors.float()
     tiny = torch.finfo(torch.float32).tiny
@@ -40,24 +68,33 @@ def normalize(vectors: "Tensor") -> "Tensor":
     return vectors / norm.clamp(min=tiny)
 
 
-def width(vector: int, *, views: int, recipe: Recipe) -> int:
-    """Return the width of a finished embedding, given the width of one view's vector."""
+def width(
+    vector: int,
+    *,
+    views: int,
+    recipe: Recipe,
+    fitted: Mapping[str, int | None] = MappingProxyType({}),
+) -> int:
+    """Return the width of a finished embedding, given the width of one view's vector.
+
+    `fitted` gives the width after a step, by the name that the step has; None where it stays.
+    ConfigError where a step gives more dimensions than there are.
+    """
     width_now = vector * views if recipe.aggregation == "concat" else vector
     for step in recipe.finish:
-        if isinstance(step, FitStep):
-            raise _not_available(step)
+        if isinstance(step, Normalize):
+            continue
         if isinstance(step, Truncate):
-            if step.truncate > width_now:
-                raise ConfigError(
-                    f"encoder.finish: got truncate: {step.truncate}, but the embedding is"
-                    f" {width_now} wide there; set it to {width_now} or less, or leave it out"
-                )
-            width_now = step.truncate
+            what, given = "truncate", step.truncate
+        else:
+            what, given = (
+                f"{step.kind}: {step.name} of dimensions",
+                fitted.get(step.name) or width_now,
+            )
+        if given > width_now:
+            raise ConfigError(
+                f"encoder.finish: got {what}: {given}, but the embedding is {width_now} wide there;"
+                f" set it to {width_now} or less, or leave it out"
+            )
+        width_now = given
     return width_now
-
-
-def _not_available(step: FitStep) -> ConfigError:
-    return ConfigError(
-        f"encoder.finish: {step.model_dump(exclude_none=True)} is not available in this version;"
-        " allowed are normalize and truncate"
-    )

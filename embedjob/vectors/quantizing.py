@@ -11,12 +11,14 @@ Shapes: R rows, D width, B = ceil(D / 8) bytes; a range is [2, D], smallest valu
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from embedjob.errors import ConfigError
+from embedjob.errors import ConfigError, FitError
 from embedjob.vectors.encoded import Vectors
+from embedjob.vectors.fitted import Block, Fitted
 
 Codes = npt.NDArray[np.floating] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
@@ -44,6 +46,37 @@ def quantize(embeddings_RD: Vectors, dtype: str, *, ranges_2D: Vectors | None = 
 def ranges_of(embeddings_RD: Vectors) -> Vectors:
     """Return the smallest and the largest value of each dimension [2, D]."""
     return np.vstack([embeddings_RD.min(axis=0), embeddings_RD.max(axis=0)])
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The smallest and the largest value of each dimension [2, D] of so many vectors."""
+
+    rows: int
+    ranges_2D: Vectors
+
+
+@dataclass(frozen=True)
+class CalibratePass:
+    """The ranges as a fit: one pass, and nothing to compute at its end."""
+
+    def partial(self, block: Block) -> Ranges:
+        """Return the ranges of a block; FitError where a number is not finite."""
+        if not np.isfinite(block.vectors_RD).all():
+            raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")
+        return Ranges(len(block.vectors_RD), ranges_of(block.vectors_RD))
+
+    def merge(self, left: Ranges, right: Ranges) -> Ranges:
+        """Return the ranges of both."""
+        both = np.concatenate([left.ranges_2D, right.ranges_2D])
+        return Ranges(left.rows + right.rows, ranges_of(both))
+
+    def finish(self, state: Ranges) -> Fitted:
+        """Return the ranges; FitError where they are of fewer than two vectors."""
+        if state.rows < 2:
+            raise FitError(f"got {state.rows} vectors, and ranges need 2 at least")
+        width = state.ranges_2D.shape[1]
+        return Fitted("calibrate", state.rows, width, {"ranges": state.ranges_2D})
 
 
 def _bucketed(embeddings_RD: Vectors, dtype: str, ranges_2D: Vectors) -> Codes:

@@ -26,7 +26,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a weight of nothing": ({"pooling": [{"weighted_mean": 0}]}, "greater than or equal to 1"),
     "an unknown span": ({"span": "every"}, "span"),
     "no dimension": ({"finish": [{"truncate": 0}]}, "greater than or equal to 1"),
-    "a fitted step": ({"finish": [{"whiten": "fit.npz"}]}, "whiten .*not available"),
     "two steps in one": ({"finish": [{"whiten": "a", "flow": "b"}]}, "got whiten and flow"),
     "an empty step": ({"finish": [{}]}, "got none"),
 }

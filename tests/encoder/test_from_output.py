@@ -1,3 +1,8 @@
+"""The encoder of an output: exactly the recipe that wrote it, and nothing that it does not allow.
+
+Covers: embedjob.job.recorded
+"""
+
 import json
 import sys
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ import yaml
 
 from embedjob.config.job_file import DEFAULT, JobSource, Layer
 from embedjob.errors import ConfigError
-from embedjob.job.resolve import layer_recipes, with_default_model
+from embedjob.job.resolve import config_around, layer_recipes, with_default_model
 from embedjob.methods.catalogue import names, read_method, setting_for
 from embedjob.models.architecture import check_model, info_of
 
@@ -118,7 +118,7 @@ def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> No
             {"encoder": {"finish": [{"whiten": "w", "flow": "f"}]}},
             r"finish: .* exactly one key; got whiten and flow",
         ),
-        ({"encoder": {"finish": [{"whiten": "w"}]}}, "finish: whiten needs a fit on the corpus"),
+        ({"encoder": {"finish": [{"whiten": "w"}]}}, "whiten: got w, but fit: makes none"),
         (
             {"encoder": {"templates": ["no slot"]}},
             r"method\.yaml: encoder\.templates: 'no slot' has 0 \{text\} slots; exactly one",
@@ -354,3 +354,36 @@ def test_every_method_that_ships_is_sound(name: str) -> None:
     method = read_method(name)
     assert method.citation.year > 2000
     assert method.summary.strip()
+
+
+WHITENED = {
+    **METHOD,
+    "encoder": {"finish": [{"whiten": "w"}, {"normalize": True}]},
+    "fit": [{"kind": "whiten", "name": "w", "dimensions": 4}],
+}
+
+
+def test_a_method_brings_the_fits_of_its_steps(tmp_path: Path) -> None:
+    written = draft(tmp_path, encoder={"model": "m"}, method=WHITENED)
+    [fit] = config_around(layer_recipes(written, {}), written).fit
+    assert (fit.kind, fit.name, fit.dimensions, fit.sample) == ("whiten", "w", 4, 100_000)
+
+
+def test_a_job_has_its_own_fits_in_place_of_a_method_s(tmp_path: Path) -> None:
+    written = draft(tmp_path, encoder={"model": "m"}, method=WHITENED)
+    own = [{"kind": "whiten", "name": "w", "dimensions": 2, "sample": 10}]
+    source = JobSource((*written.layers, Layer("job.yaml", {"fit": own})))
+    [fit] = config_around(layer_recipes(source, {}), source).fit
+    assert (fit.dimensions, fit.sample) == (2, 10)
+
+
+def test_a_fit_whose_step_the_job_leaves_out_is_left_out_too(tmp_path: Path) -> None:
+    encoder = {"model": "m", "finish": [{"normalize": True}]}
+    written = draft(tmp_path, encoder=encoder, method=WHITENED)
+    assert config_around(layer_recipes(written, {}), written).fit == ()
+
+
+def test_a_method_with_a_step_and_no_fit_for_it_is_refused(tmp_path: Path) -> None:
+    method = {**WHITENED, "fit": []}
+    with pytest.raises(ConfigError, match="whiten: got w, but fit: makes none"):
+        layer_recipes(draft(tmp_path, encoder={"model": "m"}, method=method), {})

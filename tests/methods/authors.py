@@ -346,6 +346,8 @@ CASES: tuple[Case, ...] = (
             ("bert_cls", 512, True),
             ("bert_mean", 512, False),
             ("bert_first_last", 512, False),
+            ("bert_whitening", 64, False),
+            ("bert_flow", 64, False),
             ("mean", 512, False),
             ("sbert", 128, False),
             ("simcse_unsup", 128, True),

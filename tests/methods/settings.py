@@ -52,6 +52,7 @@ CONTRASTED = {"interventions": [{"contrast": {**AGAINST, "layer": 1}}]}
 NORM = {"template": AGAINST["template"], "layer": 0, "mode": "norm"}
 AT_NORM = {"interventions": [{"contrast": NORM}], "layer": -1}
 BOTH_WAYS = {**CUT, "attention": "bidirectional"}
+UNFITTED = {**CUT, "finish": [{"normalize": True}]}
 LONG = {"max_tokens": 512}
 QUESTION = "Given a question, retrieve passages that answer the question"
 QWEN = {**CUT, "special_tokens": {"eos_id": 420}}
@@ -85,6 +86,11 @@ CASES: list[tuple[Setting, r.Reference]] = [
         r.bert(),
     ),
     (Setting("bert_first_last", "document", "bert", "bert", knobs=CUT), r.bert(first_last=True)),
+    *(
+        # What comes before the fit; its own arithmetic is compared in tests/vectors.
+        (Setting(name, "document", "bert", "bert", knobs=UNFITTED), r.bert(first_last=True))
+        for name in ("bert_whitening", "bert_flow")
+    ),
     (Setting("sbert", "document", "bert", "bert", knobs=CUT), r.bert()),
     (Setting("simcse_unsup", "document", "bert", "bert", knobs=CUT), r.bert(cls=True)),
     (Setting("simcse_sup", "document", "bert", "bert", knobs=CUT), r.simcse_sup),

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedjob.errors import EmbedjobError, OutputError
-from embedjob.job.resolve import recorded_recipes
+from embedjob.job.recorded import recorded_recipes
 from embedjob.output import lease
 from embedjob.output.cleanup import prune
 from embedjob.output.documents import NONE, numbered, require_kinds

@@ -219,7 +219,7 @@ class World:
         """A prune without grace, likewise."""
         return self.operate(lambda: cleanup.prune(self.out, keep=keep, grace_seconds=0), **given)
 
-    def _planned(self, _: JobSource) -> JobPlan:
+    def _planned(self, _: JobSource, **__: bool) -> JobPlan:
         me = self.active
         assert me is not None
         job = job_of(self.job_input(me.input))
@@ -234,12 +234,14 @@ class World:
         listed = objects.list_files(data_directory(job.out, FINGERPRINT))
         return plan(job, found, listed=listed, served=served)
 
-    def _stages(self, plan: JobPlan, *_: Any, holder: lease.Holder, **__: Any) -> StagesEnd:
+    def _stages(
+        self, plan: JobPlan, *_: Any, holder: lease.Holder, options: Options, **__: Any
+    ) -> StagesEnd:
         if not plan.left:
             return StagesEnd()
         me = self.active
         assert me is not None
-        put_claim(self.out, claim_of(plan))
+        put_claim(plan.job.out, claim_of(plan), new_fingerprint=options.new_fingerprint)
         ends = [self._chunk(plan, chunk, i == me.fails) for i, chunk in enumerate(plan.left)]
         # As the driver does while its stages run.
         holder.require()
@@ -251,7 +253,7 @@ class World:
             return Outcome(*place, fault="this chunk fails")
         rows = read_chunk(chunk, plan.job.config.input)
         spec = output_spec(plan)
-        done = commit(self.out, chunk, finished(rows), rows_in=len(rows), spec=spec)
+        done = commit(plan.job.out, chunk, finished(rows), rows_in=len(rows), spec=spec)
         return Outcome(*place, committed=done)
 
     def look(self) -> None:

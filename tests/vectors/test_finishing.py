@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
 from embedjob.vectors.aggregation import AGGREGATIONS
 from embedjob.vectors.finishing import finish, normalize, width
+from embedjob.vectors.fitted import Fitted
 
 UNIT = Normalize(normalize=True)
 
@@ -56,6 +58,15 @@ def test_truncation_to_more_than_there_is_names_both_widths() -> None:
         width(5, views=1, recipe=recipe)
 
 
-def test_a_step_that_does_not_exist_yet_is_refused() -> None:
-    with pytest.raises(ConfigError, match="whiten"):
-        finish(torch.ones(1, 2), [FitStep(whiten="a.npz")])
+def test_what_a_fit_left_is_applied_in_its_place() -> None:
+    tensors = {"mean": np.array([1.0, 2.0, 3.0]), "matrix": np.eye(3)[:, [2, 0]] * 2}
+    fitted = {"0a": Fitted("whiten", rows=9, width=3, tensors=tensors)}
+    steps = [FitStep(whiten="0a"), UNIT]
+    embeddings_RD = torch.tensor([[4.0, 0.0, 7.0], [1.0, 9.0, 4.0]])
+    found = finish(embeddings_RD, steps, fitted)
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.6], [1.0, 0.0]]))
+    recipe = Recipe(model="m", finish=tuple(steps))
+    assert width(3, views=1, recipe=recipe, fitted={"0a": 2}) == 2
+    assert width(3, views=1, recipe=recipe) == 3
+    with pytest.raises(ConfigError, match="whiten: 0a of dimensions: 4, but the embedding is 3"):
+        width(3, views=1, recipe=recipe, fitted={"0a": 4})

@@ -1,5 +1,7 @@
 """Against sentence-transformers itself, bit for bit."""
 
+from functools import reduce
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from embedjob.errors import ConfigError
+from embedjob.config.fits import Calibrate
+from embedjob.errors import ConfigError, FitError
+from embedjob.vectors.fit_arithmetic import first_pass, problem_of
+from embedjob.vectors.fitted import Block, Fitted
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 
 DTYPES = ("int8", "uint8", "binary", "ubinary")
@@ -80,3 +85,25 @@ def test_floats_stay_or_are_halved() -> None:
     embeddings_RD = np.random.default_rng(3).normal(size=(3, 4)).astype(np.float32)
     assert quantize(embeddings_RD, "float32") is embeddings_RD
     assert same(quantize(embeddings_RD, "float16"), embeddings_RD.astype(np.float16))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=5).map(sorted))
+def test_ranges_are_the_same_however_vectors_are_cut(cuts: list[int]) -> None:
+    vectors_RD = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    step = first_pass(Calibrate(kind="calibrate", name="r"))
+    parts = [part for part in np.split(vectors_RD, cuts) if len(part)]
+    states = [step.partial(Block(part, np.zeros(len(part), np.uint64))) for part in parts]
+    fitted = step.finish(reduce(step.merge, states))
+    assert isinstance(fitted, Fitted)
+    assert (problem_of(fitted), fitted.rows, fitted.width) == (None, 60, 5)
+    assert np.array_equal(fitted.tensors["ranges"], ranges_of(vectors_RD))
+
+
+def test_ranges_of_one_vector_and_of_no_numbers_are_refused() -> None:
+    step = first_pass(Calibrate(kind="calibrate", name="r"))
+    keys = np.zeros(1, np.uint64)
+    with pytest.raises(FitError, match="got 1 vectors, and ranges need 2 at least"):
+        step.finish(step.partial(Block(np.ones((1, 3), np.float32), keys)))
+    with pytest.raises(FitError, match="NaN"):
+        step.partial(Block(np.full((1, 3), np.nan, np.float32), keys))

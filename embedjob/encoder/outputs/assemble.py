@@ -17,7 +17,9 @@ from embedjob.text.arrays import Ints
 from embedjob.text.views import TextUnits, TokenViews
 from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
 from embedjob.vectors.encoded import Encoded, Failures, Lines, Vectors
-from embedjob.vectors.finishing import finish, width
+from embedjob.vectors.finishing import NO_FITS, finish, width
+from embedjob.vectors.fit_arithmetic import width_after
+from embedjob.vectors.fitted import Fitted
 from embedjob.vectors.sparse import NOTHING, Row, Sparse, sparse
 
 _ROWS_AT_ONCE = 1024
@@ -25,14 +27,20 @@ _UNIT_TOLERANCE = 1e-3
 
 
 def encoded(
-    passed: EncodeResult, views: TokenViews, recipe: Recipe, *, router_width: int = 0
+    passed: EncodeResult,
+    views: TokenViews,
+    recipe: Recipe,
+    *,
+    router_width: int = 0,
+    fitted: Mapping[str, Fitted] = NO_FITS,
 ) -> Encoded:
     """Return the finished embeddings of texts, NaN with the reason where a text has none.
 
     With them come the columns of heads: sparse rows, and router scores averaged over views.
+    `fitted` is what the fits of finishing steps left.
     """
     vectors_VD, routers_VE = split(passed.vectors_VD, router_width, recipe)
-    finished, troubles = embeddings(vectors_VD, passed.which_RV, recipe, views.cuts)
+    finished, troubles = embeddings(vectors_VD, passed.which_RV, recipe, views.cuts, fitted)
     lines = lines_of(views, recipe)
     lined = Encoded(finished, {}, lines=lines)
     rows = views.text_units if views.parts is None else views.parts.offsets
@@ -53,7 +61,11 @@ def encoded(
 
 
 def embeddings(
-    vectors_VD: Vectors, which_RV: Ints, recipe: Recipe, cuts: TextUnits | None = None
+    vectors_VD: Vectors,
+    which_RV: Ints,
+    recipe: Recipe,
+    cuts: TextUnits | None = None,
+    fitted: Mapping[str, Fitted] = NO_FITS,
 ) -> tuple[Vectors, Failures]:
     """Return the embeddings [R, D] of texts from the vectors of views, and which are not finite.
 
@@ -65,8 +77,9 @@ def embeddings(
     blocks = []
     for start in range(0, len(which_RV) if cuts is None else len(cuts.offsets) - 1, _ROWS_AT_ONCE):
         rows_RVD = _rows(vectors_VD, which_RV, slice(start, start + _ROWS_AT_ONCE), cuts)
-        blocks.append(finish(join(rows_RVD, weights_V), recipe.finish).float().numpy())
-    wide = width(vectors_VD.shape[1], views=which_RV.shape[1], recipe=recipe)
+        blocks.append(finish(join(rows_RVD, weights_V), recipe.finish, fitted).float().numpy())
+    after = {sha256: width_after(one) for sha256, one in fitted.items()}
+    wide = width(vectors_VD.shape[1], views=which_RV.shape[1], recipe=recipe, fitted=after)
     finished = np.concatenate([np.empty((0, wide), np.float32), *blocks])
     return finished, _unfinished(finished, recipe)
 

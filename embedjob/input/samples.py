@@ -1,0 +1,84 @@
+"""Sampling: a seeded part of a corpus, the same however the work is divided.
+
+Every chunk and every row has a key of 64 bits, a hash of the seed and of its place. A sample is
+what has the smallest keys: whole chunks until they hold several times the rows that are wanted, and
+of these the rows. So each worker decides by itself what belongs to it, and a corpus that grows
+keeps most of its sample.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from embedjob.config.job import Sample
+
+Keys = npt.NDArray[np.uint64]
+# Neighbours are often alike: a row in so many of those that are read.
+_READ_PER_ROW = 4
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its increment and its two multipliers.
+_INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+class Place(NamedTuple):
+    """Rows [start, stop) of a shard that are read, or left out, together."""
+
+    shard: str
+    start: int
+    stop: int
+
+
+def sample_of(places: Iterable[Place], *, rows: int, seed: int) -> Sample | None:
+    """Return the sample of so many rows; None where there are no more rows than that."""
+    ordered = sorted(places, key=lambda place: chunk_key(place.shard, place.start, seed=seed))
+    if sum(place.stop - place.start for place in ordered) <= rows:
+        return None
+    chosen: list[Place] = []
+    held = 0
+    for place in ordered:
+        if held >= _READ_PER_ROW * rows:
+            break
+        chosen.append(place)
+        held += place.stop - place.start
+    keys = [row_keys(one.shard, np.arange(one.start, one.stop), seed=seed) for one in chosen]
+    last = np.partition(np.concatenate(keys), rows - 1)[rows - 1]
+    bound = chunk_key(chosen[-1].shard, chosen[-1].start, seed=seed)
+    return Sample(seed=seed, chunks=bound, rows=int(last))
+
+
+def has_chunk(sample: Sample, shard: str, start: int) -> bool:
+    """Return whether the chunk that begins at this row of a shard belongs to a sample."""
+    return chunk_key(shard, start, seed=sample.seed) <= sample.chunks
+
+
+def sampled_rows(
+    sample: Sample, shard: str, rows: npt.NDArray[np.integer]
+) -> npt.NDArray[np.bool_]:
+    """Return which rows of a shard belong to a sample, if their chunk does [R]."""
+    chosen: npt.NDArray[np.bool_] = row_keys(shard, rows, seed=sample.seed) <= np.uint64(
+        sample.rows
+    )
+    return chosen
+
+
+def chunk_key(shard: str, start: int, *, seed: int) -> int:
+    """Return the key of the chunk that begins at this row of a shard."""
+    return _digest(f"embedjob sample 1: {seed} {start} {shard}")
+
+
+def row_keys(shard: str, rows: Sequence[int] | npt.NDArray[np.integer], *, seed: int) -> Keys:
+    """Return the keys of rows of a shard [R]."""
+    begin = np.uint64(_digest(f"embedjob row 1: {seed} {shard}"))
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
+        state = begin + (np.asarray(rows).astype(np.uint64) + np.uint64(1)) * np.uint64(_INCREMENT)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
+    keys: Keys = state ^ (state >> np.uint64(31))
+    return keys
+
+
+def _digest(text: str) -> int:
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

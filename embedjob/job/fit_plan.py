@@ -1,0 +1,305 @@
+"""The fits of a job as planned: the artefacts that they have made, and vectors for the others.
+
+A finishing step names a fit in the job, and its artefact in a recipe that is settled. A fit is
+computed from the base recipe: the job's own, cut before the step, in float32.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+from embedjob.config.fits import FITS
+from embedjob.config.job import Input, Job, Sample
+from embedjob.config.pooling import FitStep
+from embedjob.config.recipe import Recipe
+from embedjob.errors import ConfigError, FitError, OutputError
+from embedjob.input.samples import Place, sample_of
+from embedjob.job.resolve import IdentifiedJob
+from embedjob.output.claim import read_claims
+from embedjob.output.file_names import digest
+from embedjob.output.fingerprint import canonical, fingerprint
+from embedjob.output.fits.artefacts import Head, read_head
+from embedjob.output.fits.records import Record, read_records
+from embedjob.output.snapshot import Snapshot, newest
+from embedjob.storage.objects import absolute
+from embedjob.vectors.finishing import width
+
+
+@dataclass(frozen=True)
+class PlannedFit:
+    """A fit of a job: its section, the base recipe, and the artefact that it has made.
+
+    `width` is the width of its vectors. `base` is None, and what follows from it, where an earlier
+    fit has made none yet. `key` names the fit in the output's records, of which `number` is the
+    last; `vectors` is the folder below `fits/` for vectors that are embedded for it.
+    """
+
+    section: Any
+    width: int
+    base: Recipe | None = None
+    fingerprint: str = ""
+    key: str = ""
+    vectors: str = ""
+    number: int = 0
+    made: Head | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the fit in its job."""
+        return str(self.section.name)
+
+    @property
+    def is_step(self) -> bool:
+        """Whether a finishing step applies it, so that it is part of the fingerprint."""
+        return FITS[self.section.kind].is_step
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is to be made before the first vector is written."""
+        return self.is_step or FITS[self.section.kind].before
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fit and its artefact as plain JSON values."""
+        artefact = None if self.made is None else asdict(self.made)
+        return {"name": self.name, "kind": self.section.kind, "artefact": artefact}
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """A snapshot whose vectors give those of a fit, after some further finishing steps.
+
+    `others` is the output whose vectors are read beside them; `embedded` says that they were
+    embedded for the fit alone.
+    """
+
+    out: str
+    snapshot: Snapshot
+    steps: tuple[Any, ...] = ()
+    sample: Sample | None = None
+    embedded: bool = False
+    others: "VectorSource | None" = None
+
+
+def settled(
+    job: IdentifiedJob, *, refit: bool = False
+) -> tuple[IdentifiedJob, tuple[PlannedFit, ...]]:
+    """Return the job with artefacts in place of the names of fits that have made one; and its fits.
+
+    As long as a fit has made none, the fingerprint is no output's. With `refit`, an artefact that
+    is damaged counts as none: it is to be made again.
+
+    Raises:
+        ConfigError: a role names a fit that is not there.
+        OutputError: an artefact is damaged, or belongs to another encoder.
+    """
+    if not job.config.fit:
+        return job, ()
+    _require_named(job)
+    records, made = read_records(job.out), dict[str, Head]()
+    fits = []
+    for section in _in_order(job.config):
+        fit = _planned(job, section, made)
+        if fit.base is not None and (record := records.get(fit.key)):
+            fit = replace(fit, number=record.number)
+            try:
+                fit = replace(fit, made=_head(job.out, fit, record))
+            except OutputError:
+                if not refit:
+                    raise
+        if fit.made is not None:
+            made[fit.name] = fit.made
+        fits.append(fit)
+    return _with_artefacts(job, made), tuple(fits)
+
+
+def served_vectors(out: str, fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
+    """Return the newest snapshot of an output if its vectors give those of a fit; None if not.
+
+    They do where its recipe is the base recipe, or ends in fewer of the same finishing steps.
+    """
+    snapshot = newest(out)
+    assert fit.base is not None
+    for kept in range(len(fit.base.finish), -1, -1):
+        recipe = fit.base.model_copy(update={"finish": fit.base.finish[:kept]})
+        if snapshot is not None and fingerprint(recipe, job.digests) == snapshot.fingerprint:
+            files = snapshot.files
+            places = (Place(file.shard, file.start, file.stop) for file in files)
+            sample = sample_for(fit, places)
+            return VectorSource(absolute(out), snapshot, fit.base.finish[kept:], sample)
+    return None
+
+
+def vectors_at_hand(fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
+    """Return the vectors of a fit if they are there already, in `fit.from` or in the job's output.
+
+    OutputError where `fit.from` is set and does not have them.
+    """
+    given = fit.section.source
+    if given is not None and not FITS[fit.section.kind].pairs:
+        source = served_vectors(given, fit, job)
+        if source is None:
+            raise OutputError(
+                f"fit: {fit.name}: from: {given} serves no vectors of this encoder in float32 that"
+                " end in the same finishing steps, or in fewer; leave from out, and they are"
+                " embedded"
+            )
+        return source
+    source = served_vectors(job.out, fit, job)
+    if source is None or source.snapshot.faults or source.snapshot.limit is not None:
+        return None
+    return source if source.snapshot.input == job.input_paths else None
+
+
+def other_vectors(fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
+    """Return the vectors that a fit reads beside its own; None where it reads none.
+
+    OutputError where `fit.from` does not serve one vector of floats for each row.
+    """
+    if not FITS[fit.section.kind].pairs:
+        return None
+    other = absolute(fit.section.source)
+    snapshot = newest(other)
+    claims = [] if snapshot is None else read_claims(other)
+    recipes = [
+        one.recipes["document"]
+        for one in claims
+        if snapshot is not None and one.fingerprint == snapshot.fingerprint
+    ]
+    if snapshot is None or not recipes or other == job.out:
+        what = "is the job's own output" if other == job.out else "serves no snapshot"
+        raise OutputError(
+            f"fit: {fit.name}: from: {other} {what}; give the output whose vectors are searched"
+        )
+    dtype, keeps = recipes[0].get("vector_dtype"), recipes[0].get("aggregation") == "keep"
+    if dtype not in ("float32", "float16") or keeps or recipes[0].get("long_text") == "late_chunk":
+        raise OutputError(
+            f"fit: {fit.name}: from: {other} has several vectors of a row, or {dtype}; needed is"
+            " one of float32 or float16"
+        )
+    return VectorSource(other, snapshot)
+
+
+def check_fits(fits: Sequence[PlannedFit], places: Sequence[Place], job: IdentifiedJob) -> None:
+    """Check that what fits are yet to be made of is there, as far as can be known before.
+
+    Raises:
+        FitError: a fit has fewer rows than it needs, whatever they hold.
+        OutputError: `fit.from` does not serve the vectors of a fit.
+    """
+    for fit in fits:
+        if fit.made is not None:
+            continue
+        if problem := FITS[fit.section.kind].misfit(fit.section, fit.width):
+            raise FitError(f"fit: {fit.name}: {problem}")
+        rows = sum(place.stop - place.start for place in places)
+        if other_vectors(fit, job) is None and fit.section.source is not None:
+            source = vectors_at_hand(fit, job) if fit.base is not None else None
+            if source is None:
+                continue
+            rows = source.snapshot.counts.get("rows", 0)
+        most = rows if fit.section.sample is None else min(rows, fit.section.sample)
+        least = FITS[fit.section.kind].fewest(fit.section, fit.width)
+        # A row may have several vectors, and then fewer are enough.
+        if most < least and not job.config.encoder.multi_vector:
+            raise FitError(
+                f"fit: {fit.name}: got {most} of {rows} rows, and it needs {least} at least; set"
+                " fewer dimensions or a larger sample, or leave the fit out"
+            )
+
+
+def sample_for(fit: PlannedFit, places: Iterable[Place]) -> Sample | None:
+    """Return which rows of these places a fit takes; None for all."""
+    rows, seed = fit.section.sample, fit.section.seed
+    return None if rows is None else sample_of(places, rows=rows, seed=seed)
+
+
+def _in_order(config: Job) -> list[Any]:
+    """Return the sections of fits: those of finishing steps in the order of these, then others."""
+    by_name = {fit.name: fit for fit in config.fit}
+    steps = [by_name.pop(one.name) for one in config.encoder.finish if isinstance(one, FitStep)]
+    return [*steps, *by_name.values()]
+
+
+def _planned(job: IdentifiedJob, section: Any, made: Mapping[str, Head]) -> PlannedFit:
+    steps = tuple(takewhile(lambda step: not _applies(step, section), job.config.encoder.finish))
+    cut = job.config.encoder.model_copy(update={"finish": steps, "vector_dtype": "float32"})
+    base = _settled_recipe(cut, made)
+    wide = _width(job, base, made)
+    if any(isinstance(step, FitStep) and step.name not in made for step in steps):
+        return PlannedFit(section, width=wide)
+    hashed = fingerprint(base, job.digests)
+    parameters = section.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    corpus = _corpus(job.config.input, job.input_paths)
+    seed = None if section.sample is None else section.seed
+    sampled = [section.sample, seed, job.config.output.chunk_rows]
+    return PlannedFit(
+        section=section,
+        base=base,
+        fingerprint=hashed,
+        width=wide,
+        key=digest(canonical(["embedjob fit 1", parameters, hashed, corpus])),
+        vectors=digest(canonical(["embedjob vectors 1", hashed, corpus, *sampled])),
+    )
+
+
+def _applies(step: Any, section: Any) -> bool:
+    return isinstance(step, FitStep) and step.name == section.name
+
+
+def _corpus(job_input: Input, paths: Sequence[str]) -> list[Any]:
+    """Return what says which texts there are, whatever shards there are today."""
+    separator = None if isinstance(job_input.text, str) else job_input.separator
+    return [list(paths), job_input.text, separator, job_input.filter]
+
+
+def _head(out: str, fit: PlannedFit, record: Record) -> Head:
+    head = read_head(out, record.kind, record.artefact)
+    if (head.kind, head.encoder, head.width) != (fit.section.kind, fit.fingerprint, fit.width):
+        raise OutputError(
+            f"fit: {fit.name}: {head.name} is a {head.kind} of vectors of width {head.width} with"
+            f" fingerprint {head.encoder[:12]}, needed is a {fit.section.kind} of width"
+            f" {fit.width} and {fit.fingerprint[:12]}; was artefacts/ edited? --refit makes another"
+        )
+    return head
+
+
+def _with_artefacts(job: IdentifiedJob, made: Mapping[str, Head]) -> IdentifiedJob:
+    """Return the job with the names of artefacts in its recipes, and what follows from them."""
+    recipes = {role: _settled_recipe(recipe, made) for role, recipe in job.recipes.items()}
+    encoder = _settled_recipe(job.config.encoder, made)
+    return replace(
+        job,
+        config=job.config.model_copy(update={"encoder": encoder}),
+        recipes=recipes,
+        width=_width(job, encoder, made),
+        fingerprint=fingerprint(encoder, job.digests),
+    )
+
+
+def _settled_recipe(recipe: Recipe, made: Mapping[str, Head]) -> Recipe:
+    steps = tuple(
+        step.settled(made[step.name].sha256)
+        if isinstance(step, FitStep) and step.name in made
+        else step
+        for step in recipe.finish
+    )
+    return recipe.model_copy(update={"finish": steps})
+
+
+def _width(job: IdentifiedJob, recipe: Recipe, made: Mapping[str, Head]) -> int:
+    planned = {fit.name: getattr(fit, "dimensions", None) for fit in job.config.fit}
+    widths = {**planned, **{head.sha256: head.width_after for head in made.values()}}
+    return width(job.view_width, views=recipe.views, recipe=recipe, fitted=widths)
+
+
+def _require_named(job: IdentifiedJob) -> None:
+    """ConfigError where another role's recipe names a fit that the job's own does not have."""
+    own = [step for step in job.config.encoder.finish if isinstance(step, FitStep)]
+    for role, recipe in job.recipes.items():
+        for step in recipe.finish:
+            if isinstance(step, FitStep) and step not in own:
+                raise ConfigError(
+                    f"encoder.finish: {step.kind}: {step.name} is a step of the role {role} and not"
+                    f" of {job.config.encoder.role}, whose vectors are fitted; give both roles it"
+                )

@@ -1,0 +1,61 @@
+"""The protocol of fits: passes over blocks of vectors, and what they leave.
+
+A pass makes a small state of each block, merges states, and finishes the last one: to what the fit
+leaves, or to a further pass. Blocks may be cut anywhere, and states are merged in any grouping, as
+long as their order stays: the same vectors then leave the same, up to rounding.
+
+Shapes: R rows, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from embedjob.vectors.encoded import Vectors
+
+Wide = npt.NDArray[np.float64]
+State = Any
+
+
+class Block(NamedTuple):
+    """Some vectors of a corpus [R, D], and for each a key that a sample may go by [R].
+
+    `others_RK` are the vectors of the same rows in another output, where the fit reads two.
+    """
+
+    vectors_RD: Vectors
+    keys_R: npt.NDArray[np.uint64]
+    others_RK: Vectors | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit left: tensors by name, and facts about them for people.
+
+    `rows` counts the vectors that it was computed from, `width` is theirs.
+    """
+
+    kind: str
+    rows: int
+    width: int
+    tensors: Mapping[str, npt.NDArray[np.floating]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Pass(Protocol):
+    """One pass over the vectors of a fit; it travels to workers, and so does each state."""
+
+    def partial(self, block: Block) -> State:
+        """Return the state of one block."""
+        ...
+
+    def merge(self, left: State, right: State) -> State:
+        """Return the state of the blocks of both."""
+        ...
+
+    def finish(self, state: State) -> "Pass | Fitted":
+        """Return what the fit leaves, or its next pass; FitError where it cannot be computed."""
+        ...

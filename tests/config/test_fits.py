@@ -1,0 +1,149 @@
+import re
+from typing import Any
+
+import pytest
+
+from embedjob.config.fits import FITS
+from embedjob.config.job import Input, Job, SampledInput
+from embedjob.config.job_file import JobSource, job_source, merge, validate, validate_partial
+from embedjob.config.pooling import FitStep
+from embedjob.errors import ConfigError
+
+WHITEN = {"kind": "whiten", "name": "w", "dimensions": 3}
+STEPS = {"finish": [{"whiten": "w"}, {"normalize": True}]}
+
+
+def source(fit: Any, encoder: Any = STEPS, **job_input: Any) -> JobSource:
+    document = {
+        "input": {"path": "in", "text": "t", **job_input},
+        "encoder": {"model": "m", **encoder},
+        "output": {"path": "out"},
+        "fit": fit,
+    }
+    return job_source(document)
+
+
+def job(fit: Any, encoder: Any = STEPS, **job_input: Any) -> Job:
+    made = source(fit, encoder, **job_input)
+    validate_partial(made)
+    return validate(Job, merge(made.layers)[0])
+
+
+def test_a_step_names_a_fit() -> None:
+    made = job([WHITEN])
+    [fit] = made.fit
+    assert (fit.name, fit.dimensions, fit.sample, fit.seed, fit.source) == (
+        "w",
+        3,
+        100_000,
+        17,
+        None,
+    )
+    step = made.encoder.finish[0]
+    assert isinstance(step, FitStep)
+    assert (step.kind, step.name) == ("whiten", "w")
+    assert step.settled("0a").model_dump(exclude_none=True) == {"whiten": "0a"}
+
+
+def test_every_row_and_another_output_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDJOB_TEST_OUT", "s3://other")
+    [fit] = job([{**WHITEN, "sample": None, "from": "${EMBEDJOB_TEST_OUT}/out"}]).fit
+    assert (fit.sample, fit.source) == (None, "s3://other/out")
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_a_job_may_have_none(nothing: Any) -> None:
+    assert job(nothing, {}).fit == ()
+
+
+def test_each_kind_of_a_step_is_a_key_of_finishing_steps() -> None:
+    assert {kind for kind, one in FITS.items() if one.is_step} == {*FitStep.model_fields}
+
+
+REFUSED = {
+    "an unknown kind": ([{**WHITEN, "kind": "whitten"}], STEPS, "fit.0: got .* kind is one of whi"),
+    "no kind": ([{"name": "w"}], STEPS, "kind is one of whiten, pca"),
+    "an unknown key": (
+        [{**WHITEN, "dimension": 2}],
+        STEPS,
+        "fit.0.dimension: unknown key dimension; allowed are name, from, .*did you mean dimensions",
+    ),
+    "no name": ([{"kind": "whiten"}], STEPS, "fit.0.name: is required"),
+    "text for a number": ([{**WHITEN, "dimensions": "3"}], STEPS, 'fit.0.dimensions: got "3"'),
+    "no dimensions": ([{**WHITEN, "dimensions": 0}], STEPS, "fit.0.dimensions: got 0"),
+    "no rows": ([{**WHITEN, "sample": 0}], STEPS, "fit.0.sample: got 0"),
+    "a mapping": ({"whiten": 1}, STEPS, "fit: got .* allowed is a valid array"),
+    "a name that nobody makes": (
+        [WHITEN],
+        {"finish": [{"whiten": "v"}]},
+        "encoder.finish: whiten: got v, but fit: makes w; add {kind: whiten, name: v} to fit:",
+    ),
+    "no fit at all": ([], STEPS, "got w, but fit: makes none"),
+    "another kind": (
+        [{"kind": "pca", "name": "w"}],
+        STEPS,
+        "got w, which is a fit of the kind pca; name a fit of the kind whiten",
+    ),
+    "a name twice": ([WHITEN, {**WHITEN, "kind": "pca"}], STEPS, "fit: got the name w twice"),
+    "a step twice": (
+        [WHITEN],
+        {"finish": [{"whiten": "w"}, {"whiten": "w"}]},
+        "got w twice; give each step its own fit",
+    ),
+    "a fit that nobody uses": (
+        [WHITEN, {"kind": "pca", "name": "p"}],
+        STEPS,
+        "fit: p is used by no finishing step; add {pca: p} to encoder.finish",
+    ),
+    "two keys in a step": (
+        [WHITEN],
+        {"finish": [{"whiten": "w", "pca": "w"}]},
+        "finish: a step has exactly one key; got whiten and pca, allowed is",
+    ),
+    "no key in a step": ([], {"finish": [{}]}, "a step has exactly one key; got none"),
+    "a name with blanks": ([{**WHITEN, "name": "my fit"}], STEPS, "fit.0.name: got"),
+    "a variable that is not set": (
+        [{**WHITEN, "from": "${EMBEDJOB_TEST_UNSET}/x"}],
+        STEPS,
+        "fit.0.from: the environment variable EMBEDJOB_TEST_UNSET is not set",
+    ),
+    "ranges of floats": (
+        [{"kind": "calibrate", "name": "r"}],
+        {},
+        "calibrate gives the ranges of int8 and uint8, got vector_dtype: float32",
+    ),
+    "ranges twice": (
+        [{"kind": "calibrate", "name": "r"}, {"kind": "calibrate", "name": "s"}],
+        {"vector_dtype": "int8"},
+        "got calibrate twice",
+    ),
+    "a rotation of several vectors": (
+        [{"kind": "align", "name": "a", "from": "old"}],
+        {"aggregation": "keep"},
+        "align takes one vector of each row, got aggregation: keep",
+    ),
+    "a rotation to nowhere": ([{"kind": "align", "name": "a"}], {}, "fit.0.from: is required"),
+    "a secret": (
+        [{**WHITEN, "from": "s3://user:word@bucket/x"}],
+        STEPS,
+        "fit.0.from: got credentials",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_go_together_is_refused(name: str) -> None:
+    fit, encoder, words = REFUSED[name]
+    with pytest.raises(ConfigError) as refused:
+        job(fit, encoder)
+    assert re.search(words, str(refused.value), re.DOTALL), refused.value
+
+
+def test_a_method_may_yet_bring_the_steps() -> None:
+    validate_partial(source([WHITEN], {"method": "mean"}))
+
+
+def test_no_job_file_asks_for_a_sample_of_its_input() -> None:
+    with pytest.raises(ConfigError, match="unknown key sample"):
+        job([], {}, sample={"seed": 1, "chunks": 1, "rows": 1})
+    assert issubclass(SampledInput, Input)
