@@ -6,6 +6,7 @@ which model and settings. No lease is needed, as nothing is published or deleted
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,16 @@ from embedjob.job.planning import cut_input, list_input
 from embedjob.models.components import components_of
 from embedjob.models.digests import model_digests
 from embedjob.output.fingerprint import fingerprint_of
-from embedjob.stages.chunk_state import describe
+from embedjob.stages.attempts import begin_attempt, limited
+from embedjob.stages.chunk_state import Failure, describe
 from embedjob.stages.cluster import size_pool, threads_per_actor
 from embedjob.stages.connection import connected
 from embedjob.stages.engine import PlannedFiles
+from embedjob.stages.ledger import new_ledger
 from embedjob.storage.create_only import require_create_only
 from embedjob.storage.objects import absolute, create, join, list_files
 
 SCHEMA = pa.schema([("row", pa.uint32()), ("distance", pa.float64())])
-# A chunk whose process dies so often is a fault, and no reason to pay for it for ever.
-_MOST_RESTARTS = 3
 _WAIT_SECONDS = 1800.0
 
 
@@ -161,14 +162,12 @@ def _run(plan: _Plan, gpus: float) -> Iterator[str]:
     rows = [{"chunk": number} for number in range(len(plan.left))]
     states = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ScoreActor,
-        fn_constructor_args=(plan.work, plan.left, threads_per_actor(pool)),
+        fn_constructor_args=(plan.work, plan.left, threads_per_actor(pool), new_ledger()),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=pool.smallest, max_size=pool.largest),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
-        max_restarts=_MOST_RESTARTS,
-        max_task_retries=_MOST_RESTARTS,
     )
     try:
         yield from (row["fault"] for row in states.iter_rows() if row["fault"])
@@ -182,12 +181,12 @@ def _run(plan: _Plan, gpus: float) -> Iterator[str]:
 class ScoreActor:
     """Hosts one model for the length of a run."""
 
-    def __init__(self, work: ScoreWork, chunks: Sequence[Chunk], threads: int) -> None:
+    def __init__(self, work: ScoreWork, chunks: Sequence[Chunk], threads: int, ledger: Any) -> None:
         """Load the model; ModelError if its files are not those of the plan."""
         # Here alone: the driver needs no torch.
         from embedjob.encoder.trajectories import Trajectories
 
-        self._work, self._chunks = work, chunks
+        self._work, self._chunks, self._ledger = work, chunks, ledger
         self._trajectories = Trajectories.load(work.model, work.settings, threads=threads)
         work.planned.check()
 
@@ -198,11 +197,18 @@ class ScoreActor:
         return block.append_column("fault", pa.array(faults, pa.string()))
 
     def _scored(self, chunk: Chunk) -> str | None:
+        place = f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}"
+        # Ray starts a process that died again for ever: the ledger counts how often a chunk was it.
+        attempt = begin_attempt("encode", chunk.key, self._ledger, size=chunk.text_bytes)
+        if isinstance(attempt, Failure):
+            return f"{place}: {attempt.detail}"
         try:
-            table = score_chunk(chunk, self._work.pairs, self._trajectories.distances)
+            with limited(attempt.seconds) as moved:
+                distances = partial(self._trajectories.distances, moved=moved)
+                table = score_chunk(chunk, self._work.pairs, distances)
             put_scores(join(self._work.directory, chunk.name), table)
         except Exception as error:  # a fault of one chunk; the others go on
-            return f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: {describe(error)}"
+            return f"{place}: {describe(error)}"
         return None
 
 
