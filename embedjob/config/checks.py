@@ -7,42 +7,30 @@ set others, and the model itself is known last.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from embedjob.config.heads import HEADS, SUMMANDS, WeightedSum, kinds_of
 from embedjob.config.interventions import INTERVENTIONS, given
+from embedjob.config.model_rules import (
+    AnyRecipe,
+    Found,
+    ModelSizes,
+    first_other,
+    lacking_block,
+    lacking_layer,
+    lacks_terms,
+    too_long,
+    unread_by_table,
+)
 from embedjob.config.pooling import DIVISIBLE_SPANS, POOLINGS, FitStep
 from embedjob.config.segments import WeightedTemplate, holds_one_text
+from embedjob.config.tables import WHOLE
 from embedjob.errors import ConfigError, ModelError
 
 # `with folder`: all keys are there, those of the model's folder too. `in a job`: a key that is set
 # and changes nothing is refused in a job, though a recipe of the library may carry it.
 When = Literal["as written", "with method", "with folder", "in a job", "with model"]
 _ERRORS: Mapping[When, type[Exception]] = {"in a job": ConfigError, "with model": ModelError}
-# What a test finds for the message: nothing where the rule is kept.
-Found = Mapping[str, Any] | bool
-# A recipe: its module imports this module.
-AnyRecipe = Any
-
-
-class ModelSizes(Protocol):
-    """What the rules ask of a model."""
-
-    @property
-    def causal(self) -> bool:
-        """Whether its tokens attend to earlier tokens only."""
-
-    @property
-    def layers(self) -> int:
-        """Its number of blocks."""
-
-    @property
-    def max_positions(self) -> int | None:
-        """The longest input; None where there is no limit."""
-
-    @property
-    def length_bound(self) -> bool:
-        """Whether a longer input would change the positions of others."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,6 @@ def check(recipe: AnyRecipe, *when: When, model: ModelSizes | None = None) -> No
             raise _ERRORS.get(rule.when, ValueError)(message)
 
 
-_WHOLE = ("truncate", "bad")
 # A likelihood per view leaves these keys nothing to decide.
 _SCORED: Mapping[str, Any] = {
     "attention": "causal",
@@ -89,18 +76,6 @@ _SCORED: Mapping[str, Any] = {
 }
 
 
-def _first_other(recipe: AnyRecipe, allowed: Mapping[str, Any]) -> Found:
-    """Return the first key that has another value than the allowed one."""
-    return next(
-        (
-            {"key": key, "got": getattr(recipe, key), "allowed": value or "none"}
-            for key, value in allowed.items()
-            if getattr(recipe, key) != value
-        ),
-        False,
-    )
-
-
 # Rules that kinds of heads, and decoding, require by name; `what` is the key that requires one.
 REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Found], str]] = {
     "last layer": (
@@ -108,7 +83,7 @@ REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Found], str]] = {
         "{what} reads the last layer; got layer: {recipe.layer}, allowed is -1",
     ),
     "one line": (
-        lambda recipe: recipe.long_text not in _WHOLE or recipe.aggregation == "keep",
+        lambda recipe: recipe.long_text not in WHOLE or recipe.aggregation == "keep",
         "{what} gives one line per text; got long_text: {recipe.long_text} and aggregation:"
         " {recipe.aggregation}, allowed is long_text: truncate or bad, and not aggregation: keep",
     ),
@@ -125,7 +100,7 @@ REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Found], str]] = {
         "{what} is the whole vector; leave the other heads out",
     ),
     "scored by its tokens": (
-        lambda recipe: _first_other(recipe, _SCORED),
+        lambda recipe: first_other(recipe, _SCORED),
         "{what} are scored one by one, by their own tokens; got {key}: {got}, allowed is {allowed}",
     ),
     "no eos": (
@@ -227,7 +202,7 @@ def _ungenerated(recipe: AnyRecipe) -> Found:
         return False
     others = [key for key, kind, _ in kinds_of(recipe.heads) if kind.reads != "pooled"]
     barred: Mapping[str, tuple[bool, str]] = {
-        "long_text": (recipe.long_text not in _WHOLE, "truncate or bad"),
+        "long_text": (recipe.long_text not in WHOLE, "truncate or bad"),
         "aggregation": (recipe.aggregation == "keep", "any other"),
         "vector_dtype": (recipe.vector_dtype in ("int8", "uint8"), "float32, float16 or binary"),
     }
@@ -245,43 +220,6 @@ def _unread_weight(recipe: AnyRecipe) -> Found:
         return False
     weights = [one.weight for one in recipe.templates if isinstance(one, WeightedTemplate)]
     return next(({"weight": weight} for weight in weights if weight != 1), False)
-
-
-def _layers(recipe: AnyRecipe) -> tuple[int, ...]:
-    return (recipe.layer,) if isinstance(recipe.layer, int) else tuple(recipe.layer)
-
-
-def _lacking_layer(recipe: AnyRecipe, model: ModelSizes) -> Found:
-    lowest = -model.layers - 1
-    lacking = (layer for layer in _layers(recipe) if not lowest <= layer <= model.layers)
-    return next(({"got": layer, "lowest": lowest} for layer in lacking), False)
-
-
-def _lacking_block(recipe: AnyRecipe, model: ModelSizes) -> Found:
-    """Return the first block of an intervention that changes nothing that is read."""
-    lowest = min(layer % (model.layers + 1) for layer in _layers(recipe))
-    limits = {"before what is read": lowest - 1, "of the model": model.layers}
-    blocks = (
-        (f"{one.key}.{key}", one.value(key), limits[limit])
-        for one in given(recipe.interventions)
-        for key, limit in one.kind.blocks.items()
-    )
-    return next(
-        (
-            {"key": key, "got": got, "most": most, "lowest": lowest}
-            for key, got, most in blocks
-            if got > most
-        ),
-        False,
-    )
-
-
-def _too_long(recipe: AnyRecipe, model: ModelSizes) -> Found:
-    decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
-    if model.max_positions is None or recipe.max_tokens + decoded <= model.max_positions:
-        return False
-    bound = ": a longer text would change the positions of all texts in its micro-batch (longrope)"
-    return {"why": bound if model.length_bound else "", "most": model.max_positions - decoded}
 
 
 RULES: tuple[Rule, ...] = (
@@ -322,14 +260,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "with method",
         lambda recipe, _: bool(
-            recipe.interventions and (recipe.long_text not in _WHOLE or recipe.decode)
+            recipe.interventions and (recipe.long_text not in WHOLE or recipe.decode)
         ),
         "interventions: got long_text: {recipe.long_text} and decode: {recipe.decode}; allowed is"
         " long_text: truncate or bad, without decode",
     ),
     Rule(
         "with method",
-        lambda recipe, _: recipe.word_cut is not None and recipe.long_text not in _WHOLE,
+        lambda recipe, _: recipe.word_cut is not None and recipe.long_text not in WHOLE,
         "word_cut drops what long_text: {recipe.long_text} would embed in parts; leave one of both"
         " out",
     ),
@@ -362,6 +300,18 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "with model",
+        unread_by_table,
+        "encoder.{key}: got {got}, but {recipe.model} is a static table, of which the rows of a"
+        " text's words are taken together; allowed is {allowed}. Leave the key out",
+    ),
+    Rule(
+        "with model",
+        lacks_terms,
+        "encoder.heads: got {got}bag_of_words, and encoder.model: {recipe.model}; a vocabulary and"
+        " this head need each other: {{model: fit:NAME, heads: [{{bag_of_words: {{}}}}]}}",
+    ),
+    Rule(
+        "with model",
         lambda recipe, model: recipe.attention == "causal" and not model.causal,
         "encoder.attention: got causal, but {recipe.model} is an encoder, whose tokens see each"
         " other; allowed is bidirectional. Methods that ask a language model for its next"
@@ -369,19 +319,19 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "with model",
-        _lacking_layer,
+        lacking_layer,
         "encoder.layer: got {got}, allowed is {lowest} to {model.layers} (0 is the embeddings,"
         " {model.layers} or -1 the last of {recipe.model})",
     ),
     Rule(
         "with model",
-        _lacking_block,
+        lacking_block,
         "encoder.interventions: {key}: got {got}, allowed is at most {most}: {recipe.model} has"
         " {model.layers} blocks, and the lowest layer that is read is {lowest}",
     ),
     Rule(
         "with model",
-        _too_long,
+        too_long,
         "encoder.max_tokens: got {recipe.max_tokens}, but {recipe.model} has"
         " {model.max_positions} positions{why}; set encoder.max_tokens: {most}",
     ),

@@ -4,19 +4,31 @@ A fit that serves a finishing step is named there: `finish: [{whiten: w}]`. The 
 artefact beside the embeddings.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from embedjob.config.pooling import FitStep
+from embedjob.config.tables import FIT_MODEL
 from embedjob.config.types import Positive, Section
 
 # A recipe: its module is above the job's, which imports this module.
 AnyRecipe = Any
+
+
+def _pattern(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"got {pattern!r}, which is no regular expression ({error})") from error
+    if groups > 1:
+        raise ValueError(f"got {pattern!r} with {groups} groups, allowed is one at most")
+    return pattern
 
 
 class FitSection(Section):
@@ -99,6 +111,24 @@ class Flow(FitSection):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
 
 
+class Vocabulary(FitSection):
+    """The terms of all texts, and in how many texts each is: the model of `tfidf` and `bow`.
+
+    `min_df` and `max_df` bound the texts of a term, as a number or as a share of all texts;
+    `max_features` keeps the terms that are there most often. As scikit-learn's TfidfVectorizer, but
+    for terms that are there equally often, of which the first in order are kept.
+    """
+
+    kind: Literal["vocabulary"]
+    source: None = Field(default=None, alias="from")
+    sample: None = None
+    lowercase: bool = True
+    token_pattern: Annotated[str, AfterValidator(_pattern)] = r"(?u)\b\w\w+\b"
+    min_df: Positive | Annotated[float, Field(ge=0, le=1)] = 1
+    max_df: Positive | Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_features: Positive | None = None
+
+
 Fit = Any
 
 
@@ -111,6 +141,7 @@ class FitKind:
         is_step: whether a finishing step of the same key applies it; else no step may name it.
         fewest: the fewest vectors that it can be computed from, by its section and their width.
         before: whether it is made before the first vector is written, without a step of its own.
+        is_model: whether `encoder.model: fit:NAME` names it: it is computed from texts.
         pairs: whether `from` is another space: the vectors of both are read, row by row.
         misfit: why vectors of a width cannot be fitted, by the section and the width; None if they
             can.
@@ -120,6 +151,7 @@ class FitKind:
     is_step: bool
     fewest: Callable[[Any, int], int]
     before: bool = False
+    is_model: bool = False
     pairs: bool = False
     misfit: Callable[[Any, int], str | None] = lambda section, width: None
 
@@ -152,6 +184,9 @@ FITS: Mapping[str, FitKind] = {
         misfit=lambda section, width: halving_problem(width, section.levels),
     ),
     "calibrate": FitKind(Calibrate, is_step=False, fewest=lambda section, width: 2, before=True),
+    "vocabulary": FitKind(
+        Vocabulary, is_step=False, fewest=lambda section, width: 1, before=True, is_model=True
+    ),
     "kmeans": FitKind(Kmeans, is_step=False, fewest=lambda section, width: section.clusters),
     "align": FitKind(Align, is_step=False, fewest=lambda section, width: width, pairs=True),
 }
@@ -183,6 +218,7 @@ def check_fits(fits: Sequence[Any], recipe: AnyRecipe) -> None:
     names = [fit.name for fit in fits]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"fit: got the name {twice[0]} twice; give each fit a name of its own")
+    _check_models([fit.name for fit in fits if FITS[fit.kind].is_model], recipe)
     steps = [step for step in recipe.finish if isinstance(step, FitStep)]
     for place, step in enumerate(steps):
         _check_step(step, {fit.name: fit.kind for fit in fits})
@@ -204,6 +240,22 @@ def check_fits(fits: Sequence[Any], recipe: AnyRecipe) -> None:
                 f"fit: {fit.name}: {fit.kind} takes one vector of each row, got aggregation:"
                 f" {recipe.aggregation} and long_text: {recipe.long_text}; leave the fit out"
             )
+
+
+def _check_models(models: Sequence[str], recipe: AnyRecipe) -> None:
+    """Raise ValueError unless `encoder.model` names the one vocabulary, where there is one."""
+    named = recipe.model.removeprefix(FIT_MODEL) if recipe.model.startswith(FIT_MODEL) else None
+    if named is not None and named not in models:
+        made = ", ".join(models) or "none"
+        raise ValueError(
+            f"encoder.model: got {recipe.model}, but the vocabularies that fit: makes are: {made};"
+            f" add {{kind: vocabulary, name: {named}}} to fit:"
+        )
+    if unused := [name for name in models if name != named]:
+        raise ValueError(
+            f"fit: {unused[0]} is a vocabulary that the encoder does not use; set encoder.model:"
+            f" {FIT_MODEL}{unused[0]}, or leave the fit out"
+        )
 
 
 def _check_ranges(fit: Calibrate, fits: Sequence[Any], recipe: AnyRecipe) -> None:

@@ -67,6 +67,25 @@ class SparseHead(Section):
     sparse_lm: SparseLm
 
 
+class TermWeights(Section):
+    """Weights of a text's terms: their counts, 1 for each (`binary`), or counts times idf.
+
+    `sublinear_tf` takes 1 + ln(count) in place of the count, and `norm` scales a row to unit
+    length: as in scikit-learn's TfidfVectorizer, whose defaults these are.
+    """
+
+    weights: Literal["tfidf", "counts", "binary"] = "tfidf"
+    sublinear_tf: bool = False
+    smooth_idf: bool = True
+    norm: Literal["l2", "none"] = "l2"
+
+
+class BagOfWords(Section):
+    """The columns `sparse_indices` and `sparse_values`, by a vocabulary that a fit has made."""
+
+    bag_of_words: TermWeights
+
+
 class RouterScores(Section):
     """The scores that the routers of a mixture of experts give each expert, layer after layer.
 
@@ -107,7 +126,7 @@ class Decode(Section):
     until: Words = '"'
 
 
-Reads = Literal["pooled", "logits", "router_logits"]
+Reads = Literal["pooled", "logits", "router_logits", "terms"]
 EMBEDDING = "embedding"
 
 
@@ -115,7 +134,7 @@ def _embedding(head: Any) -> tuple[str, ...]:
     return (EMBEDDING,)
 
 
-def _sparse(head: SparseHead) -> tuple[str, ...]:
+def _sparse(head: SparseHead | BagOfWords) -> tuple[str, ...]:
     return ("sparse_indices", "sparse_values")
 
 
@@ -133,7 +152,8 @@ class HeadKind:
 
     Args:
         section: its config value, whose one field has the key of the kind.
-        reads: the pooled vector, the logits of the language-model head, or those of routers.
+        reads: the pooled vector, the logits of the language-model head, those of routers, or the
+            terms of a text.
         writes: the columns that a head of this kind decides.
         width: the width after it: `same` as before it, the model's `hidden` size (before it too),
             that of the `module` in the model folder which it names, or a number.
@@ -164,6 +184,12 @@ HEADS: Mapping[str, HeadKind] = {
         writes=_sparse,
         text_words=lambda head: head.sparse_lm.words == "text",
         requires=("at most one", "last layer", "one line", "one template"),
+    ),
+    "bag_of_words": HeadKind(
+        BagOfWords,
+        reads="terms",
+        writes=_sparse,
+        requires=("at most one", "one line", "no other head"),
     ),
     "router": HeadKind(
         RouterHead,

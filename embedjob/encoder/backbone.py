@@ -21,12 +21,22 @@ from embedjob.encoder.attention.direction import Attention, set_attention
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.encoder.loading import dequantized, load_model, quantize
 from embedjob.encoder.outputs.language_model import LanguageHead
-from embedjob.errors import ModelError
+from embedjob.errors import ConfigError, ModelError
 from embedjob.models.architecture import ModelInfo, check_quantizer, info_of, windows_of
 
 _LOG = logging.getLogger(__name__)
 _PROBE = (1, 2, 3, 4, 5)
 _ROUNDING = 1e-5
+_OF_ONE_MODEL = (
+    "model",
+    "revision",
+    "base",
+    "adapters",
+    "attention",
+    "dtype",
+    "quantize",
+    "generate",
+)
 
 
 class _AllRead(Exception):
@@ -327,3 +337,18 @@ def _first_position(model: PreTrainedModel) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else int(module.padding_idx) + 1
     return 0
+
+
+def first_device() -> str:
+    """Return the device that a model is put on where none is named."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_one_model(one: Recipe, other: Recipe) -> None:
+    """Raise ConfigError where two recipes need two models."""
+    for key in _OF_ONE_MODEL:
+        if getattr(one, key) != getattr(other, key):
+            raise ConfigError(
+                f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"
+                f" {getattr(other, key)} for {other.role}; one encoder holds one model"
+            )

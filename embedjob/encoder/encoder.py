@@ -14,25 +14,27 @@ import torch
 from embedjob.config.recipe import Recipe, Role
 from embedjob.encoder.attention.packing import Packing
 from embedjob.encoder.attention.shared_prefix import Prefixes
-from embedjob.encoder.backbone import Backbone, load_backbone
+from embedjob.encoder.backbone import Backbone, first_device, load_backbone, require_one_model
 from embedjob.encoder.batching.budget import WORTH_MEASURING, measured_budget, search_for
 from embedjob.encoder.batching.encode_all import ChunkCallbacks, encode_distinct
 from embedjob.encoder.batching.flops import Meter
 from embedjob.encoder.batching.forward import Loaded
 from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.batching.scheduler import raising_device_lost
-from embedjob.encoder.batching.transfers import keep_freed_memory
+from embedjob.encoder.batching.transfers import own_process
 from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
 from embedjob.job.recorded import recorded_alignment, recorded_recipes
 from embedjob.job.resolve import resolve_encoder
+from embedjob.models.source import materialize, source_of
+from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
+from embedjob.static.bag_of_words import static_encoder
 from embedjob.text.conversations import embedded_texts
-from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.variants import views_with_variants
-from embedjob.text.views import TokenViews
+from embedjob.text.views import TokenizesTexts, TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.finishing import NO_FITS, finished
 from embedjob.vectors.fit_arithmetic import applied
@@ -66,14 +68,11 @@ class Encoder:
         wanted = {"none": True, "left": False}.get(padding_side)
         self._packing = Packing(self._prefixes, wanted=wanted)
         self._meter = Meter(backbone)
-        self.recipe = recipe
-        self.ranges: Vectors | None = None
-        self.alignment: Fitted | None = None
+        self._take_recipes(recipe, recipes)
         self._readouts: dict[tuple[Any, ...], Readout] = {}
         self._readout(recipe)
-        self._recipes = {**(recipes or {}), recipe.role: recipe}
         for other in self._recipes.values():
-            _require_one_model(other, recipe)
+            require_one_model(other, recipe)
         self._fitted = fitted
         # None until it is found.
         self._budget = None if tokens_per_microbatch == "auto" else tokens_per_microbatch
@@ -82,7 +81,13 @@ class Encoder:
             role: InterventionHooks(self._prefixes, one, side=self._side)
             for role, one in self._recipes.items()
         }
-        self._tokenizers: dict[Role, ViewTokenizer] = {}
+
+    def _take_recipes(self, recipe: Recipe, recipes: Mapping[Role, Recipe] | None) -> None:
+        self.recipe = recipe
+        self.ranges: Vectors | None = None
+        self.alignment: Fitted | None = None
+        self._recipes = {**(recipes or {}), recipe.role: recipe}
+        self._tokenizers: dict[Role, TokenizesTexts] = {}
         self._generator: Generator | None = None
 
     @classmethod
@@ -103,9 +108,11 @@ class Encoder:
         spread over them. `threads` is for a process that only encodes: torch computes with that
         many, and on a CPU the process keeps the memory that it frees, for the next micro-batch.
         """
-        place = torch.device(device or _first_device())
+        if may_be_static(materialize(source_of(recipe), tokenizer_only=True)):
+            return _TableEncoder(recipe, recipes=recipes, fitted=fitted)
+        place = torch.device(device or first_device())
         if threads is not None:
-            _own_process(place, threads)
+            own_process(place, threads)
         backbone = load_backbone(recipe, device=place, gpus=gpus)
         budget = tokens_per_microbatch
         return cls(backbone, recipe, recipes=recipes, fitted=fitted, tokens_per_microbatch=budget)
@@ -153,7 +160,7 @@ class Encoder:
         Keys that it leaves out come from the method, then from the model's folder. Neither Ray,
         nor an input or an output, is needed. `generate` is the section of that name.
         """
-        place = device or _first_device()
+        place = device or first_device()
         on_gpu = torch.device(place).type != "cpu"
         resolved = resolve_encoder(config, on_gpu=on_gpu, generate=generate)
         return cls.from_recipe(resolved.recipe, recipes=resolved.recipes, device=place, gpus=gpus)
@@ -369,32 +376,19 @@ class Encoder:
         return self._recipes[role]
 
 
-def _first_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+class _TableEncoder(Encoder):
+    """The encoder of a static table: the same, but for what turns views into embeddings."""
 
+    def __init__(
+        self, recipe: Recipe, *, recipes: Mapping[Role, Recipe] | None, fitted: Mapping[str, Fitted]
+    ) -> None:
+        self._take_recipes(recipe, recipes)
+        self._lookups = {
+            role: static_encoder(one, fitted=fitted) for role, one in self._recipes.items()
+        }
 
-def _own_process(place: torch.device, threads: int) -> None:
-    torch.set_num_threads(threads)
-    if place.type == "cpu":
-        keep_freed_memory()
-
-
-_OF_ONE_MODEL = (
-    "model",
-    "revision",
-    "base",
-    "adapters",
-    "attention",
-    "dtype",
-    "quantize",
-    "generate",
-)
-
-
-def _require_one_model(one: Recipe, other: Recipe) -> None:
-    for key in _OF_ONE_MODEL:
-        if getattr(one, key) != getattr(other, key):
-            raise ConfigError(
-                f"encoder.{key}: got {getattr(one, key)} for the role {one.role} and"
-                f" {getattr(other, key)} for {other.role}; one encoder holds one model"
-            )
+    def encode_views(
+        self, views: TokenViews, *, role: Role | None = None, **callbacks: Any
+    ) -> Encoded:
+        """Return the embeddings of the views' texts, as `Encoder.encode_views` does."""
+        return self._lookups[self._recipe(role).role].encode_views(views, **callbacks)

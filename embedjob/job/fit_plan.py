@@ -15,15 +15,20 @@ from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, FitError, OutputError
 from embedjob.input.samples import Place, sample_of
-from embedjob.job.resolve import IdentifiedJob
+from embedjob.job.resolve import IdentifiedJob, ResolvedJob, identify
+from embedjob.models.source import materialize, source_of
 from embedjob.output.claim import read_claims
 from embedjob.output.file_names import digest
 from embedjob.output.fingerprint import canonical, fingerprint
-from embedjob.output.fits.artefacts import Head, read_head
+from embedjob.output.fits.artefacts import Head, read_head, tensors_url
 from embedjob.output.fits.records import Record, read_records
 from embedjob.output.snapshot import Snapshot, newest
 from embedjob.storage.objects import absolute
 from embedjob.vectors.finishing import width
+from embedjob.vectors.vocabulary import SKETCH
+
+# Stands for a fingerprint where a fit is computed from texts, whatever the encoder is.
+_OF_TEXTS = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -97,20 +102,64 @@ def settled(
         return job, ()
     _require_named(job)
     records, made = read_records(job.out), dict[str, Head]()
-    fits = []
+    job, fits = _with_vocabulary(job, records, refit=refit)
+    lacking = any(fit.made is None for fit in fits)
     for section in _in_order(job.config):
         fit = _planned(job, section, made)
+        if lacking:
+            fit = PlannedFit(section, width=fit.width)
         if fit.base is not None and (record := records.get(fit.key)):
-            fit = replace(fit, number=record.number)
-            try:
-                fit = replace(fit, made=_head(job.out, fit, record))
-            except OutputError:
-                if not refit:
-                    raise
+            fit = _recorded(job.out, fit, record, refit=refit)
         if fit.made is not None:
             made[fit.name] = fit.made
         fits.append(fit)
     return _with_artefacts(job, made), tuple(fits)
+
+
+def _recorded(out: str, fit: PlannedFit, record: Record, *, refit: bool) -> PlannedFit:
+    fit = replace(fit, number=record.number)
+    try:
+        return replace(fit, made=_head(out, fit, record))
+    except OutputError:
+        if not refit:
+            raise
+        return fit
+
+
+def _with_vocabulary(
+    job: IdentifiedJob, records: Mapping[str, Record], *, refit: bool
+) -> tuple[IdentifiedJob, list[PlannedFit]]:
+    """Return the job with the vocabulary that its fit has made as its model, and this fit."""
+    section = next((one for one in job.config.fit if FITS[one.kind].is_model), None)
+    if section is None:
+        return job, []
+    parameters = section.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    corpus = _corpus(job.config.input, job.input_paths)
+    fit = PlannedFit(
+        section=section,
+        width=SKETCH,
+        base=job.config.encoder,
+        fingerprint=_OF_TEXTS,
+        key=digest(canonical(["embedjob vocabulary 1", parameters, corpus])),
+    )
+    if record := records.get(fit.key):
+        fit = _recorded(job.out, fit, record, refit=refit)
+    if fit.made is None:
+        return job, [fit]
+    model = tensors_url(job.out, fit.made)
+    return identify(_renamed(job, model)), [fit]
+
+
+def _renamed(job: ResolvedJob, model: str) -> ResolvedJob:
+    """Return a resolved job whose model is another of its kind, at this path or URL."""
+    config = job.config.model_copy(
+        update={"encoder": job.config.encoder.model_copy(update={"model": model})}
+    )
+    recipes = {
+        role: recipe.model_copy(update={"model": model}) for role, recipe in job.recipes.items()
+    }
+    folder = materialize(source_of(config.encoder), tokenizer_only=True)
+    return ResolvedJob(config, recipes, job.origins, folder, job.input_paths)
 
 
 def served_vectors(out: str, fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
@@ -215,8 +264,8 @@ def sample_for(fit: PlannedFit, places: Iterable[Place]) -> Sample | None:
 
 
 def _in_order(config: Job) -> list[Any]:
-    """Return the sections of fits: those of finishing steps in the order of these, then others."""
-    by_name = {fit.name: fit for fit in config.fit}
+    """Return the sections of fits of vectors: those of finishing steps in order, then others."""
+    by_name = {fit.name: fit for fit in config.fit if not FITS[fit.kind].is_model}
     steps = [by_name.pop(one.name) for one in config.encoder.finish if isinstance(one, FitStep)]
     return [*steps, *by_name.values()]
 

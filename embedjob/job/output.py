@@ -14,6 +14,7 @@ from embedjob.job.options import Options, Say
 from embedjob.job.planning import JobPlan, relisted
 from embedjob.job.resolve import IdentifiedJob, ResolvedJob
 from embedjob.models.source import transformer_directory
+from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer_files import note
 from embedjob.output.calibration import ENOUGH_VECTORS, Calibration, sampled
 from embedjob.output.chunk_file import file_bytes
@@ -262,6 +263,8 @@ def calibration_sample(plan: JobPlan) -> tuple[Chunk, ...] | None:
 
 def tokenizer_notes(job: ResolvedJob) -> Iterator[str]:
     """Yield a warning where the tokenizer files of the model's folder disagree."""
+    if may_be_static(job.folder):
+        return
     if disagreement := note(transformer_directory(job.folder)):
         yield disagreement
 

@@ -10,13 +10,14 @@ from embedjob.errors import ModelError, OutputError
 from embedjob.job.resolve_generation import moved_generator
 from embedjob.models.components import components_of
 from embedjob.models.digests import model_digests
+from embedjob.models.tables.word_tables import is_vocabulary
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, changed_since, read_claims
 from embedjob.output.fingerprint import fingerprint
-from embedjob.output.fits.artefacts import read_artefact, read_fitted, read_head
+from embedjob.output.fits.artefacts import FOLDER, read_artefact, read_fitted, read_head
 from embedjob.output.fits.records import read_records
 from embedjob.output.snapshot import newest
-from embedjob.storage.objects import absolute
+from embedjob.storage.objects import absolute, join
 from embedjob.vectors.fitted import Fitted
 
 
@@ -56,6 +57,10 @@ def recorded_recipes(
     """
     claim = _newest_claim(out)
     copied = {key: place for key, place in (copies or {}).items() if place is not None}
+    # A vocabulary lies in the output, wherever that lies today.
+    named = str(claim.recipes["document"].get("model")).rpartition("/")[2]
+    if is_vocabulary(named) and "model" not in copied:
+        copied["model"] = join(out, FOLDER, named)
     moved: dict[str, Any] = {"revision": None} if "model" in copied else {}
     moved |= {key: copied[key] for key in ("model", "base", "adapters") if key in copied}
     kept = [

@@ -26,12 +26,14 @@ from embedjob.config.job_file import (
 )
 from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import HubModel, Recipe, Role
+from embedjob.config.tables import FIT_MODEL
 from embedjob.config.templates import check_slots
 from embedjob.errors import ConfigError
 from embedjob.job.resolve_generation import resolve_generation
 from embedjob.methods.catalogue import (
     check_adapters,
     fits_of,
+    on_cpus,
     over_each_other,
     read_method,
     setting_for,
@@ -50,6 +52,7 @@ from embedjob.models.components import components_of
 from embedjob.models.digests import model_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
 from embedjob.models.source import ModelSource, materialize, source_of
+from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer, read_tokenizer
 from embedjob.output.fingerprint import fingerprint
 from embedjob.storage import objects
@@ -144,6 +147,7 @@ def resolve(source: JobSource) -> ResolvedJob:
     validate_partial(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
+    source = on_cpus(source, is_table=may_be_static(folder))
     layers = _settled(source, folder)
     config = config_around(layers, source)
     return ResolvedJob(config, layers.recipes, layers.origins, folder, source.input_paths)
@@ -165,7 +169,13 @@ def resolve_encoder(
     validate_encoder(source)
     source = with_default_model(source)
     folder = materialize(_model_source(source), tokenizer_only=True)
+    source = on_cpus(source, is_table=may_be_static(folder), set_gpus=True)
     resolved = _settled(source, folder)
+    if resolved.recipe.model.startswith(FIT_MODEL):
+        raise ConfigError(
+            f"encoder.model: {resolved.recipe.model} is fitted on a corpus: run a job that has it,"
+            " and open its output with Encoder.from_output"
+        )
     for step in resolved.recipe.finish:
         if isinstance(step, FitStep):
             raise ConfigError(

@@ -8,9 +8,17 @@ from typing import Any
 from embedjob.config.checks import check
 from embedjob.config.fits import Fits, check_fits
 from embedjob.config.job import Generate
-from embedjob.config.job_file import JobSource, Layer, merge, read_yaml, recipe_from, validate
+from embedjob.config.job_file import (
+    JobSource,
+    Layer,
+    merge,
+    read_yaml,
+    recipe_from,
+    validate,
+)
 from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import Recipe, Role
+from embedjob.config.tables import FIT_MODEL
 from embedjob.config.templates import templates, tokenized_alone
 from embedjob.config.types import Section
 from embedjob.errors import ConfigError
@@ -49,7 +57,8 @@ class MethodFile(Section):
     `encoder` and `roles` are the paper's own; what was chosen for one model is in `for_models`,
     under the name of that model. `differs` says where the authors' code does something else. `fit`
     is the job's section of that name, for the steps that `encoder.finish` has of fits.
-    `licence` is of the default model's weights; `model` is null where none were published.
+    `licence` is of the default model's weights; `model` is null where none were published. A
+    `static` method takes a table of vectors as its model, and runs no transformer.
     `generate` are the keys of that section of a job, where the method embeds generated texts too.
     """
 
@@ -65,6 +74,7 @@ class MethodFile(Section):
     roles: dict[Role, dict[str, Any]] | None = None
     for_models: dict[str, ModelSetting] | None = None
     fit: Fits = ()
+    static: bool = False
 
 
 def names() -> list[str]:
@@ -139,6 +149,33 @@ def check_adapters(method: MethodFile, source: JobSource) -> None:
         )
 
 
+def on_cpus(source: JobSource, *, is_table: bool, set_gpus: bool = False) -> JobSource:
+    """Return the source, without a GPU for each actor where its model is a static table.
+
+    With `set_gpus` whatever it says of GPUs is replaced.
+
+    Raises:
+        ConfigError: the job asks for a GPU all the same, which would be paid for and not used; or
+            its method needs a table, and the model is none.
+    """
+    name, model = source.get("encoder.method"), source.get("encoder.model")
+    if not is_table:
+        if name and read_method(name).static:
+            raise ConfigError(
+                f"encoder.model: got {model}, but {name} looks words up in a table of vectors; give"
+                " a table, or choose another method"
+            )
+        return source
+    gpus = source.get("pool.gpus_per_actor")
+    if gpus and not set_gpus:
+        raise ConfigError(
+            f"pool.gpus_per_actor: got {gpus}, but {model} is a table of vectors, which is looked"
+            " up on CPUs; set it to 0, or leave it out"
+        )
+    without = Layer("static table", {"pool": {"gpus_per_actor": 0}})
+    return JobSource((*source.layers, without) if set_gpus else (without, *source.layers))
+
+
 def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """What of the `encoder` section the keys of one place make together, last wins."""
     return merge([Layer(origin, {"encoder": encoder}) for encoder in encoders])[0]
@@ -146,6 +183,7 @@ def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]
 
 def _named(fits: Sequence[Any], recipe: Recipe) -> list[Any]:
     steps = {step.name for step in recipe.finish if isinstance(step, FitStep)}
+    steps.add(recipe.model.removeprefix(FIT_MODEL))
     return [fit for fit in fits if fit.name in steps]
 
 

@@ -25,6 +25,7 @@ from embedjob.models.source import (
     source_kind,
     transformer_directory,
 )
+from embedjob.models.tables.static_tables import check_finite, is_static, static_table
 from embedjob.storage import objects
 
 # Architectures with bidirectional attention; all others are decoders. A table, because the driver
@@ -120,7 +121,8 @@ class ModelInfo:
 
     `causal` marks a decoder; `max_positions` is None without a limit. `vocabulary` counts the token
     ids that have an embedding, None if the config does not say. With `length_bound` the model has
-    more positions, but a longer text would change those of the texts in its micro-batch.
+    more positions, but a longer text would change those of the texts in its micro-batch. A `static`
+    table has neither layers nor attention; a vocabulary `counts_terms`.
     """
 
     hidden_size: int
@@ -130,6 +132,8 @@ class ModelInfo:
     parameters: int | None
     vocabulary: int | None = None
     length_bound: bool = False
+    static: bool = False
+    counts_terms: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,13 @@ def model_info(source: ModelSource) -> ModelInfo:
     """Return size and kind of a model; ModelError if it has no weights or cannot be found."""
     if source_kind(source.model) == "gguf":
         return ModelInfo(**gguf.header(Path(address(source.model))))
-    config = config_of(materialize(source, tokenizer_only=True))
-    return info_of(config, parameters=_parameters(weights_of(source)))
+    directory = materialize(source, tokenizer_only=True)
+    table = static_table(directory)
+    if table is not None:
+        if not table.is_vocabulary:
+            check_finite(table)
+        return info_of(table.config, parameters=table.rows * table.width)
+    return info_of(config_of(directory), parameters=_parameters(weights_of(source)))
 
 
 def info_of(config: Mapping[str, Any], *, parameters: int | None = None) -> ModelInfo:
@@ -163,6 +172,12 @@ def info_of(config: Mapping[str, Any], *, parameters: int | None = None) -> Mode
             f" available in this version, except for {', '.join(sorted(T5_TYPES))}"
         )
     size, layers = _first_number(config, _SIZE_KEYS), _first_number(config, _LAYER_KEYS)
+    if is_static(config) and size is not None:
+        rows = _first_number(config, ("vocab_size",))
+        counts = bool(config.get("counts_terms"))
+        return ModelInfo(
+            size, 0, False, None, parameters, vocabulary=rows, static=True, counts_terms=counts
+        )
     if size is None or layers is None:
         raise ModelError(
             f"encoder.model: its config.json ({model_type}) has no hidden size or layers;"
@@ -208,7 +223,9 @@ def check_quantizer(recipe: Recipe) -> None:
 
 
 def config_of(directory: Path) -> dict[str, Any]:
-    """Return the config.json of a materialised model."""
+    """Return the config.json of a materialised model, or what one of a static table would say."""
+    if table := static_table(directory):
+        return table.config
     config: dict[str, Any] = read_json(transformer_directory(directory) / "config.json")
     return config
 

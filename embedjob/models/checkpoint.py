@@ -1,17 +1,35 @@
 """Checkpoint files of a model or an adapter, local or in storage, and which hold its weights."""
 
+import json
+import math
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from embedjob.errors import ModelError
+from embedjob.models.tables.word_tables import is_table, is_vocabulary
 from embedjob.storage import objects
 from embedjob.storage.objects import Stored
 
 _COPIES_AT_ONCE = 4
+# Types of numbers in safetensors that numpy has too.
+_DTYPES: Mapping[str, str] = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I8": "<i1",
+    "I32": "<i4",
+    "I64": "<i8",
+    "U8": "|u1",
+}
+_HEADER_BYTES = 1 << 28
 INDEX = "model.safetensors.index.json"
 TEXTS = re.compile(r".*\.(json|txt|model|jinja)")
 
@@ -74,8 +92,8 @@ class ModelFile:
 
 
 def model_files(url: str, *, key: str = MODEL.key) -> list[ModelFile]:
-    """List the files below a directory, or the single .gguf file, at a local path or URL."""
-    single = objects.stat(url) if url.endswith(".gguf") else None
+    """List the files below a directory, or the single file of a model, at a local path or URL."""
+    single = objects.stat(url) if is_single(url) else None
     if single is not None:
         return [ModelFile(PurePosixPath(single.url).name, single)]
     base = objects.absolute(url).rstrip("/") + "/"
@@ -89,6 +107,16 @@ def model_files(url: str, *, key: str = MODEL.key) -> list[ModelFile]:
     if outside := [file.name for file in files if ".." in file.name.split("/")]:
         raise ModelError(f"{key}: got {url}, which holds {outside[0]}, a name that leads out of it")
     return files
+
+
+def is_single(name: str) -> bool:
+    """Return whether a file is a whole model, by its name: .gguf, or a static table."""
+    return name.endswith(".gguf") or is_static_file(name)
+
+
+def is_static_file(name: str) -> bool:
+    """Return whether a file is a whole static table, by its name."""
+    return is_table(name) or is_vocabulary(name)
 
 
 def weight_names(
@@ -150,3 +178,46 @@ def copy(files: Iterable[ModelFile], to: Path) -> None:
     """Download the files into the local directory `to`, under their names."""
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
         list(pool.map(lambda file: objects.download(file.stored, to / file.name), files))
+
+
+def tensors_of(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file; ModelError where it is missing or cut short."""
+    try:
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            header: dict[str, Any] = json.loads(file.read(length if length < _HEADER_BYTES else 0))
+    except (OSError, struct.error, ValueError) as error:
+        raise ModelError(
+            f"encoder.model: {path} cannot be read as safetensors ({error})"
+        ) from error
+    header.pop("__metadata__", None)
+    size = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
+    if path.stat().st_size < size:
+        raise ModelError(
+            f"encoder.model: {path} has {path.stat().st_size} bytes, and its header says {size};"
+            " was its download cut short?"
+        )
+    for name, one in header.items():
+        one["offset"] = 8 + length + one["data_offsets"][0]
+        bytes_there = one["data_offsets"][1] - one["data_offsets"][0]
+        dtype = _DTYPES.get(one["dtype"])
+        if dtype and bytes_there != math.prod(one["shape"]) * np.dtype(dtype).itemsize:
+            raise ModelError(f"encoder.model: {path}: {name} is not as long as its shape says")
+    return header
+
+
+def read_tensor(path: Path, header: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
+    """Return a tensor of a safetensors file, read from it as it is used; `header` by tensors_of."""
+    entry = header[name]
+    if entry["dtype"] not in _DTYPES:
+        raise ModelError(
+            f"encoder.model: {path}: {name} is {entry['dtype']}; allowed are {', '.join(_DTYPES)}."
+            " Save it again in float32"
+        )
+    return np.memmap(
+        path,
+        dtype=_DTYPES[entry["dtype"]],
+        mode="r",
+        offset=entry["offset"],
+        shape=tuple(entry["shape"]),
+    )

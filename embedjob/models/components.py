@@ -102,7 +102,7 @@ def generator_recipe(recipe: Recipe) -> Recipe | None:
 def weights_of(source: ModelSource) -> ModelSource:
     """Return the source of a model's weights: itself, or the base model of an adapter."""
     config = None
-    if source_kind(source.model) != "gguf":
+    if source_kind(source.model) not in ("gguf", "table", "fit"):
         config = read_json(materialize(source, tokenizer_only=True) / ADAPTER.config)
     if config is None or (source.base is None and _has_weights(source)):
         if source.base is not None:

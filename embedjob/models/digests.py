@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 from embedjob.models import cache, hub
-from embedjob.models.checkpoint import ADAPTER, MODEL, ModelFile, model_files
+from embedjob.models.checkpoint import ADAPTER, MODEL, ModelFile, is_single, model_files
 from embedjob.models.components import ModelComponents
 from embedjob.models.source import (
     ModelSource,
@@ -13,8 +13,10 @@ from embedjob.models.source import (
     materialize,
     module_weights,
     readable_files,
+    source_kind,
     transformer_directory,
 )
+from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer_files import BESIDE, TOKENIZER, read_files
 from embedjob.storage import objects
 
@@ -29,6 +31,8 @@ _VOCABULARIES = frozenset(
         "spiece.model",
         "sentencepiece.bpe.model",
         "tokenizer.model",
+        "whitespacetokenizer_config.json",
+        "wordembedding_config.json",
         *BESIDE,
     }
 )
@@ -62,7 +66,7 @@ def tokenizer_digests(components: ModelComponents) -> dict[str, str]:
     No weights are read, apart from those that share a file with their tokenizer.
     """
     made = _of_generator(components, tokenizer_digests)
-    if components.model.model.endswith(".gguf"):
+    if is_single(components.model.model):
         return file_digests(components.model) | made
     files = model_files(str(materialize(components.model, tokenizer_only=True)))
     named = _texts(files, components.model)
@@ -84,12 +88,14 @@ def file_digests(source: ModelSource) -> dict[str, str]:
     A file is read once per node: its digest is cached until the file changes. Weights on the hub
     are not fetched, because the hub records their SHA-256.
     """
+    if source_kind(source.model, source.layout) == "fit":
+        return {}
     files = readable_files(source)
     if not files:
         texts = model_files(str(materialize(source, tokenizer_only=True)))
         wanted = {*_texts(texts, source), *_configs(source)}
         return _sha256s(texts, wanted) | _hub_weights(source, texts)
-    if files[0].name.endswith(".gguf"):
+    if is_single(files[0].name) and len(files) == 1:
         return {files[0].name: _sha256(files[0])}
     weights = _weights([file.name for file in files], source, files)
     return _sha256s(files, {*weights, *_texts(files, source), *_configs(source)})
@@ -133,6 +139,9 @@ def _texts(files: Sequence[ModelFile], source: ModelSource) -> set[str]:
 def _others_count(source: ModelSource) -> bool:
     """Return whether the files beside tokenizer.json change its ids."""
     directory = materialize(source, tokenizer_only=True)
+    # A static table's tokenizer.json is read as it is.
+    if may_be_static(directory):
+        return False
     return read_files(transformer_directory(directory)).differs is not None
 
 

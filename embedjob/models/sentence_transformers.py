@@ -11,6 +11,7 @@ from embedjob.errors import ModelError
 from embedjob.models import nvembed
 from embedjob.models.architecture import ModelInfo, config_of, info_of
 from embedjob.models.source import read_json, transformer_directory
+from embedjob.models.tables.static_tables import static_layer, static_table
 from embedjob.models.tokenizer import lowercases, read_tokenizer
 from embedjob.models.tokenizer_files import read_files
 
@@ -82,6 +83,8 @@ class ModuleShape:
 
 def folder_layer(directory: Path) -> dict[str, Any]:
     """Return the keys that the folder sets, as in YAML: {"encoder": {}, "roles": {role: {}}}."""
+    if table := static_table(directory):
+        return static_layer(directory, table)
     config = config_of(directory)
     info = info_of(config)
     encoder: dict[str, Any] = {} if info.causal else {"attention": "bidirectional"}

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from embedjob.config.heads import module_of
 from embedjob.config.recipe import HubModel, Recipe
+from embedjob.config.tables import FIT_MODEL
 from embedjob.errors import ModelError
 from embedjob.models import cache, gguf, hub, nvembed
 from embedjob.models.checkpoint import (
@@ -24,12 +25,17 @@ from embedjob.models.checkpoint import (
     ModelFile,
     check_shards,
     copy,
+    is_single,
+    is_static_file,
     model_files,
     module_weight,
     weight_names,
 )
+from embedjob.models.tables.static_tables import may_be_static, unfitted, unpacked
+from embedjob.models.tables.word_tables import TABLE_SUFFIXES
 from embedjob.storage import objects
 
+_TABLES = ", ".join(suffix for suffix in TABLE_SUFFIXES if not suffix.endswith(".gz"))
 _TEXT_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja"]
 _Question = ParamSpec("_Question")
 _Answer = TypeVar("_Answer")
@@ -103,7 +109,11 @@ def _once(ask: Callable[_Question, _Answer]) -> Callable[_Question, _Answer]:
 @_once
 def materialize(source: ModelSource, *, tokenizer_only: bool = False) -> Path:
     """Return a local directory with config, tokenizer and, unless `tokenizer_only`, weights."""
-    directory = _MAKERS[source_kind(source.model, source.layout)](source, tokenizer_only)
+    make = _MAKERS[source_kind(source.model, source.layout)]
+    directory = make(source, tokenizer_only)
+    if source.layout is MODEL and may_be_static(directory):
+        # Its vectors are most of it, and say what it is.
+        return make(source, False) if tokenizer_only else directory
     config = read_json(transformer_directory(directory) / source.layout.config)
     _check_config(directory, config, source)
     if not tokenizer_only:
@@ -131,14 +141,19 @@ def source_kind(model: str, layout: CheckpointLayout = MODEL) -> str:
     place = address(model, layout)
     if "://" in place:
         return "stored"
+    if place.startswith(FIT_MODEL):
+        return "fit"
     path = Path(place)
     if path.is_dir():
         return "directory"
     if path.is_file() and path.suffix == ".gguf" and layout is not ADAPTER:
         return "gguf"
+    if path.is_file() and is_static_file(path.name) and layout is MODEL:
+        return "table"
     if path.exists() or place.startswith(("/", ".")) or path.suffix == ".gguf":
         state = "is a file" if path.exists() else "does not exist"
         or_file = "" if layout is ADAPTER else " or a .gguf file"
+        or_file += f", or a table of words ({_TABLES})" if layout is MODEL else ""
         directory = "an adapter directory" if layout is ADAPTER else "a model directory"
         raise ModelError(f"{layout.key}: {model} {state}; allowed is {directory}{or_file}")
     return "hub"
@@ -184,7 +199,7 @@ def module_weights(names: list[str], source: ModelSource) -> list[str]:
 def pinned(source: ModelSource) -> ModelSource:
     """Return the source named so that every node reads the same: by commit, or absolute path."""
     kind = source_kind(source.model, source.layout)
-    if source.model.startswith("package:") or kind == "stored":
+    if source.model.startswith("package:") or kind in ("stored", "fit"):
         return source
     if kind != "hub":
         return replace(source, model=str(Path(address(source.model)).resolve()))
@@ -274,10 +289,14 @@ def _from_gguf(source: ModelSource, tokenizer_only: bool) -> Path:
     return gguf.folder(Path(address(source.model)), tokenizer_only=tokenizer_only)
 
 
+def _from_table(source: ModelSource, _: bool) -> Path:
+    return unpacked(Path(address(source.model)))
+
+
 def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
     there = model_files(source.model, key=source.layout.key)
     names = [file.name for file in there]
-    if source.model.endswith(".gguf"):
+    if is_single(source.model):
         wanted = set(names)
     else:
         wanted = {name for name in names if TEXTS.fullmatch(name)}
@@ -290,7 +309,7 @@ def _from_storage(source: ModelSource, tokenizer_only: bool) -> Path:
     )
     if source.model.endswith(".gguf"):
         return gguf.folder(place / names[0], tokenizer_only=tokenizer_only)
-    return place
+    return unpacked(place / names[0]) if is_single(source.model) else place
 
 
 def _from_hub(source: ModelSource, tokenizer_only: bool) -> Path:
@@ -321,6 +340,8 @@ def _weight_patterns(source: ModelSource) -> list[str]:
 _MAKERS: Mapping[str, Callable[[ModelSource, bool], Path]] = {
     "directory": _from_directory,
     "gguf": _from_gguf,
+    "table": _from_table,
+    "fit": lambda source, _: unfitted(),
     "stored": _from_storage,
     "hub": _from_hub,
 }

@@ -8,13 +8,21 @@ from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
 from embedjob.models.architecture import config_of, info_of
 from embedjob.models.source import materialize, source_of, transformer_directory
+from embedjob.models.tables.static_tables import lookup, static_table
 from embedjob.models.tokenizer_files import bare, read_files
 from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenizesTexts
 
 
-def load_tokenizer(recipe: Recipe) -> ViewTokenizer:
-    """Return the recipe's tokenizer; its files are fetched once per node, weights are not."""
+def load_tokenizer(recipe: Recipe) -> TokenizesTexts:
+    """Return the recipe's tokenizer; its files are fetched once per node, weights are not.
+
+    That of a static table looks texts up in it.
+    """
     directory = materialize(source_of(recipe), tokenizer_only=True)
+    table = static_table(directory)
+    if table is not None:
+        return lookup(table, max_tokens=recipe.max_tokens)
     tokenizer, info = read_tokenizer(directory), info_of(config_of(directory))
     views = ViewTokenizer(
         tokenizer, recipe, eos_id=_eos_id(directory), positions=info.max_positions

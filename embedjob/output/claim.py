@@ -176,6 +176,8 @@ def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
     a, b = np.asarray(left, np.float64), np.asarray(right, np.float64)
     if a.shape != b.shape:
         return 0.0
+    if not (a.any() and b.any()):
+        return float(a.any() == b.any())
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 

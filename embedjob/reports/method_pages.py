@@ -358,13 +358,13 @@ def _gain_row(dearer: str, cheaper: str, stsb: _OfMethods, sickr: _OfMethods) ->
 
 def _row(name: str, method: MethodFile) -> str:
     recipe = recipe_from({"model": method.model or "-", **method.encoder}, {})
-    attention = recipe.attention if "attention" in method.encoder else "the model's own"
     model = f"`{method.model}`" if method.model else "yours"
     made = validate(Generate, method.generate, at=name).texts if method.generate else 0
+    attention = recipe.attention if "attention" in method.encoder else "the model's own"
+    passes = "0" if method.static else _passes(recipe, 1 + made)
     needs = ", ".join(f"a {fit.kind} fit" for fit in method.fit) or "-"
     needs = f"{made} generated texts" if made else "greedy decoding" if recipe.decode else needs
-    tokens = method.forward_tokens
-    cells = (f"[{name}](#{name})", _passes(recipe, 1 + made), tokens, needs, attention, model)
+    cells = (f"[{name}](#{name})", passes, method.forward_tokens, needs, attention, model)
     return f"| {' | '.join(cells)} |\n"
 
 

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from embedjob.config.job_file import JobSource
 from embedjob.config.recipe import Recipe
-from embedjob.errors import InputError
+from embedjob.config.tables import FIT_MODEL
+from embedjob.errors import ConfigError, InputError
 from embedjob.input.listing import described_unread
 from embedjob.input.reading import read_chunk
 from embedjob.job.output import tokenizer_notes
@@ -18,8 +19,7 @@ from embedjob.job.resolve import resolve
 from embedjob.models.questions import load_questioner
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.microbatches import microbatches
-from embedjob.text.tokenizing import ViewTokenizer
-from embedjob.text.views import TokenViews
+from embedjob.text.views import TokenizesTexts, TokenViews
 
 PREVIEW_BUDGET = 2048
 _FAULTS = 20
@@ -36,6 +36,11 @@ def preview(
     """
     job = resolve(source)
     config = job.config
+    if config.encoder.model.startswith(FIT_MODEL):
+        raise ConfigError(
+            f"encoder.model: {config.encoder.model} is made by a run, or by `embedjob fit`, out of"
+            " all texts: before that no text has a term"
+        )
     listing = list_input(config.input)
     # The names of its chunks are not used, so that no fingerprint is needed.
     cut = cut_input(
@@ -75,7 +80,7 @@ def _asked(rows: Sequence[dict[str, Any]], recipe: Recipe) -> Iterator[dict[str,
 
 
 def _described(
-    rows: Sequence[dict[str, Any]], tokenizer: ViewTokenizer
+    rows: Sequence[dict[str, Any]], tokenizer: TokenizesTexts
 ) -> Iterator[dict[str, Any]]:
     views = tokenizer.views([row["text"] for row in rows])
     place = _places(views)
@@ -97,7 +102,7 @@ def _described(
         }
 
 
-def _words(views: TokenViews, text: int, tokenizer: ViewTokenizer) -> dict[str, Any]:
+def _words(views: TokenViews, text: int, tokenizer: TokenizesTexts) -> dict[str, Any]:
     """The tokens of the text's own words, where sparse weights are kept of these alone."""
     return {} if views.words is None else {"words": tokenizer.tokens(views.words.of(text).tolist())}
 

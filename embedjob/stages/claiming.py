@@ -55,10 +55,14 @@ class ClaimAndCheck:
         self.files.check()
         views = engine.load_tokenizer().views(PROBE_TEXTS)
         encoded = encoder.encode_views(views, stop=lambda: False, on_progress=lambda *_: None)
-        if encoded.failed:
-            text, (reason, detail) = next(iter(encoded.failed.items()))
+        ids = _ids(views)
+        # A table of words has nothing for a text in another language.
+        blank = [text for text, own in enumerate(ids) if not own]
+        for text in encoded.failed.keys() - blank:
+            reason, detail = encoded.failed[text]
             raise OutputError(f"the model cannot embed {PROBE_TEXTS[text]!r}: {reason}, {detail}")
-        probes = Probes(texts=PROBE_TEXTS, ids=_ids(views), vectors=_vectors(encoded))
+        vectors = [[] if text in blank else own for text, own in enumerate(_vectors(encoded))]
+        probes = Probes(texts=PROBE_TEXTS, ids=ids, vectors=vectors)
         claim = replace(self.claim, probes=probes, calibration=self._ranges(encoder, engine))
         stands = put_claim(self.lease.out, claim, new_fingerprint=self.new_fingerprint)
         check_probes(stands, ids=probes.ids, vectors=probes.vectors, dtype=self.dtype)

@@ -15,18 +15,17 @@ from embedjob.models.architecture import config_of
 from embedjob.models.components import ModelComponents, components_of
 from embedjob.models.digests import model_digests, tokenizer_digests
 from embedjob.models.source import materialize, source_of
+from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.output.fits.artefacts import read_fitted
+from embedjob.static.bag_of_words import static_encoder
 from embedjob.storage.objects import absolute
 from embedjob.text.conversations import Variant
-from embedjob.text.tokenizing import ViewTokenizer
-from embedjob.text.views import TokenViews
+from embedjob.text.views import TokenizesTexts, TokenViews
 from embedjob.vectors.encoded import Encoded
 
 if TYPE_CHECKING:
-    from embedjob.encoder.encoder import Encoder
     from embedjob.encoder.generator import Generator
-
 
 # transformers imports these wherever they are installed, for tasks other than embedding: a third
 # of the seconds that an actor's imports take. torchao also prints.
@@ -69,7 +68,7 @@ class Engine(Protocol):
         """The config's `encoder.long_text`."""
         ...
 
-    def load_tokenizer(self) -> ViewTokenizer:
+    def load_tokenizer(self) -> TokenizesTexts:
         """The tokenizer, on a CPU worker."""
         ...
 
@@ -107,20 +106,23 @@ class RecipeEngine:
         """The config's `encoder.long_text`."""
         return self.recipe.long_text
 
-    def load_tokenizer(self) -> ViewTokenizer:
+    def load_tokenizer(self) -> TokenizesTexts:
         """The recipe's tokenizer, from files that are fetched once per node."""
         return load_tokenizer(self.recipe)
 
-    def load_encoder(self) -> "Encoder":
+    def load_encoder(self) -> EncodesViews:
         """The recipe's encoder, on this actor's GPU or GPUs if it has any."""
+        recipe = self.recipe
+        fitted = read_fitted(self.artefacts, [recipe]) if self.artefacts else {}
+        if may_be_static(materialize(source_of(recipe), tokenizer_only=True)):
+            return static_encoder(recipe, fitted=fitted)
         # Here alone: torch and transformers would cost every read worker seconds and memory.
-        with _left_out(_unused(self.recipe)):
+        with _left_out(_unused(recipe)):
             from embedjob.encoder.encoder import Encoder
 
-        recipe = self.recipe
         return Encoder.from_recipe(
             recipe,
-            fitted=read_fitted(self.artefacts, [recipe]) if self.artefacts else {},
+            fitted=fitted,
             tokens_per_microbatch=self.tokens_per_microbatch,
             gpus=self.gpus,
             threads=self.threads,

@@ -17,9 +17,8 @@ from embedjob.stages.chunk_state import ChunkState, Failure, describe
 from embedjob.stages.engine import Engine, PlannedFiles
 from embedjob.text.arrays import Flags
 from embedjob.text.conversations import text_hash
-from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.text.variants import views_with_variants
-from embedjob.text.views import TokenViews
+from embedjob.text.views import TokenizesTexts, TokenViews
 
 EXCERPT_CHARACTERS = 200
 # The column of texts that a generator made of a row's text.
@@ -63,7 +62,7 @@ def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
 
 
 def tokenize_rows(
-    rows: pa.Table, tokenizer: ViewTokenizer, long_text: str
+    rows: pa.Table, tokenizer: TokenizesTexts, long_text: str
 ) -> tuple[pa.Table, TokenViews]:
     """Return the rows without their text, and the views of their distinct good texts.
 
@@ -127,7 +126,7 @@ def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(engine: Engine) -> ViewTokenizer:
+def _tokenizer(engine: Engine) -> TokenizesTexts:
     return engine.load_tokenizer()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -161,6 +161,18 @@ class TokenViews:
             slots=self.slots,
             auxiliary=None if self.auxiliary is None else self.auxiliary.take(texts),
         )
+
+
+class TokenizesTexts(Protocol):
+    """What the stages ask of a tokenizer."""
+
+    def views(self, texts: Sequence[str]) -> TokenViews:
+        """Return the views of texts."""
+        ...
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the ids as the tokenizer spells them, for people."""
+        ...
 
 
 def _take(parts: PooledParts, texts: Ints) -> PooledParts:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from embedjob.config.pooling import FitStep, Normalize, Truncate
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
@@ -49,11 +51,26 @@ def finished(
     steps: Sequence[Normalize | Truncate | FitStep],
     fitted: Mapping[str, Fitted] = NO_FITS,
 ) -> Vectors:
-    """Return vectors that are stored after further steps; as `finish`, of numpy's arrays."""
-    import torch  # here alone, as above
-
-    made: Vectors = finish(torch.from_numpy(vectors_RD.copy()), steps, fitted).numpy()
+    """Return vectors after every step, as `finish`, of numpy's arrays and without torch."""
+    made = vectors_RD.astype(np.float32, copy=False)
+    for step in steps:
+        if isinstance(step, Truncate):
+            made = made[..., : step.truncate]
+        elif isinstance(step, Normalize):
+            made = normalize_array(made)
+        else:
+            made = applied(fitted[step.name], made)
     return made
+
+
+def normalize_array(vectors: Vectors) -> Vectors:
+    """Return what `normalize` does, without torch."""
+    tiny = np.finfo(np.float32).tiny
+    largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0)
+    vectors = vectors / np.maximum(largest, tiny)
+    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: Vectors = vectors / np.maximum(norm, tiny)
+    return unit
 
 
 def normalize(vectors: "Tensor") -> "Tensor":

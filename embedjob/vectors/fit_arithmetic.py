@@ -17,6 +17,7 @@ from embedjob.vectors.flow import FlowPass, flow_problem, flowed
 from embedjob.vectors.moments import ComponentsPass, StandardizePass, projected, standardized
 from embedjob.vectors.procrustes import RotationPass, rotated
 from embedjob.vectors.quantizing import CalibratePass
+from embedjob.vectors.vocabulary import vocabulary_problem
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class Arithmetic:
     """How a kind of fit is computed and applied.
 
     Args:
-        begin: gives the first pass, by the fit's section.
+        begin: gives the first pass, by the fit's section; None where it needs no vectors.
         tensors: what it leaves: each tensor's axes, by the letters D, K, and others; None where
             `check` knows.
         apply: makes vectors [R, K] of vectors [R, D]; None where it makes no vectors.
         check: gives the reason why tensors are not what it leaves; None where they are.
     """
 
-    begin: Callable[[Any], Pass]
+    begin: Callable[[Any], Pass] | None
     tensors: Mapping[str, str] | None
     apply: Callable[[Fitted, Vectors], Vectors] | None = None
     check: Callable[[Fitted], str | None] = lambda fitted: None
@@ -64,6 +65,8 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
         check=flow_problem,
     ),
     "calibrate": Arithmetic(lambda fit: CalibratePass(), {"ranges": "2D"}),
+    # It is counted in texts, by stages/fits/word_counts.py.
+    "vocabulary": Arithmetic(None, None, check=vocabulary_problem),
     "kmeans": Arithmetic(
         lambda fit: SeedPass(
             fit.clusters, fit.spherical, fit.iterations, fit.tolerance, seed=fit.seed
@@ -76,7 +79,9 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
 
 def first_pass(fit: Any) -> Pass:
     """Return the first pass of a fit, given its section in the config."""
-    return ARITHMETIC[fit.kind].begin(fit)
+    begin = ARITHMETIC[fit.kind].begin
+    assert begin is not None, f"{fit.kind} is not computed from vectors"
+    return begin(fit)
 
 
 def applied(fitted: Fitted, vectors_RD: Vectors) -> Vectors:

@@ -2,7 +2,7 @@
 
 What each rule refuses is tested where its keys are.
 
-Covers: embedjob.config.types
+Covers: embedjob.config.model_rules, embedjob.config.types
 """
 
 import string
@@ -26,6 +26,8 @@ class Sizes:
     layers: int = 4
     max_positions: int | None = 64
     length_bound: bool = False
+    static: bool = False
+    counts_terms: bool = False
 
 
 def recipe(**knobs: Any) -> Recipe:

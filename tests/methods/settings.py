@@ -243,6 +243,9 @@ CASES: list[tuple[Setting, r.Reference]] = [
 ]
 # Methods whose span is the text's own tokens and nothing else: an empty text has none.
 OF_THE_TEXT_ALONE = frozenset({"gritlm", "echo", "echo_rewrite"})
+# Methods that look words up: they run no tiny model, and tests/static holds them to
+# sentence-transformers and scikit-learn.
+TABLES = frozenset({"bow", "glove", "tfidf", "word2vec"})
 # Of a method whose invariants are held above in another role.
 OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
     (

@@ -160,3 +160,13 @@ def test_vectors_that_moved_are_refused(vectors: list[list[float]], message: str
 def test_token_ids_that_moved_are_refused_and_the_versions_named() -> None:
     with pytest.raises(OutputError, match=r"gives \[4\] for 'b', but gave \[3\].*torch 2\.13\.0"):
         check_probes(_claim(), ids=[[1, 2], [4]], vectors=PROBES.vectors, dtype="float32")
+
+
+def test_a_probe_without_a_vector_has_none_in_every_run() -> None:
+    """A table of words has nothing for a text in another language; a sketch may be zeros."""
+    probes = Probes(PROBES.texts, [[], [3]], [[], [0.0, 0.0]])
+    claim = replace(_claim(), probes=probes)
+    check_probes(claim, ids=probes.ids, vectors=probes.vectors, dtype="float32")
+    for vectors in ([[0.0], [0.0, 0.0]], [[], [0.0, 0.1]]):
+        with pytest.raises(OutputError, match="the model gives other vectors"):
+            check_probes(claim, ids=probes.ids, vectors=vectors, dtype="float32")

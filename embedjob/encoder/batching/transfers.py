@@ -62,3 +62,10 @@ def keep_freed_memory() -> bool:
     # 32 MiB is the most that glibc accepts: larger blocks are returned at once.
     kept = mallopt(_M_TRIM_THRESHOLD, 128 * _MEBIBYTE)
     return bool(kept and mallopt(_M_MMAP_THRESHOLD, 32 * _MEBIBYTE))
+
+
+def own_process(place: torch.device, threads: int) -> None:
+    """Set up a process that only encodes."""
+    torch.set_num_threads(threads)
+    if place.type == "cpu":
+        keep_freed_memory()

@@ -94,6 +94,11 @@ def put_artefact(out: str, fitted: Fitted, *, encoder: str, parameters: Mapping[
     return head
 
 
+def tensors_url(out: str, head: Head) -> str:
+    """Return the URL of an artefact's tensors."""
+    return _url(out, head.name, "safetensors")
+
+
 def copy_artefacts(source: str, target: str, recipes: Iterable[Recipe]) -> None:
     """Put the artefacts that recipes name, and one output has, into another output."""
     for kind, sha256 in _named(recipes):

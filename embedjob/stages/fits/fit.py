@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from embedjob.config.fits import FITS
 from embedjob.config.job import Input, Sample, SampledInput
 from embedjob.errors import ConfigError, FaultError, FitError, RefusedError
 from embedjob.job.fit_plan import (
@@ -26,6 +27,7 @@ from embedjob.output.lease import Holder, claim, held
 from embedjob.output.snapshot import newest
 from embedjob.stages.connection import connected
 from embedjob.stages.fits.reduce import reduced
+from embedjob.stages.fits.word_counts import counted
 from embedjob.storage.create_only import require_create_only
 from embedjob.storage.objects import join
 from embedjob.vectors.fit_arithmetic import first_pass
@@ -113,13 +115,16 @@ def _all_made(plan: JobPlan, maker: Maker, wanted: Callable[[PlannedFit], bool])
         if fit is None:
             return plan
         head = _make(plan, fit, maker)
-        maker.console.say(f"fit {fit.name}: {head.name} from {head.rows:,} vectors")
+        of_what = "texts" if FITS[fit.section.kind].is_model else "vectors"
+        maker.console.say(f"fit {fit.name}: {head.name} from {head.rows:,} {of_what}")
         made.add(fit.key)
         plan = replanned(plan)
 
 
 def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     job = plan.job
+    if FITS[fit.section.kind].is_model:
+        return _counted(plan, fit, maker)
     source = vectors_at_hand(fit, job) or _embedded(plan, fit, maker)
     source = replace(source, others=other_vectors(fit, job))
     earlier = read_fitted(job.out, [fit.base] if fit.base and source.steps else [])
@@ -132,6 +137,22 @@ def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     head = put_artefact(job.out, result, encoder=fit.fingerprint, parameters=parameters)
     vectors = fit.vectors if source.embedded else None
     put_record(job.out, Record(fit.key, fit.number + 1, head.kind, head.sha256, fit.name, vectors))
+    return head
+
+
+def _counted(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
+    """Make the artefact of a fit that is computed from texts."""
+    if plan.faults and not maker.options.publish_partial:
+        raise FaultError(f"fit: {fit.name}: {plan.faults[0][0]}: {plan.faults[0][1]}")
+    try:
+        result = counted(plan.corpus, plan.job.config.input, fit.section)
+    except FitError as error:
+        raise FitError(f"fit: {fit.name}: {error}") from error
+    parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})
+    maker.holder.require()
+    head = put_artefact(plan.job.out, result, encoder=fit.fingerprint, parameters=parameters)
+    record = Record(fit.key, fit.number + 1, head.kind, head.sha256, fit.name, None)
+    put_record(plan.job.out, record)
     return head
 
 

@@ -1,0 +1,90 @@
+"""Jobs with a static table on a real Ray: from the local disk and from storage, fitted, queried."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedjob.encoder.encoder import Encoder
+from embedjob.output.claim import read_claims
+from embedjob.output.snapshot import open_snapshot
+from embedjob.storage.objects import create
+from tests import running
+from tests.cluster import Cluster
+from tests.connection import NOWHERE
+from tests.running import Job, texts, write_shard
+
+pytestmark = pytest.mark.ray
+BODIES = [*texts(40), "unheard-of", "", None]
+WIDTH = 6
+
+
+def table(folder: Path) -> Path:
+    """A table of the words of the texts, but for one."""
+    words = sorted({word for text in texts(40) for word in text.split()})[:-1]
+    vectors = np.random.default_rng(7).normal(size=(len(words), WIDTH))
+    path = folder / "words.txt"
+    path.write_text(
+        "".join(
+            f"{word} {' '.join(f'{x:.6f}' for x in vector)}\n"
+            for word, vector in zip(words, vectors, strict=True)
+        )
+    )
+    return path
+
+
+def job(source: Path, out: str, model: str | Path, **sections: Job) -> Job:
+    document = running.job(source, out, model, **sections)
+    return {
+        **document,
+        "encoder": {"model": str(model), **sections.get("encoder", {})},
+        "pool": {"actors": 1},
+        "run": {**document["run"], "max_quarantined": 0.2},
+    }
+
+
+def expected(path: Path, text: str) -> np.ndarray:
+    """The mean of the words' vectors, by hand."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    vectors = {word: np.array(numbers, np.float32) for word, *numbers in lines}
+    mean = np.mean([vectors[word] for word in text.split() if word in vectors], axis=0)
+    return np.asarray(mean / np.linalg.norm(mean))
+
+
+def test_a_table_embeds_a_corpus_and_its_queries(
+    cluster: Cluster, tmp_path: Path, bucket: str, any_out: str
+) -> None:
+    words = table(tmp_path)
+    write_shard(tmp_path / "in" / "a.parquet", BODIES)
+    model = f"{bucket}/words.txt" if any_out.startswith("s3") else str(words)
+    create(f"{bucket}/words.txt", words.read_bytes())
+    document = job(tmp_path / "in", any_out, model)
+    ran = running.run(document, tmp_path, "--address", cluster.address)
+    assert ran.code == 0, ran.err
+    assert (ran.summary["rows"]["embedded"], ran.summary["rows"]["quarantined"]) == (40, 3)
+    rows = open_snapshot(any_out).to_table(columns=["row", "embedding"]).sort_by("row").to_pylist()
+    for row in rows:
+        assert np.allclose(row["embedding"], expected(words, BODIES[row["row"]] or ""), atol=1e-6)
+    queries = Encoder.from_output(any_out).encode(texts(3))
+    assert np.allclose(queries, [row["embedding"] for row in rows[:3]], atol=1e-6)
+    assert running.command("verify", any_out, "--json").summary["problems"] == []
+    again = running.run(document, tmp_path, "--address", NOWHERE)
+    assert (again.code, again.summary["chunks_written"]) == (0, 0), again.err
+    assert list(read_claims(any_out)[0].digests) == ["words.txt"]
+
+
+def test_means_of_words_are_whitened_like_any_vectors(cluster: Cluster, tmp_path: Path) -> None:
+    words, out = table(tmp_path), str(tmp_path / "out")
+    write_shard(tmp_path / "in" / "a.parquet", BODIES)
+    steps = [{"whiten": "w"}]
+    document = {
+        **job(tmp_path / "in", out, words, encoder={"finish": steps, "vector_dtype": "float32"}),
+        "fit": [{"kind": "whiten", "name": "w", "sample": None, "dimensions": 4}],
+    }
+    ran = running.run(document, tmp_path, "--address", cluster.address)
+    assert ran.code == 0, ran.err
+    vectors = np.array(open_snapshot(out).to_table(columns=["embedding"])["embedding"].to_pylist())
+    assert np.allclose(np.cov(vectors.T), np.eye(4), atol=1e-3)
+    found = {tuple(np.round(vector, 4)) for vector in vectors}
+    answers = Encoder.from_output(out).encode(texts(5))
+    assert {tuple(np.round(vector, 4)) for vector in answers} <= found
