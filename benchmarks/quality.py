@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.measuring.glove import glove_table
 from embedjob.config.interventions import given
+from embedjob.config.pooling import FitStep, Normalize, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
@@ -41,8 +42,12 @@ from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.output.fingerprint import fingerprint
 from embedjob.reports.method_pages import AS_PUBLISHED, page
+from embedjob.stages.fits.row_counts import counts_of, fitted_counts
+from embedjob.static.lookup_encoder import LookupEncoder
 from embedjob.text.lookup.terms import TermCounts, TermRules, count_terms
 from embedjob.text.views import TokenViews
+from embedjob.vectors.fitted import Block, Fitted
+from embedjob.vectors.rare_words import CommonComponentPass
 from embedjob.vectors.sparse import Sparse
 from embedjob.vectors.vocabulary import Vocabulary
 
@@ -118,7 +123,7 @@ def measured(
 ) -> dict[str, Any]:
     """One figure, what it cost, when it was taken and with what; models are loaded once."""
     texts = sorted({pair[side] for pair in pairs for side in ("s1", "s2")})
-    if may_be_static(materialize(source_of(recipe))):
+    if may_be_static(materialize(source_of(recipe), tokenizer_only=True)):
         return _of_table(recipe, texts, pairs)
     if recipe.model not in backbones:
         backbones[recipe.model] = load_backbone(recipe, device=torch.device("cpu"))
@@ -139,8 +144,9 @@ def measured(
 
 
 def _of_table(recipe: Recipe, texts: list[str], pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figure of a static table, which computes no token, or of a vocabulary's sparse rows."""
-    encoder = Encoder.from_recipe(recipe)
+    """The figure of a table, which computes no token, or of a vocabulary's sparse rows."""
+    views = load_tokenizer(recipe).views([pair[side] for pair in pairs for side in ("s1", "s2")])
+    encoder = Encoder.from_recipe(recipe, fitted=_sif_fits(recipe, views))
     found = load_tokenizer(recipe).views(texts).lengths
     started, before = time.perf_counter(), time.process_time()
     outputs = encoder.outputs(texts)
@@ -161,6 +167,26 @@ def _dense(rows: Sparse) -> np.ndarray:
     vectors = np.zeros((len(rows), int(rows.indices.max()) + 1), np.float32)
     vectors[np.repeat(np.arange(len(rows)), np.diff(rows.offsets)), rows.indices] = rows.values
     return vectors
+
+
+def _sif(recipe: Recipe) -> Recipe:
+    """The method sif, whose fits are those of the set's texts: they are named, and made apart."""
+    steps = (FitStep(common_component="common"), Normalize(normalize=True))
+    weights = WordWeights.model_validate(read_method("sif").encoder["pooling"])
+    return recipe.model_copy(update={"method": "sif", "pooling": weights, "finish": steps})
+
+
+def _sif_fits(recipe: Recipe, views: TokenViews) -> dict[str, Fitted]:
+    if not isinstance(recipe.pooling, WordWeights):
+        return {}
+    model = resolve_encoder({"model": recipe.model}, on_gpu=False)
+    rows = config_of(materialize(source_of(model.recipe)))["vocab_size"]
+    made = {recipe.pooling.name: fitted_counts(counts_of(views, rows))}
+    plain = recipe.model_copy(update={"finish": ()})
+    vectors = LookupEncoder(plain, fitted=made).encode_views(views).embeddings
+    step = CommonComponentPass()
+    state = step.partial(Block(vectors, np.zeros(len(vectors), np.uint64)))
+    return {**made, "common": step.finish(state)}
 
 
 def _tfidf(data: str) -> Recipe:
@@ -216,6 +242,8 @@ def recipes(only: list[str], data: str = SETS[0]) -> Iterator[tuple[str, Recipe]
     table = glove_table()
     if table is not None and (not only or "glove" in only):
         yield "glove", _symmetric({"method": "glove", "model": str(table)})
+    if table is not None and (not only or "sif" in only):
+        yield "sif", _sif(_symmetric({"method": "glove", "model": str(table)}))
     if not only or "tfidf" in only:
         yield "tfidf", _tfidf(data)
 

@@ -301,8 +301,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "with model",
         unread_by_table,
-        "encoder.{key}: got {got}, but {recipe.model} is a static table, of which the rows of a"
-        " text's words are taken together; allowed is {allowed}. Leave the key out",
+        "encoder.{key}: got {got}, but {recipe.model} is {model.kind}; allowed is {allowed}. Leave"
+        " the key out",
     ),
     Rule(
         "with model",

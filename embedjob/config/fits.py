@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from embedjob.config.pooling import FitStep
+from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.tables import FIT_MODEL
 from embedjob.config.types import Positive, Section
 
@@ -129,6 +129,24 @@ class Vocabulary(FitSection):
     max_features: Positive | None = None
 
 
+class WordCounts(FitSection):
+    """Of each word of a static table: in how many texts it is, and how often in all of them."""
+
+    kind: Literal["word_counts"]
+    source: None = Field(default=None, alias="from")
+    sample: None = None
+
+
+class CommonComponent(FitSection):
+    """The direction that all vectors have most in common, which is taken out of each (SIF).
+
+    The first right singular vector of the matrix of vectors, no mean taken away (Arora, Liang and
+    Ma, ICLR 2017).
+    """
+
+    kind: Literal["common_component"]
+
+
 Fit = Any
 
 
@@ -141,7 +159,8 @@ class FitKind:
         is_step: whether a finishing step of the same key applies it; else no step may name it.
         fewest: the fewest vectors that it can be computed from, by its section and their width.
         before: whether it is made before the first vector is written, without a step of its own.
-        is_model: whether `encoder.model: fit:NAME` names it: it is computed from texts.
+        is_model: whether `encoder.model: fit:NAME` names it.
+        of_texts: whether it is computed from texts, and not from vectors.
         pairs: whether `from` is another space: the vectors of both are read, row by row.
         misfit: why vectors of a width cannot be fitted, by the section and the width; None if they
             can.
@@ -152,6 +171,7 @@ class FitKind:
     fewest: Callable[[Any, int], int]
     before: bool = False
     is_model: bool = False
+    of_texts: bool = False
     pairs: bool = False
     misfit: Callable[[Any, int], str | None] = lambda section, width: None
 
@@ -185,8 +205,17 @@ FITS: Mapping[str, FitKind] = {
     ),
     "calibrate": FitKind(Calibrate, is_step=False, fewest=lambda section, width: 2, before=True),
     "vocabulary": FitKind(
-        Vocabulary, is_step=False, fewest=lambda section, width: 1, before=True, is_model=True
+        Vocabulary,
+        is_step=False,
+        fewest=lambda section, width: 1,
+        before=True,
+        is_model=True,
+        of_texts=True,
     ),
+    "word_counts": FitKind(
+        WordCounts, is_step=False, fewest=lambda section, width: 1, before=True, of_texts=True
+    ),
+    "common_component": FitKind(CommonComponent, is_step=True, fewest=lambda section, width: 1),
     "kmeans": FitKind(Kmeans, is_step=False, fewest=lambda section, width: section.clusters),
     "align": FitKind(Align, is_step=False, fewest=lambda section, width: width, pairs=True),
 }
@@ -219,6 +248,7 @@ def check_fits(fits: Sequence[Any], recipe: AnyRecipe) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"fit: got the name {twice[0]} twice; give each fit a name of its own")
     _check_models([fit.name for fit in fits if FITS[fit.kind].is_model], recipe)
+    _check_weights([fit.name for fit in fits if fit.kind == "word_counts"], recipe)
     steps = [step for step in recipe.finish if isinstance(step, FitStep)]
     for place, step in enumerate(steps):
         _check_step(step, {fit.name: fit.kind for fit in fits})
@@ -255,6 +285,21 @@ def _check_models(models: Sequence[str], recipe: AnyRecipe) -> None:
         raise ValueError(
             f"fit: {unused[0]} is a vocabulary that the encoder does not use; set encoder.model:"
             f" {FIT_MODEL}{unused[0]}, or leave the fit out"
+        )
+
+
+def _check_weights(counts: Sequence[str], recipe: AnyRecipe) -> None:
+    """Raise ValueError unless `encoder.pooling` names the one fit of word counts, where one is."""
+    named = recipe.pooling.name if isinstance(recipe.pooling, WordWeights) else None
+    if named is not None and named not in counts:
+        raise ValueError(
+            f"encoder.pooling: got {named}, but the word_counts that fit: makes are:"
+            f" {', '.join(counts) or 'none'}; add {{kind: word_counts, name: {named}}} to fit:"
+        )
+    if unused := [name for name in counts if name != named]:
+        raise ValueError(
+            f"fit: {unused[0]} counts words that encoder.pooling does not weigh; set pooling:"
+            f" {{sif: {unused[0]}}}, or leave the fit out"
         )
 
 

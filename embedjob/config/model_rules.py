@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from embedjob.config.heads import kinds_of
 from embedjob.config.interventions import given
+from embedjob.config.pooling import WordWeights
 from embedjob.config.tables import looked_up
 
 # What a test finds for the message: nothing where the rule is kept.
@@ -35,6 +36,10 @@ class ModelSizes(Protocol):
     @property
     def static(self) -> bool:
         """Whether it is a table of vectors, without blocks."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, for people."""
 
     @property
     def counts_terms(self) -> bool:
@@ -94,9 +99,10 @@ def too_long(recipe: AnyRecipe, model: ModelSizes) -> Found:
 
 def unread_by_table(recipe: AnyRecipe, model: ModelSizes) -> Found:
     """Return the first key that a static table cannot follow."""
-    if not model.static:
-        return False
-    return first_other(recipe, looked_up(recipe, counts_terms=model.counts_terms))
+    if model.static:
+        return first_other(recipe, looked_up(recipe, counts_terms=model.counts_terms))
+    weighted = isinstance(recipe.pooling, WordWeights)
+    return weighted and {"key": "pooling", "got": "weights of words", "allowed": "no weight"}
 
 
 def lacks_terms(recipe: AnyRecipe, model: ModelSizes) -> Found:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from embedjob.config.types import Positive, Section
 
@@ -100,6 +100,34 @@ class Truncate(Section):
     truncate: Positive
 
 
+class WordWeights(Section):
+    """The mean of the vectors of a text's words, each times a weight of the word in the corpus.
+
+    Under its key is the name of a `word_counts` fit, in a recipe that is settled the sha256 of its
+    artefact. `idf` is ln((1 + texts) / (1 + texts with the word)) + 1, `sif` is a / (a + p), p the
+    word's share of all words (Arora, Liang and Ma, ICLR 2017).
+    """
+
+    idf: str | None = None
+    sif: str | None = None
+    a: Annotated[float, Field(gt=0)] = 1e-3
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> "WordWeights":
+        if (self.idf is None) == (self.sif is None):
+            raise ValueError("got both or none of idf and sif; give one, with the name of a fit")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name of the fit, or the sha256 of its artefact."""
+        return str(self.idf or self.sif)
+
+    def settled(self, sha256: str) -> "WordWeights":
+        """Return the weights by an artefact."""
+        return self.model_copy(update={"idf" if self.idf else "sif": sha256})
+
+
 class FitStep(Section):
     """A finishing step that applies what a fit left: under its kind, the fit's name.
 
@@ -110,6 +138,7 @@ class FitStep(Section):
     whiten: str | None = None
     pca: str | None = None
     flow: str | None = None
+    common_component: str | None = None
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from embedjob.config.pooling import (
     SpanTag,
     Truncate,
     WeightedFrom,
+    WordWeights,
 )
 from embedjob.config.segments import Demonstration, Templates
 from embedjob.config.types import NotEmpty, Positive, Section
@@ -79,7 +80,7 @@ class Recipe(Section):
     attention: Literal["causal", "bidirectional"] = "causal"
     layer: int | Annotated[tuple[int, ...], NotEmpty] = -1
     span: SpanRule | SpanOffset | SpanTag = "all"
-    pooling: Pooling | WeightedFrom | PoolingParts = "mean"
+    pooling: Pooling | WeightedFrom | PoolingParts | WordWeights = "mean"
     aggregation: Aggregation = "mean"
     interventions: tuple[Intervention, ...] = ()
     heads: tuple[Head, ...] = ()

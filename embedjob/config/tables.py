@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from embedjob.config.pooling import WordWeights
+
 # What `encoder.model` begins with where it names a fit of the job.
 FIT_MODEL = "fit:"
 # What is left of a text that is longer than `max_tokens`; other ways embed its parts.
@@ -14,7 +16,6 @@ _LOOKED_UP: Mapping[str, Any] = {
     "templates": ("{text}",),
     "prepare": "none",
     "span": "all",
-    "pooling": "mean",
     "aggregation": "mean",
     "dtype": "float32",
     "quantize": "none",
@@ -33,6 +34,11 @@ def looked_up(recipe: Any, *, counts_terms: bool) -> dict[str, Any]:
 
     A vocabulary, which `counts_terms`, gives sparse rows that are finished as they are.
     """
+    weighted = isinstance(recipe.pooling, WordWeights) and not counts_terms
     whole = recipe.long_text if recipe.long_text in WHOLE else WHOLE[0]
-    bare = {"long_text": whole, "special_tokens": type(recipe.special_tokens)()}
+    bare = {
+        "long_text": whole,
+        "special_tokens": type(recipe.special_tokens)(),
+        "pooling": recipe.pooling if weighted else "mean",
+    }
     return {**_LOOKED_UP, **bare, **(_COUNTED if counts_terms else {"heads": ()})}

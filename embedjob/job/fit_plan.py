@@ -11,7 +11,7 @@ from typing import Any
 
 from embedjob.config.fits import FITS
 from embedjob.config.job import Input, Job, Sample
-from embedjob.config.pooling import FitStep
+from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, FitError, OutputError
 from embedjob.input.samples import Place, sample_of
@@ -102,7 +102,7 @@ def settled(
         return job, ()
     _require_named(job)
     records, made = read_records(job.out), dict[str, Head]()
-    job, fits = _with_vocabulary(job, records, refit=refit)
+    job, fits = _with_texts(job, records, made, refit=refit)
     lacking = any(fit.made is None for fit in fits)
     for section in _in_order(job.config):
         fit = _planned(job, section, made)
@@ -126,28 +126,35 @@ def _recorded(out: str, fit: PlannedFit, record: Record, *, refit: bool) -> Plan
         return fit
 
 
-def _with_vocabulary(
-    job: IdentifiedJob, records: Mapping[str, Record], *, refit: bool
+def _with_texts(
+    job: IdentifiedJob, records: Mapping[str, Record], made: dict[str, Head], *, refit: bool
 ) -> tuple[IdentifiedJob, list[PlannedFit]]:
-    """Return the job with the vocabulary that its fit has made as its model, and this fit."""
-    section = next((one for one in job.config.fit if FITS[one.kind].is_model), None)
-    if section is None:
-        return job, []
-    parameters = section.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-    corpus = _corpus(job.config.input, job.input_paths)
-    fit = PlannedFit(
-        section=section,
-        width=SKETCH,
-        base=job.config.encoder,
-        fingerprint=_OF_TEXTS,
-        key=digest(canonical(["embedjob vocabulary 1", parameters, corpus])),
-    )
-    if record := records.get(fit.key):
-        fit = _recorded(job.out, fit, record, refit=refit)
-    if fit.made is None:
-        return job, [fit]
-    model = tensors_url(job.out, fit.made)
-    return identify(_renamed(job, model)), [fit]
+    """Return the job with the vocabulary that its fit has made as its model, and its fits of texts.
+
+    What other fits of texts have made is added to `made`, by their names.
+    """
+    fits = []
+    for section in (one for one in job.config.fit if FITS[one.kind].of_texts):
+        is_model = FITS[section.kind].is_model
+        parameters = section.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        # How texts are cut is the section's, or the table's.
+        by = [] if is_model else [dict(job.digests), job.config.encoder.max_tokens]
+        corpus = _corpus(job.config.input, job.input_paths)
+        fit = PlannedFit(
+            section=section,
+            width=SKETCH if is_model else job.model.vocabulary or 0,
+            base=job.config.encoder,
+            fingerprint=_OF_TEXTS,
+            key=digest(canonical([f"embedjob {section.kind} 1", parameters, corpus, *by])),
+        )
+        if record := records.get(fit.key):
+            fit = _recorded(job.out, fit, record, refit=refit)
+        if fit.made is not None and is_model:
+            job = identify(_renamed(job, tensors_url(job.out, fit.made)))
+        elif fit.made is not None:
+            made[fit.name] = fit.made
+        fits.append(fit)
+    return job, fits
 
 
 def _renamed(job: ResolvedJob, model: str) -> ResolvedJob:
@@ -265,7 +272,7 @@ def sample_for(fit: PlannedFit, places: Iterable[Place]) -> Sample | None:
 
 def _in_order(config: Job) -> list[Any]:
     """Return the sections of fits of vectors: those of finishing steps in order, then others."""
-    by_name = {fit.name: fit for fit in config.fit if not FITS[fit.kind].is_model}
+    by_name = {fit.name: fit for fit in config.fit if not FITS[fit.kind].of_texts}
     steps = [by_name.pop(one.name) for one in config.encoder.finish if isinstance(one, FitStep)]
     return [*steps, *by_name.values()]
 
@@ -333,7 +340,10 @@ def _settled_recipe(recipe: Recipe, made: Mapping[str, Head]) -> Recipe:
         else step
         for step in recipe.finish
     )
-    return recipe.model_copy(update={"finish": steps})
+    pooling = recipe.pooling
+    if isinstance(pooling, WordWeights) and pooling.name in made:
+        pooling = pooling.settled(made[pooling.name].sha256)
+    return recipe.model_copy(update={"finish": steps, "pooling": pooling})
 
 
 def _width(job: IdentifiedJob, recipe: Recipe, made: Mapping[str, Head]) -> int:

@@ -24,7 +24,7 @@ from embedjob.config.job_file import (
     validate_encoder,
     validate_partial,
 )
-from embedjob.config.pooling import FitStep
+from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import HubModel, Recipe, Role
 from embedjob.config.tables import FIT_MODEL
 from embedjob.config.templates import check_slots
@@ -175,6 +175,11 @@ def resolve_encoder(
         raise ConfigError(
             f"encoder.model: {resolved.recipe.model} is fitted on a corpus: run a job that has it,"
             " and open its output with Encoder.from_output"
+        )
+    if isinstance(resolved.recipe.pooling, WordWeights):
+        raise ConfigError(
+            f"encoder.pooling: {resolved.recipe.pooling.name} is fitted on a corpus: run a job that"
+            " has it, and open its output with Encoder.from_output"
         )
     for step in resolved.recipe.finish:
         if isinstance(step, FitStep):

@@ -16,7 +16,7 @@ from embedjob.config.job_file import (
     recipe_from,
     validate,
 )
-from embedjob.config.pooling import FitStep
+from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe, Role
 from embedjob.config.tables import FIT_MODEL
 from embedjob.config.templates import templates, tokenized_alone
@@ -184,6 +184,8 @@ def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]
 def _named(fits: Sequence[Any], recipe: Recipe) -> list[Any]:
     steps = {step.name for step in recipe.finish if isinstance(step, FitStep)}
     steps.add(recipe.model.removeprefix(FIT_MODEL))
+    if isinstance(recipe.pooling, WordWeights):
+        steps.add(recipe.pooling.name)
     return [fit for fit in fits if fit.name in steps]
 
 

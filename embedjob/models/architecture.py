@@ -135,6 +135,12 @@ class ModelInfo:
     static: bool = False
     counts_terms: bool = False
 
+    @property
+    def kind(self) -> str:
+        """What it is, for people."""
+        table = "a static table, of which the rows of a text's words are taken together"
+        return table if self.static else "a transformer"
+
 
 @dataclass(frozen=True)
 class HeadWidths:
@@ -158,7 +164,8 @@ def model_info(source: ModelSource) -> ModelInfo:
     if table is not None:
         if not table.is_vocabulary:
             check_finite(table)
-        return info_of(table.config, parameters=table.rows * table.width)
+        numbers = None if table.is_vocabulary else table.rows * table.width
+        return info_of(table.config, parameters=numbers)
     return info_of(config_of(directory), parameters=_parameters(weights_of(source)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from embedjob.config.generation import Generation
 from embedjob.config.interventions import auxiliary_templates
 from embedjob.config.job import Input, SampledInput
-from embedjob.config.pooling import SpanOffset, SpanTag
+from embedjob.config.pooling import SpanOffset, SpanTag, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.config.segments import Segment, WeightedTemplate
 from embedjob.output.file_names import digest
@@ -111,8 +111,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
         knobs["decode"] = recipe.decode.model_dump(mode="json", exclude_defaults=True)
     if isinstance(recipe.layer, tuple) and len(recipe.layer) == 1:
         knobs["layer"] = recipe.layer[0]
-    if isinstance(recipe.pooling, tuple) and len(recipe.pooling) == 1:
-        knobs["pooling"] = knobs["pooling"][0]
+    knobs["pooling"] = _pooling(recipe)
     knobs["finish"] = [
         {name: value for name, value in step.items() if value is not None}
         for step in knobs["finish"]
@@ -210,6 +209,16 @@ def _unused_slots(knobs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _has(templates: str, slot: str) -> bool:
     return f"{{{slot}}}" in templates or f'"{slot}":' in templates
+
+
+def _pooling(recipe: Recipe) -> Any:
+    pooling = recipe.pooling
+    if isinstance(pooling, WordWeights):
+        # Only written keys; idf has no use for `a`.
+        unread = {"a"} if pooling.idf else None
+        return pooling.model_dump(mode="json", exclude_defaults=True, exclude=unread)
+    written = recipe.model_dump(mode="json", include={"pooling"})["pooling"]
+    return written[0] if isinstance(pooling, tuple) and len(pooling) == 1 else written
 
 
 def _span(recipe: Recipe) -> Any:

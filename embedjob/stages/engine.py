@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from embedjob.config.job import Job
-from embedjob.config.pooling import FitStep
+from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
 from embedjob.models.architecture import config_of
@@ -175,7 +175,10 @@ class PlannedFiles:
 def recipe_engine(config: Job, threads: int) -> Engine:
     """Return the engine of a job's own recipe, with so many torch threads to an actor."""
     pool = config.pool
-    fitted = any(isinstance(step, FitStep) for step in config.encoder.finish)
+    fitted = any(
+        isinstance(one, FitStep | WordWeights)
+        for one in (*config.encoder.finish, config.encoder.pooling)
+    )
     return RecipeEngine(
         config.encoder.model_dump_json(),
         pool.tokens_per_microbatch,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.errors import InterruptedRunError, ModelError
 from embedjob.models.source import materialize, source_of
@@ -18,6 +19,7 @@ from embedjob.vectors.encoded import Encoded, Vectors
 from embedjob.vectors.finishing import NO_FITS, finished, width
 from embedjob.vectors.fit_arithmetic import width_after
 from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.rare_words import word_weights
 
 # So many numbers of the table are gathered at a time: they stay in a core's cache.
 _NUMBERS_AT_ONCE = 1 << 20
@@ -38,6 +40,9 @@ class LookupEncoder:
         self.recipe = recipe
         self._vectors_VD = row_vectors(table)
         self._fitted = fitted
+        self._weights_V = None
+        if isinstance(recipe.pooling, WordWeights):
+            self._weights_V = word_weights(fitted[recipe.pooling.name], recipe.pooling)
 
     def encode_views(
         self,
@@ -61,20 +66,27 @@ class LookupEncoder:
             self._mean(ids, offsets, slice(first, last), means_RD)
             on_progress(last, int(offsets[last]))
         made_RD = finished(means_RD, self.recipe.finish, self._fitted)
-        after = {sha256: width_after(one) for sha256, one in self._fitted.items()}
+        named = {step.name for step in self.recipe.finish if isinstance(step, FitStep)}
+        after = {name: width_after(self._fitted[name]) for name in named}
         assert made_RD.shape[1] == width(wide, views=1, recipe=self.recipe, fitted=after)
         failed = self._failed(made_RD, np.diff(offsets))
         made_RD[[*failed]] = np.nan
         return Encoded(made_RD, failed, {"compute_seconds": time.monotonic() - started})
 
     def _mean(self, ids: Ids, offsets: Ints, texts: slice, means_RD: Vectors) -> None:
-        """Write the mean of each text's rows; texts without a row are left as they are."""
+        """Write the mean of each text's rows, weighted if asked; other texts are left as they are.
+
+        The weighted sum is divided by the number of rows, as SIF does it: cosines are the same as
+        of a sum that is divided by the sum of weights.
+        """
         starts, stops = offsets[texts], offsets[texts.start + 1 : texts.stop + 1]
         full = np.flatnonzero(stops > starts) + texts.start
         if not len(full):
             return
         rows = ids[offsets[texts.start] : offsets[texts.stop]]
         gathered_TD = np.asarray(self._vectors_VD[rows], np.float32)
+        if self._weights_V is not None:
+            gathered_TD = gathered_TD * self._weights_V[rows][:, None]
         sums_RD = np.add.reduceat(gathered_TD, offsets[full] - offsets[texts.start], axis=0)
         counts_R = (offsets[full + 1] - offsets[full]).astype(np.float32)
         means_RD[full] = sums_RD / counts_R[:, None]

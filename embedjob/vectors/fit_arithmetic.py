@@ -17,6 +17,11 @@ from embedjob.vectors.flow import FlowPass, flow_problem, flowed
 from embedjob.vectors.moments import ComponentsPass, StandardizePass, projected, standardized
 from embedjob.vectors.procrustes import RotationPass, rotated
 from embedjob.vectors.quantizing import CalibratePass
+from embedjob.vectors.rare_words import (
+    CommonComponentPass,
+    without_common_component,
+    word_counts_problem,
+)
 from embedjob.vectors.vocabulary import vocabulary_problem
 
 
@@ -67,6 +72,11 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
     "calibrate": Arithmetic(lambda fit: CalibratePass(), {"ranges": "2D"}),
     # It is counted in texts, by stages/fits/word_counts.py.
     "vocabulary": Arithmetic(None, None, check=vocabulary_problem),
+    # The same, of the rows of a table.
+    "word_counts": Arithmetic(None, None, check=word_counts_problem),
+    "common_component": Arithmetic(
+        lambda fit: CommonComponentPass(), {"direction": "D"}, without_common_component
+    ),
     "kmeans": Arithmetic(
         lambda fit: SeedPass(
             fit.clusters, fit.spherical, fit.iterations, fit.tolerance, seed=fit.seed

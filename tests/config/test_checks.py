@@ -28,6 +28,7 @@ class Sizes:
     length_bound: bool = False
     static: bool = False
     counts_terms: bool = False
+    kind: str = "a transformer"
 
 
 def recipe(**knobs: Any) -> Recipe:

@@ -245,7 +245,7 @@ CASES: list[tuple[Setting, r.Reference]] = [
 OF_THE_TEXT_ALONE = frozenset({"gritlm", "echo", "echo_rewrite"})
 # Methods that look words up: they run no tiny model, and tests/static holds them to
 # sentence-transformers and scikit-learn.
-TABLES = frozenset({"bow", "glove", "tfidf", "word2vec"})
+TABLES = frozenset({"bow", "glove", "sif", "tfidf", "word2vec"})
 # Of a method whose invariants are held above in another role.
 OTHER_ROLES: list[tuple[Setting, r.Reference]] = [
     (

@@ -1,5 +1,6 @@
 """Jobs with a static table on a real Ray: from the local disk and from storage, fitted, queried."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,33 @@ def test_a_table_embeds_a_corpus_and_its_queries(
     again = running.run(document, tmp_path, "--address", NOWHERE)
     assert (again.code, again.summary["chunks_written"]) == (0, 0), again.err
     assert list(read_claims(any_out)[0].digests) == ["words.txt"]
+
+
+def test_rare_words_weigh_more_and_what_is_common_is_taken_out(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    words, out = table(tmp_path), str(tmp_path / "out")
+    write_shard(tmp_path / "in" / "a.parquet", BODIES)
+    document = job(tmp_path / "in", out, words, encoder={"method": "sif"})
+    ran = running.run(document, tmp_path, "--address", cluster.address)
+    assert ran.code == 0, ran.err
+    lines = (line.split() for line in words.read_text().splitlines())
+    vectors = {word: np.array(numbers, np.float32) for word, *numbers in lines}
+    found = [[word for word in text.split() if word in vectors] for text in texts(40)]
+    counts = Counter(word for text in found for word in text)
+    weights = {word: 1e-3 / (1e-3 + counts[word] / counts.total()) for word in counts}
+    means = np.array(
+        [sum(weights[word] * vectors[word] for word in text) / len(text) for text in found]
+    )
+    direction = np.linalg.svd(means)[2][0]
+    left = means - np.outer(means @ direction, direction)
+    expected = left / np.linalg.norm(left, axis=1, keepdims=True)
+    rows = open_snapshot(out).to_table(columns=["row", "embedding"]).sort_by("row")
+    assert np.allclose(rows["embedding"].to_pylist(), expected, atol=1e-5)
+    queries = Encoder.from_output(out).encode(texts(3))
+    assert np.allclose(queries, expected[:3], atol=1e-5)
+    again = running.run(document, tmp_path, "--address", NOWHERE)
+    assert (again.code, again.summary["chunks_written"]) == (0, 0), again.err
 
 
 def test_means_of_words_are_whitened_like_any_vectors(cluster: Cluster, tmp_path: Path) -> None:

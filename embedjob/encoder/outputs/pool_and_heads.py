@@ -21,7 +21,7 @@ from embedjob.config.heads import (
     SparseHead,
     kinds_of,
 )
-from embedjob.config.pooling import Normalize
+from embedjob.config.pooling import Normalize, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.config.types import Section
 from embedjob.encoder.backbone import Backbone
@@ -263,4 +263,5 @@ class Readout:
 def _pooling(backbone: Backbone, recipe: Recipe) -> PoolingFunction:
     if isinstance(recipe.pooling, str) and recipe.pooling in POOLING_LOADERS:
         return POOLING_LOADERS[recipe.pooling](backbone, recipe)
+    assert not isinstance(recipe.pooling, WordWeights), "weights of words need a table"
     return pooler(recipe.pooling)

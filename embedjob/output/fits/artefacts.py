@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from embedjob.config.pooling import FitStep
+from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError
 from embedjob.output.documents import EVERY, Kind, read_document, require_kinds
@@ -167,8 +167,14 @@ def artefact_problems(out: str, steps: Iterable[Mapping[str, Any]]) -> list[str]
 
 
 def _named(recipes: Iterable[Recipe]) -> list[tuple[str, str]]:
-    steps = (step for recipe in recipes for step in recipe.finish if isinstance(step, FitStep))
-    return [*dict.fromkeys((step.kind, step.name) for step in steps)]
+    named: dict[tuple[str, str], None] = {}
+    for recipe in recipes:
+        if isinstance(recipe.pooling, WordWeights):
+            named["word_counts", recipe.pooling.name] = None
+        for step in recipe.finish:
+            if isinstance(step, FitStep):
+                named[step.kind, step.name] = None
+    return [*named]
 
 
 def _put(url: str, data: bytes) -> None:

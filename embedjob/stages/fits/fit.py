@@ -27,6 +27,7 @@ from embedjob.output.lease import Holder, claim, held
 from embedjob.output.snapshot import newest
 from embedjob.stages.connection import connected
 from embedjob.stages.fits.reduce import reduced
+from embedjob.stages.fits.row_counts import counted_rows
 from embedjob.stages.fits.word_counts import counted
 from embedjob.storage.create_only import require_create_only
 from embedjob.storage.objects import join
@@ -115,7 +116,7 @@ def _all_made(plan: JobPlan, maker: Maker, wanted: Callable[[PlannedFit], bool])
         if fit is None:
             return plan
         head = _make(plan, fit, maker)
-        of_what = "texts" if FITS[fit.section.kind].is_model else "vectors"
+        of_what = "texts" if FITS[fit.section.kind].of_texts else "vectors"
         maker.console.say(f"fit {fit.name}: {head.name} from {head.rows:,} {of_what}")
         made.add(fit.key)
         plan = replanned(plan)
@@ -123,7 +124,7 @@ def _all_made(plan: JobPlan, maker: Maker, wanted: Callable[[PlannedFit], bool])
 
 def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     job = plan.job
-    if FITS[fit.section.kind].is_model:
+    if FITS[fit.section.kind].of_texts:
         return _counted(plan, fit, maker)
     source = vectors_at_hand(fit, job) or _embedded(plan, fit, maker)
     source = replace(source, others=other_vectors(fit, job))
@@ -145,7 +146,10 @@ def _counted(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     if plan.faults and not maker.options.publish_partial:
         raise FaultError(f"fit: {fit.name}: {plan.faults[0][0]}: {plan.faults[0][1]}")
     try:
-        result = counted(plan.corpus, plan.job.config.input, fit.section)
+        if FITS[fit.section.kind].is_model:
+            result = counted(plan.corpus, plan.job.config.input, fit.section)
+        else:
+            result = counted_rows(plan.corpus, plan.job.config, rows=fit.width)
     except FitError as error:
         raise FitError(f"fit: {fit.name}: {error}") from error
     parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})

@@ -58,12 +58,7 @@ def counted(chunks: Sequence[Chunk], job_input: Input, section: Any) -> Fitted:
             _check_number(sum(ray.get([count.remote(one) for one in left])))
         tables = ray.get(left)
     except RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, EmbedjobError):
-            raise cause from error
-        raise FaultError(
-            f"texts cannot be counted: {describe(cause or error)}; run again to resume"
-        ) from error
+        raise plain(error) from error
     table = most_frequent(pa.concat_tables(tables), section.max_features)
     if not len(table):
         raise FitError(
@@ -71,6 +66,14 @@ def counted(chunks: Sequence[Chunk], job_input: Input, section: Any) -> Fitted:
             f" none, or min_df: {section.min_df} and max_df: {section.max_df} leave none out of all"
         )
     return vocabulary(table, texts, rules).fitted()
+
+
+def plain(error: RayError) -> EmbedjobError:
+    """Return the error that a worker raised: Ray wraps it in the worker's traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, EmbedjobError):
+        return cause
+    return FaultError(f"texts cannot be counted: {describe(cause or error)}; run again to resume")
 
 
 def _check_number(terms: int) -> None:
@@ -136,13 +139,17 @@ def grouped(
 def count_group(group: Sequence[Chunk], job_input: Input, rules: TermRules) -> tuple[Any, ...]:
     """Return the number of good rows in some chunks, and their counts by partition."""
     counts = TermCounts(0, Counter(), Counter())
+    for texts in good_texts(group, job_input):
+        count_terms(texts, rules, counts)
+    return (counts.texts, *by_partition(counts))
+
+
+def good_texts(group: Sequence[Chunk], job_input: Input) -> Iterator[list[str]]:
+    """Yield the texts of each chunk that are no bad rows."""
     for together in passes(group):
         # As a whole: a read that is cut off half-way begins anew.
-        tables = retried(partial(_read, together, job_input), what=together[0].shard.url)
-        for rows in tables:
-            good = rows.filter(rows["reason"].is_null())
-            count_terms(good["text"].to_pylist(), rules, counts)
-    return (counts.texts, *by_partition(counts))
+        for rows in retried(partial(_read, together, job_input), what=together[0].shard.url):
+            yield rows.filter(rows["reason"].is_null())["text"].to_pylist()
 
 
 def _read(together: Sequence[Chunk], job_input: Input) -> list[pa.Table]:
