@@ -1,7 +1,7 @@
 """Static tables: models that are one vector for each word or token, without a transformer.
 
-They come as a single file of words (`models/tables/word_tables.py`), or as a folder that model2vec or
-sentence-transformers saved. A file is unpacked once per node, to a folder of the same kind.
+They come as a single file of words (`models/tables/word_tables.py`), or as a folder that model2vec
+or sentence-transformers saved. A file is unpacked once per node, to a folder of the same kind.
 Sources: sentence-transformers' WordEmbeddings and StaticEmbedding (Reimers and Gurevych, EMNLP
 2019, arXiv:1908.10084), model2vec (Tulkens and van Dongen, 2024).
 
