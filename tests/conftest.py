@@ -39,6 +39,16 @@ def out(tmp_path: Path) -> str:
 @pytest.fixture(params=["local", "s3"])
 def any_out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An output wherever writers can meet: what they settle between them holds on both."""
+    return _out_in(request, tmp_path)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+def run_out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The output of a whole run; that runs reach S3 at all, test_s3_job.py shows every time."""
+    return _out_in(request, tmp_path)
+
+
+def _out_in(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "out")
     return f"{request.getfixturevalue('bucket')}/out"

@@ -62,10 +62,10 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_a_run_whitens_by_a_sample_and_embeds_nothing_twice(
-    cluster: Cluster, model: Path, tmp_path: Path, any_out: str
+    cluster: Cluster, model: Path, tmp_path: Path, run_out: str
 ) -> None:
     source, log = shards(tmp_path / "in", "a", "b"), tmp_path / "log"
-    document = job(source, any_out, model)
+    document = job(source, run_out, model)
     result = running.run_with(document, Options(address=cluster.address), counting(log))
     assert result.faults == ()
     # Each of the two encoders embeds the probes first.
@@ -81,15 +81,15 @@ def test_a_run_whitens_by_a_sample_and_embeds_nothing_twice(
         for row, vector in enumerate(plain.encode(texts(75, seed=number)))
     }
     kernel, bias = bert_whitening(np.stack([raw[row] for row in chosen(source)]), 6)
-    found = vectors(any_out)
+    found = vectors(run_out)
     assert found.keys() == raw.keys()
     for row, vector in raw.items():
         assert cosine(found[row], (vector + bias[0]) @ kernel) > 0.9999
     queries = texts(3, seed=0)
-    answers = Encoder.from_output(any_out).encode(queries)
+    answers = Encoder.from_output(run_out).encode(queries)
     for row in range(3):
         assert cosine(answers[row], found[str(source / "a.parquet"), row]) > 0.99999
-    assert running.command("verify", any_out, "--json").summary["problems"] == []
+    assert running.command("verify", run_out, "--json").summary["problems"] == []
     again = running.run(document, tmp_path, "--address", NOWHERE)
     assert (again.code, again.summary["chunks_written"]) == (0, 0), again.err
 
@@ -167,6 +167,7 @@ class TestArtefacts:
         assert all(np.array_equal(after[row], vector) for row, vector in before.items())
         assert read_records(str(folder / "out")) == records
 
+    @pytest.mark.slow
     def test_refit_is_another_fingerprint(self, made: tuple[Job, Path], cluster: Cluster) -> None:
         document, folder = made
         write_shard(folder / "in" / "d.parquet", texts(10, seed=10))
@@ -187,6 +188,7 @@ class TestArtefacts:
         ]
         assert running.command("verify", str(folder / "out"), "--json").summary["problems"] == []
 
+    @pytest.mark.slow
     def test_another_output_gives_its_vectors(
         self, made: tuple[Job, Path], model: Path, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -237,6 +239,7 @@ def test_what_cannot_be_fitted_is_refused_before_ray_starts(model: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_method_brings_its_flow(cluster: Cluster, model: Path, tmp_path: Path) -> None:
     source = shards(tmp_path / "in", "a")
     encoder = {"method": "bert_flow", "templates": ["{text}"], "layer": [1, -1]}
@@ -255,6 +258,7 @@ def test_a_method_brings_its_flow(cluster: Cluster, model: Path, tmp_path: Path)
         assert cosine(vector, answers[row]) > 0.99999
 
 
+@pytest.mark.slow
 def test_ranges_of_int8_are_those_of_every_row(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:

@@ -53,25 +53,25 @@ def expected(path: Path, text: str) -> np.ndarray:
 
 
 def test_a_table_embeds_a_corpus_and_its_queries(
-    cluster: Cluster, tmp_path: Path, bucket: str, any_out: str
+    cluster: Cluster, tmp_path: Path, bucket: str, run_out: str
 ) -> None:
     words = table(tmp_path)
     write_shard(tmp_path / "in" / "a.parquet", BODIES)
-    model = f"{bucket}/words.txt" if any_out.startswith("s3") else str(words)
+    model = f"{bucket}/words.txt" if run_out.startswith("s3") else str(words)
     create(f"{bucket}/words.txt", words.read_bytes())
-    document = job(tmp_path / "in", any_out, model)
+    document = job(tmp_path / "in", run_out, model)
     ran = running.run(document, tmp_path, "--address", cluster.address)
     assert ran.code == 0, ran.err
     assert (ran.summary["embedded"], ran.summary["quarantined"]) == (40, 3)
-    rows = open_snapshot(any_out).to_table(columns=["row", "embedding"]).sort_by("row").to_pylist()
+    rows = open_snapshot(run_out).to_table(columns=["row", "embedding"]).sort_by("row").to_pylist()
     for row in rows:
         assert np.allclose(row["embedding"], expected(words, BODIES[row["row"]] or ""), atol=1e-6)
-    queries = Encoder.from_output(any_out).encode(texts(3))
+    queries = Encoder.from_output(run_out).encode(texts(3))
     assert np.allclose(queries, [row["embedding"] for row in rows[:3]], atol=1e-6)
-    assert running.command("verify", any_out, "--json").summary["problems"] == []
+    assert running.command("verify", run_out, "--json").summary["problems"] == []
     again = running.run(document, tmp_path, "--address", NOWHERE)
     assert (again.code, again.summary["chunks_written"]) == (0, 0), again.err
-    assert list(read_claims(any_out)[0].digests) == ["words.txt"]
+    assert list(read_claims(run_out)[0].digests) == ["words.txt"]
 
 
 def test_rare_words_weigh_more_and_what_is_common_is_taken_out(
@@ -101,6 +101,7 @@ def test_rare_words_weigh_more_and_what_is_common_is_taken_out(
     assert (again.code, again.summary["chunks_written"]) == (0, 0), again.err
 
 
+@pytest.mark.slow
 def test_means_of_words_are_whitened_like_any_vectors(cluster: Cluster, tmp_path: Path) -> None:
     words, out = table(tmp_path), str(tmp_path / "out")
     write_shard(tmp_path / "in" / "a.parquet", BODIES)

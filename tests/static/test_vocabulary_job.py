@@ -50,19 +50,19 @@ def rows(out: str | Path) -> dict[tuple[str, int], dict[int, float]]:
 
 
 def test_a_corpus_gets_the_weights_of_scikit_learn(
-    cluster: Cluster, tmp_path: Path, any_out: str
+    cluster: Cluster, tmp_path: Path, run_out: str
 ) -> None:
     bodies = {name: texts(40, seed=n) for n, name in enumerate("ab")}
     for name, some in bodies.items():
         write_shard(tmp_path / "in" / f"{name}.parquet", [*some, "!", None, some[0]])
-    document = job(tmp_path / "in", any_out)
+    document = job(tmp_path / "in", run_out)
     plan = embedjob.plan(document)
     assert plan.unfitted == ("terms",)
     ran = running.run(document, tmp_path, "--address", cluster.address)
     assert ran.code == 0, ran.err
     everything = [text for some in bodies.values() for text in [*some, "!", some[0]]]
     vectorizer = TfidfVectorizer().fit(everything)
-    found = rows(any_out)
+    found = rows(run_out)
     assert len(found) == 82
     for (name, row), entries in found.items():
         text = [*bodies[name], "!", None, bodies[name][0]][row]
@@ -72,23 +72,24 @@ def test_a_corpus_gets_the_weights_of_scikit_learn(
         )
         assert abs(made - expected).max() < 1e-6
     # Queries by the same vocabulary, which lies in the output.
-    outputs = Encoder.from_output(any_out).outputs(bodies["a"][:3])
+    outputs = Encoder.from_output(run_out).outputs(bodies["a"][:3])
     assert outputs.sparse is not None
     for row in range(3):
         indices, values = outputs.sparse.row(row)
         assert dict(zip(indices.tolist(), values.tolist(), strict=True)) == found["a", row]
-    assert running.command("verify", any_out, "--json").summary["problems"] == []
+    assert running.command("verify", run_out, "--json").summary["problems"] == []
     again = running.run(document, tmp_path, "--address", NOWHERE)
     assert (again.code, again.summary["chunks_written"]) == (0, 0), again.err
     # A corpus that grows keeps its vocabulary, and its rows.
     write_shard(tmp_path / "in" / "c.parquet", ["entirely unheard", *bodies["a"][:2]])
     ran = running.run(document, tmp_path, "--address", cluster.address)
     assert ran.code == 0, ran.err
-    grown = rows(any_out)
+    grown = rows(run_out)
     assert {key: grown[key] for key in found} == found
     assert grown["c", 1] == found["a", 0]
 
 
+@pytest.mark.slow
 def test_a_vocabulary_is_made_alone_and_anew(cluster: Cluster, tmp_path: Path) -> None:
     write_shard(tmp_path / "in" / "a.parquet", texts(40))
     out = str(tmp_path / "out")

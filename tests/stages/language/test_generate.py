@@ -166,6 +166,7 @@ def test_another_method_with_the_same_generator_makes_nothing_anew(
     assert (result.summary.generated, result.summary.generated_tokens) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_while_it_generates_leaves_nothing_half_made(
     cluster: Cluster, ran: Ran, chat: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_process_that_ends_while_it_generates_leaves_nothing_half_made(
     assert len(again.texts) < len(given) <= len(again.texts) + 10
 
 
+@pytest.mark.slow
 def test_a_run_after_the_loss_of_all_vectors_makes_no_text_again(
     cluster: Cluster, ran: Ran, tmp_path: Path
 ) -> None:
