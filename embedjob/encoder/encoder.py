@@ -28,6 +28,7 @@ from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.errors import ConfigError, InputError
 from embedjob.job.recorded import recorded_alignment, recorded_recipes
 from embedjob.job.resolve import resolve_encoder
+from embedjob.models.architecture import check_quantizer
 from embedjob.models.source import materialize, source_of
 from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
@@ -108,6 +109,7 @@ class Encoder:
         spread over them. `threads` is for a process that only encodes: torch computes with that
         many, and on a CPU the process keeps the memory that it frees, for the next micro-batch.
         """
+        check_quantizer(recipe)  # before a model is fetched
         if may_be_static(materialize(source_of(recipe), tokenizer_only=True)):
             return _TableEncoder(recipe, recipes=recipes, fitted=fitted)
         place = torch.device(device or first_device())
