@@ -170,7 +170,7 @@ def _dense(rows: Sparse) -> np.ndarray:
 
 
 def _sif(recipe: Recipe) -> Recipe:
-    """The method sif, whose fits are those of the set's texts: they are named, and made apart."""
+    """Return the method sif, with fits that are made beforehand from the texts of the set."""
     steps = (FitStep(common_component="common"), Normalize(normalize=True))
     weights = WordWeights.model_validate(read_method("sif").encoder["pooling"])
     return recipe.model_copy(update={"method": "sif", "pooling": weights, "finish": steps})

@@ -100,7 +100,7 @@ def _share_or_whole(gpus: float) -> float:
 
 
 class GeneratorPool(Section):
-    """The actors that host the generator; they have their CPUs and GPUs beside those of `pool`.
+    """The actors that host the generator, on CPUs and GPUs that no actor of `pool` uses.
 
     `sequences` are so many answers that are written together. `gpus_per_actor: auto` is that of
     `pool`.

@@ -1,4 +1,4 @@
-"""int96: Parquet's oldest timestamps, which count nanoseconds, whatever was meant.
+"""int96: Parquet's oldest timestamps, which count nanoseconds in files of every writer.
 
 They hold the years 1 to 9999 to a nanosecond, and none of Arrow's types does: microseconds lose
 digits, nanoseconds end in 2262, and Arrow says nothing of either. Arrow writes into a file what it

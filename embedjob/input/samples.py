@@ -16,7 +16,7 @@ import numpy.typing as npt
 from embedjob.config.job import Sample
 
 Keys = npt.NDArray[np.uint64]
-# Neighbours are often alike: a row in so many of those that are read.
+# One row is taken of so many that are read: neighbouring rows are often alike.
 _READ_PER_ROW = 4
 # SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its increment and its two multipliers.
 _INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

@@ -27,7 +27,7 @@ from embedjob.storage.objects import absolute
 from embedjob.vectors.finishing import width
 from embedjob.vectors.vocabulary import SKETCH
 
-# Stands for a fingerprint where a fit is computed from texts, whatever the encoder is.
+# Takes the place of the fingerprint of a fit that reads texts, and so needs no encoder.
 _OF_TEXTS = "0" * 64
 
 
@@ -72,7 +72,7 @@ class PlannedFit:
 
 @dataclass(frozen=True)
 class VectorSource:
-    """A snapshot whose vectors give those of a fit, after some further finishing steps.
+    """The vectors of a fit: a snapshot, and the finishing steps that its vectors still need.
 
     `others` is the output whose vectors are read beside them; `embedded` says that they were
     embedded for the fit alone.
@@ -170,7 +170,7 @@ def _renamed(job: ResolvedJob, model: str) -> ResolvedJob:
 
 
 def served_vectors(out: str, fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
-    """Return the newest snapshot of an output if its vectors give those of a fit; None if not.
+    """Return the vectors of a fit from the newest snapshot of an output; None if it lacks them.
 
     They do where its recipe is the base recipe, or ends in fewer of the same finishing steps.
     """
@@ -271,7 +271,7 @@ def sample_for(fit: PlannedFit, places: Iterable[Place]) -> Sample | None:
 
 
 def _in_order(config: Job) -> list[Any]:
-    """Return the sections of fits of vectors: those of finishing steps in order, then others."""
+    """Return the fits that read vectors: first those of finishing steps, in order of the steps."""
     by_name = {fit.name: fit for fit in config.fit if not FITS[fit.kind].of_texts}
     steps = [by_name.pop(one.name) for one in config.encoder.finish if isinstance(one, FitStep)]
     return [*steps, *by_name.values()]
