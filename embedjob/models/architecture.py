@@ -13,14 +13,13 @@ from embedjob.config.checks import check
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, ModelError
 from embedjob.models import gguf, hub, nvembed
-from embedjob.models.checkpoint import ModelFile, model_files
+from embedjob.models.checkpoint import ModelFile, model_files, read_json
 from embedjob.models.components import weights_of
 from embedjob.models.source import (
     ModelSource,
     address,
     check_weights,
     materialize,
-    read_json,
     readable_files,
     source_kind,
     transformer_directory,

@@ -7,7 +7,8 @@ from typing import Any
 
 from embedjob.errors import ConfigError, ModelError
 from embedjob.models.architecture import config_of
-from embedjob.models.source import read_json, transformer_directory
+from embedjob.models.checkpoint import read_json
+from embedjob.models.source import transformer_directory
 from embedjob.models.tokenizer import read_tokenizer
 from embedjob.text.conversations import MARK, Conversation, Message, as_prompt
 from embedjob.text.prompts import Prompt

@@ -221,3 +221,13 @@ def read_tensor(path: Path, header: Mapping[str, Any], name: str) -> npt.NDArray
         offset=entry["offset"],
         shape=tuple(entry["shape"]),
     )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None if it does not exist, ModelError if it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error

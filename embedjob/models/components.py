@@ -11,12 +11,11 @@ from embedjob.config.heads import Decode
 from embedjob.config.recipe import HubModel, Recipe
 from embedjob.errors import ModelError
 from embedjob.models import hub
-from embedjob.models.checkpoint import ADAPTER, BASE, MODEL
+from embedjob.models.checkpoint import ADAPTER, BASE, MODEL, read_json
 from embedjob.models.source import (
     ModelSource,
     materialize,
     pinned,
-    read_json,
     readable_files,
     source_kind,
     source_of,

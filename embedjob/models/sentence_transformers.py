@@ -10,7 +10,8 @@ from embedjob.config.recipe import Recipe
 from embedjob.errors import ModelError
 from embedjob.models import nvembed
 from embedjob.models.architecture import ModelInfo, config_of, info_of
-from embedjob.models.source import read_json, transformer_directory
+from embedjob.models.checkpoint import read_json
+from embedjob.models.source import transformer_directory
 from embedjob.models.tables.static_tables import static_layer, static_table
 from embedjob.models.tokenizer import lowercases, read_tokenizer
 from embedjob.models.tokenizer_files import read_files

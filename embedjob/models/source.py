@@ -29,6 +29,7 @@ from embedjob.models.checkpoint import (
     is_static_file,
     model_files,
     module_weight,
+    read_json,
     weight_names,
 )
 from embedjob.models.tables.static_tables import may_be_static, unfitted, unpacked
@@ -212,16 +213,6 @@ def transformer_directory(directory: Path) -> Path:
     modules = read_json(directory / "modules.json") or []
     inner = modules[0].get("path", "") if modules else ""
     return directory / inner if (directory / inner / "config.json").exists() else directory
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; None if it does not exist, ModelError if it cannot be read."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def _has_weights(names: list[str], source: ModelSource) -> bool:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from embedjob.errors import ModelError
 from embedjob.models import cache
-from embedjob.models.checkpoint import read_tensor, tensors_of
+from embedjob.models.checkpoint import read_json, read_tensor, tensors_of
 from embedjob.models.tables.word_tables import is_vocabulary, read_table
 from embedjob.storage import objects
 from embedjob.text.lookup.terms import TermLookup, TermRules
@@ -165,13 +165,13 @@ def static_layer(directory: Path, table: StaticTable) -> dict[str, Any]:
         own = {"heads": [{"bag_of_words": {}}], "finish": [], "similarity": compared}
         return {"encoder": keys | own, "roles": {}}
     if table.drops_unknown:
-        config = _json(inner / "config.json") or {}
+        config = read_json(inner / "config.json") or {}
         keys["max_tokens"] = config.get("max_length", _MODEL2VEC_TOKENS) or _NO_LIMIT
         keys["finish"] = [_UNIT] if config.get("normalize") else []
         return {"encoder": keys, "roles": {}}
     if (directory / _UNPACKED).exists():
         return {"encoder": keys, "roles": {}}
-    settings = _json(inner / "wordembedding_config.json") or {}
+    settings = read_json(inner / "wordembedding_config.json") or {}
     keys["max_tokens"] = settings.get("max_seq_length") or _NO_LIMIT
     keys |= _modules(directory)
     return {"encoder": keys, "roles": {}}
@@ -233,7 +233,7 @@ def _word_lookup(table: StaticTable, max_tokens: int) -> WordLookup:
     if (inner / _WORDS).exists():
         words = (inner / _WORDS).read_text(encoding="utf-8").split("\n")
         return WordLookup(words, max_tokens=max_tokens)
-    settings = _json(inner / _WHITESPACE)
+    settings = read_json(inner / _WHITESPACE)
     if not isinstance(settings, dict) or not isinstance(settings.get("vocab"), list):
         raise ModelError(
             f"encoder.model: {inner} has no {_WHITESPACE} with a vocab; allowed is the"
@@ -292,11 +292,11 @@ def _inner(directory: Path) -> Path | None:
     """Return the folder of the table's own files; None where there is no table."""
     if any((directory / name).exists() for name in (_UNPACKED, _UNFITTED, _VOCABULARY)):
         return directory
-    modules = _json(directory / "modules.json") or []
+    modules = read_json(directory / "modules.json") or []
     first = modules[0] if isinstance(modules, list) and modules else {}
     if str(first.get("type", "")).rpartition(".")[2] in _MODULES:
         return directory / str(first.get("path", ""))
-    config = _json(directory / "config.json")
+    config = read_json(directory / "config.json")
     named = isinstance(config, dict) and (
         config.get("model_type") == "model2vec" or config.get("architectures") == ["StaticModel"]
     )
@@ -306,9 +306,9 @@ def _inner(directory: Path) -> Path | None:
 def _modules(directory: Path) -> dict[str, Any]:
     """Return the finishing steps of a sentence-transformers folder."""
     keys: dict[str, Any] = {"finish": []}
-    for module in (_json(directory / "modules.json") or [])[1:]:
+    for module in (read_json(directory / "modules.json") or [])[1:]:
         name = str(module.get("type", "")).rpartition(".")[2]
-        config = _json(directory / str(module.get("path", "")) / "config.json") or {}
+        config = read_json(directory / str(module.get("path", "")) / "config.json") or {}
         if name == "Pooling":
             _require_mean(config, directory)
         elif name == "Normalize":
@@ -347,12 +347,3 @@ def _version(path: Path) -> str:
     if stored is None:
         raise ModelError(f"encoder.model: {path} does not exist; give the path of a table")
     return f"{stored.url}:{stored.size}:{stored.etag}"
-
-
-def _json(path: Path) -> Any:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
