@@ -182,17 +182,14 @@ def _lost(what: str, bench: Bench, folder: Path, *, files: int, pause: float = 0
 
 
 @pytest.mark.slow
-def test_sigterm_and_sigint_stop_a_run_that_resumes(bench: Bench, tmp_path: Path) -> None:
-    before: dict[str, str] = {}
-    for stop in (SIGTERM, SIGINT):
-        with driven(bench, tmp_path, bench.cluster.address) as run:
-            run.until_files(len(before) + 1)
-            stop(run)
-        after = written(tmp_path / "out")
-        assert {name: after[name] for name in before} == before
-        before = after
+@pytest.mark.parametrize("stop", [SIGTERM, SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_stopped_run_keeps_its_files_and_resumes(stop: End, bench: Bench, tmp_path: Path) -> None:
+    with driven(bench, tmp_path, bench.cluster.address) as run:
+        run.until_files(1)
+        stop(run)
     started = time.monotonic()
-    resumed(bench, tmp_path, before)
+    # What was in flight may have been all the rest: then the next run has only to publish.
+    resumed(bench, tmp_path, written(tmp_path / "out"))
     assert time.monotonic() - started < STOP_SECONDS
 
 
