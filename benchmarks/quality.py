@@ -41,7 +41,8 @@ from embedjob.models.source import ModelSource, materialize, source_of
 from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.output.fingerprint import fingerprint
-from embedjob.reports.method_pages import AS_PUBLISHED, page
+from embedjob.reports.method_figures import AS_PUBLISHED
+from embedjob.reports.method_pages import page
 from embedjob.stages.fits.row_counts import counts_of, fitted_counts
 from embedjob.static.lookup_encoder import LookupEncoder
 from embedjob.text.lookup.terms import TermCounts, TermRules, count_terms

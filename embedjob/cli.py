@@ -220,7 +220,7 @@ def methods(
     sets: Sets = None,
 ) -> None:
     """List the methods, show one, or show what a job makes of it."""
-    from embedjob.reports.method_pages import resolved_lines, show_method, show_methods
+    from embedjob.reports.method_listing import resolved_lines, show_method, show_methods
 
     if resolved is not None:
         named = [f"encoder.method={name}"] if name else []

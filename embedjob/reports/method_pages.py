@@ -1,20 +1,13 @@
-"""The methods there are, as tables for people and for the docs; what a job makes of one."""
+"""The page of all methods for the docs, docs/methods.md."""
 
-import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from textwrap import fill
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from embedjob.config.interventions import given
 from embedjob.config.job import Generate
-from embedjob.config.job_file import DEFAULT, JobSource, read_yaml, recipe_from, validate
+from embedjob.config.job_file import read_yaml, recipe_from, validate
 from embedjob.config.recipe import Recipe
-from embedjob.methods.catalogue import MethodFile, names, read_method, setting_for
+from embedjob.methods.catalogue import MethodFile, names, read_method
+from embedjob.reports.method_figures import figures_chapter
 
 _HEADER = """\
 # Methods
@@ -37,64 +30,6 @@ values counts as it. `--resolved` says which model a method takes yours for.
 | Method | Passes | Forward tokens per text | Needs | Attention | Default model |
 |---|---|---|---|---|---|
 """
-_FIGURES = """
-## Figures
-
-Every method that runs a language model as it is, with SmolLM2-135M-Instruct, by `make
-bench-quality`: Spearman x 100 of cosine against the score, for texts that are compared with each
-other. STS-B dev has 1,500 pairs. The authors of many prompts chose them on it, and these methods
-look 7 to 17 points better there than on STS-B test. SICK-R dev has 500 pairs, on which nothing here
-was chosen. `promptreps` and `moee` need a model that was instructed, or has experts.
-
-"Tokens" are those of all views of a text of SICK-R dev, on average; "computed" are those among them
-that no view before has computed: what views begin with alike goes through the model once. "Time" is
-that of a process with one thread on a CPU, beside other work, so that a quarter more or less says
-nothing. A dash is a figure that is still to be taken, or of another model.
-
-| Method | STS-B dev | SICK-R dev | Tokens | Computed | x mean | Time x mean |
-|---|---|---|---|---|---|---|
-"""
-_GAINS = """
-What a method adds to a cheaper one, for how many times its computed tokens and its time:
-
-| Method | over | STS-B dev | SICK-R dev | Computed | Time |
-|---|---|---|---|---|---|
-"""
-_ADVICE = """\
-Both sets together say: with a small model as it is, take `knowledge_enhanced`. Its long beginning
-is the same for every text, so that a text costs what it costs `prompteol`. `prompteol_icl`, whose
-example was chosen on STS-B, is {prompteol_icl - knowledge_enhanced @ stsb.dev} on STS-B dev and
-{prompteol_icl - knowledge_enhanced @ sickr.dev} on SICK-R dev against it. `text_first_views`,
-chosen on STS-B train, is {text_first_views - prompteol_icl @ stsb.dev} and
-{text_first_views - prompteol_icl @ sickr.dev} against one pass of `prompteol_icl`, and
-{text_first_views - knowledge_enhanced @ stsb.dev} and
-{text_first_views - knowledge_enhanced @ sickr.dev} against `knowledge_enhanced`, for twice the
-computed tokens: worth it at most where texts are like those of STS-B. None of `prompteol_icl`,
-`token_prepending` and `text_first_views` is above plain `prompteol` on SICK-R dev. With so few
-pairs a point more or less may be chance. Where an encoder that was trained to embed will do, it is
-better: all-MiniLM-L6-v2, a sixth of the size, is {all-MiniLM-L6-v2 - text_first_views @ stsb.dev}
-and {all-MiniLM-L6-v2 - text_first_views @ sickr.dev} against `text_first_views`. With a model of
-some billion parameters the order may be another: none was measured here.
-"""
-# The dearer method, and the cheaper one that it must be worth more than.
-COMPARED = (
-    ("prompteol", "mean"),
-    ("echo_rewrite", "mean"),
-    ("knowledge_enhanced", "prompteol"),
-    ("prompteol_icl", "prompteol"),
-    ("token_prepending", "prompteol"),
-    ("contrastive_prompting", "prompteol"),
-    ("text_first_views", "prompteol_icl"),
-    ("text_first_views", "knowledge_enhanced"),
-    ("cot_ke_mean", "knowledge_enhanced"),
-    ("metaeol", "knowledge_enhanced"),
-)
-AS_PUBLISHED = ", the paper's setting"
-_COSTS = ("computed", "cpu_seconds")
-_MINILM = "all-MiniLM-L6-v2"
-_STSB, _SICKR = "stsb.dev", "sickr.dev"
-_OfMethods = Mapping[str, Mapping[str, Any]]
-Figures = Mapping[str, _OfMethods]
 _WRITING = """
 ## Writing one
 
@@ -217,43 +152,6 @@ vectors are compared by their dot product.
 """
 
 
-def show_methods(console: Console) -> None:
-    """Prints a line for each method."""
-    table = Table("method", "paper", "forward tokens", "good for", box=None)
-    for name in names():
-        method = read_method(name)
-        cited = method.citation
-        first, *others = cited.authors.split(",")
-        paper = f"{first}{' et al.' if others else ''} {cited.year}"
-        table.add_row(*map(Text, (name, paper, method.forward_tokens, method.good_for.strip())))
-    console.print(table)
-
-
-def show_method(name: str, console: Console) -> None:
-    """Prints what one method is, where it comes from, and its knobs."""
-    method = read_method(name)
-    console.print(Text.assemble((name, "bold"), f": {method.summary.strip()}"), highlight=False)
-    if method.differs:
-        _line(console, f"what differs from the authors' code: {method.differs.strip()}")
-    _line(console, _reference(method))
-    model = f"{method.model or 'none published'} ({method.licence.strip()})"
-    _line(console, f"good for: {method.good_for.strip()}; default model: {model}")
-    for key, value in [*method.encoder.items(), *(("fit", dict(fit)) for fit in method.fit)]:
-        _line(console, f"  {key}: {value!r}")
-    for key, value in (method.generate or {}).items():
-        # The examples of a kind would fill a page; they are in the file.
-        shown = ", ".join(value) if key == "kinds" else repr(value)
-        _line(console, f"  generate.{key}: {shown}")
-    for line in _role_lines(method.roles or {}):
-        _line(console, f"  {line}")
-    for known, setting in (method.for_models or {}).items():
-        _line(console, f"  for {known} alone ({setting.because.strip()}):")
-        for key, value in setting.encoder.items():
-            _line(console, f"    {key}: {value!r}")
-        for line in _role_lines(setting.roles or {}):
-            _line(console, f"    {line}")
-
-
 def page(quality: str | Path) -> str:
     """The text of docs/methods.md: a table of all methods, their figures, a paragraph on each.
 
@@ -262,98 +160,7 @@ def page(quality: str | Path) -> str:
     methods = {name: read_method(name) for name in names()}
     rows = "".join(_row(name, method) for name, method in methods.items())
     paragraphs = "".join(_paragraph(name, method) for name, method in methods.items())
-    return _HEADER + rows + _figures(read_yaml(quality)) + paragraphs + _WRITING
-
-
-def resolved_lines(source: JobSource) -> list[str]:
-    """Return every key of the resolved job with its value and who set it, one to a line.
-
-    A method that has settings for some models says first which of them it takes this model for.
-    """
-    # Jobs need pyarrow, which half of the time of showing a method would be.
-    from embedjob.job.resolve import resolve
-    from embedjob.models.architecture import config_of
-
-    resolved = resolve(source)
-    lines = []
-    name = resolved.config.encoder.method
-    method = read_method(name) if name else None
-    if method and method.for_models:
-        model, _ = setting_for(method, config_of(resolved.folder))
-        lines.append(
-            f"# by its config.json, {name} takes this model for {model or 'none'} of those that it"
-            f" has a setting for: {', '.join(method.for_models)}"
-        )
-    for section, values in resolved.config.model_dump(mode="json").items():
-        if not isinstance(values, dict):
-            lines.append(f"{section}: {values}  # {resolved.origins.get(section, DEFAULT)}")
-            continue
-        # What is generated is a section of its own.
-        for key, value in ((k, v) for k, v in values.items() if k != "generate"):
-            origin = resolved.origins.get(f"{section}.{key}", DEFAULT)
-            lines.append(f"{section}.{key}: {value}  # {origin}")
-    return lines
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(Text(text), highlight=False)
-
-
-def _role_lines(roles: Mapping[Any, Mapping[str, Any]]) -> Iterator[str]:
-    for role, values in roles.items():
-        for key, value in values.items():
-            yield f"{role}: {key}: {value!r}"
-
-
-def _figures(figures: Figures) -> str:
-    """The table of what was measured, best first."""
-    stsb, sickr = (figures.get(data) or {} for data in (_STSB, _SICKR))
-    known = {**stsb, **sickr}
-    best = sorted(known, key=lambda name: -float(stsb.get(name, known[name])["spearman"]))
-    plain = sickr.get("mean")
-    gains = "".join(
-        _gain_row(dearer, cheaper, stsb, sickr)
-        for dearer, cheaper in COMPARED
-        if all(name in figures for name in (dearer, cheaper) for figures in (stsb, sickr))
-    )
-    table = "".join(_figure_row(name, stsb, sickr, plain) for name in best)
-    return _FIGURES + table + (gains and _GAINS + gains) + _advice(figures)
-
-
-def _figure_row(
-    name: str, stsb: _OfMethods, sickr: _OfMethods, plain: Mapping[str, Any] | None
-) -> str:
-    found = [f"{one[name]['spearman']:.2f}" if name in one else "-" for one in (stsb, sickr)]
-    cost = ["-"] * 4
-    if plain and name in sickr and name != _MINILM:  # another model, with another tokenizer
-        own = sickr[name]
-        times = (own[key] / plain[key] for key in _COSTS)
-        counts = (f"{own[key]:.0f}" for key in ("tokens", "computed"))
-        cost = [*counts, *(f"{one:.1f}" for one in times)]
-    return f"| {' | '.join((name, *found, *cost))} |\n"
-
-
-def _advice(figures: Figures) -> str:
-    """What follows from the figures; nothing while one of those that it names is lacking."""
-
-    def gain(match: re.Match[str]) -> str:
-        better, worse, data = match.groups()
-        return f"{figures[data][better]['spearman'] - figures[data][worse]['spearman']:+.1f}"
-
-    try:
-        text = re.sub(r"\{(\S+)\s-\s(\S+)\s@\s(\S+)\}", gain, _ADVICE.replace("\n", " "))
-    except KeyError:
-        return ""
-    return f"\n{fill(text, width=100, break_on_hyphens=False)}\n"
-
-
-def _gain_row(dearer: str, cheaper: str, stsb: _OfMethods, sickr: _OfMethods) -> str:
-    gains = (
-        f"{figures[dearer]['spearman'] - figures[cheaper]['spearman']:+.1f}"
-        for figures in (stsb, sickr)
-    )
-    costs = (f"{sickr[dearer][key] / sickr[cheaper][key]:.1f}" for key in _COSTS)
-    return f"| {' | '.join((dearer, cheaper, *gains, *costs))} |\n"
+    return _HEADER + rows + figures_chapter(read_yaml(quality)) + paragraphs + _WRITING
 
 
 def _row(name: str, method: MethodFile) -> str:
@@ -390,11 +197,12 @@ def _paragraph(name: str, method: MethodFile) -> str:
     )
     return (
         f"\n### {name}\n\n{method.summary.strip()}{apart}{differs}{models} Good for"
-        f" {method.good_for.strip()}. Weights: {method.licence.strip()}. {_reference(method)}\n"
+        f" {method.good_for.strip()}. Weights: {method.licence.strip()}. {reference(method)}\n"
     )
 
 
-def _reference(method: MethodFile) -> str:
+def reference(method: MethodFile) -> str:
+    """Return the citation of a method."""
     cited = method.citation
     arxiv = f", arXiv:{cited.arxiv}" if cited.arxiv else ""
     return f"{cited.authors.strip()}. {cited.title.strip()}. {cited.year}{arxiv}."

@@ -14,7 +14,7 @@ from benchmarks.quality import (
 )
 from embedjob.methods.catalogue import read_method
 from embedjob.output.fingerprint import fingerprint
-from embedjob.reports.method_pages import AS_PUBLISHED
+from embedjob.reports.method_figures import AS_PUBLISHED
 from tests.methods.making import Setting
 from tests.methods.settings import CONTRASTED
 

@@ -1,7 +1,7 @@
 """Embeddings of an encoder: the plain model's, the same in any batch, or a failure of one text.
 
 Covers: embedjob.encoder.batching.encode_all, embedjob.encoder.batching.forward,
-embedjob.encoder.outputs.assemble
+embedjob.encoder.outputs.assemble, embedjob.encoder.view_encoder
 """
 
 from collections.abc import Callable, Iterator

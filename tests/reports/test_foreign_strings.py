@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from embedjob.job.result import Outcomes, Result, RunFacts, summarize
-from embedjob.reports.method_pages import show_method
+from embedjob.reports.method_listing import show_method
 from embedjob.reports.summary import show_summary
 
 ROOT = Path(__file__).parents[2]

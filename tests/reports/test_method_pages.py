@@ -1,3 +1,8 @@
+"""The methods as a page of the docs, as lines at a terminal, and with their figures.
+
+Covers: embedjob.reports.method_listing, embedjob.reports.method_figures
+"""
+
 import json
 from io import StringIO
 from pathlib import Path
@@ -8,13 +13,9 @@ from rich.console import Console
 
 from embedjob.config.job_file import job_source, read_yaml
 from embedjob.methods.catalogue import names, read_method
-from embedjob.reports.method_pages import (
-    AS_PUBLISHED,
-    page,
-    resolved_lines,
-    show_method,
-    show_methods,
-)
+from embedjob.reports.method_figures import AS_PUBLISHED
+from embedjob.reports.method_listing import resolved_lines, show_method, show_methods
+from embedjob.reports.method_pages import page
 from tests.fakes import tiny_tokenizer
 
 SMOLLM2 = (read_method("token_prepending").for_models or {})["SmolLM2-135M"].config
