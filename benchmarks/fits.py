@@ -2,9 +2,10 @@
 
 Both read the embedding files of an output in one process, a batch at a time. Numpy's pass is the
 least that a covariance costs, the product of each batch with itself, in float64 as ours; ours also
-merges groups by Chan's update, and whitens. Memory is the peak of the process.
+merges groups by Chan's update, and whitens. Memory is the peak of the process. With --flow, a flow
+is trained on the same vectors for one epoch, before they are whitened.
 
-    python -m benchmarks.fits [--rows 1000000] [--width 1024]
+    python -m benchmarks.fits [--rows 1000000] [--width 1024] [--flow]
 """
 
 import argparse
@@ -21,14 +22,14 @@ import pyarrow.parquet as pq
 
 from benchmarks.measuring.claims import Claim, report
 from benchmarks.measuring.machine import watched
-from embedjob.config.fits import Whiten
+from embedjob.config.fits import Flow, Whiten
 from embedjob.job.fit_plan import VectorSource
 from embedjob.output.manifest import FileList, SnapshotFile
 from embedjob.output.snapshot import Snapshot
-from embedjob.stages.fits.reduce import groups_of, state_of_group
+from embedjob.stages.fits.reduce import groups_of, state_of_group, train
 from embedjob.storage.objects import stat
 from embedjob.vectors.fit_arithmetic import applied, first_pass
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fitted import Fitted, Training
 
 PACKAGES = ("numpy", "pyarrow")
 FILE_ROWS, BATCH_ROWS, GIB = 16_384, 8192, 2**30
@@ -70,9 +71,26 @@ def whitened(source: VectorSource) -> Fitted:
     """Return the whitening of all vectors, group by group as workers compute it."""
     step = first_pass(Whiten(kind="whiten", name="w"))
     states = (state_of_group(step, group, source=source, fitted={}) for group in groups_of(source))
+    assert not isinstance(step, Training)
     done = step.finish(reduce(step.merge, states))
     assert isinstance(done, Fitted)
     return done
+
+
+def trained(source: VectorSource) -> dict[str, float]:
+    """Train a flow for one epoch, in batches of 1,024; return its seconds and its memory."""
+    import torch  # before memory is looked at: it has some of its own
+
+    torch.manual_seed(0)
+    step = first_pass(Flow(kind="flow", name="f", epochs=1, batch_size=1024, levels=3))
+    assert isinstance(step, Training)
+    before, started = peak(), time.perf_counter()
+    made = train(step, groups_of(source), source, {}, "cpu")
+    return {
+        "flow, seconds": time.perf_counter() - started,
+        "flow, memory beyond that of reading the files, GiB": peak() - before,
+        "flow, bits per dimension": made.facts["bits_per_dimension"],
+    }
 
 
 def numpys(source: VectorSource) -> npt.NDArray[np.float64]:
@@ -98,6 +116,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2, help="as the environment sets it")
+    parser.add_argument("--flow", action="store_true", help="train a flow, too")
     asked = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as place,
@@ -106,10 +125,12 @@ def main() -> None:
         folder = Path(place)
         snapshot = written(folder, rows=asked.rows, width=asked.width)
         source = VectorSource(str(folder), snapshot)
-        before, size = peak(), asked.rows * asked.width * 4 / 1e9
+        size = asked.rows * asked.width * 4 / 1e9
         started = time.perf_counter()
         numpys(source)
         of_numpy = time.perf_counter() - started
+        of_flow = trained(source) if asked.flow else {}
+        before = peak()
         started = time.perf_counter()
         fitted = whitened(source)
         ours = time.perf_counter() - started
@@ -122,9 +143,10 @@ def main() -> None:
         "numpy, GB/s": size / of_numpy,
         "ours, seconds": ours,
         "ours, GB/s": size / ours,
-        "memory beyond that of writing the files, GiB": grown,
+        "memory beyond that of the passes before, GiB": grown,
         "memory of the whole process, GiB": peak(),
         "largest difference of the covariance from the identity": off,
+        **of_flow,
     }
     claims = [
         Claim("whitening over numpy's pass, speed", of_numpy / ours, floor=0.5),

@@ -12,8 +12,8 @@ import numpy as np
 from embedjob.errors import FitError
 from embedjob.vectors.clusters import SeedPass
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Fitted, Pass
-from embedjob.vectors.flow import FlowPass, flow_problem, flowed
+from embedjob.vectors.fitted import Fitted, Pass, Training
+from embedjob.vectors.flow import FlowTraining, flow_problem, flowed
 from embedjob.vectors.moments import ComponentsPass, StandardizePass, projected, standardized
 from embedjob.vectors.procrustes import RotationPass, rotated
 from embedjob.vectors.quantizing import CalibratePass
@@ -30,14 +30,15 @@ class Arithmetic:
     """How a kind of fit is computed and applied.
 
     Args:
-        begin: gives the first pass, by the fit's section; None where it needs no vectors.
+        begin: gives the first pass, or the training, by the fit's section; None where it needs no
+            vectors.
         tensors: what it leaves: each tensor's axes, by the letters D, K, and others; None where
             `check` knows.
         apply: makes vectors [R, K] of vectors [R, D]; None where it makes no vectors.
         check: gives the reason why tensors are not what it leaves; None where they are.
     """
 
-    begin: Callable[[Any], Pass] | None
+    begin: Callable[[Any], Pass | Training] | None
     tensors: Mapping[str, str] | None
     apply: Callable[[Fitted, Vectors], Vectors] | None = None
     check: Callable[[Fitted], str | None] = lambda fitted: None
@@ -56,7 +57,7 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
         lambda fit: StandardizePass(), {"mean": "D", "scale": "D"}, standardized
     ),
     "flow": Arithmetic(
-        lambda fit: FlowPass(
+        lambda fit: FlowTraining(
             levels=fit.levels,
             depth=fit.depth,
             hidden=fit.hidden,
@@ -87,8 +88,8 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
 }
 
 
-def first_pass(fit: Any) -> Pass:
-    """Return the first pass of a fit, given its section in the config."""
+def first_pass(fit: Any) -> Pass | Training:
+    """Return the first pass of a fit, or its training, given its section in the config."""
     begin = ARITHMETIC[fit.kind].begin
     assert begin is not None, f"{fit.kind} is not computed from vectors"
     return begin(fit)

@@ -7,9 +7,9 @@ long as their order stays: the same vectors then leave the same, up to rounding.
 Shapes: R rows, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -58,4 +58,16 @@ class Pass(Protocol):
 
     def finish(self, state: State) -> "Pass | Fitted":
         """Return what the fit leaves, or its next pass; FitError where it cannot be computed."""
+        ...
+
+
+@runtime_checkable
+class Training(Protocol):
+    """A fit that goes over its vectors in an order of its own, many times; it travels to a worker.
+
+    Blocks come once, in any cut, and it keeps them on the worker's disk.
+    """
+
+    def train(self, blocks: Iterable[Block], device: Literal["cpu", "cuda"] = "cpu") -> Fitted:
+        """Return what the fit leaves; FitError where it cannot be computed."""
         ...

@@ -10,9 +10,11 @@ Tensors are named `<level>.<step>.<part>`. Training is in torch, application in 
 Shapes: R rows, D width of all, C width of a level, H half of it, W width of the coupling's layers.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +32,13 @@ LOGSCALE_FACTOR = 3.0
 # A tenth of the rows is left out of training, and says when to stop.
 _HELD_OUT = np.uint64(10)
 _EPSILON = 1e-6
+# What was held out is looked at so many rows at a time.
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Collected:
-    """Vectors [R, D] with their keys [R]."""
-
-    keys_R: npt.NDArray[np.uint64]
-    vectors_RD: Vectors
-
-
-@dataclass(frozen=True)
-class FlowPass:
-    """Collects the vectors of a sample, and trains a flow on them."""
+class FlowTraining:
+    """Trains a flow on the vectors of a sample, which it keeps on disk."""
 
     levels: int
     depth: int
@@ -52,30 +48,57 @@ class FlowPass:
     learning_rate: float
     seed: int
 
-    def partial(self, block: Block) -> Collected:
-        """Return the vectors of a block; FitError where one is not finite."""
-        if not np.isfinite(block.vectors_RD).all():
-            raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")
-        return Collected(block.keys_R, block.vectors_RD)
+    def train(self, blocks: Iterable[Block], device: Literal["cpu", "cuda"] = "cpu") -> Fitted:
+        """Return the flow with the least loss on the rows that were held out.
 
-    def merge(self, left: Collected, right: Collected) -> Collected:
-        """Return the vectors of both."""
-        return Collected(
-            np.concatenate([left.keys_R, right.keys_R]),
-            np.concatenate([left.vectors_RD, right.vectors_RD]),
-        )
+        The order of rows is that of their keys: blocks may be cut anywhere. A few batches are in
+        memory, and the keys.
 
-    def finish(self, state: Collected) -> Fitted:
-        """Return the flow with the least loss on the rows that were held out."""
-        rows, wide = state.vectors_RD.shape
-        if problem := halving_problem(wide, self.levels):
-            raise FitError(problem)
-        order_R = np.argsort(state.keys_R, kind="stable")
-        vectors_RD = state.vectors_RD[order_R]
-        held_R = state.keys_R[order_R] % _HELD_OUT == 0
-        if held_R.sum() < 2 or (~held_R).sum() < 2:
-            raise FitError(f"got {rows} vectors, and a flow needs some tens; set a larger sample")
-        return _trained(self, vectors_RD[~held_R], vectors_RD[held_R])
+        Raises:
+            FitError: a vector is not finite, there are too few, or their width cannot be halved.
+            OSError: the disk of this process's temporary files is full.
+        """
+        keys, kept = [], None
+        for block in blocks:
+            if kept is None:
+                if problem := halving_problem(block.vectors_RD.shape[1], self.levels):
+                    raise FitError(problem)
+                kept = _OnDisk(block.vectors_RD.shape[1])
+            if not np.isfinite(block.vectors_RD).all():
+                raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")
+            keys.append(block.keys_R)
+            kept.add(block.vectors_RD)
+        keys_R = np.concatenate([np.empty(0, np.uint64), *keys])
+        order_R = np.argsort(keys_R, kind="stable")
+        held_R = keys_R[order_R] % _HELD_OUT == 0
+        if kept is None or held_R.sum() < 2 or (~held_R).sum() < 2:
+            raise FitError(
+                f"got {len(keys_R)} vectors, and a flow needs some tens; set a larger sample"
+            )
+        return _trained(self, kept, order_R[~held_R], order_R[held_R], device)
+
+
+class _OnDisk:
+    """Vectors in a temporary file without a name, which goes with its process."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this
+
+    def add(self, vectors_RD: Vectors) -> None:
+        """Append vectors of the width."""
+        self._file.write(np.ascontiguousarray(vectors_RD, np.float32).data)
+        self._file.flush()
+
+    def rows(self, places_R: npt.NDArray[np.integer]) -> Vectors:
+        """Return the vectors at these places [R, D]."""
+        found_RD: Vectors = np.empty((len(places_R), self.width), np.float32)
+        size, number = found_RD.itemsize * self.width, self._file.fileno()
+        for row, place in zip(found_RD, places_R.tolist(), strict=True):
+            # Read, and not mapped: pages of a map count as this process's memory.
+            if os.preadv(number, [row.data], place * size) != size:
+                raise OSError("a temporary file of vectors is shorter than it was written")
+        return found_RD
 
 
 def flowed(fitted: Fitted, vectors_RD: Vectors) -> Vectors:
@@ -167,31 +190,43 @@ def _coupling(part: Mapping[str, Any], first_RH: Wide) -> Wide:
     return scaled_RH
 
 
-def _trained(how: FlowPass, train_RD: Vectors, held_RD: Vectors) -> Fitted:
+def _trained(
+    how: FlowTraining,
+    kept: _OnDisk,
+    train_R: npt.NDArray[np.integer],
+    held_R: npt.NDArray[np.integer],
+    device: str,
+) -> Fitted:
     """Train until an epoch gives no smaller loss on the rows that were held out."""
     import torch
 
     numbers = torch.Generator().manual_seed(how.seed)
-    vectors_RD = torch.from_numpy(np.ascontiguousarray(train_RD))
-    parameters = _begun(how, vectors_RD.shape[1], numbers)
+    parameters = {
+        name: one.to(device).detach().requires_grad_()
+        for name, one in _begun(how, kept.width, numbers).items()
+    }
+
+    def rows(places_R: npt.NDArray[np.integer]) -> "Tensor":
+        return torch.from_numpy(kept.rows(places_R)).to(device)
+
     # The scales of actnorm are those of the data at the beginning, as Glow has it.
     with torch.no_grad():
-        _pass(parameters, vectors_RD[: max(how.batch_size, 1024)], how, begin=True)
+        _pass(parameters, rows(train_R[: max(how.batch_size, 1024)]), how, begin=True)
     optimizer = torch.optim.Adam([*parameters.values()], lr=how.learning_rate, eps=_EPSILON)
     losses: list[float] = []
     best: dict[str, Any] = {}
     for _ in range(how.epochs):
-        order_R = torch.randperm(len(vectors_RD), generator=numbers)
+        order_R = torch.randperm(len(train_R), generator=numbers).numpy()
         for start in range(0, len(order_R), how.batch_size):
-            batch = order_R[start : start + how.batch_size]
+            batch_R = train_R[order_R[start : start + how.batch_size]]
             optimizer.zero_grad()
-            loss = _loss(*_pass(parameters, vectors_RD[batch], how))
+            loss = _loss(*_pass(parameters, rows(batch_R), how))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         tensors = {
-            name: one.detach().numpy().astype(np.float64) for name, one in parameters.items()
+            name: one.detach().cpu().numpy().astype(np.float64) for name, one in parameters.items()
         }
-        loss_now = bits_per_dimension(*forward(tensors, held_RD.astype(np.float64)))
+        loss_now = _bits_of(tensors, kept, held_R)
         if not np.isfinite(loss_now) or (losses and loss_now >= min(losses)):
             break
         losses.append(loss_now)
@@ -199,11 +234,24 @@ def _trained(how: FlowPass, train_RD: Vectors, held_RD: Vectors) -> Fitted:
     if not losses:
         raise FitError("the flow's loss is not finite; set a smaller learning_rate")
     facts = {"epochs": len(losses), "bits_per_dimension": round(losses[-1], 6)}
-    rows, wide = len(train_RD) + len(held_RD), train_RD.shape[1]
-    return Fitted("flow", rows, wide, best, facts)
+    return Fitted("flow", len(train_R) + len(held_R), kept.width, best, facts)
 
 
-def _begun(how: FlowPass, width: int, numbers: Any) -> "dict[str, Tensor]":
+def _bits_of(
+    tensors: Mapping[str, npt.NDArray[np.floating]],
+    kept: _OnDisk,
+    places_R: npt.NDArray[np.integer],
+) -> float:
+    """Return the bits per dimension of vectors on disk, some at a time."""
+    total = 0.0
+    for start in range(0, len(places_R), _ROWS_AT_ONCE):
+        some_R = places_R[start : start + _ROWS_AT_ONCE]
+        mapped = forward(tensors, kept.rows(some_R).astype(np.float64))
+        total += bits_per_dimension(*mapped) * len(some_R)
+    return total / len(places_R)
+
+
+def _begun(how: FlowTraining, width: int, numbers: Any) -> "dict[str, Tensor]":
     """Return the parameters before training: random layers, and a last layer of nothing."""
     import torch
 
@@ -230,7 +278,7 @@ def _begun(how: FlowPass, width: int, numbers: Any) -> "dict[str, Tensor]":
 
 
 def _pass(
-    parameters: "dict[str, Tensor]", vectors_RD: "Tensor", how: FlowPass, *, begin: bool = False
+    parameters: "dict[str, Tensor]", vectors_RD: "Tensor", how: FlowTraining, *, begin: bool = False
 ) -> "tuple[Tensor, Tensor]":
     """Return vectors in the normal space, and the log-determinant; as `forward`.
 
@@ -238,7 +286,7 @@ def _pass(
     """
     import torch
 
-    left, now, log_determinant = [], vectors_RD, torch.zeros(())
+    left, now, log_determinant = [], vectors_RD, vectors_RD.new_zeros(())
 
     def norm(name: str, rows_RC: "Tensor", shift: str, logscale: str) -> "Tensor":
         moved, logs = parameters[name + shift], parameters[name + logscale]

@@ -1,8 +1,8 @@
 """BERT-flow against a reference that computes one number after the other."""
 
 import math
-from collections.abc import Mapping
-from functools import reduce
+import tracemalloc
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from embedjob.config.fits import Flow
 from embedjob.errors import FitError
 from embedjob.vectors.fit_arithmetic import applied, first_pass, problem_of, width_after
-from embedjob.vectors.fitted import Block, Fitted
-from embedjob.vectors.flow import FlowPass, _begun, _pass, bits_per_dimension, forward, inverse
+from embedjob.vectors.fitted import Block, Fitted, Training
+from embedjob.vectors.flow import FlowTraining, _begun, _pass, bits_per_dimension, forward, inverse
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 SETTINGS = {"levels": 3, "depth": 2, "hidden": 5, "epochs": 6, "batch_size": 50}
@@ -33,8 +33,8 @@ def fit(vectors_RD: npt.NDArray[np.float32], cuts: list[int] | None = None, **ke
     step = first_pass(section)
     row_keys = np.random.default_rng(1).integers(2**63, size=len(vectors_RD)).astype(np.uint64)
     parts = zip(np.split(vectors_RD, cuts or []), np.split(row_keys, cuts or []), strict=True)
-    done = step.finish(reduce(step.merge, [step.partial(Block(*part)) for part in parts]))
-    assert isinstance(done, Fitted)
+    assert isinstance(step, Training)
+    done = step.train(Block(*part) for part in parts)
     assert problem_of(done) is None
     return done
 
@@ -102,7 +102,7 @@ def test_the_flow_is_that_of_the_papers(fitted: Fitted) -> None:
 
 
 def test_training_and_application_are_the_same_map(fitted: Fitted) -> None:
-    how = FlowPass(3, 2, 5, 1, 50, 1e-3, 17)
+    how = FlowTraining(3, 2, 5, 1, 50, 1e-3, 17)
     parameters = {name: torch.tensor(one) for name, one in fitted.tensors.items()}
     vectors_RD = curved(20, seed=1).astype(np.float64)
     trained_RD, trained = _pass(parameters, torch.from_numpy(vectors_RD), how)
@@ -112,7 +112,7 @@ def test_training_and_application_are_the_same_map(fitted: Fitted) -> None:
 
 
 def test_the_log_determinant_is_that_of_its_jacobian(fitted: Fitted) -> None:
-    how = FlowPass(3, 2, 5, 1, 50, 1e-3, 17)
+    how = FlowTraining(3, 2, 5, 1, 50, 1e-3, 17)
     parameters = {name: torch.tensor(one) for name, one in fitted.tensors.items()}
     vector = torch.from_numpy(curved(1, seed=2)[0].astype(np.float64))
     jacobian = torch.autograd.functional.jacobian(
@@ -154,7 +154,7 @@ def test_it_stops_where_more_training_would_not_help() -> None:
 
 
 def test_the_beginning_is_normal_in_each_dimension() -> None:
-    how = FlowPass(2, 1, 5, 1, 50, 1e-3, 17)
+    how = FlowTraining(2, 1, 5, 1, 50, 1e-3, 17)
     vectors_RD = torch.from_numpy(curved())
     with torch.no_grad():
         parameters = _begun(how, 16, torch.Generator().manual_seed(1))
@@ -178,3 +178,36 @@ def test_what_gives_no_flow_is_refused(
 ) -> None:
     with np.errstate(all="ignore"), pytest.raises(FitError, match=words):
         fit(vectors_RD, **keys)
+
+
+def test_memory_does_not_grow_with_the_vectors() -> None:
+    """Blocks come, are put on disk, and go: at no moment are there more than a few of them."""
+    rows, width = 120_000, 256
+    section = Flow.model_validate(
+        {"kind": "flow", "name": "f", "levels": 1, "depth": 1, "epochs": 1, "batch_size": 4096}
+    )
+    step = first_pass(section)
+    assert isinstance(step, Training)
+
+    def blocks() -> Iterator[Block]:
+        numbers = np.random.default_rng(5)
+        for _ in range(rows // 4000):
+            vectors_RD = numbers.standard_normal((4000, width), np.float32)
+            yield Block(vectors_RD, numbers.integers(2**63, size=4000).astype(np.uint64))
+
+    tracemalloc.start()
+    try:
+        made = step.train(blocks())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.rows == rows
+    # All of them are 123 MB.
+    assert peak < 30e6
+
+
+def test_no_vectors_are_refused() -> None:
+    step = first_pass(Flow(kind="flow", name="f"))
+    assert isinstance(step, Training)
+    with pytest.raises(FitError, match="got 0 vectors"):
+        step.train([])

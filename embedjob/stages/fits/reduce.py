@@ -7,7 +7,8 @@ files give the same bytes. A task holds one batch of vectors and one state.
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from embedjob.storage.objects import Stored, join, open_unchanged
 from embedjob.storage.retrying import retried
 from embedjob.vectors.encoded import Vectors
 from embedjob.vectors.finishing import finished
-from embedjob.vectors.fitted import Block, Fitted, Pass, State
+from embedjob.vectors.fitted import Block, Fitted, Pass, State, Training
 
 GROUP_ROWS = 131_072
 _BATCH_ROWS = 8192
@@ -47,19 +48,24 @@ Group = tuple[VectorFile, ...]
 StateOf = Callable[[Pass, Group], State]
 
 
-def reduced(step: Pass, source: VectorSource, fitted: dict[str, Fitted]) -> Fitted:
+def reduced(
+    step: Pass | Training, source: VectorSource, fitted: dict[str, Fitted], *, gpus: float = 0
+) -> Fitted:
     """Return what a fit leaves, after as many passes over the vectors as it asks for.
 
     Args:
-        step: the first pass.
+        step: the first pass; a training goes over them by itself.
         source: the snapshot, and the finishing steps that its vectors still need.
         fitted: what the fits of these steps left.
+        gpus: the GPUs that a training asks Ray for, a share of one or one; none for a CPU.
 
     Raises:
         FitError: the vectors do not give what the fit asks of them.
         FaultError: a file cannot be read, or the cluster is lost.
     """
     groups, state_of = groups_of(source), partial(state_of_group, source=source, fitted=fitted)
+    if isinstance(step, Training):
+        return _trained(step, groups, source, fitted, gpus)
     done: Pass | Fitted = step
     while not isinstance(done, Fitted):
         state = _merged(done, groups, state_of) if groups else None
@@ -67,6 +73,47 @@ def reduced(step: Pass, source: VectorSource, fitted: dict[str, Fitted]) -> Fitt
             raise FitError("there are no vectors; are all rows of the input bad, or filtered out?")
         done = done.finish(state)
     return done
+
+
+def _trained(
+    step: Training,
+    groups: Sequence[Group],
+    source: VectorSource,
+    fitted: dict[str, Fitted],
+    gpus: float,
+) -> Fitted:
+    """Return what a training leaves, which one task on one node does."""
+    task: Any = ray.remote(train).options(num_cpus=1, num_gpus=gpus)
+    device = "cuda" if gpus else "cpu"
+    try:
+        made: Fitted = ray.get(task.remote(step, groups, source, fitted, device))
+    except Exception as error:
+        raise _plain(error) from error
+    return made
+
+
+def train(
+    step: Training,
+    groups: Sequence[Group],
+    source: VectorSource,
+    fitted: dict[str, Fitted],
+    device: Literal["cpu", "cuda"],
+) -> Fitted:
+    """Return what a training leaves of the vectors of all files, in their order."""
+    return step.train(_all_blocks(groups, source, fitted), device)
+
+
+def _all_blocks(
+    groups: Sequence[Group], source: VectorSource, fitted: dict[str, Fitted]
+) -> Iterator[Block]:
+    for file in chain.from_iterable(groups):
+        # As a whole: a read that is cut off half-way begins anew.
+        read = partial(_blocks, file, source, fitted)
+        yield from retried(read, what=file.stored.url)
+
+
+def _blocks(file: VectorFile, source: VectorSource, fitted: dict[str, Fitted]) -> list[Block]:
+    return [block for block in blocks(file, source, fitted) if len(block.vectors_RD)]
 
 
 def groups_of(source: VectorSource, *, rows: int = GROUP_ROWS) -> list[Group]:
