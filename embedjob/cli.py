@@ -240,7 +240,7 @@ def prune(
         str, typer.Option(metavar="DURATION", help="For how long a replaced snapshot stays, too.")
     ] = "24h",
 ) -> None:
-    """Delete embedding files that no kept snapshot names."""
+    """Delete embedding files that no kept snapshot names, and what no kept recipe generated."""
     from embedjob.output.cleanup import prune as pruned
 
     try:
@@ -248,7 +248,8 @@ def prune(
     except ValueError as error:
         raise ConfigError(f"--grace: got {grace}; {error}") from error
     deleted = pruned(out, keep=keep, grace_seconds=seconds, say=_say)
-    Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots deleted")
+    generations = f", {deleted.generations} files of generations" if deleted.generations else ""
+    Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots{generations} deleted")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,6 +45,8 @@ class Generator:
         on_gpu = model.device.type == "cuda"
         usual = _SEQUENCES_ON_GPU if on_gpu else _SEQUENCES
         self._most = usual if sequences == "auto" else sequences
+        self._tell: Callable[[int, int], None] = lambda answers, tokens: None
+        self._so_far = (0, 0)
 
     @classmethod
     def from_recipe(
@@ -84,16 +86,19 @@ class Generator:
         *,
         stop: Callable[[], bool] = lambda: False,
         moved: Callable[[], None] = lambda: None,
+        answered: Callable[[int, int], None] = lambda answers, tokens: None,
     ) -> list[Variants]:
         """Return what the model makes of each text, in the order of kinds and numbers.
 
-        A blank text is asked nothing about, and has no variants.
+        A blank text is asked nothing about, and has no variants. `answered` is told after each
+        batch how many answers there are so far, and their tokens.
 
         Raises:
             InterruptedRunError: `stop`, which is asked at every step, returned true.
             DeviceLostError: the device failed, and its process must end.
         """
         callbacks = Callbacks(stop, moved)
+        self._tell, self._so_far = answered, (0, 0)
         made: list[Variants] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             made += self._block(texts[start : start + _TEXTS_AT_ONCE], callbacks)
@@ -126,6 +131,9 @@ class Generator:
             found = self._attempt([questions[one] for one in which], callbacks)
             for one, ids in zip(which, found, strict=True):
                 answers[one] = ids
+            before, tokens = self._so_far
+            self._so_far = (before + len(found), tokens + sum(map(len, found)))
+            self._tell(*self._so_far)
         return answers
 
     def _attempt(self, asked: Sequence[Question], callbacks: Callbacks) -> list[list[int]]:

@@ -59,6 +59,23 @@ def read_pass(chunks: Sequence[Chunk], job_input: Input) -> Iterator[pa.Table]:
             ) from error
 
 
+def passing_rows(chunk: Chunk, job_input: Input) -> npt.NDArray[np.uint32]:
+    """Return the numbers of a chunk's rows that pass the filter; no other column is read.
+
+    Errors as `read_chunk`.
+    """
+    assert job_input.filter is not None, "every row passes"
+    columns = Columns(text=(), id=None, keep=(), filter=columns_of(job_input).filter)
+    try:
+        [table] = _wanted_rows([chunk], columns, job_input)
+        passing: npt.NDArray[np.uint32] = filter_rows(table, job_input.filter)[_ROW].to_numpy()
+    except (pa.ArrowException, OSError) as error:
+        if is_passing(error):
+            raise
+        raise ChunkError(f"{chunk.shard.url}: its rows cannot be filtered: {error}") from error
+    return passing
+
+
 def _sampled(table: pa.Table, chunk: Chunk, job_input: Input) -> pa.Table:
     """Return the rows that the sample of a fit has, all where the input is no sample."""
     if not isinstance(job_input, SampledInput):

@@ -7,7 +7,7 @@ keeps most of its sample.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from embedjob.config.job import Sample
 
 Keys = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.integer]
 # One row is taken of so many that are read: neighbouring rows are often alike.
 _READ_PER_ROW = 4
 # SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its increment and its two multipliers.
@@ -30,21 +31,34 @@ class Place(NamedTuple):
     stop: int
 
 
-def sample_of(places: Iterable[Place], *, rows: int, seed: int) -> Sample | None:
-    """Return the sample of so many rows; None where there are no more rows than that."""
+def all_rows(places: Sequence[Place]) -> Iterable[Rows]:
+    """Return the numbers of all rows of each place."""
+    return (np.arange(place.start, place.stop) for place in places)
+
+
+def sample_of(
+    places: Iterable[Place],
+    *,
+    rows: int,
+    seed: int,
+    counted: Callable[[Sequence[Place]], Iterable[Rows]] = all_rows,
+) -> Sample | None:
+    """Return the sample of so many rows; None where there are no more rows than that.
+
+    `counted` gives the numbers of the rows of each place that may be in a sample, one place after
+    the other: it may have to read them, and no more are asked for than are needed.
+    """
     ordered = sorted(places, key=lambda place: chunk_key(place.shard, place.start, seed=seed))
-    if sum(place.stop - place.start for place in ordered) <= rows:
-        return None
-    chosen: list[Place] = []
-    held = 0
-    for place in ordered:
-        if held >= _READ_PER_ROW * rows:
+    bound, held = 0, 0
+    keys: list[Keys] = []
+    for place, numbers in zip(ordered, counted(ordered), strict=True):
+        bound, held = chunk_key(place.shard, place.start, seed=seed), held + len(numbers)
+        keys.append(row_keys(place.shard, numbers, seed=seed))
+        if held >= max(_READ_PER_ROW * rows, rows + 1):
             break
-        chosen.append(place)
-        held += place.stop - place.start
-    keys = [row_keys(one.shard, np.arange(one.start, one.stop), seed=seed) for one in chosen]
+    if held <= rows:
+        return None
     last = np.partition(np.concatenate(keys), rows - 1)[rows - 1]
-    bound = chunk_key(chosen[-1].shard, chosen[-1].start, seed=seed)
     return Sample(seed=seed, chunks=bound, rows=int(last))
 
 

@@ -4,17 +4,21 @@ A finishing step names a fit in the job, and its artefact in a recipe that is se
 computed from the base recipe: the job's own, cut before the step, in float32.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from embedjob.config.fits import FITS
 from embedjob.config.job import Input, Job, Sample
 from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, FitError, OutputError
-from embedjob.input.samples import Place, sample_of
+from embedjob.input.samples import Place, Rows, all_rows, sample_of
 from embedjob.job.resolve import IdentifiedJob, ResolvedJob, identify
 from embedjob.models.source import materialize, source_of
 from embedjob.output.claim import read_claims
@@ -22,8 +26,9 @@ from embedjob.output.file_names import digest
 from embedjob.output.fingerprint import canonical, fingerprint
 from embedjob.output.fits.artefacts import Head, read_head, tensors_url
 from embedjob.output.fits.records import Record, read_records
+from embedjob.output.manifest import SnapshotFile
 from embedjob.output.snapshot import Snapshot, newest
-from embedjob.storage.objects import absolute
+from embedjob.storage.objects import Stored, absolute, join, open_unchanged
 from embedjob.vectors.finishing import width
 from embedjob.vectors.vocabulary import SKETCH
 
@@ -179,9 +184,11 @@ def served_vectors(out: str, fit: PlannedFit, job: IdentifiedJob) -> VectorSourc
     for kept in range(len(fit.base.finish), -1, -1):
         recipe = fit.base.model_copy(update={"finish": fit.base.finish[:kept]})
         if snapshot is not None and fingerprint(recipe, job.digests) == snapshot.fingerprint:
-            files = snapshot.files
-            places = (Place(file.shard, file.start, file.stop) for file in files)
-            sample = sample_for(fit, places)
+            files = {Place(one.shard, one.start, one.stop): one for one in snapshot.files}
+            # Without a filter the rows are known: but for bad ones, they are all there.
+            filtered = job.config.input.filter is not None
+            counted = partial(_rows_there, out, files) if filtered else all_rows
+            sample = sample_for(fit, [*files], counted)
             return VectorSource(absolute(out), snapshot, fit.base.finish[kept:], sample)
     return None
 
@@ -264,10 +271,26 @@ def check_fits(fits: Sequence[PlannedFit], places: Sequence[Place], job: Identif
             )
 
 
-def sample_for(fit: PlannedFit, places: Iterable[Place]) -> Sample | None:
-    """Return which rows of these places a fit takes; None for all."""
+def sample_for(
+    fit: PlannedFit,
+    places: Iterable[Place],
+    counted: Callable[[Sequence[Place]], Iterable[Rows]] = all_rows,
+) -> Sample | None:
+    """Return which rows of these places a fit takes; None for all. `counted` as in `sample_of`."""
     rows, seed = fit.section.sample, fit.section.seed
-    return None if rows is None else sample_of(places, rows=rows, seed=seed)
+    return None if rows is None else sample_of(places, rows=rows, seed=seed, counted=counted)
+
+
+def _rows_there(
+    out: str, files: Mapping[Place, SnapshotFile], places: Sequence[Place]
+) -> Iterator[Rows]:
+    """Yield the numbers of the rows that an output's files hold."""
+    for place in places:
+        file = files[place]
+        with open_unchanged(Stored(join(out, file.path), file.bytes, file.etag)) as source:
+            rows = pq.ParquetFile(source).read(columns=["row"])["row"]
+        # A row may have several lines.
+        yield pc.unique(rows).to_numpy()
 
 
 def _in_order(config: Job) -> list[Any]:

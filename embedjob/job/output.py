@@ -20,9 +20,7 @@ from embedjob.output.calibration import ENOUGH_VECTORS, Calibration, sampled
 from embedjob.output.chunk_file import file_bytes
 from embedjob.output.claim import Claim, Probes, check, read_claims
 from embedjob.output.cleanup import damaged, quarantined
-from embedjob.output.derived.generations import GenerationFiles
 from embedjob.output.file_names import data_folder
-from embedjob.output.fingerprint import generation_fingerprint, text_projection
 from embedjob.output.fits.artefacts import read_artefact
 from embedjob.output.head_columns import with_head_columns
 from embedjob.output.manifest import FILES
@@ -222,15 +220,6 @@ def output_spec(plan: JobPlan) -> OutputSpec:
         compression=job.config.output.compression,
     )
     return with_head_columns(dense, vocabulary=job.heads.vocabulary, routers=job.heads.routers)
-
-
-def generation_files(plan: JobPlan) -> GenerationFiles | None:
-    """Return where the generations of this run lie; None where its recipe makes none."""
-    job, made = plan.job, plan.job.config.encoder.generate
-    if made is None:
-        return None
-    fingerprint = generation_fingerprint(made, job.digests)
-    return GenerationFiles(job.out, fingerprint, text_projection(job.config.input))
 
 
 def claim_of(plan: JobPlan) -> Claim:

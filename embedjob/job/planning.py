@@ -16,11 +16,13 @@ from embedjob.input.footers import Footer
 from embedjob.input.listing import check_apart, find_files, read_footers
 from embedjob.input.samples import Place, has_chunk
 from embedjob.job.fit_plan import PlannedFit, check_fits, settled
+from embedjob.job.generation_plan import PlannedGeneration, planned_generation
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
 from embedjob.output.claim import Claim, read_claims
 from embedjob.output.file_names import chunk_name, data_directory, parse, parsed
+from embedjob.output.fits.records import vectors_place
 from embedjob.output.manifest import remembered
 from embedjob.output.schema import types_from
 from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
@@ -59,7 +61,9 @@ class JobPlan:
     snapshot as the plan saw it, `files` the committed file of each chunk that has one. `named` is
     the job as it names its `fits`; as long as one of them has made no artefact, the fingerprint of
     `job` is no output's. `refit` is whether they are to be made again, damaged ones too. `claims`
-    are those on the output before the artefacts were looked for.
+    are those on the output before the artefacts were looked for. `generated_in` are outputs whose
+    generations of the same texts the run takes over: those of its fits. `generation` is what is
+    left to be generated, None where nothing is.
     """
 
     job: IdentifiedJob
@@ -79,6 +83,8 @@ class JobPlan:
     claims: tuple[Claim, ...] = ()
     fits: tuple[PlannedFit, ...] = ()
     refit: bool = False
+    generated_in: tuple[str, ...] = ()
+    generation: PlannedGeneration | None = None
 
     @property
     def unfitted(self) -> tuple[str, ...]:
@@ -140,7 +146,8 @@ def plan_settled(
     standing = standing_types(claims, served, job.fingerprint)
     made = plan(job, listing, listed=_listed(job), served=served, standing=standing)
     check_fits(fits, made.places, job)
-    return replace(made, named=named, claims=claims, fits=fits, refit=refit)
+    samples = tuple(vectors_place(job.out, fit.vectors) for fit in fits if fit.vectors)
+    return replace(made, named=named, claims=claims, fits=fits, refit=refit, generated_in=samples)
 
 
 def list_input(job_input: Input, served: Snapshot | None = None) -> InputListing:
@@ -191,12 +198,13 @@ def plan(
     if config.run.limit is not None:
         chunks = tuple(limited(chunks, config.run.limit))
     files = committed_files(listed, served, chunks)
+    left = tuple(chunk for chunk in chunks if chunk.name not in files)
     return JobPlan(
         job=job,
         shards=listing.shards,
         footers=listing.footers,
         chunks=chunks,
-        left=tuple(chunk for chunk in chunks if chunk.name not in files),
+        left=left,
         faults=cut.faults,
         empty=cut.empty,
         types=cut.types,
@@ -205,6 +213,7 @@ def plan(
         served=served,
         files=files,
         unread=listing.unread,
+        generation=planned_generation(job, left),
     )
 
 
@@ -229,7 +238,8 @@ def relisted(plan: JobPlan, *, epoch: int, redo: Collection[str] = ()) -> JobPla
         replace(chunk, generation=epoch if pruned or name in taken else 0)
         for name, chunk in wanted.items()
     )
-    return replace(plan, left=left, served=served, files=files)
+    generation = planned_generation(plan.job, left)
+    return replace(plan, left=left, served=served, files=files, generation=generation)
 
 
 def committed_files(

@@ -80,7 +80,8 @@ class Tally:
     """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks.
 
     `idle_seconds` are those without progress while encoders were there, `absent_seconds` those
-    since one was last heard of.
+    since one was last heard of. `answers` are those of generators, and `answer_tokens` the tokens
+    of those that were made now; nothing is left to be generated for `chunks_generated`.
     """
 
     chunks: int
@@ -94,6 +95,9 @@ class Tally:
     refusal: str | None
     idle_seconds: float
     absent_seconds: float = 0.0
+    answers: int = 0
+    answer_tokens: int = 0
+    chunks_generated: int = 0
 
 
 @dataclass(frozen=True)

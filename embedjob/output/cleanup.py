@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 from embedjob.errors import EmbedjobError, OutputError
 from embedjob.output import lease
 from embedjob.output.chunk_file import read_committed
+from embedjob.output.claim import read_claims
+from embedjob.output.derived.generations import FOLDER as GENERATIONS
+from embedjob.output.derived.generations import used_generators
 from embedjob.output.file_names import (
     data_directory,
     parse,
@@ -41,10 +44,11 @@ _FOLDER = re.compile("[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Pruned:
-    """The number of files and snapshots that were deleted."""
+    """The number of files and snapshots that were deleted, and of files of generations."""
 
     files: int
     snapshots: int
+    generations: int = 0
 
 
 def prune(
@@ -57,6 +61,7 @@ def prune(
     """Delete files that no kept snapshot names, and the snapshots that are not kept.
 
     So are the vectors that were embedded for a fit, once its artefact is recorded; no artefact is.
+    So are the generations of generators that no kept snapshot's recipe has.
 
     Kept are the newest `keep`, and those that were replaced less than `grace_seconds` ago: their
     readers may still read. The newest is published once more, under the number of this prune, so
@@ -79,7 +84,9 @@ def prune(
         snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
         kept = _kept(snapshots, keep=keep, grace_seconds=grace_seconds)
         named = {join(absolute(out), path) for one in kept for path in _paths(one)}
-        doomed = [file.url for file in _embedding_files(out) if file.url not in named]
+        embeddings = _named_by_runs(out, "data", "quarantine")
+        doomed = [file.url for file in embeddings if file.url not in named]
+        idle = [*_idle_generations(out, kept)]
         numbers = {one.epoch for one in kept}
         dropped = [one.epoch for one in snapshots if one.epoch not in numbers]
         if doomed or dropped:
@@ -92,9 +99,9 @@ def prune(
         left_over = [file.url for file in list_files(join(out, SCRATCH))]
         # The lists go before the files that they name.
         lists = [url for epoch in dropped for url in snapshot_files(out, epoch)]
-        _delete([*lists, *doomed, *spare, *left_over], holder)
+        _delete([*lists, *doomed, *spare, *idle, *left_over], holder)
     lost = {_original(one) for one in snapshots} - {_original(one) for one in kept}
-    return Pruned(files=len(doomed) + len(spare), snapshots=len(lost))
+    return Pruned(len(doomed) + len(spare), snapshots=len(lost), generations=len(idle))
 
 
 def _kept(snapshots: Sequence[Snapshot], *, keep: int, grace_seconds: float) -> list[Snapshot]:
@@ -116,14 +123,28 @@ def _original(snapshot: Snapshot) -> int:
     return snapshot.epoch if snapshot.original is None else snapshot.original
 
 
-def _embedding_files(out: str) -> Iterator[Stored]:
-    """Yield what a prune may delete: embedding files and bad rows, where a run puts them."""
-    for folder in ("data", "quarantine"):
+def _named_by_runs(out: str, *folders: str) -> Iterator[Stored]:
+    """Yield what a prune may delete of folders: files where a run puts them, under its names."""
+    for folder in folders:
         place = join(absolute(out), folder)
         for file in list_files(place):
             inner = file.url[len(place) + 1 :].split("/")
             if len(inner) == 2 and _FOLDER.fullmatch(inner[0]) and parsed(file.name):
                 yield file
+
+
+def _idle_generations(out: str, kept: Sequence[Snapshot]) -> Iterator[str]:
+    """Yield the generations of generators that no kept snapshot's recipe has."""
+    files = [*_named_by_runs(out, GENERATIONS)]
+    if not files:
+        return
+    with_files = {snapshot.fingerprint for snapshot in kept if len(snapshot.files)}
+    used = used_generators(read_claims(out), with_files)
+    if used is None:
+        return
+    for file in files:
+        if file.url.split("/")[-2] not in used:
+            yield file.url
 
 
 def _spare_vectors(out: str) -> Iterator[str]:

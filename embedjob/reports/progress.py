@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from embedjob.job.generation_plan import PlannedGeneration
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import Tally
 
@@ -17,11 +18,12 @@ LINE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Total:
-    """The work that the plan leaves to do."""
+    """The work that the plan leaves to do; `generation` is None where nothing is generated."""
 
     chunks: int
     rows: int
     text_bytes: int
+    generation: PlannedGeneration | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,29 @@ def estimate(now: Tally, total: Total, elapsed: float) -> Estimate:
     return Estimate(tokens, rate, (tokens - now.tokens) / rate)
 
 
-def line(now: Tally, total: Total, elapsed: float) -> str:
-    """Return one line of progress for a log."""
+def generating(now: Tally, total: Total, first: Tally, elapsed: float) -> str | None:
+    """Return how far generation is, None where it is over, or where nothing is generated.
+
+    The time left is that for as many answers as there may be, at the rate of the `elapsed` seconds
+    since `first`, the tally of the first answers: before it, models were loaded.
+    """
+    left = total.chunks - now.chunks_generated - now.faults
+    if total.generation is None or not total.generation.texts or left <= 0:
+        return None
+    made = now.answers - first.answers
+    rate = seconds = None
+    if made and elapsed > 0:
+        rate = (now.answer_tokens - first.answer_tokens) / elapsed
+        seconds = max(0, total.generation.texts - now.answers) * elapsed / made
+    return (
+        f"generated {now.answers:,} of at most {total.generation.texts:,} texts,"
+        f" {now.answer_tokens:,} tokens, {'-' if rate is None else f'{rate:,.0f}'} tokens/s,"
+        f" ETA at most {_clock(seconds)}"
+    )
+
+
+def line(now: Tally, total: Total, elapsed: float, generated: str | None = None) -> str:
+    """Return one line of progress for a log; `generated` says how far generation is."""
     guess = estimate(now, total, elapsed)
     rate = "-" if guess.rate is None else f"{guess.rate:,.0f}"
     parts = [
@@ -62,7 +85,8 @@ def line(now: Tally, total: Total, elapsed: float) -> str:
         f"ETA {_clock(guess.seconds)}",
         f"{now.actors} encoders",
     ]
-    return ", ".join(parts) + (f", {now.faults} faults" if now.faults else "")
+    parts += [f"{now.faults} faults"] if now.faults else []
+    return ", ".join(parts) + (f"; {generated}" if generated else "")
 
 
 @contextmanager
@@ -73,6 +97,7 @@ def shown(plan: JobPlan) -> Iterator[Callable[[Tally], None]]:
         chunks=len(left),
         rows=sum(chunk.rows for chunk in left),
         text_bytes=sum(chunk.text_bytes for chunk in left),
+        generation=plan.generation,
     )
     if sys.stderr.isatty():
         with _bar(total) as show:
@@ -92,23 +117,24 @@ class _Lines:
 
     def __init__(self, total: Total) -> None:
         self._total = total
-        self._clock = _Clock()
+        self._clock, self._generator = _Clock(), _GeneratorClock(total)
         self._printed = 0.0
         self._finished = False
 
     def __call__(self, now: Tally) -> None:
         elapsed = self._clock.elapsed(now)
+        generated = self._generator.said(now)
         finishes = now.chunks == self._total.chunks and not self._finished
         if time.monotonic() - self._printed >= LINE_SECONDS or finishes:
             self._printed = time.monotonic()
             self._finished = self._finished or finishes
-            sys.stderr.write(line(now, self._total, elapsed) + "\n")
+            sys.stderr.write(line(now, self._total, elapsed, generated) + "\n")
             sys.stderr.flush()
 
 
 @contextmanager
 def _bar(total: Total) -> Iterator[Callable[[Tally], None]]:
-    clock = _Clock()
+    clock, generator = _Clock(), _GeneratorClock(total)
     columns = (
         TextColumn("[bold]embedding"),
         BarColumn(),
@@ -120,12 +146,15 @@ def _bar(total: Total) -> Iterator[Callable[[Tally], None]]:
 
         def show(now: Tally) -> None:
             guess = estimate(now, total, clock.elapsed(now))
+            generated = generator.said(now)
             if guess.tokens is None or guess.rate is None:
+                if generated and now.answers:
+                    progress.update(task, status=generated)
                 return
             status = (
                 f"{now.rows:,}/{total.rows:,} rows  {now.tokens:,} tokens"
                 f"  {guess.rate:,.0f} tokens/s  ETA {_clock(guess.seconds)}"
-            )
+            ) + (f"  {generated}" if generated else "")
             progress.update(task, total=guess.tokens, completed=now.tokens, status=status)
 
         yield show
@@ -141,6 +170,21 @@ class _Clock:
         if self._since is None and now.actors:
             self._since = time.monotonic()
         return 0.0 if self._since is None else time.monotonic() - self._since
+
+
+class _GeneratorClock:
+    """How far generation is, by what was made since the first answers."""
+
+    def __init__(self, total: Total) -> None:
+        self._total = total
+        self._first: Tally | None = None
+        self._since = 0.0
+
+    def said(self, now: Tally) -> str | None:
+        if self._first is None and now.answers:
+            self._first, self._since = now, time.monotonic()
+        elapsed = time.monotonic() - self._since
+        return generating(now, self._total, self._first or now, elapsed)
 
 
 def _clock(seconds: float | None) -> str:

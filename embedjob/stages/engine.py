@@ -50,9 +50,17 @@ class Generates(Protocol):
     """Something that makes texts of texts."""
 
     def generate(
-        self, texts: Sequence[str], *, stop: Callable[[], bool], moved: Callable[[], None]
+        self,
+        texts: Sequence[str],
+        *,
+        stop: Callable[[], bool],
+        moved: Callable[[], None],
+        answered: Callable[[int, int], None],
     ) -> Sequence[Sequence[Variant]]:
-        """Return what it makes of each text; `moved` is called while it gets on."""
+        """Return what it makes of each text; `moved` is called while it gets on.
+
+        `answered` is told how many answers there are so far, and their tokens.
+        """
         ...
 
 

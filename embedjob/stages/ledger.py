@@ -57,6 +57,9 @@ class LedgerState:
         self._ended: set[int] = set()
         self._sums: Counter[str] = Counter()
         self._partial: dict[str, tuple[int, int]] = {}
+        self._answers: dict[str, tuple[int, int]] = {}
+        self._all_answers = (0, 0)
+        self._generated: set[int] = set()  # hashes, as above
         self._in_hand: set[str] = set()
         self._actors: set[str] = set()
         self._notes: dict[str, None] = {}
@@ -197,6 +200,21 @@ class LedgerState:
         self._partial[key] = (rows, tokens)
         self._idle = 0.0
 
+    def answered(self, key: str, answers: int, tokens: int) -> None:
+        """Note how far a generator is inside a chunk: so many answers, of so many new tokens."""
+        self._answers[key] = (answers, tokens)
+        self._idle = 0.0
+
+    def generated(self, key: str) -> None:
+        """Note that nothing is left to be generated for a chunk."""
+        self._generated.add(hash(key))
+        self._sum_answers(key)
+        self._idle = 0.0
+
+    def _sum_answers(self, key: str) -> None:
+        answers, tokens = self._answers.pop(key, (0, 0))
+        self._all_answers = (self._all_answers[0] + answers, self._all_answers[1] + tokens)
+
     def moved(self) -> None:
         """Note that something gets on before an encoder has it."""
         self._idle = 0.0
@@ -230,6 +248,7 @@ class LedgerState:
         """Return the state of the run now."""
         partial_rows = sum(rows for rows, _ in self._partial.values())
         partial_tokens = sum(tokens for _, tokens in self._partial.values())
+        answers, answer_tokens = zip(*self._answers.values(), self._all_answers, strict=True)
         return Tally(
             chunks=len(self._outcomes),
             faults=len(self._outcomes.faults),
@@ -242,6 +261,9 @@ class LedgerState:
             refusal=self._refusal,
             idle_seconds=self._idle,
             absent_seconds=time.monotonic() - self._seen,
+            answers=sum(answers),
+            answer_tokens=sum(answer_tokens),
+            chunks_generated=len(self._generated),
         )
 
     def notes(self) -> tuple[str, ...]:

@@ -66,6 +66,9 @@ def run_stages(
         return StagesEnd()
     for note in tokenizer_notes(plan.job):
         console.say(note)
+    if plan.generation is not None:
+        made = plan.generation
+        console.say(f"to generate: at most {made.texts:,} texts of {made.tokens:,} tokens together")
     config, engine_of = plan.job.config, engine_of or recipe_engine
     try:
         with connected(options.address):

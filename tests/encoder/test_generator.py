@@ -120,6 +120,17 @@ def test_nothing_is_made_of_a_blank_text(folder: Path) -> None:
     assert generator(folder).generate([]) == []
 
 
+def test_it_says_how_far_it_is_after_each_batch(folder: Path) -> None:
+    said: list[tuple[int, int]] = []
+    made = generator(folder, sequences=3).generate(
+        TEXTS, answered=lambda *so_far: said.append(so_far)
+    )
+    every = [one for variants in made for one in variants]
+    assert said == sorted(said)
+    assert len(said) == -(-len(every) // 3)
+    assert said[-1] == (len(every), sum(one.tokens for one in every))
+
+
 def test_each_answer_is_summed_up_where_asked(folder: Path) -> None:
     plain = generator(folder).generate(TEXTS[:3])
     summed = generator(folder, summaries=True).generate(TEXTS[:3])

@@ -17,7 +17,7 @@ from embedjob.input import reading
 from embedjob.input.chunks import passes
 from embedjob.input.column_types import TEXT, in_type
 from embedjob.input.listing import find_shards
-from embedjob.input.reading import read_chunk, read_pass
+from embedjob.input.reading import passing_rows, read_chunk, read_pass
 from embedjob.storage import objects
 from tests.shards import footers_of, only, plan_of, strings, write_shard
 
@@ -54,6 +54,19 @@ def test_chunks_give_every_row_that_passes_once_under_its_number(
         assert found.column("text").to_pylist() == [f"text {row}" for row in numbers]
         assert found.column("id").to_pylist() == numbers
         assert found.column("keep.n").to_pylist() == numbers
+
+
+@pytest.mark.parametrize(
+    "written", [(("n", ">=", 23),), (("n", "<", 0),), (("lang", "=", "en"), ("n", "in", [3, 31]))]
+)
+def test_the_rows_that_pass_are_those_that_are_read(tmp_path: Path, written: Any) -> None:
+    path = tmp_path / "lang=en" / "a.parquet"
+    columns = {"t": [f"text {i}" for i in range(47)], "n": pa.array(range(47), pa.int64())}
+    write_shard(path, columns, group_rows=5)
+    job_input = Input(path=str(tmp_path), text="t", filter=written)
+    for chunk in plan_of(job_input, chunk_rows=10).chunks:
+        passing = passing_rows(chunk, job_input).tolist()
+        assert passing == read_chunk(chunk, job_input)["row"].to_pylist()
 
 
 def test_the_columns_and_their_types(tmp_path: Path) -> None:

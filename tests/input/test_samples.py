@@ -1,3 +1,5 @@
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,3 +90,23 @@ def _splitmix(state: int, count: int) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "_digest", lambda text: state)
         return [int(key) for key in row_keys("any", range(count), seed=0)]
+
+
+def test_only_rows_that_count_are_in_a_sample_and_few_places_are_asked() -> None:
+    asked: list[Place] = []
+
+    def even(places: Sequence[Place]) -> Iterator[np.ndarray]:
+        for place in places:
+            asked.append(place)
+            yield np.arange(place.start, place.stop, 2)
+
+    whole = sample_of(PLACES, rows=400, seed=1, counted=even)
+    assert whole is None
+    assert len(asked) == len(PLACES)
+    asked.clear()
+    sample = sample_of(PLACES, rows=20, seed=1, counted=even)
+    assert sample is not None
+    found = {(shard, row) for shard, row in chosen(sample, PLACES) if row % 2 == 0}
+    assert len(found) == 20
+    # 80 rows that count are in four places.
+    assert len(asked) == 4

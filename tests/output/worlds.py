@@ -131,8 +131,9 @@ class Gated:
 class World:
     """An output, its inputs, and the operations on it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.out, self.inputs = str(folder / "out"), folder
+    def __init__(self, folder: Path, out: str | None = None) -> None:
+        """Inputs lie in the folder, and so does the output, unless it is given: it may be on S3."""
+        self.out, self.inputs = out or str(folder / "out"), folder
         self.active: Operation | None = None
         self.sleeping: list[Operation] = []
         self.seconds = 0.0
@@ -147,7 +148,7 @@ class World:
 
         def gated(url: str) -> tuple[Any, str, str]:
             backend, path, prefix = located(url)
-            mine = path.startswith(f"{self.out}/")
+            mine = f"{prefix}{path}".startswith(f"{self.out}/")
             return (Gated(backend, self) if mine else backend), path, prefix
 
         def taken_over(out: str, *, job: str, **_: Any) -> lease.Lease:
@@ -260,9 +261,9 @@ class World:
         """What a reader, and the history of all names, show at this moment."""
         files = {file.url: file for file in objects.list_files(f"{self.out}/data")}
         for url in files:
-            content = Path(url).read_bytes()
+            content = objects.read_bytes(url)
             assert self.contents.setdefault(url, content) == content, f"{url} was changed"
-        epochs = published(self.out) if Path(self.out).exists() else ()
+        epochs = published(self.out)
         snapshot = read_snapshot(self.out, epochs[-1]) if epochs else None
         # A prune publishes the newest list again, also where somebody took a file from it.
         if snapshot is not None and (snapshot.original or snapshot.epoch) > self.spoiled:
@@ -281,7 +282,8 @@ class World:
         """(shard, id) of every row that a reader of the snapshot sees."""
         found: list[tuple[str, str]] = []
         for file in snapshot.files:
-            table = pq.read_table(f"{self.out}/{file.path}", columns=["shard", "id"])
+            content = pa.BufferReader(objects.read_bytes(f"{self.out}/{file.path}"))
+            table = pq.read_table(content, columns=["shard", "id"])
             found += zip(table["shard"].to_pylist(), table["id"].to_pylist(), strict=True)
         return sorted(found)
 

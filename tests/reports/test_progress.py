@@ -1,13 +1,15 @@
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 
 from embedjob.config.job import Input
 from embedjob.input.chunks import Chunk, Shard
+from embedjob.job.generation_plan import PlannedGeneration
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import Tally
-from embedjob.reports.progress import Estimate, Total, estimate, line, shown
+from embedjob.reports.progress import Estimate, Total, estimate, generating, line, shown
 from tests.shards import job_of
 
 TOTAL = Total(chunks=4, rows=400, text_bytes=8000)
@@ -60,6 +62,34 @@ def test_a_line_says_rows_tokens_rate_and_eta() -> None:
     )
     assert line(tally(), TOTAL, 0.0).endswith("- tokens/s, ETA -, 0 encoders")
     assert line(tally(faults=3), TOTAL, 0.0).endswith("0 encoders, 3 faults")
+
+
+GENERATING = replace(TOTAL, generation=PlannedGeneration(texts=1000, tokens=50_000))
+
+
+def test_while_a_generator_works_a_line_says_how_far_it_is() -> None:
+    first = tally(answers=100, answer_tokens=1_000)
+    now = tally(answers=350, answer_tokens=13_500, chunks_generated=1)
+    said = generating(now, GENERATING, first, 50.0)
+    # 250 answers in 50 seconds, and at most 650 are left.
+    assert said == (
+        "generated 350 of at most 1,000 texts, 13,500 tokens, 250 tokens/s, ETA at most 0:02:10"
+    )
+    whole = line(now, GENERATING, 0.0, said)
+    assert whole.endswith(f"0 encoders; {said}")
+    nothing = generating(first, GENERATING, first, 0.0)
+    assert nothing is not None
+    assert nothing.endswith("- tokens/s, ETA at most -")
+
+
+def test_once_all_is_generated_or_failed_it_is_said_no_more() -> None:
+    first = tally(answers=100)
+    assert generating(tally(answers=900, chunks_generated=4), GENERATING, first, 1.0) is None
+    failed = tally(answers=900, chunks_generated=3, faults=1)
+    assert generating(failed, GENERATING, first, 1.0) is None
+    assert generating(tally(answers=900), TOTAL, first, 1.0) is None
+    put = replace(TOTAL, generation=PlannedGeneration(0, 0))
+    assert generating(tally(), put, first, 1.0) is None
 
 
 def test_off_a_terminal_lines_come_at_once_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,3 +276,23 @@ def test_a_chunk_is_blamed_for_its_own_deaths_alone_and_for_all_of_them(stage: s
     ends = [killed() for _ in range(11)]
     assert ends[:8] == [[]] * 8
     assert ends[8:] == [["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
+
+
+def test_answers_of_generators_are_counted_while_they_come() -> None:
+    state = ledger()
+    state.answered("a", 3, 30)
+    state.answered("b", 2, 20)
+    state.answered("a", 5, 50)
+    tally = state.tally()
+    assert (tally.answers, tally.answer_tokens, tally.chunks_generated) == (7, 70, 0)
+    # A process died with the chunk: it begins anew.
+    state.answered("a", 1, 10)
+    assert (state.tally().answers, state.tally().answer_tokens) == (3, 30)
+    state.answered("a", 6, 60)
+    state.generated("a")
+    state.generated("a")
+    state.generated("c")  # it was there already
+    tally = state.tally()
+    assert (tally.answers, tally.answer_tokens, tally.chunks_generated) == (8, 80, 2)
+    state.done(outcome("a"))
+    assert (state.tally().answers, state.tally().chunks_generated) == (8, 2)

@@ -5,18 +5,22 @@ later run and another method with the same generator read them.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedjob.errors import ChunkError
+from embedjob.config.job_file import recipe_from
+from embedjob.errors import ChunkError, ConfigError
 from embedjob.input.chunks import Chunk
-from embedjob.output.file_names import chunk_name
-from embedjob.output.fingerprint import version
-from embedjob.storage.objects import create, join, read_bytes, stat
-from embedjob.text.conversations import Variant, text_hash
+from embedjob.output.claim import Claim
+from embedjob.output.file_names import chunk_name, is_left_by_others
+from embedjob.output.fingerprint import generation_fingerprint, version
+from embedjob.storage.objects import create, join, list_files, read_bytes, stat
+from embedjob.text.conversations import SUMMARY, Variant, text_hash
 
 SCHEMA = pa.schema(
     [
@@ -29,23 +33,36 @@ SCHEMA = pa.schema(
     ]
 )
 FINGERPRINT = b"embedjob.generator"
+FOLDER = "generations"
+_ADVICE = "delete it: the next run that needs it makes it again"
 Made = Mapping[bytes, Sequence[Variant]]
 
 
 @dataclass(frozen=True)
 class GenerationFiles:
-    """Where a run's generations lie: the output, the generator and what decides a chunk's texts."""
+    """Where a run's generations lie: the output, the generator and what decides a chunk's texts.
+
+    `others` are files in other outputs, by their name, which is that of a chunk's own: a fit that
+    embeds a sample has had made something of some of the chunk's texts, or a run of all of them.
+    """
 
     out: str
     fingerprint: str
     projection: str
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def name(self, chunk: Chunk) -> str:
+        """Return the name of a chunk's file: the memory of what was made."""
+        mine = version(chunk.shard.etag, self.fingerprint, self.projection)
+        return chunk_name(chunk.shard.url, mine, chunk.start, chunk.stop)
 
     def url(self, chunk: Chunk) -> str:
-        """Return the place of a chunk's generations: the name is the memory of what was made."""
-        shard = chunk.shard
-        mine = version(shard.etag, self.fingerprint, self.projection)
-        name = chunk_name(shard.url, mine, chunk.start, chunk.stop)
-        return join(self.out, "generations", self.fingerprint[:12], name)
+        """Return the place of a chunk's generations."""
+        return join(self.folder(self.out), self.name(chunk))
+
+    def folder(self, out: str) -> str:
+        """Return where an output has what this generator made."""
+        return join(out, FOLDER, self.fingerprint[:12])
 
     def is_put(self, chunk: Chunk) -> bool:
         """Return whether the generations of a chunk are there."""
@@ -63,25 +80,41 @@ class GenerationFiles:
             return None
         return _of(texts, _made(content, url), url)
 
+    def known(self, chunk: Chunk) -> dict[bytes, Sequence[Variant]]:
+        """Return what the other outputs have of a chunk's texts, by their hashes.
+
+        A file that was pruned meanwhile, or cannot be read, counts for nothing.
+        """
+        known: dict[bytes, Sequence[Variant]] = {}
+        for url in self.others.get(self.name(chunk), ()):
+            with suppress(FileNotFoundError, ChunkError):
+                known.update(_made(read_bytes(url), url))
+        return known
+
     def put(
         self, chunk: Chunk, texts: Sequence[str], made: Sequence[Sequence[Variant]]
     ) -> list[Sequence[Variant]]:
         """Put what was made of a chunk's texts; return what stands, ours or what was there."""
-        table = _table(texts, made).replace_schema_metadata({FINGERPRINT: self.fingerprint})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        if create(self.url(chunk), memoryview(sink.getvalue())):
+        hashes = map(text_hash, texts)
+        if self.put_by_hash(chunk, dict(zip(hashes, made, strict=True))):
             return list(made)
         standing = self.read(chunk, texts)
         if standing is None:
             raise ChunkError(f"{self.url(chunk)}: was deleted as soon as it was found; run again")
         return standing
 
+    def put_by_hash(self, chunk: Chunk, made: Made) -> bool:
+        """Put what was made of a chunk's texts, by their hashes; False where a file was there."""
+        table = _table(made).replace_schema_metadata({FINGERPRINT: self.fingerprint})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        return create(self.url(chunk), memoryview(sink.getvalue()))
 
-def _table(texts: Sequence[str], made: Sequence[Sequence[Variant]]) -> pa.Table:
+
+def _table(made: Made) -> pa.Table:
     rows = [
-        (text_hash(text), one.kind, one.number, one.text, one.tokens)
-        for text, variants in zip(texts, made, strict=True)
+        (of, one.kind, one.number, one.text, one.tokens)
+        for of, variants in made.items()
         for one in variants
     ]
     columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
@@ -91,12 +124,70 @@ def _table(texts: Sequence[str], made: Sequence[Sequence[Variant]]) -> pa.Table:
     return pa.table(arrays, schema=SCHEMA)
 
 
-def _made(content: bytes, url: str) -> Made:
+def used_generators(claims: Iterable[Claim], kept: Collection[str]) -> frozenset[str] | None:
+    """Return the folders of the generators that the recipes of kept fingerprints have.
+
+    None where they cannot all be known: a claim was deleted, or is that of a later release.
+    """
+    by_fingerprint = {claim.fingerprint: claim for claim in claims}
+    used = set()
+    for fingerprint in kept:
+        claim = by_fingerprint.get(fingerprint)
+        if claim is None:
+            return None
+        for values in claim.recipes.values():
+            try:
+                made = recipe_from(values, {}).generate
+            except ConfigError:
+                return None
+            if made is not None:
+                used.add(generation_fingerprint(made, claim.digests)[:12])
+    return frozenset(used)
+
+
+def generation_problems(out: str) -> Iterator[str]:
+    """Yield what is wrong with the generations that an output holds, file by file."""
+    root = join(out, FOLDER)
+    for file in list_files(root):
+        place = file.url.removeprefix(f"{root}/")
+        if not is_left_by_others(place):
+            try:
+                content = read_bytes(file.url)
+                problem = _problem(_read_table(content, file.url), place.split("/")[0])
+            except (ChunkError, OSError) as error:
+                yield str(error)
+                continue
+            if problem:
+                yield f"{file.url}: {problem}; {_ADVICE}"
+
+
+def _problem(table: pa.Table, folder: str) -> str | None:
+    """Return why a table is not the generations of a chunk by a folder's generator."""
+    made_by = ((table.schema.metadata or {}).get(FINGERPRINT) or b"").decode(errors="replace")
+    if made_by[:12] != folder:
+        return f"its footer names the generator {made_by[:12] or 'of nobody'}, not {folder}"
+    answers = table.select(["text_hash", "kind", "index"])
+    if len(answers.group_by(answers.column_names).aggregate([])) != len(answers):
+        return "it has an answer twice"
+    # Of a summary there may be none: where there is no answer, nothing is summed up.
+    first = answers.filter(pc.invert(pc.ends_with(answers["kind"], SUMMARY)))
+    each = first.group_by("text_hash").aggregate([([], "count_all")])["count_all"]
+    if len(pc.unique(each)) > 1:
+        return f"its texts have {pc.min(each)} to {pc.max(each)} answers, and not all as many"
+    return None
+
+
+def _read_table(content: bytes, url: str) -> pa.Table:
     try:
         source = pa.BufferReader(content)
-        table = pq.read_table(source, page_checksum_verification=True).cast(SCHEMA)
+        table = pq.read_table(source, page_checksum_verification=True)
+        return table.cast(SCHEMA.with_metadata(table.schema.metadata))
     except (pa.ArrowException, ValueError, OSError) as error:
         raise ChunkError(f"{url}: cannot be read ({error}); delete it, and run again") from error
+
+
+def _made(content: bytes, url: str) -> Made:
+    table = _read_table(content, url)
     made: dict[bytes, list[Variant]] = defaultdict(list)
     for of, *variant in zip(*(column.to_pylist() for column in table.columns), strict=True):
         made[of].append(Variant(*variant))

@@ -41,6 +41,11 @@ class Record:
     vectors: str | None
 
 
+def vectors_place(out: str, vectors: str) -> str:
+    """Return the place of the vectors that are embedded for a fit, by the name of their folder."""
+    return join(out, VECTORS, vectors)
+
+
 def put_record(out: str, record: Record) -> Record:
     """Put the record of a fit; return the record that stands under its number."""
     key, number = record.key, record.number

@@ -4,13 +4,22 @@ Vectors that are embedded for a fit are a job of their own, whose output is in t
 committed once, resumed after a crash.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
 
 from embedjob.config.fits import FITS
 from embedjob.config.job import Input, Sample, SampledInput
-from embedjob.errors import ConfigError, FaultError, FitError, RefusedError
+from embedjob.errors import ChunkError, ConfigError, FaultError, FitError, RefusedError
+from embedjob.input.chunks import Chunk
+from embedjob.input.reading import passing_rows
+from embedjob.input.samples import Place, Rows, all_rows
 from embedjob.job.fit_plan import (
     PlannedFit,
     VectorSource,
@@ -22,7 +31,7 @@ from embedjob.job.options import Console, Options
 from embedjob.job.planning import InputListing, JobPlan, plan_settled
 from embedjob.job.result import Result
 from embedjob.output.fits.artefacts import Head, copy_artefacts, put_artefact, read_fitted
-from embedjob.output.fits.records import VECTORS, Record, put_record
+from embedjob.output.fits.records import Record, put_record, vectors_place
 from embedjob.output.lease import Holder, claim, held
 from embedjob.output.snapshot import newest
 from embedjob.stages.connection import connected
@@ -30,9 +39,11 @@ from embedjob.stages.fits.reduce import reduced
 from embedjob.stages.fits.row_counts import counted_rows
 from embedjob.stages.fits.word_counts import counted
 from embedjob.storage.create_only import require_create_only
-from embedjob.storage.objects import join
+from embedjob.storage.retrying import retried
 from embedjob.vectors.fit_arithmetic import first_pass
 
+# So many chunks are filtered ahead of the one that is counted.
+_READ_AHEAD = 8
 # The pipeline itself, for the vectors that a fit needs: a plan, and how it is run.
 EmbedPlan = Callable[[JobPlan, Options], Result]
 
@@ -130,7 +141,9 @@ def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     source = replace(source, others=other_vectors(fit, job))
     earlier = read_fitted(job.out, [fit.base] if fit.base and source.steps else [])
     try:
-        result = reduced(first_pass(fit.section), source, earlier)
+        # Of a model that is spread over several, no fit needs more than one.
+        gpus = min(1.0, job.config.pool.gpus_per_actor)
+        result = reduced(first_pass(fit.section), source, earlier, gpus=gpus)
     except FitError as error:
         raise FitError(f"fit: {fit.name}: {error}") from error
     parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})
@@ -185,13 +198,14 @@ def planned_vectors(plan: JobPlan, fit: PlannedFit) -> JobPlan:
     """
     job, base = plan.job, fit.base
     assert base is not None
+    counted = all_rows if job.config.input.filter is None else partial(_passing, plan)
     config = job.config.model_copy(
         update={
-            "input": _input_of(job.config.input, sample_for(fit, plan.places)),
+            "input": _input_of(job.config.input, sample_for(fit, plan.places, counted)),
             "encoder": base,
             "fit": (),
             "output": job.config.output.model_copy(
-                update={"path": join(job.out, VECTORS, fit.vectors)}
+                update={"path": vectors_place(job.out, fit.vectors)}
             ),
             # A bad row has no vector; how many a corpus may have, its own run decides.
             "run": job.config.run.model_copy(update={"limit": None, "max_quarantined": 1.0}),
@@ -202,7 +216,30 @@ def planned_vectors(plan: JobPlan, fit: PlannedFit) -> JobPlan:
     vectors = replace(
         job, config=config, recipes=recipes, width=fit.width, fingerprint=fit.fingerprint
     )
-    return plan_settled(vectors, _listing(plan))
+    nested = plan_settled(vectors, _listing(plan))
+    # A run before may have generated for all rows, and another fit for some of them.
+    others = (one for one in plan.generated_in if one != nested.job.out)
+    return replace(nested, generated_in=(job.out, *others))
+
+
+def _passing(plan: JobPlan, places: Sequence[Place]) -> Iterator[Rows]:
+    """Yield the numbers of the rows of each place that pass the filter, read by Ray tasks."""
+    chunks = {Place(one.shard.url, one.start, one.stop): one for one in plan.corpus}
+    read = ray.remote(_rows_that_pass).options(num_cpus=1)
+    ahead: deque[Any] = deque()
+    for place in places:
+        ahead.append(read.remote(chunks[place], plan.job.config.input))
+        if len(ahead) == _READ_AHEAD:
+            yield ray.get(ahead.popleft())
+    while ahead:
+        yield ray.get(ahead.popleft())
+
+
+def _rows_that_pass(chunk: Chunk, job_input: Input) -> Rows:
+    try:
+        return retried(partial(passing_rows, chunk, job_input), what=chunk.shard.url)
+    except ChunkError:  # which the run over the sample names
+        return np.empty(0, np.uint32)
 
 
 def replanned(plan: JobPlan) -> JobPlan:

@@ -5,8 +5,10 @@ What is made is put before the chunk goes on, and read again wherever it was put
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,24 +17,30 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from embedjob.errors import ChunkError, DeviceLostError, InterruptedRunError
-from embedjob.job.output import generation_files
+from embedjob.input.chunks import Chunk
+from embedjob.job.generation_plan import generation_files, taken_over
 from embedjob.job.planning import JobPlan
 from embedjob.output.derived.generations import GenerationFiles
 from embedjob.output.lease import Lease
 from embedjob.stages.actors import end_lost_device, load_or_stop, watch
-from embedjob.stages.attempts import begin_attempt, begin_parcel, limited
+from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.cluster import threads_per_actor
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, Generates, PlannedFiles
 from embedjob.stages.language.vllm_pass import VllmPass, generate_with_vllm, vllm_processor
+from embedjob.stages.ledger import Attempt
 from embedjob.stages.read import ReadRows, Then
 from embedjob.stages.tokenize import VARIANTS
 from embedjob.stages.write import require_seen
-from embedjob.text.conversations import Variant, embedded_texts
+from embedjob.storage.retrying import CALL_SECONDS, patience
+from embedjob.text.conversations import Variant, embedded_texts, text_hash
 
 _REPORT_SECONDS = 1.0
+# Of so many texts an actor keeps what was made: some ten megabytes.
+_TEXTS_KEPT = 4096
+Ask = Callable[[Sequence[str], int], Mapping[str, Sequence[Variant]] | None]
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,9 @@ class GeneratorHost:
 
 def host_of(plan: JobPlan, pool: PoolSize, claim: ClaimAndCheck) -> GeneratorHost:
     """Return what the generating actors of a run need, whose recipe generates."""
-    files, own = generation_files(plan), pool.generators
+    files, own = generation_files(plan.job), pool.generators
     assert files is not None, "the recipe generates nothing"
+    files = replace(files, others=taken_over(files, plan.generated_in, plan.left))
     assert own is not None, "the generators have no pool"
     threads = threads_per_actor(own, beside=pool)
     made = plan.job.config.encoder.generate
@@ -106,6 +115,7 @@ class GenerateActor:
         """Take what `generate` takes; the generator is loaded when it is first needed."""
         self._engine, self._then, self._host, self._ledger = engine, then, host, ledger
         self._generator: Generates | None = None
+        self._seen = SeenTexts(_TEXTS_KEPT)
         self._stopping = threading.Event()
         watch(self._stopping, lambda: ray.get(ledger.stopping.remote()))
 
@@ -134,7 +144,9 @@ class GenerateActor:
             return ChunkState(chunk, failure=attempt, stats=state.stats)
         try:
             with limited(attempt.seconds) as moved:
-                return self._with_variants(state, self._reporter(moved))
+                return self._with_variants(
+                    state, _Reporter(attempt, chunk.key, self._ledger, moved)
+                )
         except InterruptedRunError as error:
             self._ledger.abandon.remote(chunk.key)
             return ChunkState(chunk, failure=Failure("abandoned", str(error)))
@@ -143,35 +155,48 @@ class GenerateActor:
         except Exception as error:  # a fault of one chunk; the others go on
             return ChunkState(chunk, failure=Failure("fault", describe(error)), stats=state.stats)
 
-    def _with_variants(self, state: ChunkState, moved: Callable[[], None]) -> ChunkState:
+    def _with_variants(self, state: ChunkState, reporter: "_Reporter") -> ChunkState:
         started = time.monotonic()
         assert state.rows is not None
         require_seen(self._host.lease)
         coded = pc.dictionary_encode(state.rows["text"].combine_chunks())
         texts = coded.dictionary.to_pylist()
-        files = self._host.files
-        made = files.read(state.chunk, texts)
-        reused = made is not None
-        if made is None and self._host.vllm:
-            raise ChunkError(
-                f"{state.chunk.shard.url}, rows {state.chunk.start} to {state.chunk.stop}: vLLM has"
-                " put no generations of it, because its pass was ended, or could not read the"
-                " chunk; run again"
-            )
-        if made is None:
-            generator = self._loaded()
-            if generator is None:
-                return ChunkState(state.chunk, failure=Failure("abandoned", "the run is stopping"))
-            answers = generator.generate(texts, stop=self._stopping.is_set, moved=moved)
-            made = files.put(state.chunk, texts, answers)
+        ask = partial(self._answers, state.chunk, reporter)
+        stands = standing(
+            state.chunk, texts, self._host.files, self._seen, ask, seconds=reporter.seconds
+        )
+        if stands is None:
+            return ChunkState(state.chunk, failure=Failure("abandoned", "the run is stopping"))
+        made, fresh = stands
+        self._ledger.generated.remote(state.chunk.key)
         own = [embedded_texts(text, one) for text, one in zip(texts, made, strict=True)]
         column = pa.array(own, pa.large_list(pa.large_string())).take(coded.indices)
         stats = {
             **state.stats,
-            **counts(made, reused=reused),
+            **counts(texts, made, fresh),
             "generate_seconds": time.monotonic() - started,
         }
         return replace(state, rows=state.rows.append_column(VARIANTS, column), stats=stats)
+
+    def _answers(
+        self, chunk: Chunk, reporter: "_Reporter", texts: Sequence[str], known: int
+    ) -> dict[str, Sequence[Variant]] | None:
+        """Return what the generator makes of texts; None where it does not load."""
+        if self._host.vllm:
+            raise ChunkError(
+                f"{chunk.shard.url}, rows {chunk.start} to {chunk.stop}: vLLM has put no"
+                " generations of it, because its pass was ended, or could not read the chunk; run"
+                " again"
+            )
+        reporter.known(known)
+        if not any(text.strip() for text in texts):
+            return {}  # nothing is asked about a blank text
+        generator = self._loaded()
+        if generator is None:
+            return None
+        stop, moved = self._stopping.is_set, reporter.moved
+        answers = generator.generate(texts, stop=stop, moved=moved, answered=reporter.answered)
+        return dict(zip(texts, answers, strict=True))
 
     def _loaded(self) -> Generates | None:
         """Return the generator; None where it does not load, which stops the run."""
@@ -184,29 +209,109 @@ class GenerateActor:
         self._host.planned.check()
         return generator
 
-    def _reporter(self, moved: Callable[[], None]) -> Callable[[], None]:
-        reported = time.monotonic()
 
-        def on_step() -> None:
-            nonlocal reported
-            moved()
-            if time.monotonic() - reported >= _REPORT_SECONDS:
-                reported = time.monotonic()
-                # Encoders are there, and idle: the run does not stall.
-                self._ledger.moved.remote()
+class _Reporter:
+    """Says how far a generator is inside a chunk: at every step, and after each batch."""
 
-        return on_step
+    def __init__(self, attempt: Attempt, key: str, ledger: Any, moved: Callable[[], None]) -> None:
+        self._key, self._ledger, self._moved = key, ledger, moved
+        # Storage in trouble may take so long, before or after the generator.
+        self.seconds = STORAGE_SHARE * attempt.seconds
+        self._known = 0
+        self._reported = time.monotonic()
+
+    def known(self, answers: int) -> None:
+        """Note answers that were there already."""
+        self._known = answers
+        self.answered(0, 0)
+
+    def answered(self, answers: int, tokens: int) -> None:
+        """Note so many answers of so many tokens together."""
+        self._ledger.answered.remote(self._key, self._known + answers, tokens)
+
+    def moved(self) -> None:
+        """Note that the generator got on; encoders are there, and idle: the run does not stall."""
+        self._moved()
+        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+            self._reported = time.monotonic()
+            self._ledger.moved.remote()
 
 
-def counts(made: Sequence[Sequence[Variant]], *, reused: bool) -> dict[str, float]:
-    """Return what was generated now, what was there already, and where the text stands for it."""
-    every = [one for variants in made for one in variants]
-    said = sum(one.text is not None for one in every)
+def standing(
+    chunk: Chunk,
+    texts: Sequence[str],
+    files: GenerationFiles,
+    seen: "SeenTexts",
+    ask: Ask,
+    *,
+    seconds: float = CALL_SECONDS,
+) -> tuple[Sequence[Sequence[Variant]], frozenset[str]] | None:
+    """Return what stands for each of a chunk's texts, and which of them were asked about for that.
+
+    What the chunk's file has is read. Else what is known of texts is taken over, the others are
+    asked about, and the file is put. None where nobody answers.
+
+    Args:
+        chunk: the chunk.
+        texts: its distinct texts.
+        files: where generations lie.
+        seen: what was put for texts of chunks before; those of this chunk are added.
+        ask: gives the answers about texts, and is told how many others are known.
+        seconds: how long storage that is in trouble is waited for, before and after.
+    """
+    fresh = frozenset[str]()
+    with patience(seconds):
+        made = files.read(chunk, texts)
+        known = {} if made is not None else {**seen.of(texts), **files.known(chunk)}
+    if made is None:
+        fresh = frozenset(text for text in texts if text_hash(text) not in known)
+        answers = ask([text for text in texts if text in fresh], sum(map(len, known.values())))
+        if answers is None:
+            return None
+        every = [answers.get(text) or known.get(text_hash(text), ()) for text in texts]
+        with patience(seconds):
+            made = files.put(chunk, texts, every)
+    seen.add(texts, made)
+    return made, fresh
+
+
+class SeenTexts:
+    """What was put for the texts that an actor has met last, so many of them at most."""
+
+    def __init__(self, most: int) -> None:
+        """Begin with no text."""
+        self._most = most
+        self._made: dict[bytes, Sequence[Variant]] = {}
+
+    def add(self, texts: Sequence[str], made: Sequence[Sequence[Variant]]) -> None:
+        """Note what stands for texts; those that were met first are forgotten."""
+        for text, variants in zip(texts, made, strict=True):
+            key = text_hash(text)
+            self._made.pop(key, None)
+            self._made[key] = variants
+        for key in [*self._made][: max(0, len(self._made) - self._most)]:
+            del self._made[key]
+
+    def of(self, texts: Sequence[str]) -> dict[bytes, Sequence[Variant]]:
+        """Return what stands for those of these texts that are known, by their hashes."""
+        keys = map(text_hash, texts)
+        return {key: self._made[key] for key in keys if key in self._made}
+
+
+def counts(
+    texts: Sequence[str], made: Sequence[Sequence[Variant]], fresh: Collection[str]
+) -> dict[str, float]:
+    """Return what was generated now, what was there already, and where the text stands for it.
+
+    `fresh` are the texts that the generator was asked about now.
+    """
+    pairs = [(text in fresh, one) for text, own in zip(texts, made, strict=True) for one in own]
+    said = Counter(new for new, one in pairs if one.text is not None)
     return {
-        "generated": 0 if reused else said,
-        "generated_tokens": 0 if reused else sum(one.tokens for one in every),
-        "generations_reused": said if reused else 0,
-        "generation_fallbacks": len(every) - said,
+        "generated": said[True],
+        "generated_tokens": sum(one.tokens for new, one in pairs if new),
+        "generations_reused": said[False],
+        "generation_fallbacks": len(pairs) - said.total(),
     }
 
 

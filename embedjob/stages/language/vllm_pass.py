@@ -21,7 +21,7 @@ from embedjob.input.chunks import Chunk
 from embedjob.models.questions import Question, Questioner, load_questioner
 from embedjob.output.derived.generations import GenerationFiles
 from embedjob.stages.read import ReadRows
-from embedjob.text.conversations import Variant, cleaned
+from embedjob.text.conversations import Variant, cleaned, text_hash
 
 # From a dataset of requests to the same with the columns of answers and errors.
 Processor = Callable[[ray.data.Dataset], ray.data.Dataset]
@@ -116,11 +116,13 @@ class Ask:
             [rows] = self.rows_of([self.chunks[number]])
         except Exception:  # the flow reads it again, and reports it
             return
-        texts = list(dict.fromkeys(rows["text"].drop_null().to_pylist()))
+        known = self.of.files.known(self.chunks[number])
+        distinct = dict.fromkeys(rows["text"].drop_null().to_pylist())
+        texts = [text for text in distinct if text_hash(text) not in known]
         questions = _questioner(self.of).transformations(texts)
         if not questions:
             # Nobody would answer, and nothing would be put.
-            self.of.files.put(self.chunks[number], [], [])
+            self.of.files.put_by_hash(self.chunks[number], known)
         for question in questions:
             yield {
                 "number": number,
@@ -168,7 +170,11 @@ class PutAnswers:
             answers, key=lambda one: (kinds.index(one[1].kind), one[1].number)
         ):
             made[text].append(variant)
-        self._of.files.put(self._chunks[number], list(made), list(made.values()))
+        files, chunk = self._of.files, self._chunks[number]
+        tokens = sum(variant.tokens for _, variant in answers)
+        self._ledger.answered.remote(chunk.key, len(answers), tokens)
+        answered = {text_hash(text): variants for text, variants in made.items()}
+        files.put_by_hash(chunk, {**files.known(chunk), **answered})
 
 
 def vllm_processor(recipe: Recipe, pool: Pool) -> Processor:

@@ -1,6 +1,6 @@
 """Files of generations: what was put is read again, whatever call of storage was the last."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,14 @@ import pytest
 
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.input.reading import read_chunk
 from embedjob.job.options import Options
-from embedjob.job.planning import JobPlan
-from embedjob.job.result import Outcome
+from embedjob.output import cleanup
 from embedjob.output.derived.generations import SCHEMA, GenerationFiles
-from embedjob.output.fingerprint import text_projection
+from embedjob.reports.verify import verify
 from embedjob.storage import objects
 from embedjob.storage.objects import delete
 from embedjob.text.conversations import Variant, text_hash
-from tests.output.worlds import World
+from tests.output.job_worlds import JobWorld
 
 TEXTS = ["a fox", "", "ein Fuchs é"]
 MADE = [
@@ -155,49 +153,166 @@ def test_a_process_may_end_at_any_call_of_storage(
     assert ended >= 4
 
 
-class Generated(World):
-    """A world whose runs generate before they commit, as GENERATE does."""
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Here alone: transformers would cost the tests that need no model five seconds.
+    from tests.encoder.tiny import save_chat
 
-    generated: list[str]
-
-    def _chunk(self, plan: JobPlan, chunk: Chunk, fails: bool) -> Outcome:
-        rows = read_chunk(chunk, plan.job.config.input)
-        texts = list(dict.fromkeys(text for text in rows["text"].to_pylist() if text))
-        files = GenerationFiles(self.out, "f" * 64, text_projection(plan.job.config.input))
-        if files.read(chunk, texts) is None:
-            self.generated += texts
-            files.put(chunk, texts, [(Variant("shorter", 0, text[::-1], 1),) for text in texts])
-        return super()._chunk(plan, chunk, fails)
-
-    def made(self) -> dict[str, bytes]:
-        """The generations that are there, by their place."""
-        places = Path(self.out, "generations").rglob("*.parquet")
-        return {str(place): place.read_bytes() for place in places}
+    return save_chat(tmp_path_factory.mktemp("chat-model"))
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 7])
-def test_a_run_that_ends_at_any_moment_leaves_the_next_one_less_to_generate(
-    stride: int, tmp_path: Path
+def generating(folder: Path, chat: Path) -> JobWorld:
+    """A world whose job generates."""
+    kinds = {"shorter": {"instruction": "Say less."}, "longer": {"instruction": "Say more."}}
+    sections = {
+        "encoder": {"model": str(chat)},
+        "generate": {"kinds": kinds, "max_prompt_tokens": 100},
+        "pool": {"actors": 1, "gpus_per_actor": 0},
+    }
+    return JobWorld(folder, sections, inputs=folder / "inputs")
+
+
+@pytest.fixture
+def world(tmp_path: Path, chat: Path) -> Iterator[JobWorld]:
+    """Two shards of three and of one chunk, and a job that generates."""
+    made = generating(tmp_path, chat)
+    with made.running():
+        made.write("in/a", 23, 1)
+        made.write("in/b", 7, 1)
+        yield made
+
+
+def ended_well(world: JobWorld, **options: bool) -> None:
+    ended = world.run(Options(**options))
+    assert ended.code == 0, ended.error or ended.result
+    world.look()
+    world.check_success(ended)
+
+
+def another_generator(world: JobWorld) -> None:
+    """The same job with another seed, run beside the first."""
+    world.sections["generate"] = {**world.sections["generate"], "seed": 1}
+    ended_well(world, new_fingerprint=True)
+
+
+def places(world: JobWorld) -> dict[str, set[str]]:
+    """The names of generations, by the folder of their generator."""
+    found: dict[str, set[str]] = {}
+    for file in objects.list_files(f"{world.out}/generations"):
+        found.setdefault(file.url.split("/")[-2], set()).add(file.name)
+    return found
+
+
+def test_a_prune_takes_what_no_kept_recipe_generated(world: JobWorld) -> None:
+    ended_well(world)
+    [first] = places(world)
+    another_generator(world)
+    both = places(world)
+    assert [len(names) for names in both.values()] == [4, 4]
+    assert world.prune(keep=2).result.generations == 0
+    recent = world.operate(lambda: cleanup.prune(world.out, keep=1, grace_seconds=3600))
+    assert recent.result.generations == 0
+    assert places(world) == both
+    pruned = world.prune(keep=1).result
+    assert (pruned.generations, pruned.snapshots) == (4, 1)
+    assert places(world) == {folder: both[folder] for folder in both if folder != first}
+    before = len(world.generated)
+    ended_well(world)
+    assert len(world.generated) == before
+
+
+def test_a_prune_that_cannot_know_what_generated_takes_nothing(world: JobWorld) -> None:
+    ended_well(world)
+    another_generator(world)
+    both = places(world)
+    for path in Path(world.out, "claims").iterdir():
+        path.unlink()
+    assert world.prune(keep=1).result.generations == 0
+    assert places(world) == both
+
+
+def test_no_file_of_other_names_is_taken_and_none_behind_a_link(tmp_path: Path, chat: Path) -> None:
+    world = generating(tmp_path, chat)
+    with world.running():
+        world.write("in/a", 23, 1)
+        ended_well(world)
+        [first] = places(world)
+        another_generator(world)
+    home = Path(world.out).parent / "home"
+    home.mkdir()
+    name = min(places(world)[first])
+    kept = [Path(world.out, "generations", first, "notes.md"), home / name]
+    for path in kept:
+        path.write_text("mine")
+    Path(world.out, "generations", "0" * 12).symlink_to(home)
+    # By the storage that knows links, and not that of a world.
+    assert cleanup.prune(world.out, keep=1, grace_seconds=0).generations == 3
+    assert [path.read_text() for path in kept] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("how", ["die", "sleep"])
+@pytest.mark.parametrize("stride", [pytest.param(5, marks=pytest.mark.slow), 31])
+def test_a_prune_that_stops_at_any_moment_takes_nothing_that_is_needed(
+    how: str, stride: int, world: JobWorld
 ) -> None:
-    """And what was put is never made again, nor deleted by a prune."""
-    for moment in range(1, 2000, stride):
-        world = Generated(tmp_path / str(moment))
-        world.generated = []
-        with world.running():
-            world.write("in/a", 12, 1)
-            world.write("in/b", 7, 1)
-            first = world.run(Options(), stop_at=moment, how="die")
-            put, before = world.made(), len(world.generated)
-            assert world.run(Options()).code == 0
-            after = world.made()
-            assert put.items() <= after.items()
-
-            assert len(after) == 3
-            left = sum(pq.read_metadata(place).num_rows for place in after.keys() - put.keys())
-            assert len(world.generated) - before == left
-            world.prune()
-            assert world.made() == after
-        if first.calls < moment:
+    ended_well(world)
+    for moment in range(1, 3000, stride):
+        seed = world.sections["generate"].get("seed", 42) + 1
+        world.sections["generate"] = {**world.sections["generate"], "seed": seed}
+        ended_well(world, new_fingerprint=True)
+        needed = [*places(world).items()]
+        pruned = world.prune(keep=1, stop_at=moment, how=how)
+        world.look()
+        before = len(world.generated)
+        ended_well(world)
+        if how == "sleep" and pruned.asleep:
+            world.wake(0)
+            world.look()
+            ended_well(world)
+        assert len(world.generated) == before
+        world.prune(keep=1)
+        assert len(places(world)) == 1
+        assert next(iter(places(world).items())) in needed
+        if pruned.calls < moment:
             break
     else:
-        pytest.fail("a run has more moments than this")
+        pytest.fail("a prune has more moments than this")
+
+
+def damaged(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    table = pq.read_table(path)
+    pq.write_table(change(table), path, write_page_checksum=True)
+
+
+def test_verify_names_each_damage_of_a_generation(world: JobWorld) -> None:
+    ended_well(world)
+    assert verify(world.out).problems == ()
+    [(folder, names)] = places(world).items()
+    path = Path(world.out, "generations", folder, min(names))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1
+    path.write_bytes(bytes(flipped))
+    [problem] = verify(world.out).problems
+    assert f"{path}: cannot be read" in problem
+    path.write_bytes(whole[: len(whole) // 2])
+    [problem] = verify(world.out).problems
+    assert f"{path}: cannot be read" in problem
+    changes: dict[str, Callable[[pa.Table], pa.Table]] = {
+        "names the generator of nobody": lambda table: table.replace_schema_metadata(),
+        "names the generator eeeeeeeeeeee": lambda table: table.replace_schema_metadata(
+            {b"embedjob.generator": b"e" * 64}
+        ),
+        "has an answer twice": lambda table: pa.concat_tables([table, table.slice(0, 1)]),
+        "its texts have 1 to 2 answers": lambda table: table.slice(1),
+        "cannot be read": lambda table: table.drop_columns("tokens"),
+    }
+    for said, change in changes.items():
+        path.write_bytes(whole)
+        damaged(path, change)
+        [problem] = verify(world.out).problems
+        assert str(path) in problem
+        assert said in problem
+    # A file that is gone harms no reader, and is made again by the run that needs it.
+    path.unlink()
+    assert verify(world.out).problems == ()

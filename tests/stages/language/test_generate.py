@@ -3,7 +3,10 @@
 Covers: embedjob.config.generation
 """
 
+import contextlib
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +16,11 @@ import pytest
 
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import RefusedError
+from embedjob.input.chunks import Chunk, Shard
 from embedjob.job.options import Options
 from embedjob.job.result import Result
+from embedjob.output.derived.generations import GenerationFiles
+from embedjob.stages.language.generate import SeenTexts, counts, standing
 from embedjob.storage.objects import list_files
 from embedjob.text.conversations import Variant, embedded_texts, text_hash
 from tests import running
@@ -85,19 +91,21 @@ def corpus_in(folder: Path, chat: Path) -> Corpus:
 
 @dataclass(frozen=True)
 class Ran:
-    """A corpus, the result of its first run, and the vectors that were published then."""
+    """A corpus, the result of its first run, its vectors, and what the run said on stderr."""
 
     corpus: Corpus
     result: Result
     vectors: np.ndarray
+    said: str
 
 
 @pytest.fixture(scope="module")
 def ran(cluster: Cluster, chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     corpus = corpus_in(tmp_path_factory.mktemp("generated"), chat)
     options = Options(address=cluster.address)
-    result = running.run_with(corpus.document, options, generating(corpus.log))
-    return Ran(corpus, result, vectors(corpus.out))
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        result = running.run_with(corpus.document, options, generating(corpus.log))
+    return Ran(corpus, result, vectors(corpus.out), said.getvalue())
 
 
 def generations(out: Path) -> dict[bytes, list[Variant]]:
@@ -147,6 +155,7 @@ def test_every_text_of_a_chunk_is_made_once_and_counted(ran: Ran) -> None:
     assert summary.generated_tokens == sum(one.tokens for one in made)
     assert summary.generation_fallbacks == sum(one.text is None for one in made)
     assert summary.generations_reused == 0
+    assert f"to generate: at most {EACH * 20} texts of {EACH * 20 * 6} tokens" in ran.said
     kept = json.loads((corpus.out / "runs" / "00000001.json").read_text())
     assert kept["generated"] == summary.generated
 
@@ -212,3 +221,55 @@ def test_a_generator_that_does_not_load_stops_the_run_with_its_reason(
     with pytest.raises(RefusedError, match=r"the generator did not load: .* no such weights"):
         running.run_with(document, Options(address=cluster.address), unloadable)
     assert written(document["output"]["path"]) == {}
+
+
+def test_what_is_known_of_texts_is_not_asked_again(tmp_path: Path) -> None:
+    """Of the chunk's file, of another output, or of a chunk before: the file has all of it."""
+    chunk = Chunk(Shard("/in/a.parquet", 10, "etag"), 0, 3, (0, 1), 0, "name.parquet", 30, 100)
+    later = Chunk(Shard("/in/b.parquet", 10, "etag"), 0, 3, (0, 1), 0, "name.parquet", 30, 100)
+    sample = GenerationFiles(str(tmp_path / "sample"), "f" * 64, "text")
+    sample.put(chunk, ["a"], [answer("a")])
+    others = {sample.name(chunk): [sample.url(chunk)]}
+    files = GenerationFiles(str(tmp_path / "out"), "f" * 64, "text", others)
+    asked: list[tuple[list[str], int]] = []
+
+    def ask(texts: Sequence[str], known: int) -> dict[str, Sequence[Variant]]:
+        asked.append(([*texts], known))
+        return {text: answer(text) for text in texts}
+
+    seen = SeenTexts(10)
+    stands = standing(chunk, ["a", "b", " "], files, seen, ask)
+    assert asked == [(["b", " "], 1)]
+    assert stands is not None
+    made, fresh = stands
+    assert [tuple(one) for one in made] == [answer("a"), answer("b"), answer(" ")]
+    assert counts(["a", "b", " "], made, fresh) == {
+        "generated": 1,
+        "generated_tokens": 2,
+        "generations_reused": 1,
+        "generation_fallbacks": 0,
+    }
+    # The same text in another chunk, and one that is new.
+    stands = standing(later, ["b", "c"], files, seen, ask)
+    assert asked[1:] == [(["c"], 1)]
+    assert [tuple(one) for one in files.read(later, ["b", "c"]) or ()] == [answer("b"), answer("c")]
+    # Nobody answers: nothing is put.
+    third = Chunk(Shard("/in/c.parquet", 10, "etag"), 0, 3, (0, 1), 0, "name.parquet", 30, 100)
+    assert standing(third, ["d"], files, seen, lambda *_: None) is None
+    assert not files.is_put(third)
+    # What stands is read, and nobody asked.
+    assert standing(chunk, ["a", "b", " "], files, SeenTexts(10), ask) is not None
+    assert len(asked) == 2
+
+
+def answer(text: str) -> tuple[Variant, ...]:
+    return (Variant("shorter", 0, f"{text}!", 2),) if text.strip() else ()
+
+
+def test_an_actor_forgets_the_texts_that_it_met_first() -> None:
+    seen = SeenTexts(2)
+    seen.add(["a", "b"], [answer("a"), answer("b")])
+    seen.add(["a"], [answer("a")])
+    seen.add(["c"], [answer("c")])
+    known = seen.of(["a", "b", "c"])
+    assert known == {text_hash(text): answer(text) for text in "ac"}
