@@ -1,7 +1,7 @@
 """Shards and chunks: which rows of which file form one unit of work."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from embedjob.storage.objects import Stored
@@ -23,7 +23,7 @@ class Shard:
     """One input file as it was listed; `partitions` come from `key=value` directories.
 
     `url` is UTF-8, as everything that names the shard in an output; `raw` opens a local file whose
-    name is not.
+    name is not. `modified` is when it was last written, in seconds since 1970, or 0.
     """
 
     url: str
@@ -31,6 +31,7 @@ class Shard:
     etag: str
     partitions: tuple[tuple[str, str | None], ...] = ()
     raw: str | None = None
+    modified: float = field(default=0.0, compare=False)
 
     @property
     def stored(self) -> Stored:
@@ -125,6 +126,14 @@ def _pieces(group: int, first_row: int, rows: int, step: int) -> Iterator[RowRan
     end = first_row + rows
     for start in range(first_row, end, step):
         yield RowRange(start, min(start + step, end), group, group + 1, first_row)
+
+
+def newest_first(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """Return the chunks by when their shards were last written, the latest first.
+
+    Those of one shard stay together, in the order of their rows.
+    """
+    return sorted(chunks, key=lambda chunk: (-chunk.shard.modified, chunk.shard.url, chunk.start))
 
 
 def passes(chunks: Iterable[Chunk]) -> list[tuple[Chunk, ...]]:

@@ -142,7 +142,8 @@ def shards_of(listed: dict[str, list[Stored]]) -> tuple[Shard, ...]:
 
 def _shard(file: Stored) -> Shard:
     url = printable(file.url)
-    return Shard(url, file.size, file.etag, partitions(url), None if url == file.url else file.url)
+    raw = None if url == file.url else file.url
+    return Shard(url, file.size, file.etag, partitions(url), raw, file.modified)
 
 
 def parquet_files(pattern: str, files: list[Stored]) -> list[Stored]:

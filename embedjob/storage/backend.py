@@ -5,11 +5,15 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
-    """A file: path in its backend, size in bytes, and an etag that changes with the content."""
+    """A file: path in its backend, size in bytes, and an etag that changes with the content.
+
+    `modified` is when it was last written, in seconds since 1970; 0 where storage does not say.
+    """
 
     path: str
     size: int
     etag: str
+    modified: float = 0.0
 
 
 # The etag of a link that leads nowhere: to a volume that is not mounted, or a file not fetched.

@@ -1,5 +1,6 @@
 """fsspec backend: any protocol that fsspec knows, within the guarantees that it keeps."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -11,6 +12,7 @@ from embedjob.errors import AccessError
 from embedjob.storage.backend import Backend, Entry
 
 _VERSION_KEYS = ("ETag", "etag", "generation", "content_md5", "mtime", "last_modified", "created")
+_TIME_KEYS = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
 
 
 class FsspecBackend(Backend):
@@ -49,7 +51,8 @@ class FsspecBackend(Backend):
         # A listing and a look at one file may spell the same moment differently.
         if isinstance(version, datetime):
             version = version.timestamp()
-        return Entry(info["name"], info["size"], f"{info['size']}-{version}")
+        modified = next((info[key] for key in _TIME_KEYS if info.get(key)), 0.0)
+        return Entry(info["name"], info["size"], f"{info['size']}-{version}", _seconds(modified))
 
     def read(self, path: str) -> bytes:
         """Return the whole file."""
@@ -75,6 +78,17 @@ class FsspecBackend(Backend):
     def delete(self, path: str) -> None:
         """Remove the file."""
         self.fs.rm_file(path)
+
+
+def _seconds(moment: Any) -> float:
+    """Return a moment, as one of fsspec's filesystems spells it, in seconds since 1970; else 0."""
+    if isinstance(moment, str):
+        # Python 3.10 does not read a Z.
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(re.sub("Z$", "+00:00", moment))
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    return float(moment) if isinstance(moment, int | float) else 0.0
 
 
 def fresh_filesystem(url: str) -> tuple[Any, str]:

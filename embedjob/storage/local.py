@@ -60,12 +60,12 @@ class LocalBackend(Backend):
                 with suppress(FileNotFoundError):
                     status = os.lstat(inner)
                     if stat.S_ISREG(status.st_mode):
-                        yield Entry(inner, status.st_size, _etag(status))
+                        yield _entry(inner, status)
 
     def entry(self, path: str) -> Entry | None:
         """Return the file; None for a folder."""
         status = os.stat(path)
-        return Entry(path, status.st_size, _etag(status)) if stat.S_ISREG(status.st_mode) else None
+        return _entry(path, status) if stat.S_ISREG(status.st_mode) else None
 
     def read(self, path: str) -> bytes:
         """Return the whole file."""
@@ -124,6 +124,10 @@ def _leads(link: str) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
     return True
+
+
+def _entry(path: str, status: os.stat_result) -> Entry:
+    return Entry(path, status.st_size, _etag(status), status.st_mtime)
 
 
 def _etag(status: os.stat_result) -> str:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -28,11 +28,15 @@ _COPY_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One file as it was listed; another etag under the same URL means another file."""
+    """One file as it was listed; another etag under the same URL means another file.
+
+    `modified` is when it was last written, in seconds since 1970; 0 where storage does not say.
+    """
 
     url: str
     size: int
     etag: str
+    modified: float = field(default=0.0, compare=False)
 
     @property
     def name(self) -> str:
@@ -263,7 +267,7 @@ def _real(url: str) -> str:
 
 
 def _stored(prefix: str, entry: Entry) -> Stored:
-    return Stored(prefix + entry.path, entry.size, entry.etag)
+    return Stored(prefix + entry.path, entry.size, entry.etag, entry.modified)
 
 
 def _is_still(file: Stored) -> bool:

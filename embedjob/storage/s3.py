@@ -55,7 +55,7 @@ class S3Backend(Backend):
             for item in answer.get("Contents", ()):
                 # A key that ends in a slash is a folder's placeholder.
                 if not item["Key"].endswith("/"):
-                    yield _entry(f"{bucket}/{item['Key']}", item["Size"], item["ETag"])
+                    yield _entry(f"{bucket}/{item['Key']}", item["Size"], item)
             if not answer.get("IsTruncated"):
                 return
             page["ContinuationToken"] = answer["NextContinuationToken"]
@@ -80,7 +80,7 @@ class S3Backend(Backend):
         if not key:
             return None
         head = self.fs.call_s3("head_object", Bucket=bucket, Key=key)
-        return _entry(path, head["ContentLength"], head["ETag"])
+        return _entry(path, head["ContentLength"], head)
 
     def read(self, path: str) -> bytes:
         """Return the whole file."""
@@ -122,8 +122,8 @@ class S3Backend(Backend):
         self.fs.rm_file(path)
 
 
-def _entry(path: str, size: int, etag: str) -> Entry:
-    return Entry(path, size, etag.strip('"'))
+def _entry(path: str, size: int, answer: Mapping[str, Any]) -> Entry:
+    return Entry(path, size, answer["ETag"].strip('"'), answer["LastModified"].timestamp())
 
 
 def _environment() -> int:

@@ -12,6 +12,7 @@ from embedjob.input.chunks import (
     Chunk,
     RowRange,
     Shard,
+    newest_first,
     parcels,
     passes,
     ranges,
@@ -185,3 +186,17 @@ def test_only_what_is_small_together_is_a_parcel(
     for parcel, following in pairwise(made):
         group = next(group for group in groups if following[0] in group)
         assert not is_small([*parcel, *group])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=12))
+def test_the_newest_shards_come_first_and_their_rows_in_order(
+    places: list[tuple[str, int]],
+) -> None:
+    written = {"a": 20.0, "b": 30.0, "c": 20.0}
+    chunks = [
+        Chunk(Shard(name, 1, "e", modified=written[name]), at, at + 1, (0, 1), 0, "", 1, 1)
+        for name, at in places
+    ]
+    found = [(chunk.shard.url, chunk.start) for chunk in newest_first(chunks)]
+    assert sorted(found) == sorted(places)
+    assert found == sorted(found, key=lambda place: ("bac".index(place[0]), place[1]))

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -58,6 +59,39 @@ def names(found: list[objects.Stored], folder: str) -> list[str]:
 
 
 # Listing
+
+
+def test_a_listing_says_when_each_file_was_written(place: str) -> None:
+    """By the clock of the storage, in whole seconds on S3."""
+    before = time.time()
+    for name in ("a", "b"):
+        put(place, name)
+        time.sleep(1.1)
+    listed = objects.find(place)
+    assert [file.name for file in sorted(listed, key=lambda file: file.modified)] == ["a", "b"]
+    assert all(before - 1 <= file.modified <= time.time() + 1 for file in listed)
+    looked = [objects.stat(file.url) for file in listed]
+    assert [file and file.modified for file in looked] == [file.modified for file in listed]
+
+
+@pytest.mark.parametrize(
+    ("info", "seconds"),
+    [
+        ({"mtime": 12.5}, 12.5),
+        ({"LastModified": datetime(1970, 1, 1, 0, 1, tzinfo=timezone.utc)}, 60.0),
+        ({"updated": "1970-01-01T00:02:00.000Z"}, 120.0),
+        ({"last_modified": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_other_storage_spells_the_moment_in_its_own_way(
+    info: dict[str, Any], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"name": "/a/b", "size": 1, "type": "file", **info}
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: given)
+    file = objects.stat("memory://a/b")
+    assert file is not None
+    assert file.modified == seconds
 
 
 def test_awkward_names_survive_everything(place: str) -> None:
