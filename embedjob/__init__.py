@@ -49,9 +49,11 @@ def run(
 
     Raises:
         RefusedError: nothing was embedded, because the job does not fit its world.
-        InterruptedRunError: a signal came; a plain re-run resumes.
+        InterruptedRunError: a signal came, or the deadline before the vectors of a fit were
+            embedded; a plain re-run resumes.
         FaultError: the run itself broke, stalled, or another run holds the output. Chunks that
-            failed are no error: they are in the result's `faults`.
+            failed are no error: they are in the result's `faults`, and the shards that its deadline
+            left in `left`.
     """
     from embedjob.job.options import Console, Options
     from embedjob.job.resolve import as_source

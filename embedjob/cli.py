@@ -94,9 +94,9 @@ def run(  # noqa: PLR0913 - each parameter is an option of the command line
     show_summary(result, Console(stderr=as_json))
     if as_json:
         _print_json(result.summary.as_dict())
-    if result.faults:
+    if result.exit_code:
         _say(result.verdict)
-        raise typer.Exit(1)
+        raise typer.Exit(result.exit_code)
 
 
 @app.command()

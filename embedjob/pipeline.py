@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from embedjob.config.job_file import JobSource
 from embedjob.input.reading import read_pass
 from embedjob.job.options import Console, Options
-from embedjob.job.output import check_output, is_published, output_spec, planned_under_lease
+from embedjob.job.output import check_output, is_published, planned_under_lease
 from embedjob.job.planning import JobPlan, plan_job
 from embedjob.job.publishing import nothing_to_do, publish_run
 from embedjob.job.result import Result
@@ -36,17 +36,17 @@ def flow(
     from embedjob.stages.write import Committer, write
 
     rows_of = partial(read_pass, job_input=plan.job.config.input)
+    reading = partial(read, plan.left, rows_of, ledger=ledger, newest=plan.until is not None)
     tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
     if pool.generators is None:
-        views = read(plan.left, rows_of, tokenized, actors=pool.largest, ledger=ledger)
+        views = reading(tokenized, actors=pool.largest)
     else:
         host = host_of(plan, pool, claim)
         before_flow(plan, rows_of, host, ledger=ledger)
-        rows = read(plan.left, rows_of, None, actors=pool.generators.largest, ledger=ledger)
+        rows = reading(None, actors=pool.generators.largest)
         views = generate(rows, engine, tokenized, host=host, ledger=ledger)
     embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
-    committer = Committer(claim.lease, output_spec(plan), plan.job.config.encoder.vector_dtype)
-    write(embeddings, committer, ledger=ledger)
+    write(embeddings, Committer.of(plan, claim.lease), ledger=ledger)
 
 
 def embed(

@@ -137,6 +137,41 @@ def counting(log: Path) -> Callable[[Job, int], Engine]:
     return engine_of
 
 
+@dataclass(frozen=True)
+class SlowEngine:
+    """A real engine whose model sleeps so long for each token; counts as CountingEngine does."""
+
+    inner: RecipeEngine
+    token_seconds: float
+    log: str
+
+    @property
+    def long_text(self) -> str:
+        return self.inner.long_text
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        return self.inner.load_tokenizer()
+
+    def load_encoder(self) -> Any:
+        encoder = self.inner.load_encoder()
+        encoder.backbone.model.register_forward_pre_hook(self._sleep, with_kwargs=True)
+        return _Counting(encoder, self.log)
+
+    def _sleep(self, _model: Any, _args: Any, inputs: dict[str, Any]) -> None:
+        time.sleep(self.token_seconds * inputs["input_ids"].numel())
+
+
+def slow(token_seconds: float, log: Path) -> Callable[[Job, int], Engine]:
+    """What `embed` takes as `engine_of`."""
+
+    def engine_of(config: Job, threads: int) -> Engine:
+        inner = recipe_engine(config, threads)
+        assert isinstance(inner, RecipeEngine)
+        return SlowEngine(inner, token_seconds, str(log))
+
+    return engine_of
+
+
 class _CountingGenerator:
     """A real generator that notes the texts of which it makes others, before it does.
 

@@ -1,5 +1,6 @@
 """The job as frozen values: what is read, how it is encoded, where it goes, and on what."""
 
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -7,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from embedjob.config.fits import Fits, check_fits
 from embedjob.config.generation import Generation
 from embedjob.config.recipe import PARTIAL, Recipe
-from embedjob.config.types import Fraction, Positive, Section, seconds_of
+from embedjob.config.types import Fraction, Positive, Section, moment_of, seconds_of
 
 OUTPUT_COLUMNS = frozenset(
     {
@@ -150,6 +151,7 @@ class Run(Section):
     limit: Positive | None = None
     max_quarantined: Fraction = 0.01
     max_shrink: Fraction = 0.1
+    until: str | None = None
     wait_for_resources: str = "30m"
     stall_seconds: Positive = 1800
 
@@ -157,6 +159,13 @@ class Run(Section):
     @classmethod
     def _is_a_duration(cls, value: str) -> str:
         seconds_of(value)
+        return value
+
+    @field_validator("until")
+    @classmethod
+    def _is_a_deadline(cls, value: str | None) -> str | None:
+        if value is not None:
+            moment_of(value, datetime.now(timezone.utc))
         return value
 
     @property
@@ -192,6 +201,15 @@ class Job(Section):
             raise ValueError(
                 f"input.keep: {', '.join(taken)} would collide with the output's own columns"
                 f" ({', '.join(sorted(OUTPUT_COLUMNS))}); rename them in the input"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deadline_can_be_kept(self) -> "Job":
+        if self.run.until is not None and self.generate and self.generate.engine == "vllm":
+            raise ValueError(
+                "run.until: got a deadline, but generate.engine: vllm makes the texts of all chunks"
+                " before the first is embedded; leave run.until out, or set engine: transformers"
             )
         return self
 

@@ -1,7 +1,9 @@
-"""Config types: the frozen section, number types, and unions discriminated by a key."""
+"""Config types: the frozen section, numbers, durations, moments, and unions told by a key."""
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, time, timedelta
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, TypeVar
@@ -26,6 +28,46 @@ def seconds_of(duration: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?[smh]", duration):
         raise ValueError("allowed is a number with s, m or h, such as 90s, 30m or 2h")
     return float(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+def moment_of(until: str, now: datetime) -> datetime:
+    """Return the moment, with its zone, that a deadline names.
+
+    Args:
+        until: a time of day (06:00), which is the next such moment on this machine's clock; a
+            moment with its zone (2026-11-30T06:00+01:00); or a duration from `now` on (90m).
+        now: the present moment, with its zone.
+
+    Raises:
+        ValueError: `until` is none of these.
+    """
+    moment: datetime | None = None
+    with suppress(ValueError, OverflowError):
+        if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", until):
+            return _next(time.fromisoformat(until if until[2] == ":" else f"0{until}"), now)
+        if re.fullmatch(r"[\d.]+[smh]", until):
+            return now + timedelta(seconds=seconds_of(until))
+        # Python 3.10 reads no Z.
+        moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", until))
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(
+            f"got {until}, allowed is a time of day (06:00), a moment with its zone"
+            " (2026-11-30T06:00+01:00), or a duration (90m)"
+        )
+    return moment
+
+
+def _next(clock: time, now: datetime) -> datetime:
+    """Return when this machine's clock shows a time next."""
+    today, moments = now.astimezone().date(), []
+    for day in (0, 1):
+        shown = datetime.combine(today + timedelta(days=day), clock)
+        # In autumn a clock shows an hour twice. In spring it leaves an hour out, for which the
+        # first of the two is a moment after it, and the second a moment before it.
+        for moment in (shown.astimezone(), shown.replace(fold=1).astimezone()):
+            if moment > now and moment.replace(tzinfo=None) >= shown:
+                moments.append(moment)
+    return min(moments)
 
 
 def _not_empty(given: tuple[_ItemT, ...]) -> tuple[_ItemT, ...]:

@@ -209,7 +209,9 @@ def vectors_at_hand(fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
             )
         return source
     source = served_vectors(job.out, fit, job)
-    if source is None or source.snapshot.faults or source.snapshot.limit is not None:
+    if source is None or source.snapshot.faults or source.snapshot.left:
+        return None
+    if source.snapshot.limit is not None:
         return None
     return source if source.snapshot.input == job.input_paths else None
 

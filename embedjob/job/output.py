@@ -80,7 +80,7 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
 
 def is_published(plan: JobPlan, newest: Snapshot) -> bool:
     """Return whether the newest snapshot already is what this run would publish."""
-    if plan.left or plan.faults or newest.faults:
+    if plan.left or plan.faults or newest.faults or newest.left:
         return False
     job = plan.job
     same = newest.fingerprint == job.fingerprint and newest.limit == job.config.run.limit

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import chain
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from embedjob.input.listing import check_apart, find_files, read_footers
 from embedjob.input.samples import Place, has_chunk
 from embedjob.job.fit_plan import PlannedFit, check_fits, settled
 from embedjob.job.generation_plan import PlannedGeneration, planned_generation
-from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve
+from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve, run_of
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
 from embedjob.output.claim import Claim, read_claims
@@ -103,6 +104,12 @@ class JobPlan:
         return tuple(chunk.name for chunk in self.chunks if chunk.name not in left)
 
     @property
+    def until(self) -> datetime | None:
+        """The moment by which the run is to be done; None without a deadline."""
+        until = self.job.config.run.until
+        return None if until is None else datetime.fromisoformat(until)
+
+    @property
     def rows(self) -> int:
         """Rows that all chunks read together."""
         return sum(chunk.rows for chunk in self.chunks)
@@ -117,14 +124,17 @@ def plan_job(source: JobSource, *, refit: bool = False) -> JobPlan:
 
     Raises:
         InputError: there is no input, or none of it has what the job asks for.
-        ConfigError, ModelError: see `resolve` and `identify`.
+        ConfigError, ModelError: see `run_of`, `resolve` and `identify`.
         FitError, OutputError: a fit has too few rows, or its artefact is damaged.
         AccessError: the input or the output cannot be listed.
     """
-    job_input, served = input_of(source), _served(source)
+    job_input = input_of(source)
+    run, served = run_of(source, datetime.now().astimezone()), _served(source)
     listing = list_input(job_input, served)
     with asked_once():
-        identified = identify(resolve(source))
+        resolved = resolve(source)
+        config = resolved.config.model_copy(update={"run": run})
+        identified = identify(replace(resolved, config=config))
     check_apart(job_input.path, identified.out, listing.shards)
     return plan_settled(identified, listing, served=served, refit=refit)
 
@@ -231,7 +241,7 @@ def relisted(plan: JobPlan, *, epoch: int, redo: Collection[str] = ()) -> JobPla
     wanted = {
         chunk.name: chunk for chunk in plan.chunks if chunk.name not in files or chunk.name in redo
     }
-    made = chain((file.name for file in listed), served.files.names if served and wanted else ())
+    made = chain((file.name for file in listed), served.names if served and wanted else ())
     taken = {name for file in made if (name := _chunk_of(file)) in wanted} | {*redo}
     pruned = served is not None and served.pruned is not None
     left = tuple(
@@ -251,7 +261,7 @@ def committed_files(
     prune that was suspended may still delete the others.
     """
     line = -1 if served is None or served.pruned is None else served.pruned
-    named = frozenset() if served is None or line < 0 else served.files.names
+    named = frozenset() if served is None or line < 0 else served.names
     # The plan's own strings: a million further ones would take 0.2 GiB.
     planned = {chunk.name: chunk.name for chunk in chunks}
     last: dict[str, Stored] = {}

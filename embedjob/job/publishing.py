@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,13 @@ from embedjob.errors import AccessError, FaultError, RefusedError
 from embedjob.input.chunks import Chunk
 from embedjob.input.columns import columns_of
 from embedjob.input.listing import described_unread
+from embedjob.job.deadline import (
+    chunks_left,
+    described_left,
+    left_shards,
+    served_once_more,
+    why_unpublished,
+)
 from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_notes, entries
 from embedjob.job.planning import JobPlan, committed_files
@@ -41,7 +48,7 @@ from embedjob.output.manifest import (
     as_table,
     described,
 )
-from embedjob.output.snapshot import Snapshot, publish
+from embedjob.output.snapshot import LeftShard, Snapshot, publish
 from embedjob.storage.objects import Stored, create, join, list_files
 
 _CONTENT = pa.schema(map(FILES.field, ("rows", "counts")))
@@ -53,19 +60,22 @@ def snapshot_of(
     epoch: int,
     listed: Sequence[Stored],
     outcomes: Outcomes | None = None,
+    left: tuple[LeftShard, ...] = (),
 ) -> Snapshot:
     """Return the planned files that are there, and of incomplete shards the files served until now.
 
-    `outcomes` spare reading the footers of what this run wrote; the faults are the plan's.
+    `outcomes` spare reading the footers of what this run wrote; the faults are the plan's. Of
+    shards that a deadline has `left` there is nothing new.
     """
     fingerprint, served = plan.job.fingerprint, plan.served
     here = committed_files(listed, served, plan.chunks)
     unfinished = {chunk.shard.url for chunk in plan.chunks if chunk.name not in here}
-    unfinished |= {url for url, _ in plan.faults}
+    waiting = {one.shard for one in left}
+    unfinished |= {url for url, _ in plan.faults} | waiting
     alike = served is not None and served.fingerprint == fingerprint
     before = served.files if served is not None and alike else FileList.of(())
     held_back = [*_standing(before.of_shards(unfinished), listed, plan)] if unfinished else []
-    replaced = {file.shard for file in held_back}
+    replaced = {file.shard for file in held_back} | waiting
     chunks = [
         chunk for chunk in plan.chunks if chunk.name in here and chunk.shard.url not in replaced
     ]
@@ -83,6 +93,7 @@ def snapshot_of(
         input=plan.job.input_paths,
         projection=plan.projection or (served.projection if served and alike else None),
         pruned=None if served is None else served.pruned,
+        left=left,
     )
 
 
@@ -161,8 +172,8 @@ def publish_run(
 ) -> Result:
     """Publish what a run made, keep its summary, and return its result.
 
-    The snapshot is published where there are no faults, or with `publish_partial`; the summary is
-    kept as runs/<epoch>.json in any case.
+    The snapshot is published where there are no faults, or with `publish_partial`; where a deadline
+    left chunks, with the whole shards alone. The summary is kept as runs/<epoch>.json in any case.
 
     Raises:
         EmbedjobError: what stopped the stages early.
@@ -178,27 +189,38 @@ def publish_run(
         for note in calibration_notes(plan.job) if end.outcomes else ():
             console.say(note)
         listed = list_files(data_directory(plan.job.out, plan.job.fingerprint))
-        snapshot = snapshot_of(plan, epoch=holder.epoch, listed=listed, outcomes=end.outcomes)
-        missing = (*_failed(plan, end.outcomes), *_gone(plan, end.outcomes, listed))
+        unreached = chunks_left(plan, end.outcomes, listed) if end.late else ()
+        left = left_shards(plan, unreached, listed) if unreached else ()
+        made = snapshot_of(
+            plan, epoch=holder.epoch, listed=listed, outcomes=end.outcomes, left=left
+        )
+        gone = _gone(plan, end.outcomes, listed, but={chunk.key for chunk in unreached})
+        missing = (*_failed(plan, end.outcomes), *gone)
+        snapshot = replace(made, faults=missing)
         faults = [f"{fault['shard']}: {fault['reason']}" for fault in missing]
         faults += _quarantine(plan, snapshot)
         # Faults that keep a snapshot back say more than that it would be smaller.
         whole = not faults or options.publish_partial
-        meant = options.allow_shrink or options.new_input
-        shrunk = [*_shrunk(plan, snapshot)] if whole and not meant else []
-        url = None
-        if whole and not shrunk:
+        kept_back = why_unpublished(plan, snapshot, options) if left and whole else None
+        meant = options.allow_shrink or (options.new_input and not left)
+        shrunk = [*_shrunk(plan, snapshot)] if whole and not kept_back and not meant else []
+        shown = served_once_more(plan, snapshot) if kept_back else snapshot
+        if whole and not shrunk and shown is not None:
             holder.require()
-            publish(plan.job.out, replace(snapshot, faults=missing))
-            url = _snapshot_url(plan, snapshot)
+            publish(plan.job.out, shown)
+        url = _snapshot_url(plan, snapshot) if whole and not shrunk and not kept_back else None
         summary = _summary(plan, end.outcomes, url, started)
+        summary = replace(summary, chunks_left=len(unreached), shards_left=len(left))
         _keep_summary(plan, summary, holder)
     faults += shrunk
     verdict, notes = _verdict(faults, url), end.notes
+    if left:
+        unpublished = f"nothing new was published: {kept_back}" if kept_back else verdict
+        verdict = f"{unpublished}\n{described_left(left, why=end.late or '')}"
     if url and (why := _why_empty(plan, snapshot)):
         empty = f"the published snapshot is empty: {why}"
         verdict, notes = f"{verdict}\n{empty}", (*notes, empty)
-    return Result(summary, plan.job.out, tuple(faults), verdict, notes)
+    return Result(summary, plan.job.out, tuple(faults), verdict, notes, left)
 
 
 def nothing_to_do(plan: JobPlan, standing: Snapshot, *, started: float) -> Result:
@@ -238,10 +260,15 @@ def _without_place(end: Outcome) -> str:
     return fault.removeprefix(f", rows {end.start} to {end.stop}").removeprefix(": ")
 
 
-def _gone(plan: JobPlan, outcomes: Outcomes, listed: Sequence[Stored]) -> Iterator[dict[str, str]]:
-    """Chunks that are neither there nor known to have failed: somebody deleted their files."""
+def _gone(
+    plan: JobPlan, outcomes: Outcomes, listed: Sequence[Stored], *, but: Collection[str]
+) -> Iterator[dict[str, str]]:
+    """Chunks that are neither there nor known to have failed: somebody deleted their files.
+
+    `but` are the keys of those that a deadline left.
+    """
     here = committed_files(listed, plan.served, plan.chunks)
-    failed = {end.key for end in outcomes.faults}
+    failed = {end.key for end in outcomes.faults} | {*but}
     for chunk in plan.chunks:
         if chunk.name not in here and chunk.key not in failed:
             reason = f"rows {chunk.start} to {chunk.stop}: the file {chunk.name} is gone; run again"

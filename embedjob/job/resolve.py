@@ -7,12 +7,13 @@ run resolved is read in `job/recorded.py`. None needs torch or Ray, and none wri
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from embedjob.config.checks import check
 from embedjob.config.interventions import slotted
-from embedjob.config.job import Generate, Input, Job
+from embedjob.config.job import Generate, Input, Job, Run
 from embedjob.config.job_file import (
     JobSource,
     Layer,
@@ -28,6 +29,7 @@ from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import HubModel, Recipe, Role
 from embedjob.config.tables import FIT_MODEL
 from embedjob.config.templates import check_slots
+from embedjob.config.types import moment_of
 from embedjob.errors import ConfigError
 from embedjob.job.resolve_generation import resolve_generation
 from embedjob.methods.catalogue import (
@@ -135,6 +137,24 @@ def input_of(source: JobSource) -> Input:
     with_default_model(source)
     written, origins = merge(source.layers)
     return validate(Input, written["input"], at="input", origins=origins)
+
+
+def run_of(source: JobSource, now: datetime) -> Run:
+    """Return a job's `run` section with its deadline as a moment, counted from `now`.
+
+    ConfigError where the deadline is past: nothing could be embedded before it.
+    """
+    written, origins = merge(source.layers)
+    run = validate(Run, written.get("run", {}), at="run", origins=origins)
+    if run.until is None:
+        return run
+    moment = moment_of(run.until, now)
+    if moment <= now:
+        raise ConfigError(
+            f"run.until: got {run.until}, which is past: it is {now.isoformat(' ', 'seconds')};"
+            " give a moment to come, a time of day (06:00) or a duration (90m)"
+        )
+    return run.model_copy(update={"until": moment.isoformat()})
 
 
 def resolve(source: JobSource) -> ResolvedJob:

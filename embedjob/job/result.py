@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from embedjob.output.chunk_file import Committed
 from embedjob.output.manifest import FILES, as_table, sums_of
+from embedjob.output.snapshot import LeftShard
 
 _FILES = pa.schema([("name", pa.string()), *map(FILES.field, ("rows", "etag", "counts"))])
 _AT_ONCE = 4096
@@ -82,6 +83,7 @@ class Tally:
     `idle_seconds` are those without progress while encoders were there, `absent_seconds` those
     since one was last heard of. `answers` are those of generators, and `answer_tokens` the tokens
     of those that were made now; nothing is left to be generated for `chunks_generated`.
+    `late` is whether a chunk was not begun because of the deadline.
     """
 
     chunks: int
@@ -98,6 +100,7 @@ class Tally:
     answers: int = 0
     answer_tokens: int = 0
     chunks_generated: int = 0
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,14 @@ class StagesEnd:
     """How the stages of a run ended; `outcomes` is None where Ray was lost before it was asked.
 
     `error` is what stopped them early, None where every chunk has an outcome; `notes` are the
-    warnings of the encoders, each once.
+    warnings of the encoders, each once. `late` is why the deadline may have left some chunks
+    without one; None where it did not.
     """
 
     outcomes: Outcomes | None = field(default_factory=Outcomes)
     error: Exception | None = None
     notes: tuple[str, ...] = ()
+    late: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ class Summary:
     `generated` are the texts that this run's generator made, of `generated_tokens` together, and
     `generations_reused` those that were there already. For `generation_fallbacks` of both the
     generator had failed or said nothing, and the row's own text stands for them.
+
+    `chunks_left` of `shards_left` could not be done before the run's deadline.
     """
 
     rows: int
@@ -162,6 +169,8 @@ class Summary:
     generated_tokens: int = 0
     generations_reused: int = 0
     generation_fallbacks: int = 0
+    chunks_left: int = 0
+    shards_left: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as plain JSON values."""
@@ -234,10 +243,21 @@ def _share(part: float, whole: float) -> float | None:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: its numbers, its faults, a verdict in words, and the encoders' notes."""
+    """How a run ended: its numbers, its faults, a verdict in words, and the encoders' notes.
+
+    `left` are the shards that its deadline left for the next run.
+    """
 
     summary: Summary
     out: str
     faults: tuple[str, ...]
     verdict: str
     notes: tuple[str, ...] = ()
+    left: tuple[LeftShard, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where all is done, 1 where there are faults, 3 where a deadline left shards."""
+        if self.faults:
+            return 1
+        return 3 if self.left else 0

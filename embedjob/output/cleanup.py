@@ -83,7 +83,7 @@ def prune(
         # Listed under the lease: the run that held it before may have published at its very end.
         snapshots = [read_snapshot(out, epoch) for epoch in published(out)]
         kept = _kept(snapshots, keep=keep, grace_seconds=grace_seconds)
-        named = {join(absolute(out), path) for one in kept for path in _paths(one)}
+        named = {join(absolute(out), path) for one in kept for path in one.paths}
         embeddings = _named_by_runs(out, "data", "quarantine")
         doomed = [file.url for file in embeddings if file.url not in named]
         idle = [*_idle_generations(out, kept)]
@@ -138,8 +138,12 @@ def _idle_generations(out: str, kept: Sequence[Snapshot]) -> Iterator[str]:
     files = [*_named_by_runs(out, GENERATIONS)]
     if not files:
         return
+    claims = read_claims(out)
     with_files = {snapshot.fingerprint for snapshot in kept if len(snapshot.files)}
-    used = used_generators(read_claims(out), with_files)
+    # A run with a deadline goes on with these, perhaps by another recipe than readers have.
+    left = {path.split("/")[1] for one in kept for shard in one.left for path in shard.files}
+    with_files |= {one.fingerprint for one in claims if one.fingerprint[:12] in left}
+    used = used_generators(claims, with_files)
     if used is None:
         return
     for file in files:
@@ -167,10 +171,6 @@ def _delete(urls: Sequence[str], holder: lease.Holder) -> None:
         holder.require()
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(delete, urls[start : start + _BATCH]))
-
-
-def _paths(snapshot: Snapshot) -> list[str]:
-    return [*snapshot.files.table["path"].to_pylist(), *snapshot.quarantine]
 
 
 def damaged(out: str, fingerprint: str) -> frozenset[str]:

@@ -5,9 +5,10 @@ A snapshot is a small JSON head, and its file entries in Parquet parts beside it
 
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -53,11 +54,25 @@ _KINDS: Kind = {
         },
     ),
     "faults": [{EVERY: str}],
+    "left": [{"shard": str, "rows": int, "files": [str]}],
     "parts": [{"name": re.compile(r"(files-\d+|shards)\.parquet"), "rows": int, "bytes": int}],
     # In version 1 these lists are in the head; a later head has their lengths.
     "files": (int, [{"counts": {EVERY: int}, EVERY: (str, int)}]),
     "shards": (int, [{"url": str, "etag": str, "rows": int, "complete": bool}]),
 }
+
+
+@dataclass(frozen=True)
+class LeftShard:
+    """A shard that a run with a deadline has not published: `rows` of it were not embedded.
+
+    `files` are those of its chunks that are committed, relative to the output. Readers do not see
+    them yet, and no prune deletes them: the next run goes on from them.
+    """
+
+    shard: str
+    rows: int
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,8 @@ class Snapshot:
     `input` are the paths of the corpus as its job has them, `projection` is the canonical text of
     what decided the files' rows; both are None in snapshots of earlier releases. `pruned` is the
     epoch of the last prune: what was made before it and is in no snapshot since counts for nothing.
-    `original` is the epoch of the snapshot that a prune published once more.
+    `original` is the epoch of the snapshot that a prune, or a run that left shards, published once
+    more.
     """
 
     epoch: int
@@ -81,6 +97,7 @@ class Snapshot:
     footers: Footers | None = None
     pruned: int | None = None
     original: int | None = None
+    left: tuple[LeftShard, ...] = ()
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds")
     )
@@ -89,6 +106,23 @@ class Snapshot:
     def counts(self) -> dict[str, int]:
         """Sum all files' rows by what became of them, and their tokens."""
         return self.files.counts
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the files that it lists for readers, or for the run that goes on."""
+        return self.files.names | {path.rsplit("/", 1)[-1] for path in self._of_left()}
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """Yield the paths of all files that belong to it, also those of bad rows."""
+        yield from self.files.table["path"].to_pylist()
+        yield from self.quarantine
+        for path in self._of_left():
+            yield path
+            yield path.replace("data/", "quarantine/", 1)
+
+    def _of_left(self) -> Iterator[str]:
+        return (path for one in self.left for path in one.files)
 
     @property
     def quarantine(self) -> tuple[str, ...]:
@@ -112,6 +146,7 @@ def publish(out: str, snapshot: Snapshot) -> None:
     folder = join(out, "snapshots", f"{snapshot.epoch:08d}")
     parts = put_parts(folder, snapshot.files, snapshot.shards)
     head = {name: getattr(snapshot, name) for name in _HEAD}
+    left = {"left": [asdict(one) for one in snapshot.left]} if snapshot.left else {}
     document = {
         "token": secrets.token_hex(16),
         "format_version": HEAD_VERSION,
@@ -119,6 +154,7 @@ def publish(out: str, snapshot: Snapshot) -> None:
         "footers": snapshot.footers and snapshot.footers.as_dict(),
         "counts": snapshot.counts,
         "faults": [*snapshot.faults],
+        **left,
         "parts": parts,
     }
     url = _url(out, snapshot.epoch)
@@ -170,8 +206,12 @@ def read_snapshot(out: str, epoch: int) -> Snapshot:
             given["input"] = tuple(given["input"])
         if document.get("footers"):
             given["footers"] = Footers.from_dict(document["footers"])
+        given["left"] = tuple(
+            LeftShard(one["shard"], one["rows"], tuple(one["files"]))
+            for one in document.get("left", ())
+        )
         snapshot = Snapshot(**given, files=files, shards=shards, faults=tuple(document["faults"]))
-        for path in files.table["path"].to_pylist():
+        for path in chain(files.table["path"].to_pylist(), *(one.files for one in snapshot.left)):
             inside(path)
     except (
         KeyError,

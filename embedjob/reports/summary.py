@@ -43,7 +43,7 @@ def show_summary(result: Result, console: Console) -> None:
     for note in result.notes:
         add("note", note)
     console.print(table, highlight=False)
-    if not result.faults and not summary.chunks_written:
+    if not result.exit_code and not summary.chunks_written:
         console.print(Text(f"nothing to do: {result.verdict}"), highlight=False)
 
 
@@ -81,6 +81,7 @@ def _generations(summary: Summary) -> str:
 def _chunks(result: Result) -> str:
     summary = result.summary
     failed = f", {summary.chunks_failed:,} failed" if summary.chunks_failed else ""
+    failed += f", {summary.chunks_left:,} left" if summary.chunks_left else ""
     return (
         f"{summary.chunks_planned:,} planned, {summary.chunks_done_before:,} done before,"
         f" {summary.chunks_written:,} written{failed}"

@@ -145,8 +145,7 @@ def _left_by_others(urls: Sequence[str]) -> Iterator[str]:
 
 
 def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:
-    named = {join(out, file.path) for snapshot in snapshots for file in snapshot.files}
-    named |= {join(out, path) for snapshot in snapshots for path in snapshot.quarantine}
+    named = {join(out, path) for snapshot in snapshots for path in snapshot.paths}
     # Before the first snapshot there is nothing that `prune` could tell apart.
     pruned = ", or `prune` will delete it" if snapshots else ""
     for url in sorted(set(listed) - named):

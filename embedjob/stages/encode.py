@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,10 +94,15 @@ class EncodeActor:
         begin_parcel(
             ("encode",), {s.chunk.key: _tokens(s) for s in states if s.views}, self._ledger
         )
+        took: Counter[str] = Counter()
         before = None
         for state in states:
-            yield self._encode(state, before)
+            encoded = self._encode(state, before)
+            took.update(encoded.stats if encoded.encoded else {})
+            yield encoded
             before = state.chunk.key
+        if took:
+            self._ledger.measured.remote("encode", took)
 
     def _encode(self, state: ChunkState, before: str | None) -> ChunkState:
         if state.failure or state.views is None:

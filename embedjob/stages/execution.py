@@ -1,5 +1,6 @@
 """Supervision: watch a run from the driver for progress, signals, stalls and its end."""
 
+import math
 import signal
 import threading
 import time
@@ -33,15 +34,16 @@ _THREAD = "embedjob-pipeline"
 
 @dataclass(frozen=True)
 class Watch:
-    """What the driver checks while the pipeline runs."""
+    """What the driver checks while the pipeline runs; `until` is in seconds since 1970."""
 
     show: Callable[[Tally], None]
     superseded: Callable[[], str | None]
     stall_seconds: float
+    until: float = math.inf
 
 
-def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
-    """Run `work` to its end.
+def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> str | None:
+    """Run `work` to its end, or to the deadline; return why chunks may be left, if it was that.
 
     Raises:
         RefusedError: no encoder could be loaded, or it is not the encoder that wrote this output.
@@ -49,7 +51,9 @@ def supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
         FaultError: the pipeline failed, stalled, lost its cluster, or another run took over.
     """
     try:
-        _supervise(work, ledger, watch)
+        return _supervise(work, ledger, watch)
+    except _OutOfTime as late:
+        return str(late)
     except RayError as error:
         raise cluster_lost(error) from error
 
@@ -62,7 +66,7 @@ def cluster_lost(error: RayError) -> FaultError:
     )
 
 
-def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
+def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> str | None:
     worker, counts, lease = _Worker(work), _Counts(ledger), _LeaseLook(watch.superseded)
     with _signals() as interrupted, lease:
         worker.start()
@@ -75,7 +79,7 @@ def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
             ending = ending or counts.lost or lease.lost
             if ending is not None:
                 _drain(ledger, worker, counts, str(ending))
-                raise ending
+                raise _settled(ending, interrupted, counts.last)
         while (tally := counts.tally()) is None:
             if (lost := counts.lost) or interrupted:
                 raise lost or _interruption(interrupted)
@@ -85,6 +89,27 @@ def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> None:
         # Ray's message is the worker's whole traceback; its cause is the error itself.
         cause = getattr(worker.error, "cause", None) or worker.error
         raise FaultError(f"the pipeline failed: {describe(cause)}") from worker.error
+    return _why_late(tally) if tally.late else None
+
+
+class _OutOfTime(Exception):
+    """The deadline has come, and chunks are left."""
+
+
+def _settled(ending: Exception, interrupted: list[str], last: Tally | None) -> Exception:
+    """Return how a run ends that has put what it had: by a signal that came meanwhile, if late."""
+    if not isinstance(ending, _OutOfTime):
+        return ending
+    return _interruption(interrupted) if interrupted else _OutOfTime(_why_late(last))
+
+
+def _why_late(tally: Tally | None) -> str:
+    """Return what kept chunks from being done before the deadline."""
+    if tally is None or not tally.actors:
+        return "no encoder was ready in time (give the run more time than its start takes)"
+    if not tally.chunks:
+        return "no chunk could be done in time (give the run more time, or its chunks fewer rows)"
+    return "there was no time for more"
 
 
 class _Counts:
@@ -94,6 +119,7 @@ class _Counts:
         self._ledger = ledger
         self._asked: Any = None
         self._answered = time.monotonic()
+        self.last: Tally | None = None
 
     def tally(self, seconds: float = ANSWER_SECONDS) -> Tally | None:
         """Return the state of the run; None where the ledger does not answer in time."""
@@ -102,7 +128,7 @@ class _Counts:
             tally: Tally = ray.get(self._asked, timeout=seconds)
         except GetTimeoutError:
             return None
-        self._asked, self._answered = None, time.monotonic()
+        self._asked, self._answered, self.last = None, time.monotonic(), tally
         return tally
 
     @property
@@ -169,7 +195,7 @@ def _ending(tally: Tally | None, watch: Watch, interrupted: list[str]) -> Except
             f"pool: no encoder was there for {tally.absent_seconds:.0f} s, {ABSENT_STALLS} times"
             " run.stall_seconds; run again to resume once the cluster has machines for them"
         )
-    return None
+    return _OutOfTime("run.until") if time.time() >= watch.until else None
 
 
 def _interruption(signals: list[str]) -> InterruptedRunError:

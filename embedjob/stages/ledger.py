@@ -1,5 +1,6 @@
 """Ledger: state that outlives every worker of a run: attempts, outcomes, and whether to stop."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -24,6 +25,9 @@ MAX_ATTEMPTS = 3
 _SLOWER = 10.0
 _SIZES = {"generate": "text_bytes", "tokenize": "text_bytes", "encode": "view_tokens"}
 _FEWEST_SECONDS = 120.0
+# What a chunk may take, by a deadline, is so many times what chunks of its size took on average:
+# a chunk that is put down half-way was embedded for nothing.
+_SPARE = 1.25
 # An encoder that was not heard of for so long is gone; each calls every second.
 _PRESENT_SECONDS = 10.0
 
@@ -39,15 +43,56 @@ class Attempt(NamedTuple):
     lost_on: str = ""
 
 
+class Pace:
+    """How long chunks take, by what they took so far."""
+
+    def __init__(self) -> None:
+        """Start without a measurement."""
+        self._stats: dict[str, Counter[str]] = {one: Counter() for one in STAGES}
+
+    def measure(self, stage: str, stats: Mapping[str, float]) -> None:
+        """Note the summed statistics of chunks that have ended a stage."""
+        self._stats[stage].update(stats)
+
+    def seconds(self, stage: str, size: float) -> float:
+        """Return what is to be expected from the beginning of a stage to a chunk's file.
+
+        `size` is the chunk's: tokens where the stage is encode, else bytes of text. What was not
+        measured yet counts for nothing.
+        """
+        encoded, generated, put = (self._stats[one] for one in ("encode", "generate", "write"))
+        write = _quotient(put["write_seconds"], put["chunks"])
+        if stage == "encode":
+            return write + size * _quotient(encoded["encode_seconds"], encoded["view_tokens"])
+        known = encoded["tokenize_seconds"] + encoded["encode_seconds"]
+        per_byte = _quotient(known, encoded["text_bytes"])
+        if stage != "tokenize":
+            per_byte += _quotient(generated["generate_seconds"], generated["text_bytes"])
+        return write + size * per_byte
+
+
+def _quotient(seconds: float, size: float) -> float:
+    return seconds / size if size else 0.0
+
+
 class LedgerState:
     """Counts attempts and outcomes; the actor's body, and testable without Ray."""
 
-    def __init__(self, dead_nodes: Callable[[], Set[str]], stall_seconds: float = 1800.0) -> None:
+    def __init__(
+        self,
+        dead_nodes: Callable[[], Set[str]],
+        stall_seconds: float = 1800.0,
+        until: float = math.inf,
+    ) -> None:
         """Start empty.
 
-        `dead_nodes` returns the ids of nodes that are gone; `stall_seconds` are the run's.
+        `dead_nodes` returns the ids of nodes that are gone; `stall_seconds` are the run's, and
+        `until` its deadline, in seconds since 1970.
         """
         self._dead_nodes = dead_nodes
+        self._until = until
+        self._late = False
+        self._pace = Pace()
         self._most_seconds = stall_seconds / 2
         self._slowest: dict[str, float] = {}
         self._attempts: dict[tuple[str, str], list[str]] = {}
@@ -75,13 +120,17 @@ class LedgerState:
     ) -> Attempt | None:
         """Count an attempt at a chunk in a stage; return it, None if there is to be none.
 
-        What has ended is not begun again, and a stopping run only writes what is embedded. An
+        What has ended is not begun again, a stopping run only writes what is embedded, and by a
+        deadline nothing is begun that would probably not be done before it. An
         attempt that ended with its node (a reclaimed spot machine) says nothing against the chunk
         and is not counted; nor are earlier attempts at a stage whose end this beginning shows, nor
         the attempt at the chunk that the same task had `before`: a task that dies is repeated
         whole, and only the chunk that it was at is to blame.
         """
         if hash(key) in self._ended or (self._stopping and stage != STAGES[-1]):
+            return None
+        if self._is_too_late(stage, size):
+            self._late = True
             return None
         self._forgive(stage, before)
         for earlier in STAGES[: STAGES.index(stage)]:
@@ -94,13 +143,15 @@ class LedgerState:
         """Count the first attempt at every chunk of a parcel, in all stages of one task.
 
         None where it is not the first: a process died with the parcel, and each chunk begins by
-        itself, so that it shows which is to blame.
+        itself, so that it shows which is to blame. None also where a deadline leaves no time for
+        all of them.
         """
         keys = [(stage, key) for stage in stages for key in sizes]
         known = any(key in self._attempts for key in keys) or any(
             hash(key) in self._ended for key in sizes
         )
-        if known or (self._stopping and stages[-1] != STAGES[-1]):
+        late = self._is_too_late(stages[0], sum(sizes.values()))
+        if known or late or (self._stopping and stages[-1] != STAGES[-1]):
             return None
         self._forgive(stages[0], before)
         for earlier in STAGES[: STAGES.index(stages[0])]:
@@ -124,6 +175,16 @@ class LedgerState:
         if stage == "encode":
             self._in_hand.add(key)
         return Attempt(len(tried), self._limit(stage, size), self._lost_on(key))
+
+    def _is_too_late(self, stage: str, size: float) -> bool:
+        """Tell whether work of this size would end after the deadline; what is embedded is put."""
+        if stage == STAGES[-1]:
+            return False
+        return time.time() + _SPARE * self._pace.seconds(stage, size) > self._until
+
+    def measured(self, stage: str, stats: Mapping[str, float]) -> None:
+        """Note what chunks took that have just ended a stage."""
+        self._pace.measure(stage, stats)
 
     def lost(self, key: str, device: str) -> None:
         """Note that a device was lost with a chunk: it may be the device's own fault."""
@@ -236,6 +297,8 @@ class LedgerState:
                 self._outcomes.add(outcome)
                 self._sums.update(outcome.stats)
                 self._measure(outcome.stats)
+                if seconds := outcome.stats.get("write_seconds"):
+                    self._pace.measure("write", {"write_seconds": seconds, "chunks": 1.0})
         self._idle = 0.0
 
     def _measure(self, stats: Mapping[str, float]) -> None:
@@ -264,6 +327,7 @@ class LedgerState:
             answers=sum(answers),
             answer_tokens=sum(answer_tokens),
             chunks_generated=len(self._generated),
+            late=self._late,
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -282,16 +346,16 @@ def _dead_nodes() -> set[str]:
 class _LedgerActor(LedgerState):
     """The ledger as an actor: it lives and dies with the driver."""
 
-    def __init__(self, stall_seconds: float) -> None:
-        super().__init__(_dead_nodes, stall_seconds)
+    def __init__(self, stall_seconds: float, until: float) -> None:
+        super().__init__(_dead_nodes, stall_seconds, until)
 
 
-def new_ledger(stall_seconds: float = 1800.0) -> Any:
+def new_ledger(stall_seconds: float = 1800.0, until: float = math.inf) -> Any:
     """Start a ledger actor; it requests no CPU, so that it never waits for one."""
     # On the driver's own node: elsewhere, the end of a spot machine would be the end of the run.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_LedgerActor)
-    return actor.options(scheduling_strategy=here).remote(stall_seconds)
+    return actor.options(scheduling_strategy=here).remote(stall_seconds, until)
 
 
 def outcomes_of(ledger: Any, *, timeout: float) -> tuple[Outcomes, tuple[str, ...]]:

@@ -10,7 +10,14 @@ import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from embedjob.input.chunks import PARCEL_CHUNKS, Chunk, parcels, passes, text_of
+from embedjob.input.chunks import (
+    PARCEL_CHUNKS,
+    Chunk,
+    newest_first,
+    parcels,
+    passes,
+    text_of,
+)
 from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
 from embedjob.storage.retrying import patience, retried
@@ -26,7 +33,13 @@ _MAX_SHARE = 0.75
 
 
 def read(
-    chunks: Sequence[Chunk], rows_of: ReadRows, then: Then | None, *, actors: int, ledger: Any
+    chunks: Sequence[Chunk],
+    rows_of: ReadRows,
+    then: Then | None,
+    *,
+    actors: int,
+    ledger: Any,
+    newest: bool = False,
 ) -> ray.data.Dataset:
     """Return a dataset of the states of all chunks, the largest first, in parcels.
 
@@ -36,8 +49,9 @@ def read(
         then: how the same task tokenizes each state before it reads on; another does it if None.
         actors: how many will share the parcels.
         ledger: the run's ledger.
+        newest: whether the chunks of the newest shards come first, and not the largest.
     """
-    source = ChunkSource(chunks, rows_of, then, actors=actors, ledger=ledger)
+    source = ChunkSource(chunks, rows_of, then, actors=actors, ledger=ledger, newest=newest)
     states: ray.data.Dataset = ray.data.read_datasource(
         source, override_num_blocks=len(source.tasks), memory=memory_of(chunks)
     )
@@ -65,12 +79,16 @@ class ChunkSource(Datasource):
         *,
         actors: int,
         ledger: Any,
+        newest: bool = False,
     ) -> None:
         """Take what `read` takes."""
         super().__init__()
         self._most = max(1, min(PARCEL_CHUNKS, len(chunks) // (_PARCELS_PER_ACTOR * actors)))
-        # Actors would wait for a large one at the end.
-        self.tasks = sorted(parcels(passes(chunks), most=self._most), key=text_of, reverse=True)
+        if newest:
+            self.tasks = parcels(passes(newest_first(chunks)), most=self._most)
+        else:
+            # Actors would wait for a large one at the end.
+            self.tasks = sorted(parcels(passes(chunks), most=self._most), key=text_of, reverse=True)
         self._rows_of = rows_of
         self._then = then
         self._ledger = ledger
@@ -138,7 +156,8 @@ def _read_pass(
         return rows
 
     for place, chunk in enumerate(chunks):
-        attempt = begin_attempt("read", chunk.key, ledger, before=before)
+        size = float(chunk.text_bytes)
+        attempt = begin_attempt("read", chunk.key, ledger, size=size, before=before)
         before = chunk.key
         if isinstance(attempt, Failure):
             tables = None

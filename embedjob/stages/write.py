@@ -1,10 +1,11 @@
 """WRITE: a Ray datasink that checks each chunk's file and puts it, whole and once."""
 
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
 from embedjob.storage.retrying import patience
 from embedjob.vectors.encoded import Encoded, Failures, Lines
+
+if TYPE_CHECKING:
+    from embedjob.job.planning import JobPlan
 
 Commit = Callable[[ChunkState], Committed]
 
@@ -60,8 +64,12 @@ class ChunkSink(Datasink[None]):
         attempt = begin_attempt("write", state.chunk.key, self._ledger, before=before)
         if isinstance(attempt, Failure):
             return outcome_of(replace(state, failure=attempt), self._commit)
+        started = time.monotonic()
         with limited(attempt.seconds), patience(STORAGE_SHARE * attempt.seconds):
-            return outcome_of(state, self._commit)
+            end = outcome_of(state, self._commit)
+        if end is None:
+            return None
+        return replace(end, stats={**end.stats, "write_seconds": time.monotonic() - started})
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,14 @@ class Committer:
     lease: Lease
     spec: OutputSpec
     vector_dtype: str = "float32"
+
+    @classmethod
+    def of(cls, plan: "JobPlan", lease: Lease) -> "Committer":
+        """Return what puts the files of a plan's chunks, for the run that holds the lease."""
+        # On the driver alone: what planning imports would cost each writing process seconds.
+        from embedjob.job.output import output_spec
+
+        return cls(lease, output_spec(plan), plan.job.config.encoder.vector_dtype)
 
     def __call__(self, state: ChunkState) -> Committed:
         """Put the file of the chunk's embeddings and return it; ChunkError if it may not be put.

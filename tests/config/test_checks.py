@@ -2,7 +2,7 @@
 
 What each rule refuses is tested where its keys are.
 
-Covers: embedjob.config.model_rules, embedjob.config.types
+Covers: embedjob.config.model_rules
 """
 
 import string

@@ -110,6 +110,7 @@ KEEPS: dict[str, Any] = {
     "run.limit": 5,
     "run.max_quarantined": 0.5,
     "run.max_shrink": 0.5,
+    "run.until": "90m",
     "run.wait_for_resources": "1m",
     "run.stall_seconds": 1,
     # What it makes is hashed where a finishing step names it.

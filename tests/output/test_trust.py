@@ -67,6 +67,7 @@ class Output(RuleBasedStateMachine):
         stop_at=STOPS,
         how=WAYS,
         fails=st.none() | st.integers(0, 3),
+        late=st.none() | st.integers(0, 4),
         options=st.builds(
             Options,
             publish_partial=st.booleans(),
@@ -75,8 +76,19 @@ class Output(RuleBasedStateMachine):
             allow_shrink=st.booleans(),
         ),
     )
-    def run(self, stop_at: int | None, how: str, fails: int | None, options: Options) -> None:
-        self._ended(self.world.run(options, stop_at=stop_at, how=how, fails=fails))
+    def run(
+        self,
+        stop_at: int | None,
+        how: str,
+        fails: int | None,
+        late: int | None,
+        options: Options,
+    ) -> None:
+        before = newest(self.world.out)
+        ended = self.world.run(options, stop_at=stop_at, how=how, fails=fails, late=late)
+        self._ended(ended)
+        if ended.code == 3:
+            self.world.check_deadline(ended, before)
 
     @precondition(lambda self: newest(self.world.out) is not None)
     @rule()

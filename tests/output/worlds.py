@@ -21,7 +21,7 @@ from embedjob.config.job import Input
 from embedjob.config.job_file import JobSource
 from embedjob.errors import EmbedjobError
 from embedjob.input import listing
-from embedjob.input.chunks import Chunk
+from embedjob.input.chunks import Chunk, newest_first
 from embedjob.input.columns import columns_of
 from embedjob.input.decoders import decoders
 from embedjob.input.listing import check_apart
@@ -34,6 +34,7 @@ from embedjob.output import cleanup, lease
 from embedjob.output.claim import put_claim
 from embedjob.output.committing import commit
 from embedjob.output.file_names import data_directory
+from embedjob.output.manifest import SnapshotFile
 from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
 from embedjob.stages import session
 from embedjob.storage import objects
@@ -52,7 +53,8 @@ class Crash(BaseException):
 class Operation:
     """A process: what it does, and the moment at which it stops, of two for each storage call.
 
-    A run embeds the input of that name, and its chunk of that number `fails`.
+    A run embeds the input of that name, and its chunk of that number `fails`. With `late` its
+    deadline comes after so many chunks, those of the newest shards.
     """
 
     work: Callable[[], Any]
@@ -60,6 +62,7 @@ class Operation:
     how: str = "sleep"
     input: str = "in"
     fails: int | None = None
+    late: int | None = None
     calls: int = 0
     result: Any = None
     code: int | None = None
@@ -139,6 +142,7 @@ class World:
         self.seconds = 0.0
         self.contents: dict[str, bytes] = {}
         self.good: dict[tuple[str, str], list[str]] = {}  # ids of good rows, by url and etag
+        self.fingerprint = FINGERPRINT
         self.spoiled = 0  # the epoch of the last snapshot that somebody took a file from
 
     @contextmanager
@@ -210,7 +214,7 @@ class World:
             assert isinstance(operation.error, EmbedjobError), operation.error
             operation.code = operation.error.exit_code
         elif isinstance(operation.result, Result):
-            operation.code = 1 if operation.result.faults else 0
+            operation.code = operation.result.exit_code
 
     def run(self, options: Options, **given: Any) -> Operation:
         """A run, which is over, dead or asleep; `given` are fields of its operation."""
@@ -227,12 +231,13 @@ class World:
         config = job.config
         output = config.output.model_copy(update={"path": self.out})
         run = config.run.model_copy(update={"max_quarantined": 1.0})
-        job = replace(job, config=config.model_copy(update={"output": output, "run": run}))
+        config = config.model_copy(update={"output": output, "run": run})
+        job = replace(job, config=config, fingerprint=self.fingerprint)
         served = newest(job.out)
         found = list_input(config.input, served)
         me.shards = found.shards
         check_apart(config.input.path, job.out, found.shards)
-        listed = objects.list_files(data_directory(job.out, FINGERPRINT))
+        listed = objects.list_files(data_directory(job.out, job.fingerprint))
         return plan(job, found, listed=listed, served=served)
 
     def _stages(
@@ -243,10 +248,11 @@ class World:
         me = self.active
         assert me is not None
         put_claim(plan.job.out, claim_of(plan), new_fingerprint=options.new_fingerprint)
-        ends = [self._chunk(plan, chunk, i == me.fails) for i, chunk in enumerate(plan.left)]
+        todo = plan.left if me.late is None else newest_first(plan.left)[: me.late]
+        ends = [self._chunk(plan, chunk, i == me.fails) for i, chunk in enumerate(todo)]
         # As the driver does while its stages run.
         holder.require()
-        return StagesEnd(Outcomes(ends))
+        return StagesEnd(Outcomes(ends), late=None if me.late is None else "there was no time")
 
     def _chunk(self, plan: JobPlan, chunk: Chunk, fails: bool) -> Outcome:
         place = (chunk.key, chunk.shard.url, chunk.start, chunk.stop)
@@ -277,6 +283,33 @@ class World:
         snapshot = newest(self.out)
         assert snapshot is not None
         assert self.rows(snapshot) == sorted(self.good_rows(operation)), "exit 0, and other rows"
+
+    def check_deadline(self, operation: Operation, before: Snapshot | None) -> None:
+        """Exit 3: of each shard readers see all good rows as it was listed, or what they saw."""
+        snapshot, listed = newest(self.out), {one.url: one.etag for one in operation.shards}
+        seen = self.by_shard(before)
+        left = {one.shard for one in operation.result.left}
+        assert left, "exit 3, and nothing is left"
+        for url, ids in self.by_shard(snapshot).items():
+            whole = sorted(self.good[url, listed[url]]) if url in listed else None
+            if operation.result.summary.snapshot is None or url in left:
+                # Somebody may have taken some of the files that were there before.
+                assert {*ids} <= {*seen.get(url, ())}, f"{url}: rows that nobody published"
+            else:
+                assert ids == whole or url not in listed, f"{url}: not whole, and not left"
+
+    def by_shard(self, snapshot: Snapshot | None) -> dict[str, list[str]]:
+        """The ids that a reader of the snapshot sees, by shard, but for files that are lost."""
+        ids: dict[str, list[str]] = {}
+        for file in snapshot.files if snapshot else ():
+            if Path(self.out, file.path).exists():
+                ids.setdefault(file.shard, []).extend(self.ids(file))
+        return {url: sorted(found) for url, found in ids.items()}
+
+    def ids(self, file: SnapshotFile) -> list[str]:
+        """The ids in a file of the output."""
+        ids: list[str] = pq.read_table(f"{self.out}/{file.path}", columns=["id"])["id"].to_pylist()
+        return ids
 
     def rows(self, snapshot: Snapshot) -> list[tuple[str, str]]:
         """(shard, id) of every row that a reader of the snapshot sees."""

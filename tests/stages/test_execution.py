@@ -121,6 +121,37 @@ def test_a_run_that_was_taken_over_ends(ledger: Any, monkeypatch: pytest.MonkeyP
         )
 
 
+def test_a_run_that_is_out_of_time_puts_what_it_has_and_says_why(ledger: Any) -> None:
+    until = time.time() + 1.0
+    soon = Watch(lambda tally: None, lambda: None, 60, until)
+    assert "no encoder was ready in time" in (supervise(until_stopped(ledger), ledger, soon) or "")
+    assert ray.get(ledger.stopping.remote())
+    assert time.time() - until < 10
+
+
+def test_work_that_ends_in_time_and_work_that_was_not_begun(ledger: Any) -> None:
+    later = Watch(lambda tally: None, lambda: None, 60, time.time() + 60)
+    assert supervise(lambda: None, ledger, later) is None
+    past = new_ledger(until=time.time() - 1)
+    ray.get(past.ready.remote("an actor"))
+
+    def work() -> None:
+        assert ray.get(past.begin.remote("encode", "a", "node")) is None
+
+    assert "no chunk could be done in time" in (supervise(work, past, later) or "")
+
+
+def test_a_signal_after_the_deadline_is_a_signal(ledger: Any) -> None:
+    def work() -> None:
+        until_stopped(ledger)()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
+
+    over = Watch(lambda tally: None, lambda: None, 60, time.time())
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
+        supervise(work, ledger, over)
+
+
 def test_a_ledger_that_is_gone_ends_the_run_in_one_sentence(ledger: Any) -> None:
     seen = threading.Event()
 

@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 from itertools import cycle
 
 import pyarrow as pa
@@ -296,3 +297,77 @@ def test_answers_of_generators_are_counted_while_they_come() -> None:
     assert (tally.answers, tally.answer_tokens, tally.chunks_generated) == (8, 80, 2)
     state.done(outcome("a"))
     assert (state.tally().answers, state.tally().chunks_generated) == (8, 2)
+
+
+def report(state: LedgerState, *, tokens: float, seconds: float, text_bytes: float = 0.0) -> None:
+    """What an encoder says of a chunk that it has done."""
+    took = {"encode_seconds": seconds, "view_tokens": tokens, "text_bytes": text_bytes}
+    state.measured("encode", took)
+
+
+def test_by_a_deadline_nothing_begins_that_would_end_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("embedjob.stages.ledger.time.time", lambda: now[0])
+    state = LedgerState(set, until=1100.0)
+    # Nothing is known yet: the first chunk shows it.
+    assert state.begin("encode", "first", "n", 10**9) is not None
+    report(state, tokens=100, seconds=10)
+    # A tenth of a second for a token: what takes 90 s on average may take more than 100.
+    assert state.begin("encode", "large", "n", 900) is None
+    assert state.tally().late
+    assert state.begin("encode", "small", "n", 700) is not None
+    now[0] = 1099.0
+    assert state.begin("encode", "later", "n", 10) is None
+    assert state.begin("write", "small", "n", 0) is not None
+    now[0] = 1101.0
+    assert state.begin("read", "empty", "n", 0) is None
+    assert state.begin("write", "first", "n", 0) is not None
+
+
+def test_a_chunk_is_not_read_whose_later_stages_would_end_too_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedjob.stages.ledger.time.time", lambda: 1000.0)
+    state = LedgerState(set, until=1100.0)
+    state.measured("generate", {"generate_seconds": 40.0, "text_bytes": 1000.0})
+    state.measured(
+        "encode",
+        {
+            "tokenize_seconds": 1.0,
+            "encode_seconds": 9.0,
+            "view_tokens": 100.0,
+            "text_bytes": 1000.0,
+        },
+    )
+    # 0.05 s for a byte from READ on, 0.01 s once its texts are generated.
+    sizes = {"read": 1600.0, "generate": 1600.0, "tokenize": 8000.0}
+    for stage, size in sizes.items():
+        assert state.begin(stage, f"{stage} more", "n", size * 1.1) is None
+        assert state.begin(stage, f"{stage} less", "n", size * 0.9) is not None
+    # With what a put takes, less is possible.
+    state.done(replace(outcome("put"), stats={"write_seconds": 50.0}))
+    assert state.begin("encode", "a", "n", 400.0) is None
+    assert state.begin("encode", "b", "n", 300.0) is not None
+
+
+def test_small_chunks_begin_together_only_where_there_is_time_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedjob.stages.ledger.time.time", lambda: 1000.0)
+    state = LedgerState(set, until=1100.0)
+    report(state, tokens=100, seconds=10)
+    sizes = {"a": 400.0, "b": 300.0, "c": 200.0}
+    assert state.begin_together(("encode",), sizes, "n", None) is None
+    assert not state.tally().late
+    # One by one, those begin that can be done.
+    assert [begin(state, "encode", key, "n") for key in sizes] == [1, 1, 1]
+    assert state.begin_together(("encode",), {"d": 400.0, "e": 300.0}, "n", None) is not None
+
+
+def test_without_a_deadline_no_chunk_is_too_large() -> None:
+    state = ledger()
+    report(state, tokens=1, seconds=10**9)
+    assert state.begin("encode", "a", "n", 10**9) is not None
+    assert not state.tally().late

@@ -119,6 +119,18 @@ def test_there_is_one_task_per_pass_of_large_chunks_whatever_is_asked(ledger: An
     assert source.estimate_inmemory_data_size() == sum(c.text_bytes for c in [*large, *PIECES])
 
 
+def test_the_newest_shards_are_read_first_where_a_run_has_a_deadline(ledger: Any) -> None:
+    written = {"a": 1.0, "b": 3.0, "c": 2.0}
+    chunks = [
+        Chunk(Shard(url, 1, "e", modified=time), 0, 10, (0, 1), 0, url, 10**6 * size, 100)
+        for size, (url, time) in enumerate(written.items(), 1)
+    ]
+    for newest, expected in ((True, ["b", "c", "a"]), (False, ["c", "b", "a"])):
+        source = ChunkSource(chunks, rows_of, then, actors=1, ledger=ledger, newest=newest)
+        tasks = source.get_read_tasks(parallelism=2)
+        assert [task.metadata.input_files[0] for task in tasks] == expected
+
+
 def test_a_task_asks_for_the_memory_that_its_text_needs_and_never_for_more_than_a_node_has() -> (
     None
 ):

@@ -16,7 +16,14 @@ import ray
 
 from embedjob.config.fits import FITS
 from embedjob.config.job import Input, Sample, SampledInput
-from embedjob.errors import ChunkError, ConfigError, FaultError, FitError, RefusedError
+from embedjob.errors import (
+    ChunkError,
+    ConfigError,
+    FaultError,
+    FitError,
+    InterruptedRunError,
+    RefusedError,
+)
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import passing_rows
 from embedjob.input.samples import Place, Rows, all_rows
@@ -78,6 +85,7 @@ def fitted(
     Raises:
         FitError: the vectors do not give what a fit asks of them.
         FaultError: vectors could not be embedded or read; a plain re-run resumes.
+        InterruptedRunError: the deadline came before the vectors of a fit were embedded.
     """
     if plan.unfitted:
         # Another run may have made them while this one waited for the lease.
@@ -90,8 +98,8 @@ def fitted(
         plan = _all_made(plan, maker, lambda fit: fit.is_first)
         yield plan
         snapshot = newest(plan.job.out)
-        if snapshot is None or snapshot.fingerprint != plan.job.fingerprint:
-            return  # which the run says by its faults
+        if snapshot is None or snapshot.fingerprint != plan.job.fingerprint or snapshot.left:
+            return  # which the run says by its faults, or by what it left
         try:
             _all_made(plan, maker, lambda fit: not fit.is_first)
         except RefusedError as error:
@@ -185,6 +193,8 @@ def _embedded(plan: JobPlan, fit: PlannedFit, maker: Maker) -> VectorSource:
         address=maker.options.address, takeover=True, publish_partial=partial, allow_shrink=True
     )
     result = maker.embed(nested, within)
+    if result.left:
+        raise InterruptedRunError(f"fit: {fit.name}: its vectors are not whole:\n{result.verdict}")
     snapshot = newest(nested.job.out)
     if snapshot is None or (result.faults and not partial):
         raise FaultError(f"fit: {fit.name}: its vectors are not whole:\n{result.verdict}")

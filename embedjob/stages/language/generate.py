@@ -171,11 +171,10 @@ class GenerateActor:
         self._ledger.generated.remote(state.chunk.key)
         own = [embedded_texts(text, one) for text, one in zip(texts, made, strict=True)]
         column = pa.array(own, pa.large_list(pa.large_string())).take(coded.indices)
-        stats = {
-            **state.stats,
-            **counts(texts, made, fresh),
-            "generate_seconds": time.monotonic() - started,
-        }
+        seconds = time.monotonic() - started
+        took = {"generate_seconds": seconds, "text_bytes": float(state.chunk.text_bytes)}
+        self._ledger.measured.remote("generate", took)
+        stats = {**state.stats, **counts(texts, made, fresh), "generate_seconds": seconds}
         return replace(state, rows=state.rows.append_column(VARIANTS, column), stats=stats)
 
     def _answers(
