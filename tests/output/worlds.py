@@ -23,7 +23,8 @@ from embedjob.errors import EmbedjobError
 from embedjob.input import listing
 from embedjob.input.chunks import Chunk, newest_first
 from embedjob.input.columns import columns_of
-from embedjob.input.decoders import decoders
+from embedjob.input.decoders import Decode, decoders
+from embedjob.input.footers import Wanted
 from embedjob.input.listing import check_apart
 from embedjob.input.reading import read_chunk
 from embedjob.job.options import Console, Options
@@ -143,6 +144,7 @@ class World:
         self.contents: dict[str, bytes] = {}
         self.good: dict[tuple[str, str], list[str]] = {}  # ids of good rows, by url and etag
         self.fingerprint = FINGERPRINT
+        self.decode: Decode | None = None
         self.spoiled = 0  # the epoch of the last snapshot that somebody took a file from
 
     @contextmanager
@@ -161,8 +163,9 @@ class World:
                 self.seconds += WATCH
             return claim(out, job=job, takeover=True)
 
-        wanted = columns_of(self.job_input("in")).wanted
-        with pytest.MonkeyPatch.context() as patch, decoders(wanted, files=1) as decode:
+        # One that decodes for several worlds is given.
+        shared = nullcontext(self.decode) if self.decode else decoders(self.wanted, files=1)
+        with pytest.MonkeyPatch.context() as patch, shared as decode:
             # One process decodes for all: a run of these takes less than its start.
             patch.setattr(listing, "decoders", lambda *_, **__: nullcontext(decode))
             patch.setattr(objects, "locate", gated)
@@ -178,6 +181,11 @@ class World:
             for operation in self.sleeping:
                 operation.dead = True
                 operation.wake()
+
+    @property
+    def wanted(self) -> Wanted:
+        """What footers are asked of the inputs' columns."""
+        return columns_of(self.job_input("in")).wanted
 
     def job_input(self, name: str) -> Input:
         return Input(path=str(self.inputs / name), text="t", id="n")
