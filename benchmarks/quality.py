@@ -251,9 +251,9 @@ def recipes(only: list[str], data: str = SETS[0]) -> Iterator[tuple[str, Recipe]
 
 def as_it_is() -> list[str]:
     """The methods that run a language model as it is, those that the order is about first."""
-    # A method that generates takes hours here.
-    own = [name for name in names() if read_method(name).model == SMOLLM]
-    found = ["mean", *(name for name in own if read_method(name).generate is None)]
+    # What generates or samples takes hours here.
+    own = {name: read_method(name) for name in names() if read_method(name).model == SMOLLM}
+    found = ["mean", *(name for name, one in own.items() if not (one.generate or one.fit))]
     ordered = [name for better, worse, _ in ORDER for name in (worse, better)]
     return sorted(found, key=lambda name: (name not in ordered, name))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from embedjob.config.pooling import FitStep, WordWeights
-from embedjob.config.tables import FIT_MODEL
+from embedjob.config.tables import FIT_NAME
 from embedjob.config.types import Positive, Section
 
 # A recipe: its module is above the job's, which imports this module.
@@ -147,6 +147,26 @@ class CommonComponent(FitSection):
     kind: Literal["common_component"]
 
 
+class SampledContinuations(FitSection):
+    """What the model goes on with after some texts: the anchors by which all texts are compared.
+
+    After each of `sample` distinct texts, under the job's template, `count` sequences of up to
+    `max_new_tokens` tokens are drawn from all tokens of the model by their probabilities, without a
+    limit by rank, and cut after the first token that ends a text (Liu et al., arXiv:2310.18348).
+    """
+
+    kind: Literal["continuations"]
+    source: None = Field(default=None, alias="from")
+    sample: Positive = 40
+    count: Positive = 1
+    max_new_tokens: Positive = 20
+
+    @property
+    def number(self) -> int:
+        """How many continuations it samples."""
+        return self.sample * self.count
+
+
 Fit = Any
 
 
@@ -164,6 +184,7 @@ class FitKind:
         pairs: whether `from` is another space: the vectors of both are read, row by row.
         misfit: why vectors of a width cannot be fitted, by the section and the width; None if they
             can.
+        advice: what to do where there are fewer than `fewest`.
     """
 
     section: type[FitSection]
@@ -174,6 +195,7 @@ class FitKind:
     of_texts: bool = False
     pairs: bool = False
     misfit: Callable[[Any, int], str | None] = lambda section, width: None
+    advice: str = "set fewer dimensions or a larger sample"
 
 
 def halving_problem(width: int, levels: int) -> str | None:
@@ -216,6 +238,14 @@ FITS: Mapping[str, FitKind] = {
         WordCounts, is_step=False, fewest=lambda section, width: 1, before=True, of_texts=True
     ),
     "common_component": FitKind(CommonComponent, is_step=True, fewest=lambda section, width: 1),
+    "continuations": FitKind(
+        SampledContinuations,
+        is_step=False,
+        fewest=lambda section, width: section.sample,
+        before=True,
+        of_texts=True,
+        advice="set a smaller sample",
+    ),
     "kmeans": FitKind(Kmeans, is_step=False, fewest=lambda section, width: section.clusters),
     "align": FitKind(Align, is_step=False, fewest=lambda section, width: width, pairs=True),
 }
@@ -249,6 +279,7 @@ def check_fits(fits: Sequence[Any], recipe: AnyRecipe) -> None:
         raise ValueError(f"fit: got the name {twice[0]} twice; give each fit a name of its own")
     _check_models([fit.name for fit in fits if FITS[fit.kind].is_model], recipe)
     _check_weights([fit.name for fit in fits if fit.kind == "word_counts"], recipe)
+    _check_continuations([fit for fit in fits if fit.kind == "continuations"], recipe)
     steps = [step for step in recipe.finish if isinstance(step, FitStep)]
     for place, step in enumerate(steps):
         _check_step(step, {fit.name: fit.kind for fit in fits})
@@ -274,7 +305,7 @@ def check_fits(fits: Sequence[Any], recipe: AnyRecipe) -> None:
 
 def _check_models(models: Sequence[str], recipe: AnyRecipe) -> None:
     """Raise ValueError unless `encoder.model` names the one vocabulary, where there is one."""
-    named = recipe.model.removeprefix(FIT_MODEL) if recipe.model.startswith(FIT_MODEL) else None
+    named = recipe.model.removeprefix(FIT_NAME) if recipe.model.startswith(FIT_NAME) else None
     if named is not None and named not in models:
         made = ", ".join(models) or "none"
         raise ValueError(
@@ -284,7 +315,7 @@ def _check_models(models: Sequence[str], recipe: AnyRecipe) -> None:
     if unused := [name for name in models if name != named]:
         raise ValueError(
             f"fit: {unused[0]} is a vocabulary that the encoder does not use; set encoder.model:"
-            f" {FIT_MODEL}{unused[0]}, or leave the fit out"
+            f" {FIT_NAME}{unused[0]}, or leave the fit out"
         )
 
 
@@ -301,6 +332,43 @@ def _check_weights(counts: Sequence[str], recipe: AnyRecipe) -> None:
             f"fit: {unused[0]} counts words that encoder.pooling does not weigh; set pooling:"
             f" {{sif: {unused[0]}}}, or leave the fit out"
         )
+
+
+def _check_continuations(fits: Sequence[SampledContinuations], recipe: AnyRecipe) -> None:
+    """Raise ValueError unless a head names the one fit of continuations, where there is one."""
+    named, made = recipe.continuations_fit, {fit.name: fit for fit in fits}
+    if named is not None and named not in made:
+        raise ValueError(
+            f"encoder.heads: continuations: got {FIT_NAME}{named}, but the continuations that fit:"
+            f" samples are: {', '.join(made) or 'none'}; add {{kind: continuations, name: {named}}}"
+            " to fit:"
+        )
+    if unused := [name for name in made if name != named]:
+        raise ValueError(
+            f"fit: {unused[0]} samples continuations that no head scores; set heads:"
+            f" [{{continuations: {FIT_NAME}{unused[0]}}}], or leave the fit out"
+        )
+    if named is None:
+        return
+    if len(recipe.templates) > 1:
+        raise ValueError(
+            f"encoder.templates: got {len(recipe.templates)}, and continuations are sampled after"
+            " one: allowed is one template"
+        )
+    if recipe.max_tokens <= made[named].max_new_tokens:
+        raise ValueError(
+            f"fit: {named}: got max_new_tokens: {made[named].max_new_tokens}, but a text and a"
+            f" continuation have encoder.max_tokens: {recipe.max_tokens} together; lower the one,"
+            " or raise the other"
+        )
+
+
+def views_once_fitted(recipe: AnyRecipe, fits: Sequence[Any]) -> int:
+    """Return the number of views of a text once the fits of its job are made."""
+    named = recipe.continuations_fit
+    sampled = next((fit.number for fit in fits if named is not None and fit.name == named), 1)
+    views: int = recipe.views * sampled
+    return views
 
 
 def _check_ranges(fit: Calibrate, fits: Sequence[Any], recipe: AnyRecipe) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
 
 from embedjob.config.pooling import Normalize
+from embedjob.config.tables import FIT_NAME
 from embedjob.config.types import Positive, Section, Words, keyed_union
 
 Measure = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -102,17 +103,53 @@ class RouterHead(Section):
     router: RouterScores
 
 
+TokenIds = tuple[int, ...]
+# A string is tokenized with its template; ids follow the ids of the whole view.
+Continuation = str | TokenIds
+_FIT = re.compile(f"{FIT_NAME}[a-z0-9][a-z0-9_-]*")
+
+
+def _written(given: Any) -> Any:
+    """Return continuations as tuples; ValueError where they are none, or the name of no fit."""
+    if isinstance(given, str) and _FIT.fullmatch(given):
+        return given
+    several = given if isinstance(given, list | tuple) else ()
+    if not several or not all(_is_continuation(one) for one in several):
+        raise ValueError(
+            f"got {given!r}, allowed is {FIT_NAME}NAME, or a list of at least 1 item: strings of at"
+            " least 1 character, or lists of token ids"
+        )
+    return tuple(one if isinstance(one, str) else tuple(one) for one in several)
+
+
+def _is_continuation(given: Any) -> bool:
+    if isinstance(given, list | tuple):
+        return bool(given) and all(type(one) is int and one >= 0 for one in given)
+    return isinstance(given, str) and given != ""
+
+
 class Continuations(Section):
     """The mean log-probability of each of these continuations after the view, as its vector.
 
     Every continuation makes a view of every template, with the continuation after it (after Liu et
-    al. 2023, arXiv:2310.18348, who sample the continuations of each pair of texts anew). The key
-    may also be written `anchors`, its first name, under which recipes are recorded and hashed.
+    al. 2023, arXiv:2310.18348, who sample the continuations of each pair of texts anew). In a job
+    `fit:NAME` may stand for them: a `continuations` fit samples them, and its token ids take the
+    place of the name. The key may also be written `anchors`, its first name, under which recipes
+    are recorded and hashed.
     """
 
-    anchors: Annotated[tuple[Words, ...], Field(min_length=1)] = Field(
+    anchors: Annotated[str | tuple[Continuation, ...], BeforeValidator(_written)] = Field(
         validation_alias=AliasChoices("continuations", "anchors")
     )
+
+    @property
+    def fit(self) -> str | None:
+        """The name of the fit that is to sample the continuations; None once they are there."""
+        return self.anchors.removeprefix(FIT_NAME) if isinstance(self.anchors, str) else None
+
+    def settled(self, ids: Sequence[TokenIds]) -> "Continuations":
+        """Return the head with what its fit has sampled."""
+        return self.model_copy(update={"anchors": tuple(ids)})
 
 
 class Decode(Section):
@@ -142,8 +179,12 @@ def _router(head: RouterHead) -> tuple[str, ...]:
     return ("router",) if head.router.join == "column" else (EMBEDDING,)
 
 
-def _no_continuations(head: Any) -> tuple[str, ...]:
+def _no_continuations(head: Any) -> tuple[Continuation, ...]:
     return ()
+
+
+def _continuations(head: Continuations) -> tuple[Continuation, ...]:
+    return () if isinstance(head.anchors, str) else head.anchors
 
 
 @dataclass(frozen=True)
@@ -157,7 +198,8 @@ class HeadKind:
         writes: the columns that a head of this kind decides.
         width: the width after it: `same` as before it, the model's `hidden` size (before it too),
             that of the `module` in the model folder which it names, or a number.
-        continuations: the strings that make further views of every template.
+        continuations: what makes further views of every template.
+        fit: the name of the fit that is to sample the continuations; None where they are there.
         text_words: whether a head of this kind needs the ids of each text's own words.
         requires: rules of `config/checks.py` that hold where there is such a head.
         also: another spelling of its key.
@@ -167,7 +209,8 @@ class HeadKind:
     reads: Reads = "pooled"
     writes: Callable[[Any], tuple[str, ...]] = _embedding
     width: Literal["same", "hidden", "module"] | int = "same"
-    continuations: Callable[[Any], tuple[str, ...]] = _no_continuations
+    continuations: Callable[[Any], tuple[Continuation, ...]] = _no_continuations
+    fit: Callable[[Any], str | None] = lambda head: None
     text_words: Callable[[Any], bool] = lambda head: False
     requires: tuple[str, ...] = ()
     also: str | None = None
@@ -201,7 +244,8 @@ HEADS: Mapping[str, HeadKind] = {
         Continuations,
         reads="logits",
         width=1,
-        continuations=lambda head: head.anchors,
+        continuations=_continuations,
+        fit=lambda head: head.fit,
         requires=("last layer", "one line", "no other head", "scored by its tokens", "no eos"),
         also="anchors",
     ),

@@ -6,7 +6,15 @@ from pydantic import ValidationInfo, model_validator
 
 from embedjob.config.checks import check
 from embedjob.config.generation import Generation
-from embedjob.config.heads import EMBEDDING, Decode, Head, Measure, WeightedSum, kinds_of
+from embedjob.config.heads import (
+    EMBEDDING,
+    Continuation,
+    Decode,
+    Head,
+    Measure,
+    WeightedSum,
+    kinds_of,
+)
 from embedjob.config.interventions import Intervention
 from embedjob.config.pooling import (
     FitStep,
@@ -120,10 +128,16 @@ class Recipe(Section):
         return frozenset(column for columns in written for column in columns) - {EMBEDDING}
 
     @property
-    def continuations(self) -> tuple[str, ...]:
-        """The strings that make further views of every template; none in most recipes."""
+    def continuations(self) -> tuple[Continuation, ...]:
+        """What makes further views of every template, strings or ids; none in most recipes."""
         each = (kind.continuations(head) for _, kind, head in kinds_of(self.heads))
-        return tuple(text for texts in each for text in texts)
+        return tuple(one for several in each for one in several)
+
+    @property
+    def continuations_fit(self) -> str | None:
+        """The name of the fit that is to sample the continuations; None where none is."""
+        named = (kind.fit(head) for _, kind, head in kinds_of(self.heads))
+        return next((name for name in named if name is not None), None)
 
     @property
     def reads_text_words(self) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 from embedjob.config.pooling import WordWeights
 
-# What `encoder.model` begins with where it names a fit of the job.
-FIT_MODEL = "fit:"
+# What a value begins with that names a fit of the job, as `encoder.model` does.
+FIT_NAME = "fit:"
 # What is left of a text that is longer than `max_tokens`; other ways embed its parts.
 WHOLE = ("truncate", "bad")
 # A table leaves these keys nothing to decide.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from embedjob.config.heads import Continuation
 from embedjob.config.interventions import auxiliary_templates
 from embedjob.config.job_file import JobSource
 from embedjob.config.pooling import SpanOffset, SpanTag
@@ -236,10 +237,17 @@ def _template(template: object, recipe: Recipe) -> Template:
     raise ConfigError(f"encoder.templates: got {template!r}; allowed is a string or segments")
 
 
-def _continued(template: Template, continuations: Sequence[str]) -> tuple[Template, ...]:
-    """Return the template before each continuation, or by itself where there are none."""
-    marked = (FilledSegment(text, marked=True) for text in continuations)
-    each = tuple(replace(template, segments=(*template.segments, segment)) for segment in marked)
+def _continued(template: Template, continuations: Sequence[Continuation]) -> tuple[Template, ...]:
+    """Return the template before each continuation, or by itself where there are none.
+
+    Ids are no part of a template: they follow the ids of its views.
+    """
+    each = tuple(
+        replace(template, segments=(*template.segments, FilledSegment(one, marked=True)))
+        if isinstance(one, str)
+        else template
+        for one in continuations
+    )
     return each or (template,)
 
 

@@ -6,7 +6,8 @@ continuations are sampled from both texts of a pair, and each is scored after bo
 Legend: N pairs, C continuations, S sequences, T tokens, W vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from embedjob.config.fits import SampledContinuations
 from embedjob.config.generation import SLOT, TrajectorySettings
 from embedjob.config.heads import Decode
 from embedjob.config.recipe import Recipe
@@ -24,14 +26,98 @@ from embedjob.errors import InputError, ModelError
 from embedjob.models.architecture import config_of, info_of, is_causal
 from embedjob.models.chat_template import special_tokens, stop_ids
 from embedjob.models.source import materialize, source_of
-from embedjob.models.tokenizer import read_tokenizer
+from embedjob.models.tokenizer import load_tokenizer, read_tokenizer
 from embedjob.text.conversations import draw_key, text_hash
 from embedjob.text.fitting import WholePromptFitter
 from embedjob.text.prompts import Prompt, prepare
 
 Distances = npt.NDArray[np.float64]
 _KIND = "trajectory"
+# So many sequences go through a model together.
+_SEQUENCES = 40
 _Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many continuations of a text are drawn, by which seed, and how their tokens are."""
+
+    count: int
+    seed: int
+    sampling: Sampling
+
+
+def drawn(
+    model: PreTrainedModel,
+    prompts: Mapping[str, _Ids],
+    draw: Draw,
+    *,
+    most: int,
+    callbacks: Callbacks,
+) -> list[list[_Ids]]:
+    """Return the continuations of each text after its prompt, as many as `draw` says.
+
+    `most` sequences go through the model together. The token that ends a text counts.
+    """
+    asked = [
+        (ids, draw_key(text_hash(text), seed=draw.seed, kind=_KIND, number=number))
+        for text, ids in prompts.items()
+        for number in range(draw.count)
+    ]
+    flat: list[_Ids] = []
+    for start in range(0, len(asked), most):
+        ids, keys = zip(*asked[start : start + most], strict=True)
+        found = continued(model, ids, keys, draw.sampling, callbacks)
+        flat += [draw.sampling.until_stop(one, with_stop=True) for one in found]
+    return [flat[start : start + draw.count] for start in range(0, len(flat), draw.count)]
+
+
+@raising_device_lost()
+def sampled_after(
+    recipe: Recipe,
+    texts: Sequence[str],
+    section: SampledContinuations,
+    *,
+    device: str | None = None,
+    gpus: int = 1,
+    threads: int | None = None,
+) -> list[_Ids]:
+    """Return the continuations of texts under a recipe's template, in the order of the texts.
+
+    They are those by which `Trajectories` compares the texts, where prompt and seed are the same.
+
+    Args:
+        recipe: a resolved recipe of one template; its pooling and heads are not asked.
+        texts: distinct texts that are not blank.
+        section: how many there are of each text, and how long they are.
+        device: where the model runs; the first GPU if there is one, if None.
+        gpus: how many GPUs the model is spread over.
+        threads: for a process that only samples: torch computes with that many.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        InputError: a text has no token.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    room = recipe.max_tokens - section.max_new_tokens
+    own = {"max_tokens": room, "span": "last_token", "decode": Decode(), "heads": ()}
+    asked = recipe.model_copy(update=own)
+    views = load_tokenizer(asked).views(texts)
+    rows = [views.full_ids(view).tolist() for view in range(len(texts))]
+    if [] in rows:
+        raise InputError(f"text {texts[rows.index([])]!r} has no token; leave it out")
+    directory = materialize(source_of(asked), tokenizer_only=True)
+    stops = stop_ids(directory, special_tokens(directory))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_model(asked, device=place, gpus=gpus).model.eval()
+    draw = Draw(
+        section.count, section.seed, Sampling(1.0, 1.0, section.max_new_tokens, tuple(stops))
+    )
+    unwatched = Callbacks(lambda: False, lambda: None)
+    prompts = dict(zip(texts, rows, strict=True))
+    found = drawn(model, prompts, draw, most=_SEQUENCES, callbacks=unwatched)
+    return [ids for each in found for ids in each]
 
 
 class Trajectories:
@@ -44,7 +130,7 @@ class Trajectories:
         settings: TrajectorySettings,
         *,
         stops: Sequence[int],
-        sequences: int = 40,
+        sequences: int = _SEQUENCES,
     ) -> None:
         """Take a loaded model; `load` loads one. `sequences` go through it together."""
         self._model = model.eval()
@@ -128,7 +214,7 @@ class Trajectories:
         callbacks = Callbacks(stop, moved)
         texts = list(dict.fromkeys([*left, *right]))
         prompts = dict(zip(texts, self._prompts(texts), strict=True))
-        sampled = dict(zip(texts, self._sampled(texts, prompts, callbacks), strict=True))
+        sampled = dict(zip(texts, self._sampled(prompts, callbacks), strict=True))
         found = np.empty(len(left))
         for pair, (one, other) in enumerate(zip(left, right, strict=True)):
             continuations = [*sampled[one], *sampled[other]]
@@ -150,23 +236,11 @@ class Trajectories:
                 )
         return rows
 
-    def _sampled(
-        self, texts: Sequence[str], prompts: dict[str, _Ids], callbacks: Callbacks
-    ) -> list[list[_Ids]]:
+    def _sampled(self, prompts: Mapping[str, _Ids], callbacks: Callbacks) -> list[list[_Ids]]:
         """Return the continuations of each text."""
-        count, seed = self._settings.count, self._settings.seed
-        asked = [
-            (prompts[text], draw_key(text_hash(text), seed=seed, kind=_KIND, number=number))
-            for text in texts
-            for number in range(count)
-        ]
-        flat: list[_Ids] = []
-        for start in range(0, len(asked), self._most):
-            ids, keys = zip(*asked[start : start + self._most], strict=True)
-            found = continued(self._model, ids, keys, self._sampling, callbacks)
-            # The token that ends a text counts.
-            flat += [self._sampling.until_stop(one, with_stop=True) for one in found]
-        return [flat[start : start + count] for start in range(0, len(flat), count)]
+        settings = self._settings
+        draw = Draw(settings.count, settings.seed, self._sampling)
+        return drawn(self._model, prompts, draw, most=self._most, callbacks=callbacks)
 
     @torch.inference_mode()
     def _scores(

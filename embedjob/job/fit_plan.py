@@ -5,7 +5,7 @@ computed from the base recipe: the job's own, cut before the step, in float32.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -13,66 +13,24 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedjob.config.fits import FITS
-from embedjob.config.job import Input, Job, Sample
+from embedjob.config.fits import FITS, views_once_fitted
+from embedjob.config.job import Job, Sample
 from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, FitError, OutputError
 from embedjob.input.samples import Place, Rows, all_rows, sample_of
-from embedjob.job.resolve import IdentifiedJob, ResolvedJob, identify
-from embedjob.models.source import materialize, source_of
+from embedjob.job.planned_fits import PlannedFit, corpus_of, recorded_fit
+from embedjob.job.resolve import IdentifiedJob
+from embedjob.job.text_fits import with_text_fits
 from embedjob.output.claim import read_claims
 from embedjob.output.file_names import digest
 from embedjob.output.fingerprint import canonical, fingerprint
-from embedjob.output.fits.artefacts import Head, read_head, tensors_url
-from embedjob.output.fits.records import Record, read_records
+from embedjob.output.fits.artefacts import Head
+from embedjob.output.fits.records import read_records
 from embedjob.output.manifest import SnapshotFile
 from embedjob.output.snapshot import Snapshot, newest
 from embedjob.storage.objects import Stored, absolute, join, open_unchanged
 from embedjob.vectors.finishing import width
-from embedjob.vectors.vocabulary import SKETCH
-
-# Takes the place of the fingerprint of a fit that reads texts, and so needs no encoder.
-_OF_TEXTS = "0" * 64
-
-
-@dataclass(frozen=True)
-class PlannedFit:
-    """A fit of a job: its section, the base recipe, and the artefact that it has made.
-
-    `width` is the width of its vectors. `base` is None, and what follows from it, where an earlier
-    fit has made none yet. `key` names the fit in the output's records, of which `number` is the
-    last; `vectors` is the folder below `fits/` for vectors that are embedded for it.
-    """
-
-    section: Any
-    width: int
-    base: Recipe | None = None
-    fingerprint: str = ""
-    key: str = ""
-    vectors: str = ""
-    number: int = 0
-    made: Head | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the fit in its job."""
-        return str(self.section.name)
-
-    @property
-    def is_step(self) -> bool:
-        """Whether a finishing step applies it, so that it is part of the fingerprint."""
-        return FITS[self.section.kind].is_step
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is to be made before the first vector is written."""
-        return self.is_step or FITS[self.section.kind].before
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fit and its artefact as plain JSON values."""
-        artefact = None if self.made is None else asdict(self.made)
-        return {"name": self.name, "kind": self.section.kind, "artefact": artefact}
 
 
 @dataclass(frozen=True)
@@ -107,71 +65,18 @@ def settled(
         return job, ()
     _require_named(job)
     records, made = read_records(job.out), dict[str, Head]()
-    job, fits = _with_texts(job, records, made, refit=refit)
+    job, fits = with_text_fits(job, records, made, refit=refit)
     lacking = any(fit.made is None for fit in fits)
     for section in _in_order(job.config):
         fit = _planned(job, section, made)
         if lacking:
             fit = PlannedFit(section, width=fit.width)
         if fit.base is not None and (record := records.get(fit.key)):
-            fit = _recorded(job.out, fit, record, refit=refit)
+            fit = recorded_fit(job.out, fit, record, refit=refit)
         if fit.made is not None:
             made[fit.name] = fit.made
         fits.append(fit)
     return _with_artefacts(job, made), tuple(fits)
-
-
-def _recorded(out: str, fit: PlannedFit, record: Record, *, refit: bool) -> PlannedFit:
-    fit = replace(fit, number=record.number)
-    try:
-        return replace(fit, made=_head(out, fit, record))
-    except OutputError:
-        if not refit:
-            raise
-        return fit
-
-
-def _with_texts(
-    job: IdentifiedJob, records: Mapping[str, Record], made: dict[str, Head], *, refit: bool
-) -> tuple[IdentifiedJob, list[PlannedFit]]:
-    """Return the job with the vocabulary that its fit has made as its model, and its fits of texts.
-
-    What other fits of texts have made is added to `made`, by their names.
-    """
-    fits = []
-    for section in (one for one in job.config.fit if FITS[one.kind].of_texts):
-        is_model = FITS[section.kind].is_model
-        parameters = section.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-        # How texts are cut is the section's, or the table's.
-        by = [] if is_model else [dict(job.digests), job.config.encoder.max_tokens]
-        corpus = _corpus(job.config.input, job.input_paths)
-        fit = PlannedFit(
-            section=section,
-            width=SKETCH if is_model else job.model.vocabulary or 0,
-            base=job.config.encoder,
-            fingerprint=_OF_TEXTS,
-            key=digest(canonical([f"embedjob {section.kind} 1", parameters, corpus, *by])),
-        )
-        if record := records.get(fit.key):
-            fit = _recorded(job.out, fit, record, refit=refit)
-        if fit.made is not None and is_model:
-            job = identify(_renamed(job, tensors_url(job.out, fit.made)))
-        elif fit.made is not None:
-            made[fit.name] = fit.made
-        fits.append(fit)
-    return job, fits
-
-
-def _renamed(job: ResolvedJob, model: str) -> ResolvedJob:
-    """Return a resolved job whose model is another of its kind, at this path or URL."""
-    config = job.config.model_copy(
-        update={"encoder": job.config.encoder.model_copy(update={"model": model})}
-    )
-    recipes = {
-        role: recipe.model_copy(update={"model": model}) for role, recipe in job.recipes.items()
-    }
-    folder = materialize(source_of(config.encoder), tokenizer_only=True)
-    return ResolvedJob(config, recipes, job.origins, folder, job.input_paths)
 
 
 def served_vectors(out: str, fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
@@ -268,8 +173,8 @@ def check_fits(fits: Sequence[PlannedFit], places: Sequence[Place], job: Identif
         # A row may have several vectors, and then fewer are enough.
         if most < least and not job.config.encoder.multi_vector:
             raise FitError(
-                f"fit: {fit.name}: got {most} of {rows} rows, and it needs {least} at least; set"
-                " fewer dimensions or a larger sample, or leave the fit out"
+                f"fit: {fit.name}: got {most} of {rows} rows, and it needs {least} at least;"
+                f" {FITS[fit.section.kind].advice}, or leave the fit out"
             )
 
 
@@ -311,7 +216,7 @@ def _planned(job: IdentifiedJob, section: Any, made: Mapping[str, Head]) -> Plan
         return PlannedFit(section, width=wide)
     hashed = fingerprint(base, job.digests)
     parameters = section.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-    corpus = _corpus(job.config.input, job.input_paths)
+    corpus = corpus_of(job.config.input, job.input_paths)
     seed = None if section.sample is None else section.seed
     sampled = [section.sample, seed, job.config.output.chunk_rows]
     return PlannedFit(
@@ -326,23 +231,6 @@ def _planned(job: IdentifiedJob, section: Any, made: Mapping[str, Head]) -> Plan
 
 def _applies(step: Any, section: Any) -> bool:
     return isinstance(step, FitStep) and step.name == section.name
-
-
-def _corpus(job_input: Input, paths: Sequence[str]) -> list[Any]:
-    """Return what says which texts there are, whatever shards there are today."""
-    separator = None if isinstance(job_input.text, str) else job_input.separator
-    return [list(paths), job_input.text, separator, job_input.filter]
-
-
-def _head(out: str, fit: PlannedFit, record: Record) -> Head:
-    head = read_head(out, record.kind, record.artefact)
-    if (head.kind, head.encoder, head.width) != (fit.section.kind, fit.fingerprint, fit.width):
-        raise OutputError(
-            f"fit: {fit.name}: {head.name} is a {head.kind} of vectors of width {head.width} with"
-            f" fingerprint {head.encoder[:12]}, needed is a {fit.section.kind} of width"
-            f" {fit.width} and {fit.fingerprint[:12]}; was artefacts/ edited? --refit makes another"
-        )
-    return head
 
 
 def _with_artefacts(job: IdentifiedJob, made: Mapping[str, Head]) -> IdentifiedJob:
@@ -374,13 +262,21 @@ def _settled_recipe(recipe: Recipe, made: Mapping[str, Head]) -> Recipe:
 def _width(job: IdentifiedJob, recipe: Recipe, made: Mapping[str, Head]) -> int:
     planned = {fit.name: getattr(fit, "dimensions", None) for fit in job.config.fit}
     widths = {**planned, **{head.sha256: head.width_after for head in made.values()}}
-    return width(job.view_width, views=recipe.views, recipe=recipe, fitted=widths)
+    views = views_once_fitted(recipe, job.config.fit)
+    return width(job.view_width, views=views, recipe=recipe, fitted=widths)
 
 
 def _require_named(job: IdentifiedJob) -> None:
     """ConfigError where another role's recipe names a fit that the job's own does not have."""
     own = [step for step in job.config.encoder.finish if isinstance(step, FitStep)]
+    sampled = job.config.encoder.continuations_fit
     for role, recipe in job.recipes.items():
+        if recipe.continuations_fit not in (None, sampled):
+            raise ConfigError(
+                f"encoder.heads: continuations: {recipe.continuations_fit} is of the role {role}"
+                f" and not of {job.config.encoder.role}, whose texts are sampled; give both roles"
+                " the same"
+            )
         for step in recipe.finish:
             if isinstance(step, FitStep) and step not in own:
                 raise ConfigError(

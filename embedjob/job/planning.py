@@ -16,8 +16,9 @@ from embedjob.input.columns import Standing, agree, columns_of
 from embedjob.input.footers import Footer
 from embedjob.input.listing import check_apart, find_files, read_footers
 from embedjob.input.samples import Place, has_chunk
-from embedjob.job.fit_plan import PlannedFit, check_fits, settled
+from embedjob.job.fit_plan import check_fits, settled
 from embedjob.job.generation_plan import PlannedGeneration, planned_generation
+from embedjob.job.planned_fits import PlannedFit
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve, run_of
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes

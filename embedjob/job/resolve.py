@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from embedjob.config.checks import check
+from embedjob.config.fits import views_once_fitted
 from embedjob.config.interventions import slotted
 from embedjob.config.job import Generate, Input, Job, Run
 from embedjob.config.job_file import (
@@ -27,7 +28,7 @@ from embedjob.config.job_file import (
 )
 from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import HubModel, Recipe, Role
-from embedjob.config.tables import FIT_MODEL
+from embedjob.config.tables import FIT_NAME
 from embedjob.config.templates import check_slots
 from embedjob.config.types import moment_of
 from embedjob.errors import ConfigError
@@ -191,7 +192,7 @@ def resolve_encoder(
     folder = materialize(_model_source(source), tokenizer_only=True)
     source = on_cpus(source, is_table=may_be_static(folder), set_gpus=True)
     resolved = _settled(source, folder)
-    if resolved.recipe.model.startswith(FIT_MODEL):
+    if resolved.recipe.model.startswith(FIT_NAME):
         raise ConfigError(
             f"encoder.model: {resolved.recipe.model} is fitted on a corpus: run a job that has it,"
             " and open its output with Encoder.from_output"
@@ -200,6 +201,11 @@ def resolve_encoder(
         raise ConfigError(
             f"encoder.pooling: {resolved.recipe.pooling.name} is fitted on a corpus: run a job that"
             " has it, and open its output with Encoder.from_output"
+        )
+    if (named := resolved.recipe.continuations_fit) is not None:
+        raise ConfigError(
+            f"encoder.heads: continuations: {FIT_NAME}{named} is sampled on a corpus: run a job"
+            " that has it, and open its output with Encoder.from_output"
         )
     for step in resolved.recipe.finish:
         if isinstance(step, FitStep):
@@ -234,7 +240,12 @@ def identify(job: ResolvedJob) -> IdentifiedJob:
     return IdentifiedJob(
         **vars(job),
         model=info,
-        width=width(wide, views=recipe.views, recipe=recipe, fitted=dimensions),
+        width=width(
+            wide,
+            views=views_once_fitted(recipe, job.config.fit),
+            recipe=recipe,
+            fitted=dimensions,
+        ),
         heads=heads,
         digests=digests,
         fingerprint=fingerprint(recipe, digests),

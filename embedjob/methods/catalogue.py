@@ -18,7 +18,7 @@ from embedjob.config.job_file import (
 )
 from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe, Role
-from embedjob.config.tables import FIT_MODEL
+from embedjob.config.tables import FIT_NAME
 from embedjob.config.templates import templates, tokenized_alone
 from embedjob.config.types import Section
 from embedjob.errors import ConfigError
@@ -106,7 +106,7 @@ def read_method(method: str) -> MethodFile:
 
 
 def fits_of(method: MethodFile, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return a method's fits that a recipe's finishing steps name, as a job writes them."""
+    """Return a method's fits that a recipe names, as a job writes them."""
     return [fit.model_dump(mode="json", by_alias=True) for fit in _named(method.fit, recipe)]
 
 
@@ -183,7 +183,8 @@ def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]
 
 def _named(fits: Sequence[Any], recipe: Recipe) -> list[Any]:
     steps = {step.name for step in recipe.finish if isinstance(step, FitStep)}
-    steps.add(recipe.model.removeprefix(FIT_MODEL))
+    steps.add(recipe.model.removeprefix(FIT_NAME))
+    steps.add(recipe.continuations_fit or "")
     if isinstance(recipe.pooling, WordWeights):
         steps.add(recipe.pooling.name)
     return [fit for fit in fits if fit.name in steps]

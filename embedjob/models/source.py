@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from embedjob.config.heads import module_of
 from embedjob.config.recipe import HubModel, Recipe
-from embedjob.config.tables import FIT_MODEL
+from embedjob.config.tables import FIT_NAME
 from embedjob.errors import ModelError
 from embedjob.models import cache, gguf, hub, nvembed
 from embedjob.models.checkpoint import (
@@ -142,7 +142,7 @@ def source_kind(model: str, layout: CheckpointLayout = MODEL) -> str:
     place = address(model, layout)
     if "://" in place:
         return "stored"
-    if place.startswith(FIT_MODEL):
+    if place.startswith(FIT_NAME):
         return "fit"
     path = Path(place)
     if path.is_dir():

@@ -25,7 +25,8 @@ and no other model gets it. A model is told by values of its `config.json`, so t
 model on the hub, in a folder and in a GGUF file; a model trained further from it that kept these
 values counts as it. `--resolved` says which model a method takes yours for.
 
-"Needs" is what is done beside passes over the texts, generated ones too; none needs a fit.
+"Needs" is what is done beside passes over the texts, generated ones too: fits are made once for an
+output, before its first vector.
 
 | Method | Passes | Forward tokens per text | Needs | Attention | Default model |
 |---|---|---|---|---|---|
@@ -120,9 +121,22 @@ after the view (Liu et al., Meaning Representations from Trajectories in Autoreg
 arXiv:2310.18348, with the same continuations for all texts in place of those sampled from each
 pair). A text and its template are run once for all continuations. A continuation is tokenized with
 its template, or alone with `join: separate`, and a long text is cut at the same place before each.
-Continuations are yours to sample, for example from texts of the corpus that the model goes on with;
-they decide the vectors as the model does. The key may also be written `anchors`. The paper's exact
+They decide the vectors as the model does. The key may also be written `anchors`. The paper's exact
 distance, by continuations of each pair, is `embedjob.trajectory_distance` and `embedjob score`.
+
+Continuations are yours to write, or the model's own, as `method: trajectories` has it:
+
+```yaml
+heads: [{continuations: fit:c}]
+fit: [{kind: continuations, name: c, sample: 40, count: 1, max_new_tokens: 20, seed: 17}]
+```
+
+Before its first vector a job then draws `sample` distinct texts of the corpus by `seed`, and
+samples `count` continuations after each under the template, from the whole distribution (no top_k)
+and up to the token that ends a text. Their token ids lie in `OUT/artefacts/` and in the recipe, in
+place of the fit's name: they are part of the fingerprint, stay while the corpus grows, and serve
+queries as well (`Encoder.from_output`). Ids follow the ids of a whole view, so that what is scored
+is what was sampled, whatever a tokenizer makes of the seam.
 
 ## Beside the vector
 

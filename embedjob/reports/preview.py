@@ -9,7 +9,7 @@ from rich.text import Text
 
 from embedjob.config.job_file import JobSource
 from embedjob.config.recipe import Recipe
-from embedjob.config.tables import FIT_MODEL
+from embedjob.config.tables import FIT_NAME
 from embedjob.errors import ConfigError, InputError
 from embedjob.input.listing import described_unread
 from embedjob.input.reading import read_chunk
@@ -36,7 +36,7 @@ def preview(
     """
     job = resolve(source)
     config = job.config
-    if config.encoder.model.startswith(FIT_MODEL):
+    if config.encoder.model.startswith(FIT_NAME):
         raise ConfigError(
             f"encoder.model: {config.encoder.model} is made by a run, or by `embedjob fit`, out of"
             " all texts: before that no text has a term"
@@ -46,6 +46,8 @@ def preview(
     cut = cut_input(
         config.input, listing, chunk_rows=config.output.chunk_rows, fingerprint="0" * 64
     )
+    if (named := config.encoder.continuations_fit) is not None:
+        say(f"fit: {named} is yet to sample continuations: the views are shown without them")
     if listing.unread:
         say(f"not read: {described_unread(listing.unread)}")
     for url, reason in cut.faults[:_FAULTS]:

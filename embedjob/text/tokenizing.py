@@ -11,14 +11,13 @@ from embedjob.config.interventions import Given, auxiliary_templates, given, slo
 from embedjob.config.recipe import Recipe
 from embedjob.config.templates import span_rule
 from embedjob.errors import ConfigError
-from embedjob.text.arrays import Flags, Ints
-from embedjob.text.encoding import PromptEncoder
+from embedjob.text.arrays import Ints
 from embedjob.text.fitting import check_positions, template_fitter, uncounted_tokens
 from embedjob.text.long_text import MOST_TOKENS, Cutter, divide_span, regroup_units, shift_parts
-from embedjob.text.prompts import Prompt, prepare, tails
+from embedjob.text.prompts import prepare, tails
 from embedjob.text.separate import special_id
 from embedjob.text.spans import Layout, spans
-from embedjob.text.truncation import FittedViews, Limits, TruncatingEncoder
+from embedjob.text.truncation import FittedViews, WordCutter
 from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
 
@@ -118,51 +117,6 @@ def auxiliary_recipe(recipe: Recipe) -> Recipe | None:
     return recipe.model_copy(update=ours)
 
 
-# Words beyond are never counted: a string of 10 MB must not cost more than a page.
-_MOST_CHARS_PER_TOKEN = 512
-
-
-class WordCutter:
-    """Drops the last words of texts that have more than `tokens` tokens by themselves."""
-
-    def __init__(self, tokenizer: Tokenizer, tokens: int, *, max_tokens: int) -> None:
-        """Take the tokenizer; a text's tokens are counted up to `max_tokens`."""
-        encoder = PromptEncoder(tokenizer, (Prompt("", ""),), special_tokens=False)
-        limits = Limits(np.array([max_tokens]), more=np.array([False]), copies=np.array([1]))
-        self._fitter = TruncatingEncoder(encoder, limits, needs_text=False)
-        self._tokens = tokens
-        self._most = _MOST_CHARS_PER_TOKEN * max_tokens
-
-    def __call__(self, texts: Sequence[str]) -> tuple[list[str], Flags]:
-        """Return the texts, and which of them were cut [R].
-
-        Repeatedly keeps the share tokens / count of a text's words, joined by single blanks. A text
-        of which no word would be left keeps its words: the authors keep nothing then, and all such
-        texts have one vector.
-        """
-        shortened, cut = list(texts), np.zeros(len(texts), np.bool_)
-        words: dict[int, list[str]] = {}
-        todo = np.arange(len(texts))
-        while todo.size:
-            counts = self._count([shortened[row] for row in todo])
-            over = counts > self._tokens
-            again = []
-            for row, count in zip(todo[over].tolist(), counts[over].tolist(), strict=True):
-                cut[row] = True
-                own = words.get(row) or shortened[row][: self._most].split()
-                kept = int(len(own) * (self._tokens / count))
-                if kept:
-                    words[row] = own[:kept]
-                    shortened[row] = " ".join(words[row])
-                    again.append(row)
-            todo = np.array(again, np.int64)
-        return shortened, cut
-
-    def _count(self, texts: Sequence[str]) -> Ints:
-        ids = self._fitter.fit([0] * len(texts), texts).ids
-        return np.fromiter(map(len, ids), np.int64, len(texts))
-
-
 # Texts that have no token in common: ids that all their views share belong to the template.
 _PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
 
@@ -201,7 +155,8 @@ class ViewTokenizer:
         self._prompts: Ints = np.array([*map(self._fitter.prompt, range(self._templates))])
         if recipe.special_tokens.bos == "literal":
             self._require_literal_bos(tokenizer)
-        self._eos = self._closing(recipe, eos_id)
+        self._endings = self._closing(recipe, eos_id)
+        self._scores_ids = any(not isinstance(one, str) for one in recipe.continuations)
         if recipe.long_text == "late_chunk":
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
         limits = most + uncounted_tokens(tokenizer, recipe)
@@ -210,7 +165,7 @@ class ViewTokenizer:
         check_positions(limits + decoded, positions)
         limits = limits - self._shorter(len(recipe.continuations))
         left = recipe.truncation_side == "left" and recipe.long_text == "truncate"
-        self._fitter.limit(limits - np.array([len(eos) for eos in self._eos], np.int64), left=left)
+        self._fitter.limit(limits - self._ending_lengths, left=left)
         self._slots = self._slots_of(recipe, tokenizer)
         self._standing = stand_in_id(tokenizer, slotted(recipe.interventions))
         self.prefixes = self._shared_prefixes()
@@ -268,7 +223,7 @@ class ViewTokenizer:
 
     def _assembled(self, fitted: FittedViews, prefixes: Sequence[Sequence[int]]) -> TokenViews:
         which = list(range(self._templates)) * (len(fitted.ids) // self._templates)
-        ids = [[*row, *self._eos[view]] for row, view in zip(fitted.ids, which, strict=True)]
+        ids = [[*row, *self._endings[view]] for row, view in zip(fitted.ids, which, strict=True)]
         if self._standing is not None:
             for row, view in zip(ids, which, strict=True):
                 row[self._slots[view]] = self._standing
@@ -283,16 +238,24 @@ class ViewTokenizer:
 
     def _layout(self, fitted: FittedViews, which: Sequence[int]) -> Layout:
         template = np.asarray(which, np.int64)
-        eos: Ints = np.array([len(eos) for eos in self._eos], np.int64)[template]
+        ending: Ints = self._ending_lengths[template]
+        before = np.fromiter(map(len, fitted.ids), np.int64, len(which))
+        marked = fitted.marked
+        if self._scores_ids:
+            marked = np.stack([before, before + ending], axis=1)
         return Layout(
-            length=np.fromiter(map(len, fitted.ids), np.int64, len(which)) + eos,
+            length=before + ending,
             text_start=fitted.text[:, 0],
             text_stop=fitted.text[:, 1],
-            closing=eos + self._fitter.closing,
-            marked_start=fitted.marked[:, 0],
-            marked_stop=fitted.marked[:, 1],
+            closing=ending + self._fitter.closing,
+            marked_start=marked[:, 0],
+            marked_stop=marked[:, 1],
             prompt=self._prompts[template],
         )
+
+    @property
+    def _ending_lengths(self) -> Ints:
+        return np.array([len(ids) for ids in self._endings], np.int64)
 
     def _slots_of(self, recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the slot's position per template; empty where no intervention has one."""
@@ -322,7 +285,13 @@ class ViewTokenizer:
                 )
 
     def _closing(self, recipe: Recipe, eos_id: int | None) -> tuple[tuple[int, ...], ...]:
-        """Return per template the EOS to append: none where the template already ends in it."""
+        """Return per template the ids to append: those of a continuation, or the EOS.
+
+        There is no EOS where the template already ends in it.
+        """
+        if recipe.continuations:
+            ids = [() if isinstance(one, str) else one for one in recipe.continuations]
+            return tuple(ids * len(recipe.templates))
         specials = recipe.special_tokens
         if specials.eos == "none":
             return ((),) * self._templates
@@ -346,7 +315,7 @@ class ViewTokenizer:
             return np.zeros(self._templates, np.int64)
         each = range(self._templates)
         sizes = np.array([len(self._fitter.whole(number, _PROBES[0])) for number in each], np.int64)
-        by_template = sizes.reshape(-1, continuations)
+        by_template = (sizes + self._ending_lengths).reshape(-1, continuations)
         shorter: Ints = (by_template.max(axis=1, keepdims=True) - by_template).reshape(-1)
         return shorter
 
@@ -354,7 +323,7 @@ class ViewTokenizer:
         for number, max_tokens in enumerate(limits.tolist()):
             empty = len(self._fitter.whole(number, ""))
             filled = min(len(self._fitter.whole(number, probe)) for probe in _PROBES)
-            needed = max(empty, filled) + len(self._eos[number])
+            needed = max(empty, filled) + len(self._endings[number])
             if needed > max_tokens:
                 raise ConfigError(
                     f"encoder.max_tokens: got {max_tokens}, but the template"

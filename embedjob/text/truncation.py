@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 
 from embedjob.text.arrays import Flags, Ints
 from embedjob.text.encoding import PromptEncoder
+from embedjob.text.prompts import Prompt
 
 # A text is first read as far as its tokens could possibly reach, then further where blanks or
 # long words left it short, and never further than this many characters per token: what is beyond
@@ -262,3 +263,44 @@ class TruncatingEncoder:
         first, stop = done.text[batch.rows[place]]
         ranges = np.array(batch.encodings[place].offsets, np.int64).reshape(-1, 2)[first:stop]
         return ranges - self._encoder.text_start(batch.which[place], batch.pieces[place])
+
+
+class WordCutter:
+    """Drops the last words of texts that have more than `tokens` tokens by themselves."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: int, *, max_tokens: int) -> None:
+        """Take the tokenizer; a text's tokens are counted up to `max_tokens`."""
+        encoder = PromptEncoder(tokenizer, (Prompt("", ""),), special_tokens=False)
+        limits = Limits(np.array([max_tokens]), more=np.array([False]), copies=np.array([1]))
+        self._fitter = TruncatingEncoder(encoder, limits, needs_text=False)
+        self._tokens = tokens
+        self._most = _MOST_CHARS_PER_TOKEN * max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> tuple[list[str], Flags]:
+        """Return the texts, and which of them were cut [R].
+
+        Repeatedly keeps the share tokens / count of a text's words, joined by single blanks. A text
+        of which no word would be left keeps its words: the authors keep nothing then, and all such
+        texts have one vector.
+        """
+        shortened, cut = list(texts), np.zeros(len(texts), np.bool_)
+        words: dict[int, list[str]] = {}
+        todo = np.arange(len(texts))
+        while todo.size:
+            counts = self._count([shortened[row] for row in todo])
+            over = counts > self._tokens
+            again = []
+            for row, count in zip(todo[over].tolist(), counts[over].tolist(), strict=True):
+                cut[row] = True
+                own = words.get(row) or shortened[row][: self._most].split()
+                kept = int(len(own) * (self._tokens / count))
+                if kept:
+                    words[row] = own[:kept]
+                    shortened[row] = " ".join(words[row])
+                    again.append(row)
+            todo = np.array(again, np.int64)
+        return shortened, cut
+
+    def _count(self, texts: Sequence[str]) -> Ints:
+        ids = self._fitter.fit([0] * len(texts), texts).ids
+        return np.fromiter(map(len, ids), np.int64, len(texts))

@@ -11,6 +11,7 @@ import numpy as np
 
 from embedjob.errors import FitError
 from embedjob.vectors.clusters import SeedPass
+from embedjob.vectors.continuation_ids import continuations_problem
 from embedjob.vectors.encoded import Vectors
 from embedjob.vectors.fitted import Fitted, Pass, Training
 from embedjob.vectors.flow import FlowTraining, flow_problem, flowed
@@ -75,6 +76,8 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
     "vocabulary": Arithmetic(None, None, check=vocabulary_problem),
     # The same, of the rows of a table.
     "word_counts": Arithmetic(None, None, check=word_counts_problem),
+    # They are sampled after texts, by stages/fits/sampling_texts.py.
+    "continuations": Arithmetic(None, None, check=continuations_problem),
     "common_component": Arithmetic(
         lambda fit: CommonComponentPass(), {"direction": "D"}, without_common_component
     ),

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from embedjob.config.fits import FITS
+from embedjob.config.fits import FITS, views_once_fitted
+from embedjob.config.heads import Continuations
 from embedjob.config.job import Input, Job, SampledInput
 from embedjob.config.job_file import JobSource, job_source, merge, validate, validate_partial
 from embedjob.config.pooling import FitStep
@@ -58,6 +59,21 @@ def test_a_job_may_have_none(nothing: Any) -> None:
 
 def test_each_kind_of_a_step_is_a_key_of_finishing_steps() -> None:
     assert {kind for kind, one in FITS.items() if one.is_step} == {*FitStep.model_fields}
+
+
+SCORED = {"heads": [{"continuations": "fit:c"}], "aggregation": "concat", "finish": []}
+
+
+def test_a_head_names_a_fit_of_continuations() -> None:
+    made = job([{"kind": "continuations", "name": "c", "sample": 3, "count": 2}], SCORED)
+    assert made.encoder.continuations_fit == "c"
+    assert made.encoder.views == 1
+    assert views_once_fitted(made.encoder, made.fit) == 6
+    [head] = made.encoder.heads
+    assert isinstance(head, Continuations)
+    settled = made.encoder.model_copy(update={"heads": (head.settled([(1, 2), (3,)]),)})
+    assert (settled.continuations_fit, settled.views) == (None, 2)
+    assert views_once_fitted(settled, made.fit) == 2
 
 
 REFUSED = {
@@ -121,6 +137,31 @@ REFUSED = {
         [{"kind": "align", "name": "a", "from": "old"}],
         {"aggregation": "keep"},
         "align takes one vector of each row, got aggregation: keep",
+    ),
+    "continuations that nobody samples": (
+        [],
+        {**SCORED, "heads": [{"continuations": "fit:c"}]},
+        "heads: continuations: got fit:c, but the continuations that fit: samples are: none; add",
+    ),
+    "continuations that nobody scores": (
+        [{"kind": "continuations", "name": "c"}],
+        {},
+        "fit: c samples continuations that no head scores; set heads: .*continuations: fit:c",
+    ),
+    "continuations after several templates": (
+        [{"kind": "continuations", "name": "c"}],
+        {**SCORED, "templates": ["{text}", "{text}!"]},
+        "encoder.templates: got 2, and continuations are sampled after one",
+    ),
+    "continuations without room": (
+        [{"kind": "continuations", "name": "c", "max_new_tokens": 64}],
+        {**SCORED, "max_tokens": 64},
+        "fit: c: got max_new_tokens: 64, but a text and a continuation have encoder.max_tokens: 64",
+    ),
+    "continuations of no length": (
+        [{"kind": "continuations", "name": "c", "max_new_tokens": 0}],
+        SCORED,
+        "fit.0.max_new_tokens: got 0",
     ),
     "a rotation to nowhere": ([{"kind": "align", "name": "a"}], {}, "fit.0.from: is required"),
     "a secret": (

@@ -1,21 +1,21 @@
-"""Trajectories against the authors' procedure: one sequence at a time, no cache, no padding."""
+"""Trajectories against the authors' procedure, `literal_trajectories.py`."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import embedjob
+from embedjob.config.fits import SampledContinuations
 from embedjob.config.generation import TrajectorySettings
+from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.sampling import Callbacks
-from embedjob.encoder.trajectories import Trajectories
+from embedjob.encoder.trajectories import Trajectories, sampled_after
 from embedjob.errors import ConfigError, EmbedjobError, InputError, ModelError
-from embedjob.text.conversations import draw_key, text_hash, uniforms
+from embedjob.job.resolve import resolve_encoder
+from tests.encoder.literal_trajectories import Literal
 from tests.encoder.tiny import save, save_chat
-from tests.fakes import tiny_tokenizer
 
 LEFT = ["A man plays a guitar", "The fox jumps.", "How do I get funding?", "The fox jumps."]
 RIGHT = ["Somebody plays music.", "The dog sleeps.", "how do I get funding", "The fox jumps."]
@@ -25,49 +25,6 @@ KEYS: dict[str, Any] = {"count": 4, "max_new_tokens": 12}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat(tmp_path_factory.mktemp("trajectories"))
-
-
-class Literal:
-    """text2text_main.py and utils.py, with a number in place of each multinomial draw."""
-
-    def __init__(self, folder: Path, *, count: int, length: int, tau: float = 1.0) -> None:
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32
-        ).eval()
-        self.tokenizer = tiny_tokenizer("qwen")
-        self.eos = self.tokenizer.token_to_id("<|im_end|>")
-        self.count, self.length, self.tau = count, length, tau
-
-    @torch.inference_mode()
-    def log_probs(self, ids: list[int]) -> torch.Tensor:
-        return torch.log_softmax(self.model(torch.tensor([ids])).logits[0] / self.tau, dim=-1)
-
-    def sample(self, text: str, ids: list[int]) -> list[list[int]]:
-        trajectories = []
-        for number in range(self.count):
-            key = draw_key(text_hash(text), seed=42, kind="trajectory", number=number)
-            said: list[int] = []
-            for share in uniforms(key, self.length):
-                sums = self.log_probs([*ids, *said])[-1].exp().double().cumsum(dim=0)
-                said.append(int((sums / sums[-1] <= share).sum()))
-                if said[-1] == self.eos:
-                    break
-            trajectories.append(said)
-        return trajectories
-
-    def score(self, ids: list[int], trajectory: list[int]) -> float:
-        found = self.log_probs([*ids, *trajectory])
-        places = range(len(ids) - 1, len(ids) + len(trajectory) - 1)
-        own = [float(found[p, t]) for p, t in zip(places, trajectory, strict=True)]
-        return sum(own) / len(own)
-
-    def distance(self, left: str, right: str) -> float:
-        texts = (left, right)
-        prompts = [self.tokenizer.encode(t if t[-1] in ".?" else f"{t}.").ids for t in texts]
-        sampled = [self.sample(*pair) for pair in zip(texts, prompts, strict=True)]
-        every = [*sampled[0], *sampled[1]]
-        a, b = ([self.score(prompt, one) for one in every] for prompt in prompts)
-        return float(np.linalg.norm(np.array(a) - np.array(b), ord=1))
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.7])
@@ -103,8 +60,32 @@ def test_more_continuations_are_not_limited_by_rank(folder: Path) -> None:
     settings = TrajectorySettings(count=400, max_new_tokens=1, temperature=20.0)
     trajectories = Trajectories.load(str(folder), settings, device="cpu")
     prompts = dict(zip(LEFT[:1], trajectories._prompts(LEFT[:1]), strict=True))
-    [sampled] = trajectories._sampled(LEFT[:1], prompts, Callbacks(lambda: False, lambda: None))
+    [sampled] = trajectories._sampled(prompts, Callbacks(lambda: False, lambda: None))
     assert len({one[0] for one in sampled}) > 120
+
+
+def test_the_vectors_of_a_pairs_own_continuations_are_as_far_apart_as_the_pair(
+    folder: Path,
+) -> None:
+    """The anchors head and the exact distance are one arithmetic, reached by two roads."""
+    encoder = {"method": "mean", "model": str(folder), "prepare": "fullstop"}
+    recipe = resolve_encoder({**encoder, "attention": "causal"}, on_gpu=False).recipe
+    section = SampledContinuations(kind="continuations", name="c", sample=2, seed=42, **KEYS)
+    for pair in zip(LEFT[:3], RIGHT[:3], strict=True):
+        anchors = sampled_after(recipe, pair, section, device="cpu")
+        assert len(anchors) == 8
+        scored = {
+            **encoder,
+            "attention": "causal",
+            "heads": [{"continuations": anchors}],
+            "aggregation": "concat",
+            "finish": [],
+        }
+        one, other = Encoder.from_config(scored, device="cpu").encode(pair)
+        distance = embedjob.trajectory_distance(
+            pair[:1], pair[1:], model=str(folder), device="cpu", **KEYS
+        )
+        assert abs(np.abs(one - other).sum() - distance[0]) <= 1e-4
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ compared with themselves. `python -m tests.methods.authors` writes golden_author
 """
 
 import json
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,7 +340,21 @@ _QUERY = ("<s>Instruct:", "{!%%prompt%%,}", "\nQuery:", "{!%%text%%}", "\nQuery 
 _TASK = "Instruct: {}\nQuery: "
 _SLOTTED = EOL.replace('"*sent', '<PST> "*sent')
 
+# What was sampled, in place of a sample.
+TRAJECTORY = (11, 5, 300)
+
+
+def trajectories(tokenizer: PreTrainedTokenizerFast, text: str) -> Rows:
+    """text2text_main.py: a full stop, `tokenizer(text)`; utils.py puts the trajectory after it."""
+    if text[-1] not in string.punctuation:
+        text += "."
+    ids = tokenizer(text)["input_ids"]
+    whole = [*ids, *TRAJECTORY]
+    return [(whole, [*range(len(ids) - 1, len(whole))])]
+
+
 CASES: tuple[Case, ...] = (
+    Case("trajectories", "document", ("llama", "qwen", "gpt2"), trajectories),
     *(
         Case(name, "document", ("bert",), whole(most=most, cls=cls))
         for name, most, cls in (

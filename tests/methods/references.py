@@ -537,6 +537,24 @@ def contrastive(block: int, alpha: float | None, *, layer: int) -> Reference:
     return reference
 
 
+def trajectories(*continuations: tuple[int, ...]) -> Reference:
+    """utils.py, `get_logprobs`: the mean log-probability of each continuation's own tokens."""
+
+    @torch.inference_mode()
+    def reference(tok: Tokenizer, model: PreTrainedModel, text: str) -> Expected:
+        prompt = tok.encode(fullstop(text) if text else text).ids
+        views = [[*prompt, *one] for one in continuations]
+        means = []
+        for ids in views:
+            found = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+            own = [found[at - 1, ids[at]] for at in range(len(prompt), len(ids))]
+            means.append(torch.stack(own).mean())
+        pooled = [[*range(len(prompt) - 1, len(ids))] for ids in views]
+        return Expected(views, pooled, torch.stack(means))
+
+    return reference
+
+
 def fullstop(text: str) -> str:
     """The cleaning of the trajectories paper, which fails on an empty text."""
     return text if text[-1] in string.punctuation else text + "."

@@ -78,6 +78,10 @@ REPS_MULTI_SUFFIX = (
 REPS_TOKENS = ("<|end_header_id|>",)
 SHORTLY = {"decode": {"max_tokens": 4, "until": "e"}}
 
+# Ids in place of what a fit samples; tests/stages compares the sampling. They differ in length.
+ANCHORS = ((17, 300, 5), (99,), (7, 7, 600, 41, 2))
+ANCHORED = {**ROOMY, "heads": [{"anchors": [list(ids) for ids in ANCHORS]}]}
+
 CASES: list[tuple[Setting, r.Reference]] = [
     (Setting("bert_cls", "document", "bert", "bert", knobs=CUT), r.bert(cls=True)),
     (Setting("bert_mean", "document", "bert", "bert", knobs=CUT), r.bert()),
@@ -236,6 +240,10 @@ CASES: list[tuple[Setting, r.Reference]] = [
     (
         Setting("promptreps_multi", "document", "llama_lm", "llama3", REPS_TOKENS, knobs=SHORTLY),
         r.promptreps(REPS_PREFIX + 'Passage: "', REPS_MULTI_SUFFIX % "passage", words=4, until="e"),
+    ),
+    (
+        Setting("trajectories", "document", "llama_lm", "llama", knobs=ANCHORED),
+        r.trajectories(*ANCHORS),
     ),
     (Setting("moee", "document", "olmoe", "gpt2"), r.moee),
     (Setting("moee", "document", "qwen_moe", "qwen"), r.moee),

@@ -46,6 +46,7 @@ ON_NAMES = [authors.name_of(case, family) for case, family in ON]
 KNOBS: dict[str, dict[str, Any]] = {
     "llm2vec": MERGED,
     "repllama": MERGED,
+    "trajectories": {"heads": [{"anchors": [[*authors.TRAJECTORY]]}]},
     "qwen3_embedding": {
         "special_tokens": {"eos_id": tiny_tokenizer("qwen").token_to_id("<|endoftext|>")}
     },

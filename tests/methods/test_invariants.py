@@ -15,6 +15,11 @@ from tests.methods.settings import CASES, OF_THE_TEXT_ALONE
 
 SETTINGS = [setting for setting, _ in CASES]
 EVERY = pytest.mark.parametrize("setting", SETTINGS, ids=[one.name for one in SETTINGS])
+# Continuations have the one span, their own tokens: tests/encoder/outputs/test_likelihoods.py.
+SPANNED_SETTINGS = [setting for setting in SETTINGS if not setting.recipe().continuations]
+SPANNED = pytest.mark.parametrize(
+    "setting", SPANNED_SETTINGS, ids=[one.name for one in SPANNED_SETTINGS]
+)
 FEW = settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
@@ -104,7 +109,7 @@ def test_special_tokens_in_a_text_are_plain_text(setting: Setting, text: str) ->
     assert (counts == counts[0]).all()
 
 
-@EVERY
+@SPANNED
 def test_a_long_text_keeps_the_template_and_its_eos(setting: Setting) -> None:
     """What is after the text, and before it, is the same as for a short one."""
     recipe = setting.recipe()
@@ -142,7 +147,7 @@ def test_vectors_are_of_unit_norm_if_and_only_if_asked(setting: Setting) -> None
     assert np.allclose(raw / norms[:, None], finished, atol=1e-5)
 
 
-@EVERY
+@SPANNED
 def test_later_tokens_are_seen_in_a_padded_batch_exactly_by_bidirectional_methods(
     setting: Setting,
 ) -> None:

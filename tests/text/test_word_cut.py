@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from embedjob.config.recipe import Recipe
-from embedjob.text.tokenizing import ViewTokenizer, WordCutter
+from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.truncation import WordCutter
 from tests.fakes import tiny_tokenizer
 
 MOST, ROOM = 12, 40

@@ -27,14 +27,9 @@ from embedjob.errors import (
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import passing_rows
 from embedjob.input.samples import Place, Rows, all_rows
-from embedjob.job.fit_plan import (
-    PlannedFit,
-    VectorSource,
-    other_vectors,
-    sample_for,
-    vectors_at_hand,
-)
+from embedjob.job.fit_plan import VectorSource, other_vectors, sample_for, vectors_at_hand
 from embedjob.job.options import Console, Options
+from embedjob.job.planned_fits import PlannedFit
 from embedjob.job.planning import InputListing, JobPlan, plan_settled
 from embedjob.job.result import Result
 from embedjob.output.fits.artefacts import Head, copy_artefacts, put_artefact, read_fitted
@@ -42,6 +37,7 @@ from embedjob.output.fits.records import Record, put_record, vectors_place
 from embedjob.output.lease import Holder, claim, held
 from embedjob.output.snapshot import newest
 from embedjob.stages.connection import connected
+from embedjob.stages.fits.continuations import sampled
 from embedjob.stages.fits.reduce import reduced
 from embedjob.stages.fits.row_counts import counted_rows
 from embedjob.stages.fits.word_counts import counted
@@ -144,7 +140,7 @@ def _all_made(plan: JobPlan, maker: Maker, wanted: Callable[[PlannedFit], bool])
 def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     job = plan.job
     if FITS[fit.section.kind].of_texts:
-        return _counted(plan, fit, maker)
+        return _of_texts(plan, fit, maker)
     source = vectors_at_hand(fit, job) or _embedded(plan, fit, maker)
     source = replace(source, others=other_vectors(fit, job))
     earlier = read_fitted(job.out, [fit.base] if fit.base and source.steps else [])
@@ -162,15 +158,17 @@ def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     return head
 
 
-def _counted(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
+def _of_texts(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
     """Make the artefact of a fit that is computed from texts."""
     if plan.faults and not maker.options.publish_partial:
         raise FaultError(f"fit: {fit.name}: {plan.faults[0][0]}: {plan.faults[0][1]}")
     try:
-        if FITS[fit.section.kind].is_model:
+        if fit.section.kind == "vocabulary":
             result = counted(plan.corpus, plan.job.config.input, fit.section)
-        else:
+        elif fit.section.kind == "word_counts":
             result = counted_rows(plan.corpus, plan.job.config, rows=fit.width)
+        else:
+            result = sampled(plan.corpus, plan.job, fit.section, maker.console)
     except FitError as error:
         raise FitError(f"fit: {fit.name}: {error}") from error
     parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})

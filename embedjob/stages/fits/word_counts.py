@@ -68,12 +68,12 @@ def counted(chunks: Sequence[Chunk], job_input: Input, section: Any) -> Fitted:
     return vocabulary(table, texts, rules).fitted()
 
 
-def plain(error: RayError) -> EmbedjobError:
+def plain(error: RayError, what: str = "texts cannot be counted") -> EmbedjobError:
     """Return the error that a worker raised: Ray wraps it in the worker's traceback."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, EmbedjobError):
         return cause
-    return FaultError(f"texts cannot be counted: {describe(cause or error)}; run again to resume")
+    return FaultError(f"{what}: {describe(cause or error)}; run again to resume")
 
 
 def _check_number(terms: int) -> None:

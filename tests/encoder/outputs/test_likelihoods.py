@@ -137,10 +137,11 @@ def test_an_anchor_that_follows_nothing_is_a_bad_row(tmp_path: Path) -> None:
     assert np.isfinite(got.embeddings[1]).all()
 
 
+@pytest.mark.parametrize("anchors", [ANCHORS, [[7, 8, 9], [7], [5] * 9, [3, 3], [1]]])
 @pytest.mark.parametrize("join", ["joint", "separate"])
-def test_a_long_text_is_cut_alike_before_every_anchor(join: str) -> None:
+def test_a_long_text_is_cut_alike_before_every_anchor(join: str, anchors: list[Any]) -> None:
     template = {"template": [{"text": {}}], "join": join}
-    found = recipe(templates=[template], max_tokens=40)
+    found = recipe(templates=[template], max_tokens=40, heads=[{"anchors": anchors}])
     views = ViewTokenizer(tiny_tokenizer("llama"), found).views(["fox jumps over " * 40])
     assert views.truncated.all()
     assert views.lengths.max() <= 40
