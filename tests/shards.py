@@ -84,7 +84,7 @@ def output_spec(job_input: Input, types: Mapping[str, pa.DataType], **recipe: An
         types=types,
         width=WIDTH,
         fingerprint=FINGERPRINT,
-        compression="zstd",
+        output=Output(path="out"),
     )
 
 

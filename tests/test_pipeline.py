@@ -330,6 +330,13 @@ class TestOtherRecipes:
         assert "got 20, but this output was started with 10" in ran.err
         assert "embedded and stored again" in " ".join(ran.err.split())
 
+    def test_the_other_kind_of_lists_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
+        document = corpus.to(corpus.out, output={"vector_list": "variable"})
+        ran = running.run(document, tmp_path, "--address", NOWHERE)
+        said = " ".join(ran.err.split())
+        assert (ran.code, "output.vector_list: got variable" in said) == (2, True)
+        assert "started with fixed" in said
+
     def test_vectors_that_are_not_reproduced_stop_the_run_before_it_writes(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:

@@ -135,6 +135,7 @@ class Output(Section):
     path: str
     chunk_rows: Positive = 16384
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
+    vector_list: Literal["fixed", "variable"] = "fixed"
     reuse_from: tuple[str, ...] = ()
 
     @field_validator("reuse_from")

@@ -149,16 +149,11 @@ def calibration_of(plan: JobPlan) -> Calibration | None:
 def _check_columns(plan: JobPlan, claims: Sequence[Claim]) -> None:
     """Raise OutputError where this run's files could not be written, or not beside those there."""
     for claim in claims:
-        if claim.fingerprint == plan.job.fingerprint and claim.columns:
-            claimed = types_from(claim.columns)
-            if any(plan.types[name] != claimed.get(name, plan.types[name]) for name in plan.types):
-                raise OutputError(
-                    "output.path: another run claimed it meanwhile, with other types of kept"
-                    " columns; run again"
-                )
+        if claim.fingerprint == plan.job.fingerprint:
+            _check_claimed(plan, claim)
     for chunk in plan.left[:1]:  # all have the same columns
         spec = output_spec(plan)
-        for schema in (spec.data, spec.quarantine):
+        for schema in (spec.stored, spec.quarantine):
             try:
                 file_bytes(schema.empty_table(), chunk.shard, spec=spec, counts={})
             except (pa.ArrowException, ValueError, TypeError) as error:
@@ -166,6 +161,24 @@ def _check_columns(plan: JobPlan, claims: Sequence[Claim]) -> None:
                 raise OutputError(
                     f"input.keep: the output cannot hold these columns ({kinds}): {error}"
                 ) from error
+
+
+def _check_claimed(plan: JobPlan, claim: Claim) -> None:
+    """Raise OutputError where the claim of this recipe has other columns than this run."""
+    wanted = plan.job.config.output.vector_list
+    is_variable = claim.schema.get("embedding", "").startswith("list<")
+    stands = "variable" if is_variable else "fixed"
+    if stands != wanted:
+        raise OutputError(
+            f"output.vector_list: got {wanted}, but this output was started with {stands}, and all"
+            f" its files have the same columns. Set vector_list: {stands}, or another output.path"
+        )
+    claimed = types_from(claim.columns) if claim.columns else {}
+    if any(plan.types[name] != claimed.get(name, plan.types[name]) for name in plan.types):
+        raise OutputError(
+            "output.path: another run claimed it meanwhile, with other types of kept"
+            " columns; run again"
+        )
 
 
 def _check_input(
@@ -217,7 +230,7 @@ def output_spec(plan: JobPlan) -> OutputSpec:
         types=plan.types,
         width=job.width,
         fingerprint=job.fingerprint,
-        compression=job.config.output.compression,
+        output=job.config.output,
     )
     return with_head_columns(dense, vocabulary=job.heads.vocabulary, routers=job.heads.routers)
 
@@ -230,7 +243,7 @@ def claim_of(plan: JobPlan) -> Claim:
         fingerprint=job.fingerprint,
         recipes=_recipes(job),
         digests=job.digests,
-        schema=schema_text(output_spec(plan).data),
+        schema=schema_text(output_spec(plan).stored),
         columns=types_text(plan.types),
         probes=Probes((), (), ()),
         calibration=calibration_of(plan),

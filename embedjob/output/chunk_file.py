@@ -66,7 +66,8 @@ def data_table(
     }
     kept = {name.removeprefix(KEPT): rows.column(name) for name in _kept(rows)}
     own = {name: rows.column(name) for name in rows.column_names if name not in _kept(rows)}
-    return _in_schema(own | kept | columns, spec.data)
+    made = _in_schema(own | kept | columns, spec.data)
+    return made if spec.vector_list == "fixed" else made.cast(spec.stored)
 
 
 def quarantine_table(bad: pa.Table, shard: Shard, *, spec: OutputSpec) -> pa.Table:

@@ -80,7 +80,7 @@ def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
     for what, theirs, ours in (
         ("rows", existing.rows, rows),
         ("fingerprint", fingerprint[:12], spec.fingerprint[:12]),
-        ("columns", _described(schema), _described(spec.data)),
+        ("columns", _described(schema), _described(spec.stored)),
     ):
         if theirs != ours:
             raise ChunkError(

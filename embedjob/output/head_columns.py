@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from embedjob.output.schema import OutputSpec, embedding_type
+from embedjob.output.schema import OutputSpec, embedding_type, vectors_of
 from embedjob.text.arrays import Flags
 
 INDICES, VALUES, ROUTER = "sparse_indices", "sparse_values", "router"
@@ -48,9 +48,11 @@ def head_column_problems(table: pa.Table, *, vocabulary: int | None) -> Iterator
     if INDICES in table.column_names:
         yield from _broken_entries(table, vocabulary)
     if ROUTER in table.column_names:
-        column = _whole(table[ROUTER])
-        scores = np.asarray(column.drop_null().flatten(), np.float32)
-        finite = np.isfinite(scores.reshape(-1, column.type.list_size)).all(axis=1)
+        try:
+            finite = np.isfinite(vectors_of(table[ROUTER])).all(axis=1)
+        except ValueError as error:
+            yield 0, f"has router scores beside others of another number: {error}"
+            return
         yield from _first(np.logical_not(finite), "has router scores that are not finite", absent)
 
 

@@ -3,13 +3,14 @@
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from embedjob.config.heads import WeightedSum
-from embedjob.config.job import Input
+from embedjob.config.job import Input, Output
 from embedjob.config.recipe import Recipe
 from embedjob.input.columns import columns_of
 from embedjob.output.calibration import Calibration
@@ -31,6 +32,8 @@ _PACKED = frozenset({"binary", "ubinary"})
 ROW = pa.field("row", pa.uint32(), nullable=False)
 PART = pa.field("part", pa.uint32(), nullable=False)
 SHARD = pa.field("shard", pa.string(), nullable=False)
+# The columns whose lists `output.vector_list` is about.
+VECTORS = ("embedding", "router")
 
 
 Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
@@ -40,7 +43,8 @@ Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
 class OutputSpec:
     """The properties that all files of one run share.
 
-    `width` is the width of vectors before `quantize`; `vocabulary`, if any, bounds sparse indices.
+    `data` has vectors as lists of a fixed size, `stored` as `vector_list` says. `width` is that of
+    vectors before `quantize`; `vocabulary`, if any, bounds sparse indices.
     """
 
     data: pa.Schema
@@ -56,6 +60,14 @@ class OutputSpec:
     width: int = 0
     quantize: Quantize | None = None
     calibration: Calibration | None = None
+    vector_list: Literal["fixed", "variable"] = "fixed"
+
+    @property
+    def stored(self) -> pa.Schema:
+        """Return the columns as files have them."""
+        if self.vector_list == "fixed":
+            return self.data
+        return pa.schema([_variable(field) for field in self.data])
 
 
 def output_spec_of(
@@ -65,7 +77,7 @@ def output_spec_of(
     types: Mapping[str, pa.DataType],
     width: int,
     fingerprint: str,
-    compression: str,
+    output: Output,
 ) -> OutputSpec:
     """Return the spec of a run's files; `types` are the column types that the plan agreed on."""
     return OutputSpec(
@@ -82,8 +94,9 @@ def output_spec_of(
         weighted_sum=recipe.similarity if isinstance(recipe.similarity, WeightedSum) else None,
         normalized=recipe.normalized,
         on_bad_row=job_input.on_bad_row,
-        compression=compression,
+        compression=output.compression,
         width=width,
+        vector_list=output.vector_list,
     )
 
 
@@ -141,6 +154,23 @@ def embedding_type(width: int, vector_dtype: str) -> pa.DataType:
     return pa.list_(pa.field("element", _DTYPES[vector_dtype]), numbers)
 
 
+def vectors_of(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.generic]:
+    """Return the vectors of a column, without its nulls, from lists of either kind [R, D].
+
+    ValueError where they have different widths.
+    """
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
+    present = whole.drop_null()
+    numbers: npt.NDArray[np.generic] = present.flatten().to_numpy(zero_copy_only=False)
+    if pa.types.is_fixed_size_list(whole.type):
+        return numbers.reshape(-1, whole.type.list_size)
+    widths = np.unique(present.value_lengths().to_numpy())
+    if len(widths) > 1:
+        raise ValueError(f"vectors of {widths[0]} and of {widths[-1]} numbers in one column")
+    return numbers.reshape(len(present), int(widths[0]) if len(widths) else 0)
+
+
 def types_text(types: Mapping[str, pa.DataType]) -> str:
     """Return exact types, by column, as text for a JSON document."""
     return base64.b64encode(pa.schema([*types.items()]).serialize().to_pybytes()).decode()
@@ -159,6 +189,12 @@ def types_from(text: str) -> dict[str, pa.DataType]:
 def schema_text(schema: pa.Schema) -> dict[str, str]:
     """Return columns and their types, to be shown and compared as JSON."""
     return {field.name: str(field.type) for field in schema}
+
+
+def _variable(field: pa.Field) -> pa.Field:
+    if field.name not in VECTORS or not pa.types.is_fixed_size_list(field.type):
+        return field
+    return field.with_type(pa.list_(field.type.value_field))
 
 
 def _id_field(job_input: Input, types: Mapping[str, pa.DataType]) -> list[pa.Field]:

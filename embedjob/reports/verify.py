@@ -26,7 +26,7 @@ from embedjob.output.fits.records import read_records
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
 from embedjob.output.manifest import SnapshotFile
 from embedjob.output.row_checks import first_lines, lines_in_order
-from embedjob.output.schema import PART, schema_text
+from embedjob.output.schema import PART, schema_text, vectors_of
 from embedjob.output.snapshot import Snapshot, published, read_snapshot
 from embedjob.storage.objects import (
     Stored,
@@ -267,7 +267,10 @@ def _width(table: pa.Table) -> int:
     if "embedding" not in table.column_names:
         return 0
     kind = table.schema.field("embedding").type
-    return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 0
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    widths = pc.unique(pc.list_value_length(table["embedding"]).drop_null())
+    return int(widths[0].as_py()) if len(widths) == 1 else 0
 
 
 def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
@@ -297,15 +300,21 @@ def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
         yield f"rows {rows[0]} to {rows[-1]} are not all inside {file.start} to {file.stop}"
     if pc.any(pc.not_equal(table["shard"], file.shard)).as_py():
         yield "it holds rows of another shard"
-    column = table["embedding"].combine_chunks()
-    vectors = np.asarray(column.drop_null().flatten(), np.float32)
-    vectors = vectors.reshape(-1, column.type.list_size)
+    try:
+        vectors = vectors_of(table["embedding"]).astype(np.float32)
+    except ValueError as error:
+        yield str(error)
+        return
     if not np.isfinite(vectors).all():
         yield "a vector is not finite"
-    elif pa.types.is_floating(column.type.value_type) and _normalized(claim) and len(vectors):
+    elif len(vectors) and _is_floating(table) and _normalized(claim):
         worst = float(np.abs(np.linalg.norm(vectors, axis=1) - 1).max())
         if worst > NORM_TOLERANCE:
             yield f"a vector's norm is off by {worst:.2g}"
+
+
+def _is_floating(table: pa.Table) -> bool:
+    return bool(pa.types.is_floating(table.schema.field("embedding").type.value_type))
 
 
 def _normalized(claim: Claim) -> bool:

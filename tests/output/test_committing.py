@@ -28,7 +28,7 @@ from embedjob.output import chunk_file, committing
 from embedjob.output.calibration import Calibration
 from embedjob.output.chunk_file import Committed, read_all_committed
 from embedjob.output.committing import commit
-from embedjob.output.schema import OutputSpec
+from embedjob.output.schema import OutputSpec, vectors_of
 from embedjob.storage.objects import create, list_files, read_bytes, replace
 from embedjob.vectors.quantizing import CALIBRATED, quantize
 from tests.shards import (
@@ -129,6 +129,36 @@ def test_a_null_of_several_lines_is_one(tmp_path: Path, out: str) -> None:
     rows = data.filter(data.column("embedding").is_null())
     assert rows.select(["row", "part"]).to_pylist() == [{"row": 4, "part": 0}]
     assert (done.rows, done.counts["rows"], done.counts["nulls"]) == (19, 10, 1)
+
+
+@pytest.mark.parametrize("on_bad_row", ["quarantine", "null"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_lists_of_variable_length_hold_the_vectors_of_fixed_ones(
+    tmp_path: Path, dtype: str, on_bad_row: str
+) -> None:
+    # Files differ in the type of one column; values, nulls and all other columns are equal.
+    case = Case(tmp_path, on_bad_row=on_bad_row, vector_dtype=dtype)
+    fixed = _table(str(tmp_path), "data", case.commit(str(tmp_path)).name)
+    case.spec = replace_spec(case.spec, vector_list="variable")
+    other = str(tmp_path / "other")
+    done = case.commit(other)
+    variable = _table(other, "data", done.name)
+    assert pa.types.is_list(variable.schema.field("embedding").type)
+    assert variable.schema.remove_metadata() == case.spec.stored
+    assert variable.drop_columns("embedding").equals(fixed.drop_columns("embedding"))
+    assert variable["embedding"].to_pylist() == fixed["embedding"].to_pylist()
+    assert np.array_equal(vectors_of(variable["embedding"]), vectors_of(fixed["embedding"]))
+    # A further attempt finds its own columns there.
+    assert not case.commit(other).written
+    case.spec = replace_spec(case.spec, vector_list="fixed")
+    with pytest.raises(ChunkError, match="columns"):
+        case.commit(other)
+
+
+def test_vectors_of_several_widths_are_no_matrix() -> None:
+    with pytest.raises(ValueError, match="of 1 and of 2 numbers"):
+        vectors_of(pa.array([[1.0], None, [1.0, 2.0]]))
+    assert vectors_of(pa.array([None, None], pa.list_(pa.float32()))).shape == (0, 0)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 4])

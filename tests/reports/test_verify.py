@@ -49,13 +49,22 @@ def several(tmp_path: Path) -> Path:
     return output(tmp_path, lambda rows: spread(finished(rows), 3), aggregation="keep")
 
 
-def output(tmp_path: Path, encode: Edit = finished, **knobs: Any) -> Path:
+@pytest.fixture
+def variable(tmp_path: Path) -> Path:
+    """The same, in lists of variable length."""
+    return output(tmp_path, vector_list="variable")
+
+
+def output(
+    tmp_path: Path, encode: Edit = finished, vector_list: Any = "fixed", **knobs: Any
+) -> Path:
     for number in range(2):
         texts = [None if row == 3 else f"{number} {row}" for row in range(25)]
         write_shard(tmp_path / "in" / f"{number}.parquet", {"t": texts}, group_rows=5)
     job_input, out = Input(path=str(tmp_path / "in"), text="t"), tmp_path / "out"
     plan = plan_of(job_input)
     ours = output_spec(job_input, plan.types, **knobs)
+    ours = replace(ours, vector_list=vector_list)
     dtype = knobs.get("vector_dtype", "float32")
     if dtype != "float32":
         by = partial(quantize, dtype=dtype, ranges_2D=CALIBRATION.array)
@@ -69,7 +78,7 @@ def output(tmp_path: Path, encode: Edit = finished, **knobs: Any) -> Path:
         fingerprint=FINGERPRINT,
         recipes={"document": recipe},
         digests={},
-        schema=schema_text(ours.data),
+        schema=schema_text(ours.stored),
         probes=Probes((), (), ()),
         versions={},
         calibration=ours.calibration,
@@ -124,6 +133,14 @@ def test_a_whole_output_has_no_problem(out: Path) -> None:
     assert (report.ok, report.problems) == (True, ())
     assert (report.files, report.rows) == (6, 48)
     assert report.as_dict()["ok"] is True
+
+
+def test_lists_of_variable_length_are_read_as_well(variable: Path) -> None:
+    assert verify(str(variable)).problems == ()
+    change(variable, swap("embedding", lambda column: [[0.9, 0, 0, 0]] * len(column)))
+    assert "norm is off" in " ".join(verify(str(variable)).problems)
+    change(variable, swap("embedding", lambda column: [[1.0]] + [[0.6, 0.8]] * (len(column) - 1)))
+    assert "of 1 and of 2 numbers" in " ".join(verify(str(variable)).problems)
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:

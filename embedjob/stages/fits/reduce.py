@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 from embedjob.errors import EmbedjobError, FaultError, FitError
 from embedjob.input.samples import has_chunk, row_keys
 from embedjob.job.fit_plan import VectorSource
+from embedjob.output.schema import vectors_of
 from embedjob.stages.chunk_state import describe
 from embedjob.storage.objects import Stored, join, open_unchanged
 from embedjob.storage.retrying import retried
@@ -203,7 +204,7 @@ def _block(
         matched, beside = _matched(rows, others)
         rows, keys_R, others_RK = rows.take(matched), keys_R[matched], _matrix(beside)
     vectors_RD = _matrix(rows)
-    if source.steps:
+    if source.steps and len(vectors_RD):
         vectors_RD = finished(vectors_RD, source.steps, fitted)
     return Block(vectors_RD, keys_R, others_RK)
 
@@ -229,10 +230,7 @@ def _matched(rows: pa.Table, others: Sequence[pa.Table]) -> tuple[npt.NDArray[np
 
 
 def _matrix(rows: pa.Table) -> Vectors:
-    column = rows["embedding"].combine_chunks()
-    width = column.type.list_size
-    vectors: Vectors = column.flatten().to_numpy().reshape(-1, width)
-    return vectors
+    return cast(Vectors, vectors_of(rows["embedding"]))
 
 
 def _merged(step: Pass, groups: Sequence[Group], state_of: StateOf) -> State:
