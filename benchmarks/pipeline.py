@@ -252,7 +252,8 @@ def bytes_fetched(work: Path, name: str) -> float:
     from embedjob.config.job import Input
     from embedjob.input import reading
     from embedjob.input.chunks import passes
-    from embedjob.job.planning import cut_input, list_input
+    from embedjob.job.input_listing import list_input
+    from embedjob.job.planning import cut_input
     from embedjob.storage import objects
 
     fetched = 0

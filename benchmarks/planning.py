@@ -25,8 +25,9 @@ from embedjob.config.recipe import Recipe
 from embedjob.input.chunks import Shard
 from embedjob.input.columns import columns_of
 from embedjob.input.footers import Footer
+from embedjob.job.input_listing import InputListing
 from embedjob.job.output import is_published
-from embedjob.job.planning import InputListing, JobPlan, plan
+from embedjob.job.planning import JobPlan, plan
 from embedjob.job.publishing import snapshot_of
 from embedjob.job.resolve import IdentifiedJob
 from embedjob.job.result import Outcome, Outcomes

@@ -75,7 +75,7 @@ def embed_plan(
     from embedjob.stages import session
     from embedjob.stages.fits import fit
 
-    name = f"{plan.job.config.input.path} -> {out}"
+    name = f"{plan.job.config.input.source} -> {out}"
     vectors = partial(embed_plan, console=console, engine_of=engine_of)
     with (
         held(claim(out, job=name, takeover=options.takeover, say=console.say)) as holder,

@@ -14,8 +14,10 @@ from embedjob.config.recipe import Recipe
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.columns import Standing, columns_of
 from embedjob.input.footers import Decoder, Footer
+from embedjob.input.json_lines import is_json_lines, scan_lines
 from embedjob.input.listing import find_shards, read_batch
-from embedjob.job.planning import InputListing, JobPlan, plan
+from embedjob.job.input_listing import InputListing
+from embedjob.job.planning import JobPlan, plan
 from embedjob.job.resolve import IdentifiedJob
 from embedjob.models.architecture import HeadWidths, ModelInfo
 from embedjob.output.schema import OutputSpec, output_spec_of
@@ -36,8 +38,11 @@ def write_shard(
 
 def footers_of(shards: Sequence[Shard], job_input: Input) -> dict[str, Footer | str]:
     """The footers, decoded in this process, which is faster to start than another."""
-    decode = Decoder(columns_of(job_input).wanted).decode_all
-    return read_batch([shard.stored for shard in shards], decode)
+    wanted = columns_of(job_input).wanted
+    lines = [shard for shard in shards if is_json_lines(shard.url)]
+    others = [shard.stored for shard in shards if shard not in lines]
+    scanned = {shard.url: scan_lines(shard.stored, wanted) for shard in lines}
+    return read_batch(others, Decoder(wanted).decode_all) | scanned
 
 
 def job_of(job_input: Input, *, chunk_rows: int = 10, limit: int | None = None) -> IdentifiedJob:

@@ -36,12 +36,14 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 HOMES = {
     "accelerate": {"encoder"},
     "botocore": {"storage"},
+    "deltalake": set(),
     "fsspec": {"storage"},
     "gguf": {"models"},
     "huggingface_hub": {"models"},
     "peft": {"encoder"},
     "pyarrow": {"input", "output", "job", "stages", "reports", "jobs"},
     "pydantic": {"config"},
+    "pyiceberg": set(),
     "ray": {"stages"},
     "rich": {"reports", "cli", "jobs"},
     "s3fs": {"storage"},
@@ -53,6 +55,8 @@ HOMES = {
     "typer": {"cli"},
 }
 LATE_HOMES = {
+    "deltalake": {"input"},
+    "pyiceberg": {"input"},
     "ray": {"jobs"},
     "safetensors": {"models"},
     "torch": {"models"},

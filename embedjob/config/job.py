@@ -1,5 +1,6 @@
 """The job as frozen values: what is read, how it is encoded, where it goes, and on what."""
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
@@ -29,16 +30,67 @@ OUTPUT_COLUMNS = frozenset(
 )
 
 
-class Input(Section):
-    """The Parquet shards that are read, and their columns."""
+# Keys in whose values `${NAME}` is replaced.
+PATHS = (
+    "input.path",
+    "input.table",
+    "output.path",
+    "output.reuse_from",
+    "encoder.model",
+    "encoder.base",
+    "encoder.adapters",
+    "generate.model",
+)
 
-    path: str | tuple[str, ...]
+
+class InputTable(Section):
+    """A table of versions, whose own list of Parquet files is the input.
+
+    `uri` is the table's folder, of Iceberg also the JSON file of its metadata, or with `catalog`
+    its name there. `catalog` is a name that pyiceberg's own configuration has. `version` is one of
+    Delta's numbers or times, of Iceberg a snapshot's id, a branch or a tag; null for the newest.
+    """
+
+    format: Literal["delta", "iceberg"]
+    uri: str
+    catalog: str | None = None
+    version: int | str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_catalog_of_its_kind(self) -> "InputTable":
+        if self.catalog is not None and self.format != "iceberg":
+            raise ValueError("catalog: is for iceberg alone; a delta table is named by its uri")
+        return self
+
+
+def table_name(table: Mapping[str, Any]) -> str | None:
+    """Return how a table is named as the input of an output, without its version; None for none."""
+    parts = [table.get("format"), "table", table.get("catalog"), table.get("uri")]
+    return " ".join(str(part) for part in parts if part) if table.get("uri") else None
+
+
+class Input(Section):
+    """The shards that are read, the files of paths or of a table, and their columns."""
+
+    path: str | tuple[str, ...] = ()
+    table: InputTable | None = None
     text: str | tuple[str, ...]
     separator: str = "\n"
     id: str | None = None
     keep: tuple[str, ...] = ()
     filter: tuple[Any, ...] | None = None
     on_bad_row: Literal["quarantine", "fail", "null"] = "quarantine"
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "Input":
+        if (self.path == ()) == (self.table is None):
+            raise ValueError("path: is required, or table in its place; give one of them")
+        return self
+
+    @property
+    def source(self) -> str | tuple[str, ...]:
+        """Return the paths, or the table's name, to be shown."""
+        return self.path if self.table is None else table_name(self.table.model_dump()) or ""
 
 
 class Sample(Section):

@@ -16,25 +16,16 @@ from pydantic import ValidationError
 
 from embedjob.config.fits import FITS
 from embedjob.config.generation import TrajectorySettings
-from embedjob.config.job import Job
+from embedjob.config.job import PATHS, Job, table_name
 from embedjob.config.recipe import PARTIAL, Recipe
 from embedjob.config.types import Section
 from embedjob.config.url_secrets import ADVICE, names_secret, redacted, refuse_secrets
 from embedjob.errors import ConfigError
 
 DEFAULT = "library default"
-_PATHS = (
-    "input.path",
-    "output.path",
-    "output.reuse_from",
-    "encoder.model",
-    "encoder.base",
-    "encoder.adapters",
-    "generate.model",
-)
 _SECTIONS = tuple(Job.model_fields)
 # Values that are merged key by key, one level further down than others.
-_MERGED = ("special_tokens", "actors", "pool")
+_MERGED = ("special_tokens", "actors", "pool", "table")
 _AS_TEXT = ("timestamp", "int", "float")
 _SectionT = TypeVar("_SectionT", bound=Section)
 
@@ -109,9 +100,14 @@ class JobSource:
 
     @property
     def input_paths(self) -> tuple[str, ...]:
-        """Return `input.path` before `${...}` is replaced: a dated folder is one input."""
+        """Return `input.path` before `${...}` is replaced: a dated folder is one input.
+
+        A table is one input, too, whatever its version.
+        """
         layers = [Layer(one.origin, one.unexpanded or one.values) for one in self.layers]
-        given = JobSource(tuple(layers)).get("input.path") or ()
+        written = JobSource(tuple(layers))
+        table = {key: written.get(f"input.table.{key}") for key in ("format", "catalog", "uri")}
+        given = table_name(table) or written.get("input.path") or ()
         return (given,) if isinstance(given, str) else tuple(given)
 
 
@@ -297,7 +293,7 @@ def _lookup(values: Any, keys: Sequence[str]) -> Any:
 def _expanded(document: dict[str, Any]) -> dict[str, Any]:
     # Once more than at validation: a message about a variable shows what stands around it.
     refuse_secrets(document)
-    for path in _PATHS:
+    for path in PATHS:
         section, key = path.split(".")
         values = document.get(section)
         if isinstance(values, dict) and key in values:
@@ -315,6 +311,8 @@ def _expanded(document: dict[str, Any]) -> dict[str, Any]:
 def _expand(value: Any, path: str) -> Any:
     if isinstance(value, list):
         return [_expand(item, path) for item in value]
+    if isinstance(value, dict) and path == "input.table":
+        return {key: _expand(item, f"{path}.{key}") for key, item in value.items()}
     if not isinstance(value, str):
         return value
 

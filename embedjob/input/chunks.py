@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from embedjob.storage.objects import Stored
 
 # A row group up to this many times chunk_rows is one chunk: decoding it twice costs more.
@@ -19,11 +21,36 @@ WHOLE_BUT = "whole, but it"
 
 
 @dataclass(frozen=True, slots=True)
+class TableColumn:
+    """A column as a table has it, and where its files have it.
+
+    `names` are all names that it has in files. In a file whose columns have ids it is the one with
+    `id`, in others one of `mapped`. Rows that were written before it have `default`, or null.
+    """
+
+    name: str
+    type: pa.DataType
+    names: tuple[str, ...]
+    mapped: tuple[str, ...]
+    id: int | None = None
+    default: pa.Scalar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableShard:
+    """What a table says of one of its files: the needed columns, and values it need not hold."""
+
+    columns: tuple[TableColumn, ...]
+    constants: tuple[tuple[str, pa.Scalar], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One input file as it was listed; `partitions` come from `key=value` directories.
 
     `url` is UTF-8, as everything that names the shard in an output; `raw` opens a local file whose
-    name is not. `modified` is when it was last written, in seconds since 1970, or 0.
+    name is not. `modified` is when it was last written, in seconds since 1970, or 0. `table` is
+    there for a file of a table.
     """
 
     url: str
@@ -32,6 +59,7 @@ class Shard:
     partitions: tuple[tuple[str, str | None], ...] = ()
     raw: str | None = None
     modified: float = field(default=0.0, compare=False)
+    table: TableShard | None = None
 
     @property
     def stored(self) -> Stored:
@@ -55,10 +83,21 @@ class RowRange(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class LineRange:
+    """Bytes [begin, end) of a shard of JSON Lines, all if it is compressed, and its columns."""
+
+    begin: int
+    end: int
+    schema: pa.Schema
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Rows [start, stop) of a shard; `name` is the file name of their embeddings.
 
-    `generation` is the epoch of the run that makes them again; 0 the first time.
+    `generation` is the epoch of the run that makes them again; 0 the first time. `lines` says where
+    they are in a shard of JSON Lines. `deleted` are rows that the shard's table has no more, as
+    bytes of 32-bit numbers.
     """
 
     shard: Shard
@@ -70,6 +109,8 @@ class Chunk:
     text_bytes: int
     footer_bytes: int
     generation: int = 0
+    lines: LineRange | None = None
+    deleted: bytes = b""
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from embedjob.input.chunks import WHOLE_BUT, Shard, printable
 from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse
 from embedjob.input.int96 import exact_units
+from embedjob.input.json_lines import is_json_lines, scan_lines
 from embedjob.storage.backend import DANGLING
 from embedjob.storage.objects import Stored, absolute, covers, find, open_unchanged, read_tail, stat
 from embedjob.storage.retrying import retried
@@ -79,12 +80,13 @@ def find_files(path: str | Sequence[str]) -> Found:
     patterns = (path,) if isinstance(path, str) else tuple(path)
     listed = {pattern: find(pattern) for pattern in patterns}
     for pattern, files in listed.items():
-        if not parquet_files(pattern, files):
+        if not input_files(pattern, files):
             raise InputError(
                 f"input.path: no Parquet file at {pattern} ({len(files)} files listed); looked"
                 f" for that file, for files that match it as a glob, and for"
-                f" {', '.join(PARQUET_NAMES)} files below that directory; names that begin with"
-                " . or _ are left out"
+                f" {', '.join(PARQUET_NAMES)} files below that directory, and then for JSON Lines"
+                " (.jsonl, .ndjson, also with .gz or .zst); names that begin with . or _ are left"
+                " out"
             )
     shards = shards_of(listed)
     every = {file.url for files in listed.values() for file in files}
@@ -105,6 +107,8 @@ def _unread(url: str) -> str:
     if file is None:
         return "gone"
     said = _nature(file)
+    if is_json_lines(url, named=False):
+        return "JSON Lines beside Parquet; name them in input.path, as *.jsonl"
     if said.startswith("the beginning of a Parquet file"):
         return "Parquet by its first bytes; name it in input.path, or rename it to *.parquet"
     return said
@@ -135,7 +139,7 @@ def shards_of(listed: dict[str, list[Stored]]) -> tuple[Shard, ...]:
     files = {
         file.url: file
         for pattern, candidates in listed.items()
-        for file in parquet_files(pattern, candidates)
+        for file in input_files(pattern, candidates)
     }
     return tuple(_shard(file) for _, file in sorted(files.items()))
 
@@ -146,16 +150,20 @@ def _shard(file: Stored) -> Shard:
     return Shard(url, file.size, file.etag, partitions(url), raw, file.modified)
 
 
-def parquet_files(pattern: str, files: list[Stored]) -> list[Stored]:
-    """Return the input files: those the pattern names, and the Parquet files of directories."""
+def input_files(pattern: str, files: list[Stored]) -> list[Stored]:
+    """Return the input files: those the pattern names, and the Parquet files of directories.
+
+    Where there are none, the files of JSON Lines: beside Parquet they are some tool's own.
+    """
     base = pattern.rstrip("/").rsplit("/", 1)[-1]
-    return [
+    lost = [file for file in files if file.etag == DANGLING]
+    found = [
         file
         for file in files
-        if file.url.lower().endswith(PARQUET_NAMES)
-        or _is_named(base, file.name)
-        or file.etag == DANGLING
+        if file.url.lower().endswith(PARQUET_NAMES) or _is_named(base, file.name)
     ]
+    found = found or [file for file in files if is_json_lines(file.url, named=False)]
+    return found + [file for file in lost if file not in found]
 
 
 def _is_named(base: str, name: str) -> bool:
@@ -176,7 +184,13 @@ def partitions(url: str) -> tuple[tuple[str, str | None], ...]:
 def read_footers(
     files: Sequence[Stored], wanted: Wanted, *, threads: int = 32
 ) -> dict[str, Footer | str]:
-    """Read the footers of many files; return by url the footer, or why it cannot be used."""
+    """Read the footers of many files; return by url the footer, or why it cannot be used.
+
+    Files of JSON Lines have none: all of each is read, and its blocks of lines are found.
+    """
+    lines = [file for file in files if is_json_lines(file.url) and file.etag != DANGLING]
+    apart = {file.url for file in lines}
+    files = [file for file in files if file.url not in apart]
     # A thread reads one after the other: only where there are many files is that no wait.
     batch = max(1, min(_BATCH, len(files) // (4 * threads)))
     batches = [files[start : start + batch] for start in range(0, len(files), batch)]
@@ -184,6 +198,8 @@ def read_footers(
     with decoders(wanted, files=len(files)) as decode, ThreadPoolExecutor(threads) as pool:
         for footers in pool.map(functools.partial(read_batch, decode=decode), batches):
             found |= footers
+        scanned = pool.map(functools.partial(scan_lines, wanted=wanted), lines)
+        found |= {printable(file.url): one for file, one in zip(lines, scanned, strict=True)}
     return found
 
 
@@ -288,6 +304,6 @@ _OTHERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda head: not head, "empty: was its upload cut short?"),
     (lambda head: not head.strip(b"\x00"), "zeros only: was its copy cut short?"),
     (lambda head: head[_DUCKDB] == b"DUCK", "a DuckDB database; write its table as Parquet"),
-    (lambda head: head.lstrip()[:1] in (b"{", b"["), "JSON; write it as Parquet"),
+    (lambda head: head.lstrip()[:1] in (b"{", b"["), "JSON; name it *.jsonl if each line is a row"),
     (_is_text, "text, such as CSV; write it as Parquet"),
 )

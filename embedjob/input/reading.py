@@ -19,8 +19,10 @@ from embedjob.input.filtering import filter_rows, never_passes
 from embedjob.input.footers import group_bounds
 from embedjob.input.int96 import exact_units, stored_unit
 from embedjob.input.joining import joined_text, validate_text
+from embedjob.input.json_lines import line_tables
 from embedjob.input.listing import read_metadata
 from embedjob.input.samples import sampled_rows
+from embedjob.input.tables.table_files import file_columns, table_columns
 from embedjob.storage.objects import Stored, open_unchanged, require_unchanged
 from embedjob.storage.retrying import is_passing
 
@@ -50,7 +52,8 @@ def read_pass(chunks: Sequence[Chunk], job_input: Input) -> Iterator[pa.Table]:
     tables = _wanted_rows(chunks, columns, job_input)
     for chunk in chunks:
         try:
-            yield _finished(_sampled(next(tables), chunk, job_input), columns, job_input)
+            rows = _undeleted(next(tables), chunk)
+            yield _finished(_sampled(rows, chunk, job_input), columns, job_input)
         except (pa.ArrowException, OSError) as error:
             if is_passing(error):  # storage's trouble, and no fault of the shard
                 raise
@@ -68,12 +71,21 @@ def passing_rows(chunk: Chunk, job_input: Input) -> npt.NDArray[np.uint32]:
     columns = Columns(text=(), id=None, keep=(), filter=columns_of(job_input).filter)
     try:
         [table] = _wanted_rows([chunk], columns, job_input)
+        table = _undeleted(table, chunk)
         passing: npt.NDArray[np.uint32] = filter_rows(table, job_input.filter)[_ROW].to_numpy()
     except (pa.ArrowException, OSError) as error:
         if is_passing(error):
             raise
         raise ChunkError(f"{chunk.shard.url}: its rows cannot be filtered: {error}") from error
     return passing
+
+
+def _undeleted(table: pa.Table, chunk: Chunk) -> pa.Table:
+    """Return the rows that the shard's table still has."""
+    if not chunk.deleted:
+        return table
+    gone = np.frombuffer(chunk.deleted, np.uint32)
+    return table.filter(pa.array(~np.isin(table.column(_ROW).to_numpy(), gone)))
 
 
 def _sampled(table: pa.Table, chunk: Chunk, job_input: Input) -> pa.Table:
@@ -96,6 +108,9 @@ def _finished(table: pa.Table, columns: Columns, job_input: Input) -> pa.Table:
 
 def _wanted_rows(chunks: Sequence[Chunk], columns: Columns, job_input: Input) -> Iterator[pa.Table]:
     """Yield the needed columns, in plain types, of each chunk's rows, and the row numbers."""
+    if chunks[0].lines is not None:
+        yield from _wanted_lines(chunks, columns)
+        return
     shard = chunks[0].shard
     metadata = _metadata(shard.stored, chunks[0].footer_bytes)
     groups = _groups(metadata, chunks[0], job_input)
@@ -104,7 +119,8 @@ def _wanted_rows(chunks: Sequence[Chunk], columns: Columns, job_input: Input) ->
         (int(first), int(last))
         for first, last in np.searchsorted(numbers, [(chunk.start, chunk.stop) for chunk in chunks])
     ]
-    own = [name for name in columns.needed if name in metadata.schema.to_arrow_schema().names]
+    named = _names_in(shard, metadata.schema.to_arrow_schema(), columns)
+    own = [*dict.fromkeys(named.values())]
     with open_unchanged(shard.stored) as source:
         if places == [(0, len(numbers))]:
             tables = iter([_whole(source, metadata, groups, own)])
@@ -112,10 +128,37 @@ def _wanted_rows(chunks: Sequence[Chunk], columns: Columns, job_input: Input) ->
             tables = _parts(source, metadata, groups, own, places)
         for place, (first, last) in enumerate(places):
             table = next(tables)
-            wanted = {name: _plain(table.column(name)) for name in own}
+            wanted = {name: _plain(table.column(place)) for name, place in named.items()}
             wanted |= _partitions(shard, columns.needed, own, last - first)
+            if shard.table is not None:
+                wanted = table_columns(shard.table, wanted, last - first)
             rows = pa.table(wanted | {_ROW: pa.array(numbers[first:last], pa.uint32())})
             if place + 1 < len(places):
+                require_unchanged(shard.stored)
+                yield rows
+    yield rows  # the end of the block has compared the etag for it
+
+
+def _names_in(shard: Shard, schema: pa.Schema, columns: Columns) -> dict[str, str]:
+    """Return by needed column its name in the file; none of a column that the file has not."""
+    if shard.table is not None:
+        places = file_columns(shard.table, schema)
+        return {name: place for name, place in places.items() if name in columns.needed}
+    return {name: name for name in columns.needed if name in schema.names}
+
+
+def _wanted_lines(chunks: Sequence[Chunk], columns: Columns) -> Iterator[pa.Table]:
+    """Yield what `_wanted_rows` does, of a shard of JSON Lines."""
+    shard, lines = chunks[0].shard, chunks[0].lines
+    assert lines is not None
+    own = [name for name in columns.needed if name in lines.schema.names]
+    with open_unchanged(shard.stored) as source:
+        for chunk, table in zip(chunks, line_tables(source, chunks, own), strict=True):
+            wanted = {name: _plain(table.column(name)) for name in own}
+            wanted |= _partitions(shard, columns.needed, own, chunk.rows)
+            numbers = pa.array(np.arange(chunk.start, chunk.stop), pa.uint32())
+            rows = pa.table(wanted | {_ROW: numbers})
+            if chunk is not chunks[-1]:
                 require_unchanged(shard.stored)
                 yield rows
     yield rows  # the end of the block has compared the etag for it
@@ -130,8 +173,8 @@ def _metadata(file: Stored, length: int) -> pq.FileMetaData:
 def _groups(metadata: pq.FileMetaData, chunk: Chunk, job_input: Input) -> list[int]:
     """Return the chunk's row groups, without those in which the filter passes no row."""
     groups = list(range(*chunk.groups))
-    if job_input.filter is None:
-        return groups
+    if job_input.filter is None or chunk.shard.table is not None:
+        return groups  # a table's columns may have other names and types than the file's
     names = columns_of(job_input).filter
     kinds = {name: TEXT for name in names}  # of directories
     kinds |= {field.name: field.type for field in metadata.schema.to_arrow_schema()}

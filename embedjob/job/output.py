@@ -86,6 +86,7 @@ def is_published(plan: JobPlan, newest: Snapshot) -> bool:
     same = newest.fingerprint == job.fingerprint and newest.limit == job.config.run.limit
     # Outputs of earlier releases have no input on record: the next publish adds it.
     same = same and newest.input in (job.input_paths, None)
+    same = same and newest.input_version == plan.listing.version
     empty = {(shard["url"], shard["etag"]) for shard in newest.shards if not shard["rows"]}
     same = same and empty == {(shard.url, shard.etag) for shard in plan.empty}
     same = same and _lists(newest, plan)

@@ -1,23 +1,29 @@
 """Planning: the chunks of a job and those still to be done, from listings alone; writes nothing."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedjob.config.job import Input, SampledInput
 from embedjob.config.job_file import JobSource
-from embedjob.errors import InputError, RefusedError
+from embedjob.errors import RefusedError
 from embedjob.input.chunks import Chunk, RowRange, Shard, ranges
-from embedjob.input.columns import Standing, agree, columns_of
+from embedjob.input.columns import Standing, agree
 from embedjob.input.footers import Footer
-from embedjob.input.listing import check_apart, find_files, read_footers
+from embedjob.input.json_lines import line_ranges
+from embedjob.input.listing import check_apart
 from embedjob.input.samples import Place, has_chunk
 from embedjob.job.fit_plan import check_fits, settled
 from embedjob.job.generation_plan import PlannedGeneration, planned_generation
+from embedjob.job.input_listing import InputListing, list_input
 from embedjob.job.planned_fits import PlannedFit
 from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve, run_of
 from embedjob.models.source import asked_once
@@ -25,19 +31,11 @@ from embedjob.output import fingerprint as hashes
 from embedjob.output.claim import Claim, read_claims
 from embedjob.output.file_names import chunk_name, data_directory, parse, parsed
 from embedjob.output.fits.records import vectors_place
-from embedjob.output.manifest import remembered
 from embedjob.output.schema import types_from
 from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
 from embedjob.storage.objects import Stored, absolute, list_files
 
-
-@dataclass(frozen=True)
-class InputListing:
-    """The shards of an input, and of each by URL its footer, or why it has none."""
-
-    shards: tuple[Shard, ...]
-    footers: Mapping[str, Footer | str]
-    unread: tuple[str, ...] = ()
+_NONE: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,7 @@ class JobPlan:
     """
 
     job: IdentifiedJob
-    shards: tuple[Shard, ...]
-    footers: Mapping[str, Footer | str]
+    listing: InputListing
     chunks: tuple[Chunk, ...]
     left: tuple[Chunk, ...]
     faults: tuple[tuple[str, str], ...]
@@ -80,13 +77,27 @@ class JobPlan:
     projection: str
     served: Snapshot | None = None
     files: Mapping[str, Stored] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
     named: IdentifiedJob | None = None
     claims: tuple[Claim, ...] = ()
     fits: tuple[PlannedFit, ...] = ()
     refit: bool = False
     generated_in: tuple[str, ...] = ()
     generation: PlannedGeneration | None = None
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards of the input as they were listed."""
+        return self.listing.shards
+
+    @property
+    def footers(self) -> Mapping[str, Footer | str]:
+        """Of each shard by URL its footer, or why it has none."""
+        return self.listing.footers
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The files beside the shards that nobody reads."""
+        return self.listing.unread
 
     @property
     def unfitted(self) -> tuple[str, ...]:
@@ -136,7 +147,7 @@ def plan_job(source: JobSource, *, refit: bool = False) -> JobPlan:
         resolved = resolve(source)
         config = resolved.config.model_copy(update={"run": run})
         identified = identify(replace(resolved, config=config))
-    check_apart(job_input.path, identified.out, listing.shards)
+    check_apart(listing.place or job_input.path, identified.out, listing.shards)
     return plan_settled(identified, listing, served=served, refit=refit)
 
 
@@ -159,27 +170,6 @@ def plan_settled(
     check_fits(fits, made.places, job)
     samples = tuple(vectors_place(job.out, fit.vectors) for fit in fits if fit.vectors)
     return replace(made, named=named, claims=claims, fits=fits, refit=refit, generated_in=samples)
-
-
-def list_input(job_input: Input, served: Snapshot | None = None) -> InputListing:
-    """Find the shards and read their footers; InputError where not one shard can be read.
-
-    A shard that is unchanged since the `served` snapshot is not opened: its footer is there.
-    """
-    found, wanted = find_files(job_input.path), columns_of(job_input).wanted
-    shards = found.shards
-    known = remembered(served.shards, served.footers, wanted) if served else {}
-    footers: dict[str, Footer | str] = {
-        shard.url: known[shard.url, shard.etag]
-        for shard in shards
-        if (shard.url, shard.etag) in known
-    }
-    opened = [shard.stored for shard in shards if shard.url not in footers]
-    footers |= read_footers(opened, wanted) if opened else {}
-    problems = [footer for footer in footers.values() if isinstance(footer, str)]
-    if problems and len(problems) == len(footers):
-        raise InputError(f"input.path: {shards[0].url} is {problems[0]}; no shard can be read")
-    return InputListing(tuple(shards), footers, found.unread)
 
 
 def plan(
@@ -212,8 +202,7 @@ def plan(
     left = tuple(chunk for chunk in chunks if chunk.name not in files)
     return JobPlan(
         job=job,
-        shards=listing.shards,
-        footers=listing.footers,
+        listing=listing,
         chunks=chunks,
         left=left,
         faults=cut.faults,
@@ -223,7 +212,6 @@ def plan(
         projection=cut.projection,
         served=served,
         files=files,
-        unread=listing.unread,
         generation=planned_generation(job, left),
     )
 
@@ -311,8 +299,9 @@ def cut_input(
     chunks: list[Chunk] = []
     for shard in full:
         if shard.url not in faults:
-            version = hashes.version(shard.etag, fingerprint, projection)
-            made = _chunks(shard, readable[shard.url], version, chunk_rows)
+            deleted = listing.deleted.get(shard.url, _NONE)
+            version = partial(_version, shard.etag, fingerprint, projection)
+            made = _chunks(shard, readable[shard.url], version, chunk_rows, deleted)
             chunks += (chunk for chunk in made if _is_read(chunk, job_input))
     return InputChunks(
         tuple(chunks), tuple(sorted(faults.items())), empty, agreement.types, projection
@@ -364,17 +353,34 @@ def _cut(chunk: Chunk, rows: int) -> Chunk:
     return replace(chunk, stop=stop, name=name, text_bytes=chunk.text_bytes * rows // chunk.rows)
 
 
-def _chunks(shard: Shard, footer: Footer, version: str, chunk_rows: int) -> Iterator[Chunk]:
-    for part in ranges(footer.group_rows, footer.group_text_bytes, chunk_rows=chunk_rows):
+def _version(etag: str, fingerprint: str, projection: str, deleted: bytes) -> str:
+    """Return the version of a chunk: without the rows that its table has deleted, it is another."""
+    content = f"{etag} without {hashlib.sha256(deleted).hexdigest()}" if deleted else etag
+    return hashes.version(content, fingerprint, projection)
+
+
+def _chunks(
+    shard: Shard,
+    footer: Footer,
+    version: Callable[[bytes], str],
+    chunk_rows: int,
+    deleted: npt.NDArray[np.int64],
+) -> Iterator[Chunk]:
+    parts = ranges(footer.group_rows, footer.group_text_bytes, chunk_rows=chunk_rows)
+    for part, lines in zip(parts, line_ranges(shard, footer, parts), strict=True):
+        first, last = np.searchsorted(deleted, (part.start, part.stop))
+        gone = deleted[first:last].astype(np.uint32).tobytes()
         yield Chunk(
             shard=shard,
             start=part.start,
             stop=part.stop,
             groups=(part.first_group, part.stop_group),
             first_row=part.first_row,
-            name=chunk_name(shard.url, version, part.start, part.stop),
+            name=chunk_name(shard.url, version(gone), part.start, part.stop),
             text_bytes=_text_bytes(footer, part),
             footer_bytes=footer.length,
+            lines=lines,
+            deleted=gone,
         )
 
 

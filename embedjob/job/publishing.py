@@ -87,10 +87,13 @@ def snapshot_of(
         fingerprint=fingerprint,
         files=FileList(pa.concat_tables([files, FileList.of(held_back).table])),
         shards=shards,
-        footers=Footers.of(columns_of(plan.job.config.input).wanted, layouts),
+        footers=Footers.of(
+            plan.listing.wanted or columns_of(plan.job.config.input).wanted, layouts
+        ),
         faults=tuple({"shard": url, "reason": reason} for url, reason in plan.faults),
         limit=plan.job.config.run.limit,
         input=plan.job.input_paths,
+        input_version=plan.listing.version,
         projection=plan.projection or (served.projection if served and alike else None),
         pruned=None if served is None else served.pruned,
         left=left,

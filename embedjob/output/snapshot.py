@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 # Version 1 held the file entries in the head itself.
 HEAD_VERSION = 2
-_HEAD = ("epoch", "fingerprint", "limit", "input", "projection", "pruned", "original", "created")
+_HEAD = (
+    *("epoch", "fingerprint", "limit", "input", "input_version", "projection", "pruned"),
+    *("original", "created"),
+)
 
 
 _KINDS: Kind = {
@@ -40,6 +43,7 @@ _KINDS: Kind = {
     "fingerprint": re.compile("[0-9a-f]{64}"),
     "limit": (NONE, int),
     "input": (NONE, [str]),
+    "input_version": (NONE, str),
     "projection": (NONE, str),
     "pruned": (NONE, int),
     "original": (NONE, int),
@@ -79,8 +83,9 @@ class LeftShard:
 class Snapshot:
     """The state that was published under one epoch.
 
-    `input` are the paths of the corpus as its job has them, `projection` is the canonical text of
-    what decided the files' rows; both are None in snapshots of earlier releases. `pruned` is the
+    `input` are the paths of the corpus as its job has them, `input_version` is that of a table,
+    `projection` is the canonical text of what decided the files' rows; all are None in snapshots of
+    earlier releases. `pruned` is the
     epoch of the last prune: what was made before it and is in no snapshot since counts for nothing.
     `original` is the epoch of the snapshot that a prune, or a run that left shards, published once
     more.
@@ -93,6 +98,7 @@ class Snapshot:
     faults: tuple[Mapping[str, str], ...] = ()
     limit: int | None = None
     input: tuple[str, ...] | None = None
+    input_version: str | None = None
     projection: str | None = None
     footers: Footers | None = None
     pruned: int | None = None

@@ -13,8 +13,9 @@ from embedjob.config.tables import FIT_NAME
 from embedjob.errors import ConfigError, InputError
 from embedjob.input.listing import described_unread
 from embedjob.input.reading import read_chunk
+from embedjob.job.input_listing import list_input
 from embedjob.job.output import tokenizer_notes
-from embedjob.job.planning import cut_input, limited, list_input
+from embedjob.job.planning import cut_input, limited
 from embedjob.job.resolve import resolve
 from embedjob.models.questions import load_questioner
 from embedjob.models.tokenizer import load_tokenizer

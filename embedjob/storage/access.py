@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from embedjob.errors import AccessError
+from embedjob.errors import AccessError, EmbedjobError
 
 _ENDPOINT = "check AWS_ENDPOINT_URL and the network of this node"
 _KEYS = "check the credentials in the environment, the profile or the role of this node"
@@ -43,6 +43,10 @@ PROBLEMS = {
     **dict.fromkeys(("401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"), _KEYS),
     **dict.fromkeys(("InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"), _KEYS),
 }
+_HUB = (
+    "the hub did not answer as it should; check the network of this node, HF_ENDPOINT, and that the"
+    " token of this node (HF_TOKEN) may read it"
+)
 _LOCAL_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -51,7 +55,11 @@ def access_errors(url: str) -> Iterator[None]:
     """Raise AccessError in place of an error about keys, rights, endpoints or buckets at `url`."""
     try:
         yield
-    except _client_errors() as error:
+    except _client_errors(url) as error:
+        if url.startswith("hf://"):
+            if isinstance(error, FileNotFoundError | EmbedjobError):
+                raise
+            raise AccessError(f"{url}: {_HUB} ({type(error).__name__})") from error
         code = error_code(error)
         if not isinstance(error, OSError) or code in PROBLEMS:
             # The library's own text stays out: it might hold a secret.
@@ -62,8 +70,13 @@ def access_errors(url: str) -> Iterator[None]:
         raise
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that storage raises; those of S3's client where it was imported."""
+def _client_errors(url: str) -> tuple[type[Exception], ...]:
+    """Return the errors that storage raises; those of S3's client where it was imported.
+
+    The hub's client lets through what its HTTP library raises, which differs by version.
+    """
+    if url.startswith("hf://"):
+        return (Exception,)
     if "botocore" not in sys.modules:
         return (OSError,)
     from botocore.exceptions import BotoCoreError
@@ -74,5 +87,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 def error_code(error: BaseException) -> str:
     """Return the code that S3 answered, or the class name of an error that the client raised."""
-    response = getattr(error.__cause__, "response", None) or {}
+    response = getattr(error.__cause__, "response", None)
+    if not isinstance(response, dict):  # none, or that of an HTTP library, which is no answer of S3
+        return type(error).__name__
     return str(response.get("Error", {}).get("Code", type(error).__name__))

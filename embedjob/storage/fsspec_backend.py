@@ -1,7 +1,7 @@
 """fsspec backend: any protocol that fsspec knows, within the guarantees that it keeps."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, BinaryIO, cast
@@ -11,8 +11,16 @@ import fsspec
 from embedjob.errors import AccessError
 from embedjob.storage.backend import Backend, Entry
 
-_VERSION_KEYS = ("ETag", "etag", "generation", "content_md5", "mtime", "last_modified", "created")
 _TIME_KEYS = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
+_VERSION_KEYS = (
+    *("ETag", "etag", "generation", "content_md5", "mtime", "last_modified", "created"),
+    "blob_id",  # of the Hugging Face hub: git's hash of the content
+)
+# Without `raise`, fsspec leaves out a folder that it could not list.
+_LIST: Mapping[str, Any] = {"on_error": "raise"}
+# By protocol, what has a filesystem look again that keeps its listings, whatever fsspec is told.
+_LIST_AGAIN: Mapping[str, Mapping[str, Any]] = {"hf": {"refresh": True}}
+_LOOK_AGAIN: Mapping[str, Mapping[str, Any]] = {"hf": {"refresh": True, "expand_info": True}}
 
 
 class FsspecBackend(Backend):
@@ -22,6 +30,8 @@ class FsspecBackend(Backend):
 
     def __init__(self, protocol: str) -> None:
         """Open the filesystem; AccessError where the protocol or a package for it is missing."""
+        self._list = _LIST_AGAIN.get(protocol, _LIST)
+        self._look_again = _LOOK_AGAIN.get(protocol, {})
         try:
             self.fs: Any = fsspec.filesystem(protocol, use_listings_cache=False)
         except (ImportError, ValueError) as error:
@@ -36,14 +46,13 @@ class FsspecBackend(Backend):
 
     def entries(self, path: str, pattern: Sequence[str]) -> Iterator[Entry]:
         """Yield the files below a folder; none where it is missing."""
-        # Without `raise`, fsspec leaves out a folder that it could not list.
         with suppress(FileNotFoundError):
-            by_path = self.fs.find(path, detail=True, on_error="raise")
+            by_path = self.fs.find(path, detail=True, **self._list)
             yield from (self._entry(info) for info in by_path.values())
 
     def entry(self, path: str) -> Entry | None:
         """Return the file; None for a folder."""
-        info = self.fs.info(path)
+        info = self.fs.info(path, **self._look_again)
         return None if info["type"] == "directory" else self._entry(info)
 
     def _entry(self, info: dict[str, Any]) -> Entry:
@@ -61,7 +70,7 @@ class FsspecBackend(Backend):
     def open(self, path: str) -> tuple[BinaryIO, str]:
         """Return a handle and the etag of what it reads."""
         handle = self.fs.open(path, "rb", cache_type="none")
-        return handle, self._entry(self.fs.info(path)).etag
+        return handle, self._entry(self.fs.info(path, **self._look_again)).etag
 
     def create(self, path: str, data: bytes) -> bool:
         """Create the file; return whether this call did."""

@@ -242,6 +242,23 @@ def test_what_late_chunk_cannot_share_out_is_refused(
     assert re.search(said, refused(path, LATE, override))
 
 
+def test_a_table_is_one_input_in_all_its_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"format": "delta", "uri": "s3://b/${TABLE}"}
+    monkeypatch.setenv("TABLE", "docs")
+    path = write(tmp_path, {"input": {"table": table, "text": "t"}})
+    source = read_job(path, ["input.table.version=3"])
+    assert source.input_paths == ("delta table s3://b/${TABLE}",)
+    assert merge(source.layers)[0]["input"]["table"] == {
+        "format": "delta",
+        "uri": "s3://b/docs",
+        "version": 3,
+    }
+    other = read_job(path, ["input.table.uri=./other"])
+    assert other.input_paths == ("delta table ./other",)
+
+
 def test_the_input_of_a_dated_folder_is_the_same_every_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,8 @@ from embedjob.input.columns import columns_of
 from embedjob.input.decoders import Decode, decoders
 from embedjob.input.listing import find_shards, read_batch
 from embedjob.input.reading import read_chunk
-from embedjob.job.planning import InputListing, cut_input
+from embedjob.job.input_listing import InputListing
+from embedjob.job.planning import cut_input
 from tests.cluster import ROOT
 
 CHUNK_ROWS = 40

@@ -16,7 +16,8 @@ from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.column_types import TEXT, plain_type
 from embedjob.input.columns import Standing
 from embedjob.input.footers import Footer
-from embedjob.job.planning import InputListing, JobPlan, plan
+from embedjob.job.input_listing import InputListing
+from embedjob.job.planning import JobPlan, plan
 from embedjob.output.fingerprint import projection
 from embedjob.storage.objects import Stored
 from tests.shards import job_of

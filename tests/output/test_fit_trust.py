@@ -15,8 +15,9 @@ from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import Recipe
 from embedjob.input.chunks import Chunk
 from embedjob.input.listing import check_apart
+from embedjob.job.input_listing import list_input
 from embedjob.job.options import Options
-from embedjob.job.planning import JobPlan, list_input, plan_settled
+from embedjob.job.planning import JobPlan, plan_settled
 from embedjob.job.result import Outcome
 from embedjob.output.claim import read_claims
 from embedjob.output.file_names import parse

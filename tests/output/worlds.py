@@ -27,9 +27,10 @@ from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Wanted
 from embedjob.input.listing import check_apart
 from embedjob.input.reading import read_chunk
+from embedjob.job.input_listing import list_input
 from embedjob.job.options import Console, Options
 from embedjob.job.output import claim_of, output_spec
-from embedjob.job.planning import JobPlan, list_input, plan
+from embedjob.job.planning import JobPlan, plan
 from embedjob.job.result import Outcome, Outcomes, Result, StagesEnd
 from embedjob.output import cleanup, lease
 from embedjob.output.claim import put_claim

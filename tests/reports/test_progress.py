@@ -7,6 +7,7 @@ import pytest
 from embedjob.config.job import Input
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.job.generation_plan import PlannedGeneration
+from embedjob.job.input_listing import InputListing
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import Tally
 from embedjob.reports.progress import Estimate, Total, estimate, generating, line, shown
@@ -99,8 +100,7 @@ def test_off_a_terminal_lines_come_at_once_and_at_the_end(monkeypatch: pytest.Mo
     chunk = Chunk(shard, 0, 10, (0, 1), 0, "a-name.parquet", 30, 100)
     plan = JobPlan(
         job=job_of(Input(path="in", text="t")),
-        shards=(shard,),
-        footers={},
+        listing=InputListing((shard,), {}),
         chunks=(chunk,),
         left=(chunk,),
         faults=(),

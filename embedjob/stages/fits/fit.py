@@ -30,7 +30,7 @@ from embedjob.input.samples import Place, Rows, all_rows
 from embedjob.job.fit_plan import VectorSource, other_vectors, sample_for, vectors_at_hand
 from embedjob.job.options import Console, Options
 from embedjob.job.planned_fits import PlannedFit
-from embedjob.job.planning import InputListing, JobPlan, plan_settled
+from embedjob.job.planning import JobPlan, plan_settled
 from embedjob.job.result import Result
 from embedjob.output.fits.artefacts import Head, copy_artefacts, put_artefact, read_fitted
 from embedjob.output.fits.records import Record, put_record, vectors_place
@@ -224,7 +224,7 @@ def planned_vectors(plan: JobPlan, fit: PlannedFit) -> JobPlan:
     vectors = replace(
         job, config=config, recipes=recipes, width=fit.width, fingerprint=fit.fingerprint
     )
-    nested = plan_settled(vectors, _listing(plan))
+    nested = plan_settled(vectors, plan.listing)
     # A run before may have generated for all rows, and another fit for some of them.
     others = (one for one in plan.generated_in if one != nested.job.out)
     return replace(nested, generated_in=(job.out, *others))
@@ -253,11 +253,7 @@ def _rows_that_pass(chunk: Chunk, job_input: Input) -> Rows:
 def replanned(plan: JobPlan) -> JobPlan:
     """Plan again with the artefacts that the job's fits have made by now."""
     assert plan.named is not None
-    return plan_settled(plan.named, _listing(plan), refit=plan.refit)
-
-
-def _listing(plan: JobPlan) -> InputListing:
-    return InputListing(plan.shards, plan.footers, plan.unread)
+    return plan_settled(plan.named, plan.listing, refit=plan.refit)
 
 
 def _input_of(whole: Input, sample: Sample | None) -> Input:

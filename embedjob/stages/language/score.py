@@ -25,7 +25,8 @@ from embedjob.input.chunks import Chunk
 from embedjob.input.columns import KEPT
 from embedjob.input.joining import validate_text
 from embedjob.input.reading import read_chunk
-from embedjob.job.planning import cut_input, list_input
+from embedjob.job.input_listing import list_input
+from embedjob.job.planning import cut_input
 from embedjob.models.components import components_of
 from embedjob.models.digests import model_digests
 from embedjob.output.fingerprint import fingerprint_of

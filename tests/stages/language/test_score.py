@@ -12,7 +12,8 @@ import pytest
 import embedjob
 from embedjob.config.generation import TrajectorySettings
 from embedjob.errors import InputError
-from embedjob.job.planning import cut_input, list_input
+from embedjob.job.input_listing import list_input
+from embedjob.job.planning import cut_input
 from embedjob.stages.language.score import Pairs, put_scores, score, score_chunk
 from embedjob.storage.objects import list_files
 from tests import running
