@@ -29,7 +29,7 @@ def _blocks(title: str) -> list[tuple[str, str]]:
 def test_a_table_as_the_document_has_it(
     cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("deltalake", reason="pip install 'embedjob[tables]'")
+    pytest.importorskip("deltalake", reason="pip install 'embedjob[lakehouse]'")
     monkeypatch.chdir(tmp_path)
     kinds = [kind for kind, _ in _blocks("A table")]
     assert kinds == ["python", "yaml", "sh", "python", "sh"]

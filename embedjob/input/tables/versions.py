@@ -41,5 +41,5 @@ def not_installed(format: str, package: str) -> ConfigError:
     """Return the error where the library that reads a format is missing."""
     return ConfigError(
         f"input.table: reading a table of {format} needs {package};"
-        " pip install 'embedjob[tables]' (on the machine that starts the job)"
+        " pip install 'embedjob[lakehouse]' (on the machine that starts the job)"
     )

@@ -28,7 +28,7 @@ from tests.input.tables.nights import Nights, input_of, own_rows, planned, rows_
 from tests.seaweed import S3Server
 from tests.shards import write_shard
 
-deltalake = pytest.importorskip("deltalake", reason="pip install 'embedjob[tables]'")
+deltalake = pytest.importorskip("deltalake", reason="pip install 'embedjob[lakehouse]'")
 DAY = datetime.date(2024, 2, 29)
 
 
@@ -342,7 +342,7 @@ def test_a_table_in_a_bucket(bucket: str, s3: S3Server, tmp_path: Path) -> None:
 
 def test_a_library_that_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "deltalake", None)
-    with pytest.raises(ConfigError, match=r"needs deltalake; pip install 'embedjob\[tables\]'"):
+    with pytest.raises(ConfigError, match=r"needs deltalake; pip install 'embedjob\[lakehouse\]'"):
         planned(input_of("delta", tmp_path))
 
 

@@ -19,7 +19,7 @@ from embedjob.job.input_listing import list_input
 from tests.input.tables.nights import Nights, input_of, own_rows, planned, rows_of
 from tests.shards import write_shard
 
-pytest.importorskip("pyiceberg", reason="pip install 'embedjob[tables]'")
+pytest.importorskip("pyiceberg", reason="pip install 'embedjob[lakehouse]'")
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.manifest import (
     DataFile,
@@ -388,7 +388,7 @@ def test_a_timestamp_partition_is_a_column(catalog: SqlCatalog) -> None:
 
 def test_a_library_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs pyiceberg; pip install 'embedjob\[tables\]'"):
+    with pytest.raises(ConfigError, match=r"needs pyiceberg; pip install 'embedjob\[lakehouse\]'"):
         planned(input_of("iceberg", "db.docs", catalog="tests"))
 
 
