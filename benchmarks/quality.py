@@ -1,5 +1,7 @@
 """Spearman of every method that runs a language model as it is, all-MiniLM and GloVe; their cost.
 
+Mean pooling is measured whitened and by a flow, too, both fitted on the texts of the set.
+
 python -m benchmarks.quality [--only METHOD ...] [--on SET ...] [--anew] [--every N] [--threads 1]
 
 The sets are STS-B dev and SICK-R dev. Figures are kept in docs/quality.yaml with the recipe they
@@ -11,23 +13,22 @@ Exit 1 when the published order does not hold.
 
 import argparse
 import datetime
-import hashlib
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
 import yaml
-from safetensors.numpy import save
 from scipy.stats import spearmanr
 
 from benchmarks.measuring.glove import glove_table
+from benchmarks.measuring.vocabularies import vocabulary_of_texts
 from embedjob.config.interventions import given
 from embedjob.config.pooling import FitStep, Normalize, WordWeights
 from embedjob.config.recipe import Recipe
@@ -35,22 +36,21 @@ from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.job.resolve import resolve_encoder
 from embedjob.methods.catalogue import names, read_method, setting_for
-from embedjob.models import cache
 from embedjob.models.architecture import config_of
 from embedjob.models.source import ModelSource, materialize, source_of
 from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.output.fingerprint import fingerprint
-from embedjob.reports.method_figures import AS_PUBLISHED
+from embedjob.reports.method_figures import AS_PUBLISHED, BY_FLOW, BY_IDF, WHITENED
 from embedjob.reports.method_pages import page
 from embedjob.stages.fits.row_counts import counts_of, fitted_counts
 from embedjob.static.lookup_encoder import LookupEncoder
-from embedjob.text.lookup.terms import TermCounts, TermRules, count_terms
 from embedjob.text.views import TokenViews
+from embedjob.vectors.finishing import finished
+from embedjob.vectors.fit_arithmetic import first_pass
 from embedjob.vectors.fitted import Block, Fitted
 from embedjob.vectors.rare_words import CommonComponentPass
 from embedjob.vectors.sparse import Sparse
-from embedjob.vectors.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 STS = ROOT.parent / "shared" / "data" / "sts"
@@ -75,6 +75,10 @@ ORDER = (
     ("token_prepending", "prompteol", 0.0),
     ("text_first_views", "prompteol", 1.5),
 )
+# What fits are worth, in the same words.
+FITTED_ORDER = ((f"mean{WHITENED}", "mean", 10.0),)
+# The method whose fit is made over the vectors of `mean`, by what the figure is called.
+FITTED = {f"mean{WHITENED}": "bert_whitening", f"mean{BY_FLOW}": "bert_flow"}
 
 
 Figures = dict[str, dict[str, dict[str, Any]]]
@@ -107,25 +111,53 @@ def take(data: str, figures: Figures, asked: argparse.Namespace) -> None:
     """Takes the figures of one set that are asked for and not there, and keeps each at once."""
     lines = (STS / f"{data}.jsonl").read_text("utf-8").splitlines()
     pairs = [json.loads(line) for line in lines[:: asked.every]]
-    backbones: dict[str, Backbone] = {}
+    encoders = Encoders({}, {})
     taken = figures.setdefault(data, {})
     for name, recipe in recipes(asked.only, data):
         mark = fingerprint(recipe, {})[:12]
         if asked.anew or taken.get(name, {}).get("recipe") != mark:
-            taken[name] = {"recipe": mark, **measured(recipe, pairs, backbones)}
+            taken[name] = {"recipe": mark, **measured(recipe, pairs, encoders)}
             if asked.every == 1:
                 keep(figures)
         line = f"{data:10} {name:32} {taken[name]['spearman']:6.2f}  {taken[name]['date']}"
         print(line, flush=True)
 
 
-def measured(
-    recipe: Recipe, pairs: list[dict[str, Any]], backbones: dict[str, Backbone]
-) -> dict[str, Any]:
+class Encoders(NamedTuple):
+    """Models that are loaded, and vectors that fits share with what they cost, by their recipes."""
+
+    backbones: dict[str, Backbone]
+    vectors: dict[str, tuple[np.ndarray, dict[str, Any]]]
+
+
+def measured(recipe: Recipe, pairs: list[dict[str, Any]], encoders: Encoders) -> dict[str, Any]:
     """One figure, what it cost, when it was taken and with what; models are loaded once."""
     texts = sorted({pair[side] for pair in pairs for side in ("s1", "s2")})
     if may_be_static(materialize(source_of(recipe), tokenizer_only=True)):
         return _of_table(recipe, texts, pairs)
+    fits = [step for step in recipe.finish if isinstance(step, FitStep)]
+    plain = recipe.model_copy(update={"finish": ()}) if fits else recipe
+    key = fingerprint(plain, {})
+    if key not in encoders.vectors:
+        encoders.vectors[key] = _encoded(plain, texts, encoders.backbones)
+    vectors, cost = encoders.vectors[key]
+    started, before = time.perf_counter(), time.process_time()
+    vectors = finished(vectors, recipe.finish, _fits(fits, vectors)) if fits else vectors
+    cpu_seconds, seconds = time.process_time() - before, time.perf_counter() - started
+    return {
+        "spearman": spearman(vectors, texts, pairs),
+        **cost,
+        "cpu_seconds": round(cost["cpu_seconds"] + cpu_seconds, 1),
+        "seconds": round(cost["seconds"] + seconds),
+        "date": datetime.date.today().isoformat(),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+
+
+def _encoded(
+    recipe: Recipe, texts: list[str], backbones: dict[str, Backbone]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Vectors, and what they cost."""
     if recipe.model not in backbones:
         backbones[recipe.model] = load_backbone(recipe, device=torch.device("cpu"))
     encoder = Encoder(backbones[recipe.model], recipe)
@@ -134,14 +166,31 @@ def measured(
     started, before = time.perf_counter(), time.process_time()
     vectors = encoder.encode(texts)
     cpu_seconds, seconds = time.process_time() - before, time.perf_counter() - started
-    return {
-        "spearman": spearman(vectors, texts, pairs),
-        **tokens,
-        "cpu_seconds": round(cpu_seconds, 1),
-        "seconds": round(seconds),
-        "date": datetime.date.today().isoformat(),
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-    }
+    return vectors, {**tokens, "cpu_seconds": cpu_seconds, "seconds": seconds}
+
+
+def _fits(steps: list[FitStep], vectors: np.ndarray) -> dict[str, Fitted]:
+    """What the fits of steps leave, each over all vectors."""
+    made = {}
+    for step in steps:
+        [section] = read_method(FITTED_BY_KIND[step.kind]).fit
+        one: Any = first_pass(section)
+        state = one.partial(Block(vectors, np.arange(len(vectors), dtype=np.uint64)))
+        made[step.name] = one.finish(state)
+    return made
+
+
+def _of_fit(method: str) -> Recipe:
+    """Mean pooling, with the finishing steps of a method that fits them."""
+    steps = [FitStep(**{kind: name}) for kind, name in _steps(method)]
+    return of_method("mean").model_copy(update={"finish": (*steps, Normalize(normalize=True))})
+
+
+def _steps(method: str) -> Iterator[tuple[str, str]]:
+    return ((fit.kind, fit.name) for fit in read_method(method).fit)
+
+
+FITTED_BY_KIND = {kind: method for method in FITTED.values() for kind, _ in _steps(method)}
 
 
 def _of_table(recipe: Recipe, texts: list[str], pairs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -192,24 +241,14 @@ def _sif_fits(recipe: Recipe, views: TokenViews) -> dict[str, Fitted]:
 
 def _tfidf(data: str) -> Recipe:
     """The method tfidf with the vocabulary of all texts of a set, each pair's texts as they are."""
-    lines = (STS / f"{data}.jsonl").read_text("utf-8").splitlines()
-    counts = TermCounts(0, Counter(), Counter())
-    [section] = read_method("tfidf").fit
-    rules = TermRules(section.lowercase, section.token_pattern)
-    pairs = map(json.loads, lines)
-    count_terms((pair[side] for pair in pairs for side in ("s1", "s2")), rules, counts)
-    terms = sorted(counts.documents)
-    documents = np.array([counts.documents[term] for term in terms], np.int64)
-    made = Vocabulary(terms, documents, counts.texts, rules.lowercase, rules.token_pattern)
-    data_bytes = save({**made.fitted().tensors})
-    name = f"vocabulary-{hashlib.sha256(data_bytes).hexdigest()[:12]}.safetensors"
-    folder = cache.build_once(name, [name], lambda to: write_to(to / name, data_bytes))
-    return _symmetric({"method": "tfidf", "model": str(folder / name)})
+    pairs = map(json.loads, (STS / f"{data}.jsonl").read_text("utf-8").splitlines())
+    file = vocabulary_of_texts(pair[side] for pair in pairs for side in ("s1", "s2"))
+    return symmetric({"method": "tfidf", "model": str(file)})
 
 
-def write_to(path: Path, data: bytes) -> None:
-    """Write a file."""
-    path.write_bytes(data)
+def _idf(recipe: Recipe) -> Recipe:
+    """Return the method glove with each word weighted by its idf in the set."""
+    return recipe.model_copy(update={"pooling": WordWeights(idf="counts")})
 
 
 def tokens_per_text(views: TokenViews, recipe: Recipe, *, layers: int) -> dict[str, float]:
@@ -230,23 +269,31 @@ def tokens_per_text(views: TokenViews, recipe: Recipe, *, layers: int) -> dict[s
 def recipes(only: list[str], data: str = SETS[0]) -> Iterator[tuple[str, Recipe]]:
     """Every method whose own model is the small language model, plain mean pooling, all-MiniLM.
 
-    A method that has a setting for that model comes as the paper has it, too.
+    A method that has a setting for that model comes as the paper has it, too. Tables come last.
     """
-    for one in as_it_is():
-        if only and one not in only:
+    for name, make in (*_of_models(), *_of_tables(data)):
+        if only and name.removesuffix(AS_PUBLISHED) not in only:
             continue
-        yield one, of_method(one)
-        if (published := as_published(one)) is not None:
-            yield f"{one}{AS_PUBLISHED}", published
-    if not only or MINILM_NAME in only:
-        yield MINILM_NAME, _symmetric({"model": MINILM})
-    table = glove_table()
-    if table is not None and (not only or "glove" in only):
-        yield "glove", _symmetric({"method": "glove", "model": str(table)})
-    if table is not None and (not only or "sif" in only):
-        yield "sif", _sif(_symmetric({"method": "glove", "model": str(table)}))
-    if not only or "tfidf" in only:
-        yield "tfidf", _tfidf(data)
+        if (made := make()) is not None:
+            yield name, made
+
+
+def _of_models() -> Iterator[tuple[str, Callable[[], Recipe | None]]]:
+    for one in as_it_is():
+        yield one, partial(of_method, one)
+        yield f"{one}{AS_PUBLISHED}", partial(as_published, one)
+    for name, method in FITTED.items():
+        yield name, partial(_of_fit, method)
+    yield MINILM_NAME, partial(symmetric, {"model": MINILM})
+
+
+def _of_tables(data: str) -> Iterator[tuple[str, Callable[[], Recipe | None]]]:
+    if (table := glove_table()) is not None:
+        glove = symmetric({"method": "glove", "model": str(table)})
+        yield "glove", lambda: glove
+        yield f"glove{BY_IDF}", partial(_idf, glove)
+        yield "sif", partial(_sif, glove)
+    yield "tfidf", partial(_tfidf, data)
 
 
 def as_it_is() -> list[str]:
@@ -260,7 +307,7 @@ def as_it_is() -> list[str]:
 
 def of_method(name: str) -> Recipe:
     """The recipe of a method for texts that are compared with each other, on the small model."""
-    return _symmetric({"method": name, "model": SMOLLM})
+    return symmetric({"method": name, "model": SMOLLM})
 
 
 def as_published(name: str) -> Recipe | None:
@@ -271,10 +318,11 @@ def as_published(name: str) -> Recipe | None:
     if setting is None:
         return None
     own = {key: method.encoder[key] for key in setting.encoder}
-    return _symmetric({"method": name, "model": SMOLLM, **own})
+    return symmetric({"method": name, "model": SMOLLM, **own})
 
 
-def _symmetric(section: dict[str, Any]) -> Recipe:
+def symmetric(section: dict[str, Any]) -> Recipe:
+    """The recipe of an `encoder` section for texts that are compared with each other."""
     return resolve_encoder(section, on_gpu=False).recipes["symmetric"]
 
 
@@ -290,7 +338,7 @@ def spearman(vectors: np.ndarray, texts: list[str], pairs: list[dict[str, Any]])
 def out_of_order(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What the figures there are say against the published order."""
     found = {name: figure["spearman"] for name, figure in figures.items()}
-    for better, worse, margin in ORDER:
+    for better, worse, margin in (*ORDER, *FITTED_ORDER):
         if better in found and worse in found and found[better] < found[worse] + margin:
             yield f"{better} {found[better]} is less than {worse} {found[worse]} + {margin}"
 
@@ -309,7 +357,8 @@ def kept() -> Figures:
 
 def keep(figures: Figures) -> None:
     """Writes the figures down, and the page that shows them."""
-    ordered = {data: dict(sorted(figures.get(data, {}).items())) for data in SETS}
+    others = [data for data in figures if data not in SETS]
+    ordered = {data: dict(sorted(figures.get(data, {}).items())) for data in (*SETS, *others)}
     lines = yaml.safe_dump(ordered, default_flow_style=None, width=200, sort_keys=False)
     KEPT.write_text(HEADER + lines, "utf-8")
     SHOWN.write_text(page(KEPT), "utf-8")

@@ -58,6 +58,9 @@ COMPARED = (
     ("metaeol", "knowledge_enhanced"),
 )
 AS_PUBLISHED = ", the paper's setting"
+# What a figure's name ends in, where the vectors of a method were finished by a fit or weighted.
+WHITENED, BY_FLOW, BY_IDF = ", whitened", ", flow", ", idf"
+VARIANTS = (AS_PUBLISHED, WHITENED, BY_FLOW, BY_IDF)
 _COSTS = ("computed", "cpu_seconds")
 _MINILM = "all-MiniLM-L6-v2"
 _STSB, _SICKR = "stsb.dev", "sickr.dev"
