@@ -96,7 +96,7 @@ def stopped_at_each_moment(
 ) -> None:
     """A run that stops at a moment, and one after it, each time in a fresh output."""
     worlds = partial(JobWorld, sections=sections, inputs=folder / "inputs")
-    with decoders(worlds(folder).wanted, files=1) as decode:
+    with decoders(worlds(folder).decoded, files=1) as decode:
         good: Good = {}
         wanted: tuple[Any, ...] = ()
         moment, last = 0, 1

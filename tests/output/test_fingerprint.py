@@ -21,7 +21,7 @@ from embedjob.config.heads import (
     SparseLm,
 )
 from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
-from embedjob.config.job import ActorRange, Generate, Input, Job, Output
+from embedjob.config.job import ActorRange, Generate, Input, InputTable, Job, Output
 from embedjob.config.pooling import Normalize, SpanOffset, SpanTag, Truncate, WeightedFrom
 from embedjob.config.recipe import Recipe, SpecialTokens
 from embedjob.config.segments import Demonstration, Segment, Slot, WeightedTemplate
@@ -88,6 +88,7 @@ CHANGES: dict[str, Any] = {
 # One other value for every key that decides neither.
 KEEPS: dict[str, Any] = {
     "input.path": "/elsewhere",
+    "input.table": InputTable(format="delta", uri="/elsewhere"),
     "encoder.model": "/copies/m",
     "encoder.revision": "abc",
     "encoder.base": "/copies/base",
@@ -107,6 +108,7 @@ KEEPS: dict[str, Any] = {
     "output.chunk_rows": 7,
     "output.compression": "none",
     "output.reuse_from": ("/old",),
+    "output.vector_list": "variable",
     "run.limit": 5,
     "run.max_quarantined": 0.5,
     "run.max_shrink": 0.5,

@@ -165,7 +165,7 @@ class World:
             return claim(out, job=job, takeover=True)
 
         # One that decodes for several worlds is given.
-        shared = nullcontext(self.decode) if self.decode else decoders(self.wanted, files=1)
+        shared = nullcontext(self.decode) if self.decode else decoders(self.decoded, files=1)
         with pytest.MonkeyPatch.context() as patch, shared as decode:
             # One process decodes for all: a run of these takes less than its start.
             patch.setattr(listing, "decoders", lambda *_, **__: nullcontext(decode))
@@ -184,7 +184,7 @@ class World:
                 operation.wake()
 
     @property
-    def wanted(self) -> Wanted:
+    def decoded(self) -> Wanted:
         """What footers are asked of the inputs' columns."""
         return columns_of(self.job_input("in")).wanted
 
