@@ -19,14 +19,14 @@ from embedjob.output.lease import claim, held
 from embedjob.storage.create_only import require_create_only
 
 if TYPE_CHECKING:
-    from embedjob.stages.claiming import ClaimAndCheck
     from embedjob.stages.encode import PoolSize
     from embedjob.stages.engine import Engine
+    from embedjob.stages.reuse.merging import Reuse
     from embedjob.stages.session import EngineOf
 
 
 def flow(
-    plan: JobPlan, engine: "Engine", *, pool: "PoolSize", claim: "ClaimAndCheck", ledger: Any
+    plan: JobPlan, engine: "Engine", *, reuse: "Reuse", pool: "PoolSize", claim: Any, ledger: Any
 ) -> None:
     """Read, tokenize, encode and write every chunk that is left; generate where the job does."""
     from embedjob.stages.encode import encode
@@ -36,17 +36,17 @@ def flow(
     from embedjob.stages.write import Committer, write
 
     rows_of = partial(read_pass, job_input=plan.job.config.input)
-    reading = partial(read, plan.left, rows_of, ledger=ledger, newest=plan.until is not None)
     tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
+    rows = partial(read, plan.left, rows_of, ledger=ledger, reuse=reuse, newest=bool(plan.until))
     if pool.generators is None:
-        views = reading(tokenized, actors=pool.largest)
+        views = rows(tokenized, actors=pool.largest)
     else:
         host = host_of(plan, pool, claim)
         before_flow(plan, rows_of, host, ledger=ledger)
-        rows = reading(None, actors=pool.generators.largest)
-        views = generate(rows, engine, tokenized, host=host, ledger=ledger)
-    embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
-    write(embeddings, Committer.of(plan, claim.lease), ledger=ledger)
+        texts = rows(None, actors=pool.generators.largest)
+        views = generate(texts, engine, tokenized, host=host, ledger=ledger)
+    vectors = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
+    write(vectors, Committer.of(plan, claim.lease), ledger=ledger)
 
 
 def embed(

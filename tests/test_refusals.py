@@ -36,9 +36,9 @@ REFUSALS: dict[str, tuple[Change, tuple[str, ...]]] = {
         {"encoder": {"long_text": "late_chunk", "span": "last_token"}},
         ("encoder: span: got last_token", "late_chunk", "allowed is all, text, from_text"),
     ),
-    "a key without an engine": (
-        {"output": {"reuse_from": ["{folder}/out"]}},
-        ("output.reuse_from", "not available in this version"),
+    "vectors of an output that has none": (
+        {"output": {"reuse_from": ["{folder}/other"]}},
+        ("output.reuse_from", "other has no snapshot", "Leave this output out"),
     ),
     "a fit that nobody makes": (
         {"encoder": {"finish": [{"whiten": "w"}]}},

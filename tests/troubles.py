@@ -26,6 +26,7 @@ from embedjob.stages.chunk_state import ChunkState
 from embedjob.stages.encode import encode
 from embedjob.stages.engine import Engine, RecipeEngine, recipe_engine
 from embedjob.stages.read import ReadRows, read
+from embedjob.stages.reuse.merging import Reuse
 from embedjob.stages.tokenize import tokenize
 from embedjob.stages.write import Committer, write
 from embedjob.storage.local import LocalBackend
@@ -167,11 +168,14 @@ def troubled(config: Job, threads: int) -> Engine:
 def flow(log: Path) -> Callable[..., None]:
     """The pipeline's own flow, but that it reads and writes with trouble."""
 
-    def run(plan: JobPlan, engine: Engine, *, pool: Any, claim: Any, ledger: Any) -> None:
+    def run(
+        plan: JobPlan, engine: Engine, *, reuse: Reuse, pool: Any, claim: Any, ledger: Any
+    ) -> None:
         config = plan.job.config
         reads = Reads(partial(read_pass, job_input=config.input), log)
         tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
-        views = read(plan.left, reads, tokenized, actors=pool.largest, ledger=ledger)
+        rows = partial(read, plan.left, reads, ledger=ledger, reuse=reuse)
+        views = rows(tokenized, actors=pool.largest)
         embeddings = encode(views, engine, pool=pool, claim=claim, ledger=ledger)
         committer = Committer(claim.lease, output_spec(plan), config.encoder.vector_dtype)
         write(embeddings, Writes(committer, log), ledger=ledger)

@@ -182,20 +182,13 @@ class Generate(Generation):
 
 
 class Output(Section):
-    """Where the embedding shards go."""
+    """Where the embedding shards go; vectors are also taken over from outputs in `reuse_from`."""
 
     path: str
     chunk_rows: Positive = 16384
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
     vector_list: Literal["fixed", "variable"] = "fixed"
     reuse_from: tuple[str, ...] = ()
-
-    @field_validator("reuse_from")
-    @classmethod
-    def _is_not_built(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value:
-            raise ValueError("not available in this version; leave it empty")
-        return value
 
 
 class Run(Section):

@@ -13,6 +13,7 @@ from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options, Say
 from embedjob.job.planning import JobPlan, relisted
 from embedjob.job.resolve import IdentifiedJob, ResolvedJob
+from embedjob.job.reusable import check_reuse_from
 from embedjob.models.source import transformer_directory
 from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer_files import note
@@ -38,7 +39,8 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
     """Return the newest snapshot where this job may write to its output.
 
     Raises:
-        OutputError: it belongs to another recipe or input, or a trial would replace a corpus.
+        OutputError: it belongs to another recipe or input, a trial would replace a corpus, or an
+            output in `reuse_from` has no vectors of this recipe.
     """
     job, run = plan.job, plan.job.config.run
     # Another run may have made the artefacts since; its claim is looked at under the lease.
@@ -57,6 +59,8 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
             "--refit: this output holds vectors of the artefacts that it would replace; pass"
             " --new-fingerprint as well to write beside them and switch readers at the end"
         )
+    if plan.left and not plan.unfitted:
+        check_reuse_from(job)
     _check_ranges(plan, claims)
     _check_columns(plan, claims)
     newest = plan.served

@@ -80,6 +80,8 @@ class Outcomes:
 class Tally:
     """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks.
 
+    `reused` are the rows of ended chunks whose vectors were there already.
+
     `idle_seconds` are those without progress while encoders were there, `absent_seconds` those
     since one was last heard of. `answers` are those of generators, and `answer_tokens` the tokens
     of those that were made now; nothing is left to be generated for `chunks_generated`.
@@ -101,6 +103,7 @@ class Tally:
     answer_tokens: int = 0
     chunks_generated: int = 0
     late: bool = False
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class StagesEnd:
 class Summary:
     """What `run` prints; `rows = embedded + reused + deduplicated + nulls + quarantined`.
 
+    `reused` are rows whose vectors were taken over from files of earlier runs.
     `files_not_read` lie beside the shards, and `not_read` says what some of them are.
     `rows_before` and the shards added, changed and removed compare the corpus with that of the
     snapshot that was served when the run began.

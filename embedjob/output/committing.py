@@ -20,7 +20,7 @@ from embedjob.output.chunk_file import (
 )
 from embedjob.output.file_names import data_directory, quarantine_directory, with_generation
 from embedjob.output.row_checks import check_head_columns, check_rows, checked_vectors, first_lines
-from embedjob.output.schema import OutputSpec
+from embedjob.output.schema import STORED, OutputSpec
 from embedjob.storage.objects import Stored, create, join, read_bytes, stat
 
 
@@ -50,17 +50,23 @@ def commit(out: str, chunk: Chunk, table: pa.Table, *, rows_in: int, spec: Outpu
 def count_rows(table: pa.Table, *, spec: OutputSpec) -> dict[str, int]:
     """Count the chunk's rows by what became of them, and the tokens of the good rows.
 
-    A row of several lines counts once.
+    A row of several lines counts once. Rows with a vector of another file are `reused`, whether
+    their texts are distinct or not.
     """
     table = first_lines(table)
     good = table.column("reason").is_null()
-    kept = table.select(["text_hash", "tokens", "truncated"]).filter(good)
-    bad = len(table) - len(kept)
-    embedded = pc.count_distinct(kept.column("text_hash")).as_py()
+    kept = table.filter(good)
+    bad, made = len(table) - len(kept), kept
+    reused: dict[str, int] = {}
+    if STORED in table.column_names:
+        made = kept.filter(kept.column(STORED).is_null())
+        reused = {"reused": len(kept) - len(made)}
+    embedded = pc.count_distinct(made.column("text_hash")).as_py()
     return {
         "rows": len(table),
         "embedded": embedded,
-        "deduplicated": len(kept) - embedded,
+        **reused,
+        "deduplicated": len(made) - embedded,
         "quarantined": 0 if spec.on_bad_row == "null" else bad,
         "nulls": bad if spec.on_bad_row == "null" else 0,
         "tokens": pc.sum(kept.column("tokens")).as_py() or 0,

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
-from embedjob.output.schema import PART, ROW, OutputSpec
+from embedjob.output.schema import PART, ROW, STORED, OutputSpec
+from embedjob.text.arrays import Flags
 
 # How far a norm may be from 1, by the precision in which the vectors arrive.
 _NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
@@ -39,6 +40,31 @@ def lines_in_order(table: pa.Table) -> bool:
     return not np.any(parts[:1]) and bool(np.all(goes_on | begins))
 
 
+def sound(embedding: pa.ChunkedArray, *, normalized: bool) -> Flags:
+    """Return which embeddings, of the type in which they are stored, are as promised [R].
+
+    Codes are there or not; of numbers, each is finite, and with `normalized` the norm is 1.
+    """
+    good: Flags = embedding.is_valid().to_numpy()
+    kind = embedding.type
+    if pa.types.is_floating(kind.value_type):
+        vectors = embedding.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        good[good] = _as_promised(vectors.reshape(-1, kind.list_size), normalized=normalized)
+    return good
+
+
+def _as_promised(vectors: npt.NDArray[np.floating], *, normalized: bool) -> Flags:
+    finite: Flags = np.isfinite(vectors).all(axis=1)
+    return finite & _has_unit_norm(vectors) if normalized else finite
+
+
+def _has_unit_norm(vectors: npt.NDArray[np.floating]) -> Flags:
+    wide = vectors.astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.abs(np.sqrt(np.einsum("rd,rd->r", wide, wide)) - 1)
+        return np.asarray(off <= _NORM_TOLERANCE[vectors.dtype])
+
+
 def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec) -> None:
     """Raise ChunkError unless every row that came in is here once, in order, embedded or bad."""
     rows = first_lines(table).column("row").to_numpy()
@@ -49,7 +75,7 @@ def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec)
     if len(rows) and not (chunk.start <= rows[0] and rows[-1] < chunk.stop):
         raise _refused(chunk, f"it holds rows {rows[0]} to {rows[-1]}, not all inside its range")
     bad = table.column("reason").is_valid()
-    unexplained = pc.and_not(table.column("embedding").is_null(), bad)
+    unexplained = pc.and_not(pc.invert(_has_vector(table)), bad)
     if pc.any(unexplained).as_py():
         row = table.column("row").filter(unexplained)[0]
         raise _refused(chunk, f"row {row} has neither an embedding nor a reason")
@@ -58,12 +84,31 @@ def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec)
         raise _refused(chunk, f"row {first['row']} is bad: {first['reason']} ({first['detail']})")
 
 
+def _has_vector(table: pa.Table) -> pa.ChunkedArray:
+    has = table.column("embedding").is_valid()
+    return pc.or_(has, table.column(STORED).is_valid()) if STORED in table.column_names else has
+
+
 def checked_vectors(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> npt.NDArray[np.generic]:
     """Return the good rows' embeddings, one line each; ChunkError when one is not as promised.
 
-    They are checked as they arrive, and only then converted to the type in which they are stored.
+    They are checked as they arrive, and only then converted to the type in which they are stored;
+    a vector in STORED has that type already.
     """
-    good = table.select(["row", "embedding"]).filter(table.column("reason").is_null())
+    good = table.filter(table.column("reason").is_null())
+    if STORED not in table.column_names:
+        return _checked(good, chunk, spec=spec)
+    stored = good.column(STORED)
+    taken = stored.is_valid().to_numpy()
+    made = _checked(good.filter(pa.array(~taken)), chunk, spec=spec)
+    old = stored.combine_chunks().flatten().to_numpy()
+    vectors = np.empty((len(good), stored.type.list_size), old.dtype)
+    vectors[~taken] = made
+    vectors[taken] = old.reshape(-1, stored.type.list_size)
+    return vectors
+
+
+def _checked(good: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> npt.NDArray[np.generic]:
     column = good.column("embedding")
     width = spec.width
     if column.type.list_size != width:
@@ -77,10 +122,7 @@ def checked_vectors(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> npt.N
     rows = good.column("row").to_numpy()
     _require(np.isfinite(vectors).all(axis=1), rows, chunk, "has a vector that is not finite")
     if spec.normalized:
-        wide = vectors.astype(np.float32, copy=False)
-        off = np.abs(np.sqrt(np.einsum("rd,rd->r", wide, wide)) - 1)
-        tolerance = _NORM_TOLERANCE[vectors.dtype]
-        _require(off <= tolerance, rows, chunk, "has a vector whose norm is not 1")
+        _require(_has_unit_norm(vectors), rows, chunk, "has a vector whose norm is not 1")
     if spec.quantize is not None:
         return spec.quantize(vectors)
     planned = spec.data.field("embedding").type.value_type
@@ -98,6 +140,9 @@ def check_head_columns(table: pa.Table, chunk: Chunk, *, spec: OutputSpec) -> No
     if lacking:
         raise _refused(chunk, f"it has no {', '.join(lacking)}")
     good = table.select(["row", "embedding", *names]).filter(table.column("reason").is_null())
+    if STORED in table.column_names:
+        place = good.schema.get_field_index("embedding")
+        good = good.set_column(place, "embedding", pa.repeat(True, len(good)))
     for place, what in head_column_problems(good, vocabulary=spec.vocabulary):
         raise _refused(chunk, f"row {good.column('row')[place]} {what}")
     if ROUTER in names and table.schema.field(ROUTER).type != spec.data.field(ROUTER).type:

@@ -34,6 +34,8 @@ PART = pa.field("part", pa.uint32(), nullable=False)
 SHARD = pa.field("shard", pa.string(), nullable=False)
 # The columns whose lists `output.vector_list` is about.
 VECTORS = ("embedding", "router")
+# Beside `embedding` on the way to a file: vectors of other files, in the type that files have.
+STORED = "stored"
 
 
 Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]

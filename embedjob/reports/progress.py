@@ -85,6 +85,7 @@ def line(now: Tally, total: Total, elapsed: float, generated: str | None = None)
         f"ETA {_clock(guess.seconds)}",
         f"{now.actors} encoders",
     ]
+    parts += [f"{now.reused:,} reused"] if now.reused else []
     parts += [f"{now.faults} faults"] if now.faults else []
     return ", ".join(parts) + (f"; {generated}" if generated else "")
 

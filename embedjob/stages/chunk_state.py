@@ -24,7 +24,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class ChunkState:
-    """One chunk and what has been made of it so far, or why nothing can be made of it."""
+    """One chunk and what has been made of it so far, or why nothing can be made of it.
+
+    `reused` are the lines of old files that it takes over, None where it takes none.
+    """
 
     chunk: Chunk
     rows: pa.Table | None = None
@@ -32,21 +35,23 @@ class ChunkState:
     encoded: Encoded | None = None
     failure: Failure | None = None
     stats: Mapping[str, float] = field(default_factory=dict)
+    reused: pa.Table | None = None
 
 
 def to_block(states: Iterable[ChunkState]) -> pa.Table:
     """Pack a parcel into a block of one row; a state becomes a fault where memory is too small."""
-    rows, rest = zip(*map(_packed, states), strict=True)
-    return pa.table({"rows": _one_row(rows), "rest": _one_row(rest)})
+    rows, reused, rest = zip(*map(_packed, states), strict=True)
+    cells = {"rows": rows, "reused": reused, "rest": rest}
+    return pa.table({name: _one_row(some) for name, some in cells.items()})
 
 
 def from_block(block: pa.Table) -> Iterator[ChunkState]:
     """Yield the states in a block; their rows are views of the block's memory."""
-    for all_rows, all_rest in zip(block["rows"], block["rest"], strict=True):
-        for rows, rest in zip(all_rows.values, all_rest.values, strict=True):
+    for cells in zip(block["rows"], block["reused"], block["rest"], strict=True):
+        for rows, reused, rest in zip(*(cell.values for cell in cells), strict=True):
             chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
-            table = pa.ipc.open_stream(rows.as_buffer()).read_all() if rows.is_valid else None
-            yield ChunkState(chunk, table, views, encoded, failure, stats)
+            tables = (_from_ipc(rows), _from_ipc(reused))
+            yield ChunkState(chunk, tables[0], views, encoded, failure, stats, tables[1])
 
 
 def describe(error: BaseException) -> str:
@@ -55,12 +60,14 @@ def describe(error: BaseException) -> str:
     return text if isinstance(error, EmbedjobError) else f"{type(error).__name__}: {text}"
 
 
-def _packed(state: ChunkState) -> tuple[pa.Array, pa.Array]:
-    """Return the rows as Arrow IPC, since pickling a slice would carry its parent, and the rest."""
+def _packed(state: ChunkState) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Return tables as Arrow IPC, since pickling a slice would carry its parent, and the rest."""
     try:
-        rows = None if state.rows is None else _to_ipc(state.rows)
+        rows, reused = (
+            None if table is None else _to_ipc(table) for table in (state.rows, state.reused)
+        )
         rest = (state.chunk, state.views, state.encoded, state.failure, dict(state.stats))
-        return _cell(rows), _cell(pickle.dumps(rest, protocol=5))
+        return _cell(rows), _cell(reused), _cell(pickle.dumps(rest, protocol=5))
     except Exception as error:
         failure = Failure("fault", describe(error))
         return _packed(ChunkState(state.chunk, failure=failure, stats=state.stats))
@@ -79,6 +86,10 @@ def _cell(payload: pa.Buffer | bytes | None) -> pa.Array:
     data = payload if isinstance(payload, pa.Buffer) else pa.py_buffer(payload)
     offsets = pa.py_buffer(np.array([0, data.size], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _from_ipc(cell: pa.Scalar) -> pa.Table | None:
+    return pa.ipc.open_stream(cell.as_buffer()).read_all() if cell.is_valid else None
 
 
 def _to_ipc(table: pa.Table) -> pa.Buffer:

@@ -280,6 +280,14 @@ class LedgerState:
         """Note that something gets on before an encoder has it."""
         self._idle = 0.0
 
+    def goes_on(self) -> None:
+        """Note that something gets on that needs no encoder: the run waits for none meanwhile."""
+        self._seen, self._idle = time.monotonic(), 0.0
+
+    def unended(self, *keys: str) -> tuple[str, ...]:
+        """Return which of these chunks have no end yet."""
+        return tuple(key for key in keys if hash(key) not in self._ended)
+
     def abandon(self, *keys: str) -> None:
         """Note that chunks were put down unfinished."""
         for key in keys:
@@ -299,7 +307,7 @@ class LedgerState:
                 self._measure(outcome.stats)
                 if seconds := outcome.stats.get("write_seconds"):
                     self._pace.measure("write", {"write_seconds": seconds, "chunks": 1.0})
-        self._idle = 0.0
+        self.goes_on()
 
     def _measure(self, stats: Mapping[str, float]) -> None:
         for stage, unit in _SIZES.items():
@@ -319,6 +327,7 @@ class LedgerState:
             tokens=int(self._sums["forward_tokens"]) + partial_tokens,
             chunk_tokens=int(self._sums["forward_tokens"]),
             text_bytes=int(self._sums["text_bytes"]),
+            reused=int(self._sums["reused"]),
             actors=len(self._actors),
             in_hand=len(self._in_hand),
             refusal=self._refusal,

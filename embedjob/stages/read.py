@@ -20,6 +20,7 @@ from embedjob.input.chunks import (
 )
 from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
+from embedjob.stages.reuse.merging import NOTHING, Reuse
 from embedjob.storage.retrying import patience, retried
 
 ReadRows = Callable[[Sequence[Chunk]], Iterator[pa.Table]]
@@ -32,7 +33,7 @@ _MEMORY_PER_TEXT_BYTE = 10
 _MAX_SHARE = 0.75
 
 
-def read(
+def read(  # noqa: PLR0913 - each parameter is a part of the stage
     chunks: Sequence[Chunk],
     rows_of: ReadRows,
     then: Then | None,
@@ -40,6 +41,7 @@ def read(
     actors: int,
     ledger: Any,
     newest: bool = False,
+    reuse: Reuse = NOTHING,
 ) -> ray.data.Dataset:
     """Return a dataset of the states of all chunks, the largest first, in parcels.
 
@@ -50,8 +52,11 @@ def read(
         actors: how many will share the parcels.
         ledger: the run's ledger.
         newest: whether the chunks of the newest shards come first, and not the largest.
+        reuse: the vectors that chunks take over.
     """
-    source = ChunkSource(chunks, rows_of, then, actors=actors, ledger=ledger, newest=newest)
+    source = ChunkSource(
+        chunks, rows_of, then, actors=actors, ledger=ledger, newest=newest, reuse=reuse
+    )
     states: ray.data.Dataset = ray.data.read_datasource(
         source, override_num_blocks=len(source.tasks), memory=memory_of(chunks)
     )
@@ -71,7 +76,7 @@ class ChunkSource(Datasource):
     `tasks` are the chunks of each task: those of one pass over a shard, or of several small ones.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - those of `read`
         self,
         chunks: Sequence[Chunk],
         rows_of: ReadRows,
@@ -80,6 +85,7 @@ class ChunkSource(Datasource):
         actors: int,
         ledger: Any,
         newest: bool = False,
+        reuse: Reuse = NOTHING,
     ) -> None:
         """Take what `read` takes."""
         super().__init__()
@@ -92,6 +98,7 @@ class ChunkSource(Datasource):
         self._rows_of = rows_of
         self._then = then
         self._ledger = ledger
+        self._reuse = reuse
 
     def get_name(self) -> str:
         """Return the name that Ray's dashboard shows."""
@@ -114,9 +121,10 @@ class ChunkSource(Datasource):
         rows_of, then, ledger = self._rows_of, self._then, self._ledger
         stages = ("read", "tokenize") if then else ("read",)
         made = parcels(((chunk,) for chunk in chunks), most=self._most)
+        reuse = self._reuse.of(chunks)
 
         def blocks() -> Iterator[pa.Table]:
-            states, before = read_states(chunks, rows_of, ledger), None
+            states, before = map(reuse.attached, read_states(chunks, rows_of, ledger)), None
             states = map(then, states) if then else states
             for parcel in made:
                 sizes = {chunk.key: float(chunk.text_bytes) for chunk in parcel}

@@ -3,18 +3,22 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
+import ray
 from ray.exceptions import RayError
 
 from embedjob.config.job import Job
-from embedjob.errors import EmbedjobError, ResourceError
+from embedjob.errors import EmbedjobError, FaultError, RefusedError, ResourceError
+from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_chunk
 from embedjob.job.options import Console, Options
 from embedjob.job.output import calibration_sample, claim_of, tokenizer_notes
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import StagesEnd
+from embedjob.output.claim import read_claims
 from embedjob.output.lease import Holder, Lease
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.claiming import ClaimAndCheck
@@ -24,6 +28,8 @@ from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles, recipe_engine
 from embedjob.stages.execution import Watch, cluster_lost, supervise
 from embedjob.stages.ledger import new_ledger, outcomes_of
+from embedjob.stages.reuse.merging import Reuse
+from embedjob.stages.reuse.take_over import take_over, write_whole
 
 # For the outcomes of a million chunks; after an error they are only counted, and it has to end.
 ANSWER_SECONDS = 60.0
@@ -35,7 +41,14 @@ class Flow(Protocol):
     """The stages of a run, from READ to WRITE."""
 
     def __call__(
-        self, plan: JobPlan, engine: Engine, *, pool: PoolSize, claim: ClaimAndCheck, ledger: Any
+        self,
+        plan: JobPlan,
+        engine: Engine,
+        *,
+        reuse: Reuse,
+        pool: PoolSize,
+        claim: ClaimAndCheck,
+        ledger: Any,
     ) -> None:
         """Read, tokenize, encode and write every chunk that is left."""
         ...
@@ -66,7 +79,7 @@ def run_stages(
     """
     if not plan.left:
         return StagesEnd()
-    config, engine_of = plan.job.config, engine_of or recipe_engine
+    engine_of = engine_of or recipe_engine
     until = _seconds(plan)
     if time.time() >= until:
         return StagesEnd(late="it came before the run could begin to embed")
@@ -74,20 +87,18 @@ def run_stages(
     try:
         with connected(options.address):
             shard = plan.left[0].shard.stored.url
-            look = Look(engine_of(config, 1), _files(plan), shard, holder.lease)
+            look = Look(engine_of(plan.job.config, 1), _files(plan), shard, holder.lease)
             looked = preflight(look)
-            pool = size_pools(_waiting(config, until), chunks=len(plan.left), say=console.say)
-            # Nodes that were started meanwhile.
-            preflight(look, but=looked)
-            engine = engine_of(config, threads_per_actor(pool, beside=pool.generators))
-            claim = _claim(plan, options, holder.lease)
-            ledger = new_ledger(config.run.stall_seconds, until)
-            work = partial(flow, plan, engine, pool=pool, claim=claim, ledger=ledger)
-            return _supervised(plan, work, ledger, console, holder)
-    except ResourceError as error:
-        if time.time() >= until:
-            return StagesEnd(late=f"the cluster had no room for an encoder in time: {error}")
-        return StagesEnd(error=error)
+            run = _Run(
+                plan=plan,
+                flow=flow,
+                look=look,
+                claim=_claim(plan, options, holder.lease),
+                ledger=new_ledger(plan.job.config.run.stall_seconds, until),
+                console=console,
+                engine_of=engine_of,
+            )
+            return _ended(run, looked, holder)
     except EmbedjobError as error:
         return StagesEnd(error=error)
 
@@ -117,6 +128,44 @@ def _waiting(config: Job, until: float) -> Job:
     return config.model_copy(update={"run": run})
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a run share: its chunks and stages, and what they are given."""
+
+    plan: JobPlan
+    flow: Flow
+    look: Look
+    claim: ClaimAndCheck
+    ledger: Any
+    console: Console
+    engine_of: EngineOf
+
+    def take_over(self) -> Reuse:
+        """Find the vectors that are there already, and write the chunks that need no others.
+
+        The first chunks of an output wait for its first encoder, which puts the claim.
+        """
+        reuse = take_over(self.plan, ledger=self.ledger, say=self.console.say)
+        whole = tuple(chunk for chunk in self.plan.left if chunk.key in reuse.whole)
+        claims = read_claims(self.plan.job.out)
+        if whole and any(one.fingerprint == self.plan.job.fingerprint for one in claims):
+            plan, engine = replace(self.plan, left=whole), self.look.engine
+            write_whole(plan, reuse, engine, claim=self.claim, ledger=self.ledger)
+        return reuse
+
+    def encode(self, left: tuple[Chunk, ...], pool: PoolSize, reuse: Reuse) -> None:
+        """Run all stages over the chunks that are left."""
+        threads = threads_per_actor(pool, beside=pool.generators)
+        engine, plan = self.engine_of(self.plan.job.config, threads), replace(self.plan, left=left)
+        self.flow(plan, engine, reuse=reuse, pool=pool, claim=self.claim, ledger=self.ledger)
+
+    def unended(self) -> tuple[Chunk, ...]:
+        """Return the chunks that have no end yet."""
+        keys = ray.get(self.ledger.unended.remote(*(chunk.key for chunk in self.plan.left)))
+        left = frozenset(keys)
+        return tuple(chunk for chunk in self.plan.left if chunk.key in left)
+
+
 def _files(plan: JobPlan) -> PlannedFiles:
     recipe = plan.job.config.encoder.model_dump_json()
     return PlannedFiles(recipe, tuple(plan.job.digests.items()))
@@ -136,21 +185,42 @@ def _claim(plan: JobPlan, options: Options, lease: Lease) -> ClaimAndCheck:
     )
 
 
-def _supervised(
-    plan: JobPlan, work: Callable[[], None], ledger: Any, console: Console, holder: Holder
-) -> StagesEnd:
+def _ended(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
+    """Run both parts under supervision: what needs no encoder, and then the rest, if any is left.
+
+    No encoder is waited for, and none is loaded, where nothing is left.
+    """
     error: EmbedjobError | None = None
     late: str | None = None
+    config, until = run.plan.job.config, _seconds(run.plan)
     try:
-        with console.shown(plan) as show:
-            stall_seconds = plan.job.config.run.stall_seconds
-            watch = Watch(show, holder.lost, stall_seconds, _seconds(plan))
-            late = supervise(work, ledger, watch)
+        with run.console.shown(run.plan) as show:
+            watch = Watch(show, holder.lost, config.run.stall_seconds, until)
+            # Nothing is shown before a first chunk has ended, or encoders are on their way.
+            quiet = replace(watch, show=lambda tally: show(tally) if tally.chunks else None)
+            taken: list[Reuse] = []
+            late = supervise(lambda: taken.append(run.take_over()), run.ledger, quiet)
+            if late is None and (left := run.unended()):
+                pool = size_pools(_waiting(config, until), chunks=len(left), say=run.console.say)
+                # Nodes that were started meanwhile.
+                preflight(run.look, but=looked)
+                run.ledger.goes_on.remote()
+                late = supervise(partial(run.encode, left, pool, taken[0]), run.ledger, watch)
+    except ResourceError as error_of_size:
+        if time.time() >= until:
+            late = f"the cluster had no room for an encoder in time: {error_of_size}"
+        else:
+            error = error_of_size
     except EmbedjobError as stopped:
         error = stopped
+    except RayError as lost:
+        error = cluster_lost(lost)
     try:
         timeout = BRIEF_SECONDS if error else ANSWER_SECONDS
-        outcomes, notes = outcomes_of(ledger, timeout=timeout)
+        outcomes, notes = outcomes_of(run.ledger, timeout=timeout)
+        if isinstance(error, RefusedError) and outcomes.committed:
+            # Chunks that need no encoder are written by then, and no longer refused.
+            error = FaultError(f"{error}; finished chunks are committed; run again to resume")
         return StagesEnd(outcomes, error, notes, late)
     except RayError as lost:
         return StagesEnd(None, error or cluster_lost(lost))

@@ -15,6 +15,7 @@ from embedjob.errors import RefusedError
 from embedjob.stages.attempts import begin_attempt, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe
 from embedjob.stages.engine import Engine, PlannedFiles
+from embedjob.stages.reuse.merging import TAKEN, lines_of_texts
 from embedjob.text.arrays import Flags
 from embedjob.text.conversations import text_hash
 from embedjob.text.variants import views_with_variants
@@ -53,47 +54,59 @@ def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
         return state
     started = time.monotonic()
     try:
-        rows, views = tokenize_rows(state.rows, _tokenizer(engine), engine.long_text)
+        tokenizer = _tokenizer(engine)
+        rows, views = tokenize_rows(state.rows, tokenizer, engine.long_text, state.reused)
     except Exception as error:  # a fault of one chunk; the others go on
         failure = Failure("fault", describe(error))
         return ChunkState(state.chunk, failure=failure, stats=state.stats)
     stats = {**state.stats, "tokenize_seconds": time.monotonic() - started}
+    if state.reused is not None:
+        stats["reused"] = len(rows) - rows[TAKEN].null_count
     return replace(state, rows=rows, views=views, stats=stats)
 
 
 def tokenize_rows(
-    rows: pa.Table, tokenizer: TokenizesTexts, long_text: str
+    rows: pa.Table, tokenizer: TokenizesTexts, long_text: str, reused: pa.Table | None = None
 ) -> tuple[pa.Table, TokenViews]:
     """Return the rows without their text, and the views of their distinct good texts.
 
     Equal texts are tokenized once: `unique` points each good row at its text, in order of first
-    appearance, and is null for bad rows.
+    appearance, and is null for bad rows. With `reused`, texts that have old lines there are not
+    tokenized: `taken` points at the first of them, and is null for the other rows.
     """
     coded = pc.dictionary_encode(rows["text"].combine_chunks())
-    texts = coded.dictionary.to_pylist()
+    every = coded.dictionary.to_pylist()
+    hashes = [text_hash(text) for text in every]
+    old = lines_of_texts(hashes, reused)
+    left = np.flatnonzero(old < 0)
+    texts = every if len(left) == len(every) else [every[number] for number in left.tolist()]
     if VARIANTS in rows.column_names:
-        firsts = pc.index_in(pa.array(range(len(texts))), coded.indices.cast(pa.int64()))
+        firsts = pc.index_in(pa.array(left, pa.int64()), coded.indices.cast(pa.int64()))
         variants = rows[VARIANTS].combine_chunks().take(firsts).to_pylist()
         views = views_with_variants(tokenizer, texts, variants)
         rows = rows.drop_columns([VARIANTS])
     else:
         views = tokenizer.views(texts)
-    tokens = views.per_text(views.lengths)
     truncated = views.per_text(views.truncated) > 0
     reasons = _bad_texts(views, truncated, long_text)
     good = np.flatnonzero(reasons == "")
-    place = np.full(len(texts), -1, dtype=np.int64)
-    place[good] = np.arange(len(good))
-    hashes = [text_hash(text) for text in texts]
+    place = np.full(len(every), -1, dtype=np.int64)
+    place[left[good]] = np.arange(len(good))
+    tokens, cut = np.zeros(len(every), np.int64), np.zeros(len(every), np.bool_)
+    tokens[left], cut[left] = views.per_text(views.lengths), truncated
+    whys: Labels = np.full(len(every), "", dtype=object)
+    whys[left] = reasons
     excerpts = pc.utf8_slice_codeunits(coded.dictionary, 0, EXCERPT_CHARACTERS)
     per_text = {
         "text_hash": pa.array(hashes, pa.binary(16)),
         "tokens": pa.array(tokens, pa.uint32()),
-        "truncated": pa.array(truncated),
+        "truncated": pa.array(cut),
         "excerpt": excerpts.cast(pa.string()),
         "unique": pa.array(place, pa.uint32(), mask=place < 0) if len(place) else None,
-        "empty": pa.array(reasons, pa.string(), mask=reasons == "") if len(place) else None,
+        "empty": pa.array(whys, pa.string(), mask=whys == "") if len(place) else None,
     }
+    if reused is not None:
+        per_text[TAKEN] = pa.array(old, pa.uint32(), mask=old < 0)
     return _with_columns(rows, coded.indices, per_text), views.take(good)
 
 
@@ -113,7 +126,7 @@ def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -
     reason = read_reason if unread is None else pc.coalesce(read_reason, unread.take(indices))
     unique = per_text["unique"]
     places = pa.nulls(rows.num_rows, pa.uint32()) if unique is None else unique.take(indices)
-    return (
+    made = (
         rows.drop_columns(["text", "reason"])
         .append_column("text_hash", hashes)
         .append_column("tokens", per_text["tokens"].take(indices).fill_null(0))
@@ -123,6 +136,9 @@ def _with_columns(rows: pa.Table, indices: pa.Array, per_text: dict[str, Any]) -
         .append_column("detail", pa.nulls(rows.num_rows, pa.string()))
         .append_column("unique", places)
     )
+    if TAKEN in per_text:
+        made = made.append_column(TAKEN, per_text[TAKEN].take(indices))
+    return made
 
 
 @lru_cache(maxsize=1)

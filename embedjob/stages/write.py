@@ -24,6 +24,7 @@ from embedjob.output.schema import OutputSpec, embedding_type
 from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
 from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block
+from embedjob.stages.reuse.merging import TAKEN, merged
 from embedjob.storage.retrying import patience
 from embedjob.vectors.encoded import Encoded, Failures, Lines
 
@@ -137,11 +138,20 @@ def outcome_of(state: ChunkState, commit: Commit) -> Outcome | None:
 def assemble_rows(state: ChunkState) -> pa.Table:
     """Return the chunk's rows with their embeddings; null, with a reason, where a row has none.
 
-    A row whose text has several embeddings has as many lines, numbered by `part`.
+    A row whose text has several embeddings has as many lines, numbered by `part`. Rows that take
+    over old lines have these, their vectors in STORED.
     """
     rows, encoded = state.rows, state.encoded
     assert rows is not None
     assert encoded is not None
+    if state.reused is None:
+        return _assembled(rows, encoded)
+    taken = rows[TAKEN].is_valid()
+    made = rows.filter(pc.invert(taken)).drop_columns([TAKEN])
+    return merged(_assembled(made, encoded), rows.filter(taken), state.reused)
+
+
+def _assembled(rows: pa.Table, encoded: Encoded) -> pa.Table:
     if encoded.lines is not None:
         rows, which = _lines(rows, encoded.lines, encoded.failed)
     else:

@@ -60,7 +60,7 @@ def test_a_sound_job_is_not_refused(tmp_path: Path) -> None:
         ("encoder.pooling=[mean, latent_attention]", "encoder.pooling"),
         ("encoder.vector_dtype=int4", "encoder.vector_dtype: got \"int4\", allowed is 'float32'"),
         ("encoder.long_text=whole", "got \"whole\", allowed is 'truncate'"),
-        ("output.reuse_from=[s3://other/]", "output.reuse_from: not available in this version"),
+        ("output.reuse_from=s3://other/", "output.reuse_from: got"),
         (
             "encoder.templates=[[{text: {}, literal: x}]]",
             "a segment has exactly one of literal",

@@ -38,10 +38,12 @@ SHARDS = st.sampled_from(["in/a", "in/b", "in/c"])
 class Output(RuleBasedStateMachine):
     """One output over nights on which everything happens that may happen to it."""
 
+    reuses = False
+
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
-        self.world = World(Path(self._folder.name))
+        self.world = World(Path(self._folder.name), reuses=self.reuses)
         self._running = self.world.running()
         self._running.__enter__()
         self.versions = 0
@@ -144,6 +146,15 @@ class Output(RuleBasedStateMachine):
     def _ended(self, operation: Operation) -> None:
         if operation.code == 0:
             self.world.check_success(operation)
+
+
+class ReusingOutput(Output):
+    """The same where texts come again, and every run takes over the vectors that are there.
+
+    Each row has the vector of its text, and no text is embedded that had one in a snapshot.
+    """
+
+    reuses = True
 
 
 def _settings(**given: Any) -> settings:
@@ -336,3 +347,14 @@ def test_any_history_leaves_readers_a_whole_corpus() -> None:
 @pytest.mark.slow
 def test_any_long_history_leaves_readers_a_whole_corpus() -> None:
     run_state_machine_as_test(Output, settings=_settings(max_examples=100, stateful_step_count=25))
+
+
+def test_any_history_gives_each_row_the_vector_of_its_text_and_embeds_none_twice() -> None:
+    given = _settings(max_examples=8, stateful_step_count=12)
+    run_state_machine_as_test(ReusingOutput, settings=given)
+
+
+@pytest.mark.slow
+def test_any_long_history_embeds_no_text_twice() -> None:
+    given = _settings(max_examples=60, stateful_step_count=25)
+    run_state_machine_as_test(ReusingOutput, settings=given)

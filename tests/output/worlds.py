@@ -5,14 +5,16 @@ committed without a model. One operation is active at a time; the others sleep w
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -27,6 +29,7 @@ from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Wanted
 from embedjob.input.listing import check_apart
 from embedjob.input.reading import read_chunk
+from embedjob.job import reusable
 from embedjob.job.input_listing import list_input
 from embedjob.job.options import Console, Options
 from embedjob.job.output import claim_of, output_spec
@@ -39,9 +42,12 @@ from embedjob.output.file_names import data_directory
 from embedjob.output.manifest import SnapshotFile
 from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
 from embedjob.stages import session
+from embedjob.stages.reuse.merging import TAKEN, lines_of_texts, merged
 from embedjob.storage import objects
 from embedjob.storage.backend import Backend, Entry
-from tests.shards import FINGERPRINT, finished, job_of
+from embedjob.text.conversations import text_hash
+from tests.reusing import hashes_there, old_lines
+from tests.shards import FINGERPRINT, WIDTH, finished, job_of
 
 WATCH = 30.0
 QUIET = Console(lambda _: None, lambda _: pytest.fail("nothing is shown"))
@@ -49,6 +55,13 @@ QUIET = Console(lambda _: None, lambda _: pytest.fail("nothing is shown"))
 
 class Crash(BaseException):
     """The end of a process: nothing catches it, and no later call of it reaches storage."""
+
+
+def vector_of(text: bytes) -> list[float]:
+    """A unit vector for the hash of a text, in numbers that float32 has."""
+    angle = int.from_bytes(text[:4], "little") / 2**32
+    made = np.array([np.cos(angle), np.sin(angle), 0.0, 0.0], np.float32)
+    return [float(one) for one in made]
 
 
 @dataclass
@@ -134,11 +147,19 @@ class Gated:
 
 
 class World:
-    """An output, its inputs, and the operations on it."""
+    """An output, its inputs, and the operations on it.
 
-    def __init__(self, folder: Path, out: str | None = None) -> None:
+    In a world that `reuses`, texts come again in other rows and shards, and runs take their vectors
+    over; `encoded` are the hashes of those that the last run has embedded.
+    """
+
+    def __init__(self, folder: Path, out: str | None = None, *, reuses: bool = False) -> None:
         """Inputs lie in the folder, and so does the output, unless it is given: it may be on S3."""
-        self.out, self.inputs = out or str(folder / "out"), folder
+        self.out, self.inputs, self.reuses = out or str(folder / "out"), folder, reuses
+        self.texts: dict[tuple[str, str], dict[str, str]] = {}  # by url and etag, then by id
+        self.encoded: set[bytes] = set()
+        self.there: set[bytes] = set()
+        self.lines: Mapping[str, pa.Table] = {}
         self.active: Operation | None = None
         self.sleeping: list[Operation] = []
         self.seconds = 0.0
@@ -178,6 +199,7 @@ class World:
             patch.setattr(pipeline, "plan_job", self._planned)
             patch.setattr(session, "run_stages", self._stages)
             patch.setattr(cleanup, "THREADS", 1)
+            patch.setattr(reusable, "THREADS", 1)
             yield self
             for operation in self.sleeping:
                 operation.dead = True
@@ -195,12 +217,16 @@ class World:
         """A shard; its third row is bad."""
         path = self.inputs / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        texts = [None if row == 2 else f"{name} {version} {row}" for row in range(rows)]
+        own = [f"{name} {version} {row}" for row in range(rows)]
+        if self.reuses:
+            own = [f"text {(7 * version + row) % 40}" for row in range(rows)]
+        texts = [None if row == 2 else text for row, text in enumerate(own)]
         columns = {"t": pa.array(texts, pa.string()), "n": [f"{version}-{r}" for r in range(rows)]}
         pq.write_table(pa.table(columns), path, row_group_size=5)
         [file] = objects.find(str(path))
         good = [row_id for row_id, text in zip(columns["n"], texts, strict=True) if text]
         self.good[file.url, file.etag] = good
+        self.texts[file.url, file.etag] = dict(zip(columns["n"], own, strict=True))
 
     def operate(self, work: Callable[[], Any], **given: Any) -> Operation:
         """A process that is over, dead or asleep when this returns."""
@@ -257,20 +283,57 @@ class World:
         me = self.active
         assert me is not None
         put_claim(plan.job.out, claim_of(plan), new_fingerprint=options.new_fingerprint)
+        self.lines = self._old_lines(plan) if self.reuses else {}
         todo = plan.left if me.late is None else newest_first(plan.left)[: me.late]
         ends = [self._chunk(plan, chunk, i == me.fails) for i, chunk in enumerate(todo)]
         # As the driver does while its stages run.
         holder.require()
         return StagesEnd(Outcomes(ends), late=None if me.late is None else "there was no time")
 
+    def _old_lines(self, plan: JobPlan) -> Mapping[str, pa.Table]:
+        """What chunks take over: of texts that have vectors before and after, none is left out."""
+        self.encoded = set()
+        before = self._there()
+        lines = old_lines(plan)
+        # A prune may have come between, while this run slept.
+        self.there = before & self._there()
+        return lines
+
+    def _there(self) -> set[bytes]:
+        me, self.active = self.active, None
+        found = hashes_there(self.out)
+        self.active = me
+        return found
+
     def _chunk(self, plan: JobPlan, chunk: Chunk, fails: bool) -> Outcome:
         place = (chunk.key, chunk.shard.url, chunk.start, chunk.stop)
         if fails:
             return Outcome(*place, fault="this chunk fails")
         rows = read_chunk(chunk, plan.job.config.input)
-        spec = output_spec(plan)
-        done = commit(plan.job.out, chunk, finished(rows), rows_in=len(rows), spec=spec)
+        spec, table = output_spec(plan), finished(rows)
+        if self.reuses:
+            table = self._by_text(table, self.lines.get(chunk.key))
+        done = commit(plan.job.out, chunk, table, rows_in=len(rows), spec=spec)
         return Outcome(*place, committed=done)
+
+    def _by_text(self, table: pa.Table, reused: pa.Table | None) -> pa.Table:
+        """Rows with the vectors of their texts, of which some are taken over."""
+        table = table.drop_columns(["embedding"])
+        first = lines_of_texts(table["text_hash"].to_pylist(), reused)
+        first[table["reason"].is_valid().to_numpy()] = -1
+        made, taken = (table.filter(pa.array(some)) for some in (first < 0, first >= 0))
+        hashes = made["text_hash"].to_pylist()
+        vectors = pa.array([*map(vector_of, hashes)], pa.list_(pa.float32(), WIDTH))
+        bad = made["reason"].is_valid()
+        vectors = pc.if_else(bad, pa.scalar(None, vectors.type), vectors)
+        made = made.append_column("embedding", vectors)
+        good = {one for one, is_bad in zip(hashes, bad.to_pylist(), strict=True) if not is_bad}
+        assert not good & self.there, "a text is embedded that has its vector in a snapshot"
+        self.encoded |= good
+        if reused is None:
+            return made
+        places = pa.array(first[first >= 0], pa.uint32())
+        return merged(made, taken.append_column(TAKEN, places), reused)
 
     def look(self) -> None:
         """What a reader, and the history of all names, show at this moment."""
@@ -292,6 +355,19 @@ class World:
         snapshot = newest(self.out)
         assert snapshot is not None
         assert self.rows(snapshot) == sorted(self.good_rows(operation)), "exit 0, and other rows"
+        if self.reuses:
+            self._check_vectors(operation, snapshot)
+
+    def _check_vectors(self, operation: Operation, snapshot: Snapshot) -> None:
+        etags = {shard.url: shard.etag for shard in operation.shards}
+        for file in snapshot.files:
+            columns = ["shard", "id", "text_hash", "embedding"]
+            for row in pq.read_table(f"{self.out}/{file.path}", columns=columns).to_pylist():
+                text = self.texts[row["shard"], etags[row["shard"]]][row["id"]]
+                assert row["text_hash"] == text_hash(text)
+                assert row["embedding"] == vector_of(row["text_hash"]), (
+                    "a text has another's vector"
+                )
 
     def check_deadline(self, operation: Operation, before: Snapshot | None) -> None:
         """Exit 3: of each shard readers see all good rows as it was listed, or what they saw."""

@@ -61,6 +61,7 @@ def test_a_line_says_rows_tokens_rate_and_eta() -> None:
         "progress: 100/400 rows, 1/4 chunks, 500,000 tokens, 5,000 tokens/s, ETA 0:05:00,"
         " 2 encoders"
     )
+    assert line(tally(rows=100, reused=90), TOTAL, 1.0).endswith(", 0 encoders, 90 reused")
     assert line(tally(), TOTAL, 0.0).endswith("- tokens/s, ETA -, 0 encoders")
     assert line(tally(faults=3), TOTAL, 0.0).endswith("0 encoders, 3 faults")
 

@@ -21,7 +21,8 @@ def test_a_chunk_state_comes_out_as_it_went_in() -> None:
         prefixes=[[1, 2]],
     )
     encoded = Encoded(np.eye(2, dtype=np.float32), {1: ("model_error", "why")})
-    state = ChunkState(CHUNK, rows, views, encoded, stats={"rows": 3})
+    reused = pa.table({"text_hash": pa.array([b"x" * 16] * 9, pa.binary(16))}).slice(4, 2)
+    state = ChunkState(CHUNK, rows, views, encoded, stats={"rows": 3}, reused=reused)
     [back] = from_block(to_block([state]))
     assert back.chunk == CHUNK
     assert back.rows.equals(rows)
@@ -29,6 +30,7 @@ def test_a_chunk_state_comes_out_as_it_went_in() -> None:
     assert back.encoded.embeddings.tolist() == encoded.embeddings.tolist()
     assert back.encoded.failed == encoded.failed
     assert back.stats == {"rows": 3}
+    assert back.reused.equals(reused)
 
 
 def test_several_states_are_one_row_which_cannot_be_split() -> None:
@@ -45,6 +47,7 @@ def test_several_states_are_one_row_which_cannot_be_split() -> None:
 def test_a_slice_does_not_carry_its_parent() -> None:
     rows = pa.table({"text": ["x" * 1000] * 1000})
     assert to_block([ChunkState(CHUNK, rows.slice(0, 1))]).nbytes < 10_000
+    assert to_block([ChunkState(CHUNK, reused=rows.slice(0, 1))]).nbytes < 10_000
 
 
 def test_a_state_without_memory_for_its_block_is_a_fault_and_the_others_are_not() -> None:

@@ -152,6 +152,29 @@ def test_progress_counts_ended_chunks_and_what_is_being_encoded() -> None:
     assert tally.text_bytes == 1000
 
 
+def test_work_that_needs_no_encoder_is_no_absence_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while old vectors are gathered, nor while chunks end that need no other."""
+    now = [0.0]
+    monkeypatch.setattr("embedjob.stages.ledger.time.monotonic", lambda: now[0])
+    ledger = LedgerState(set)
+    now[0] = 500.0
+    assert ledger.tally().absent_seconds == 500.0
+    ledger.goes_on()
+    assert ledger.tally().absent_seconds == 0.0
+    now[0] = 900.0
+    ledger.done(Outcome("a", "s", 0, 1, fault="x", stats={"reused": 3}))
+    assert ledger.tally().absent_seconds == 0.0
+    assert ledger.tally().reused == 3
+
+
+def test_what_has_not_ended_is_left_for_encoders() -> None:
+    ledger = LedgerState(set)
+    ledger.begin("read", "a", "node")
+    ledger.abandon("a")
+    ledger.done(Outcome("b", "s", 0, 1, fault="x"))
+    assert ledger.unended("a", "b", "c") == ("a", "c")
+
+
 def test_a_repeated_report_changes_nothing() -> None:
     state = ledger()
     state.done(outcome("a"))

@@ -7,7 +7,7 @@ later run and another method with the same generator read them.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,7 @@ from embedjob.config.job_file import recipe_from
 from embedjob.errors import ChunkError, ConfigError
 from embedjob.input.chunks import Chunk
 from embedjob.output.claim import Claim
-from embedjob.output.file_names import chunk_name, is_left_by_others
+from embedjob.output.file_names import chunk_name, digest, is_left_by_others
 from embedjob.output.fingerprint import generation_fingerprint, version
 from embedjob.storage.objects import create, join, list_files, read_bytes, stat
 from embedjob.text.conversations import SUMMARY, Variant, text_hash
@@ -63,6 +63,12 @@ class GenerationFiles:
     def folder(self, out: str) -> str:
         """Return where an output has what this generator made."""
         return join(out, FOLDER, self.fingerprint[:12])
+
+    def of_some(self, chunk: Chunk, texts: Sequence[str]) -> "GenerationFiles":
+        """Return where the generations of some of a chunk's texts lie: the others need none."""
+        hashes = b"".join(map(text_hash, texts)).hex()
+        some = replace(self, projection=f"{self.projection} {digest(hashes)}")
+        return replace(some, others={some.name(chunk): self.others.get(self.name(chunk), ())})
 
     def is_put(self, chunk: Chunk) -> bool:
         """Return whether the generations of a chunk are there."""

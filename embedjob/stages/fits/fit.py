@@ -213,7 +213,7 @@ def planned_vectors(plan: JobPlan, fit: PlannedFit) -> JobPlan:
             "encoder": base,
             "fit": (),
             "output": job.config.output.model_copy(
-                update={"path": vectors_place(job.out, fit.vectors)}
+                update={"path": vectors_place(job.out, fit.vectors), "reuse_from": ()}
             ),
             # A bad row has no vector; how many a corpus may have, its own run decides.
             "run": job.config.run.model_copy(update={"limit": None, "max_quarantined": 1.0}),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -32,6 +33,7 @@ from embedjob.stages.engine import Engine, Generates, PlannedFiles
 from embedjob.stages.language.vllm_pass import VllmPass, generate_with_vllm, vllm_processor
 from embedjob.stages.ledger import Attempt
 from embedjob.stages.read import ReadRows, Then
+from embedjob.stages.reuse.merging import lines_of_texts
 from embedjob.stages.tokenize import VARIANTS
 from embedjob.stages.write import require_seen
 from embedjob.storage.retrying import CALL_SECONDS, patience
@@ -160,16 +162,21 @@ class GenerateActor:
         assert state.rows is not None
         require_seen(self._host.lease)
         coded = pc.dictionary_encode(state.rows["text"].combine_chunks())
-        texts = coded.dictionary.to_pylist()
+        every, files = coded.dictionary.to_pylist(), self._host.files
+        old = lines_of_texts([text_hash(text) for text in every], state.reused)
+        left = np.flatnonzero(old < 0).tolist()
+        texts = [every[number] for number in left]
+        if len(left) < len(every) and not self._host.vllm:
+            files = files.of_some(state.chunk, texts)
         ask = partial(self._answers, state.chunk, reporter)
-        stands = standing(
-            state.chunk, texts, self._host.files, self._seen, ask, seconds=reporter.seconds
-        )
+        stands = standing(state.chunk, texts, files, self._seen, ask, seconds=reporter.seconds)
         if stands is None:
             return ChunkState(state.chunk, failure=Failure("abandoned", "the run is stopping"))
         made, fresh = stands
         self._ledger.generated.remote(state.chunk.key)
-        own = [embedded_texts(text, one) for text, one in zip(texts, made, strict=True)]
+        own: list[list[str]] = [[] for _ in every]
+        for number, text, one in zip(left, texts, made, strict=True):
+            own[number] = embedded_texts(text, one)
         column = pa.array(own, pa.large_list(pa.large_string())).take(coded.indices)
         seconds = time.monotonic() - started
         took = {"generate_seconds": seconds, "text_bytes": float(state.chunk.text_bytes)}

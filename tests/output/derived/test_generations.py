@@ -53,6 +53,17 @@ def test_a_file_says_who_made_what_of_which_text(files: GenerationFiles) -> None
     assert table["tokens"].to_pylist() == [3, 0, 3, 0]
 
 
+def test_generations_of_some_texts_lie_apart_from_those_of_all(files: GenerationFiles) -> None:
+    """Of the others the vectors are there: a file of all texts is made by a run that needs all."""
+    some = files.of_some(CHUNK, TEXTS[:1])
+    some.put(CHUNK, TEXTS[:1], MADE[:1])
+    assert files.read(CHUNK, TEXTS) is None
+    assert files.of_some(CHUNK, TEXTS[2:]).read(CHUNK, TEXTS[2:]) is None
+    assert [
+        tuple(one) for one in files.of_some(CHUNK, TEXTS[:1]).read(CHUNK, TEXTS[:1]) or ()
+    ] == MADE[:1]
+
+
 def test_what_was_there_first_stands(files: GenerationFiles) -> None:
     files.put(CHUNK, TEXTS, MADE)
     other = [tuple(Variant(one.kind, one.number, "other", 1) for one in made) for made in MADE]

@@ -1,0 +1,303 @@
+"""REUSE: before the flow, find the vectors that chunks take over, and gather them in Ray's store.
+
+Keys alone are compared: a task hashes the texts of some chunks, another reads the hashes of some
+old files, and both are joined partition by partition. Then each old file is opened once, and the
+lines that chunks take over wait in Ray's store, which spills what its memory does not hold. What
+cannot be read, or is lost, is embedded.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+
+from embedjob.config.job import Input
+from embedjob.errors import EmbedjobError
+from embedjob.input.chunks import Chunk, passes, text_of
+from embedjob.input.reading import read_pass
+from embedjob.job.planning import JobPlan
+from embedjob.job.reusable import OldFile, OldFiles, old_files
+from embedjob.stages.chunk_state import ChunkState, Failure
+from embedjob.stages.claiming import ClaimAndCheck
+from embedjob.stages.engine import Engine
+from embedjob.stages.read import Then, memory_of, read
+from embedjob.stages.reuse.merging import Reuse
+from embedjob.stages.reuse.old_vectors import (
+    Carried,
+    Gathered,
+    carried_of,
+    gathered,
+    old_keys,
+)
+from embedjob.stages.reuse.text_keys import (
+    NO_TEXTS,
+    PARTITION_KEYS,
+    OldKeys,
+    Places,
+    TextKeys,
+    all_of,
+    in_order,
+    joined,
+    numbers_of,
+)
+from embedjob.stages.tokenize import tokenize
+from embedjob.stages.write import Committer, write
+from embedjob.storage.retrying import retried
+from embedjob.text.conversations import text_hash
+from embedjob.vectors.encoded import Encoded
+
+# What one task takes: so much text, so many lines of old files, so many bytes of vectors.
+_TEXT_BYTES, _LINES, _VECTOR_BYTES = 64 * 2**20, 524_288, 64 * 2**20
+_MOST_GATHERS = 2000
+_POLL_SECONDS = 0.5
+# From a group to what its task gives: an object in Ray's store, and numbers for the driver.
+_Start = Callable[[Sequence[Any]], tuple[Any, Any]]
+Numbers = Counter[int]
+
+
+def write_whole(
+    plan: JobPlan, reuse: Reuse, engine: Engine, *, claim: ClaimAndCheck, ledger: Any
+) -> None:
+    """Read and write the chunks that are left, without encoders; each takes over all vectors.
+
+    A chunk that needs an encoder after all, because old vectors were lost, is abandoned.
+    """
+    rows_of = partial(read_pass, job_input=plan.job.config.input)
+    tokenized = partial(tokenize, engine=engine, files=claim.files, ledger=ledger)
+    whole = partial(_whole, then=tokenized, width=plan.job.width)
+    newest = plan.until is not None
+    reading = partial(read, plan.left, rows_of, ledger=ledger, newest=newest, reuse=reuse)
+    write(reading(whole, actors=1), Committer.of(plan, claim.lease), ledger=ledger)
+
+
+def _whole(state: ChunkState, *, then: Then, width: int) -> ChunkState:
+    """Return a state after `then` as WRITE takes it, abandoned where a text is left."""
+    state = then(state)
+    if state.failure or state.views is None:
+        return state
+    if state.views.texts:
+        failure = Failure("abandoned", "some of its texts are to be embedded")
+        return ChunkState(state.chunk, failure=failure)
+    return replace(state, views=None, encoded=Encoded(np.empty((0, width), np.float32), {}))
+
+
+def take_over(plan: JobPlan, *, ledger: Any, say: Callable[[str], None]) -> Reuse:
+    """Return the vectors that the chunks which are left take over.
+
+    Nothing is compared where nothing is left, or no old file is there.
+
+    Args:
+        plan: the chunks, the output and its snapshots.
+        ledger: the run's ledger; a run that stops compares nothing more.
+        say: takes a line about what was found.
+    """
+    files, carried = old_files(plan), carried_of(plan) if plan.left else None
+    if carried is None or not len(files):
+        return Reuse()
+    tasks = _Tasks(ledger, plan.job.config.run.stall_seconds)
+    found, wanted = _found(plan, files, carried, tasks)
+    places, lines = found
+    gather = _task(_gathered)
+    made = tasks.ended(
+        lambda some: gather.remote(some, carried, *places),
+        [files.take(group) for group in gather_groups(lines, carried)],
+    )
+    return _reuse(plan.left, wanted, made, say)
+
+
+def _found(
+    plan: JobPlan, files: OldFiles, carried: Carried, tasks: "_Tasks"
+) -> tuple[tuple[list[Any], Numbers], Numbers]:
+    """Return the places of texts and the lines of each file in them, and each chunk's texts."""
+    texts, wanted = _text_keys(plan, tasks)
+    olds, there = _old_keys(files, carried, tasks)
+    parts = -(-(sum(wanted.values()) + sum(there.values())) // PARTITION_KEYS)
+    join = _task(_joined)
+    found = tasks.outputs(
+        lambda some: join.remote(some, parts, len(texts), *texts, *olds),
+        [[part] for part in range(parts if texts and olds else 0)],
+    )
+    return found, wanted
+
+
+def _text_keys(plan: JobPlan, tasks: "_Tasks") -> tuple[list[Any], Numbers]:
+    """Return the keys of the chunks that are left, and how many texts each has, by its number."""
+    hash_texts = _task(new_keys, memory=memory_of(plan.left))
+    bare = plan.job.config.input.model_copy(update={"id": None, "keep": ()})
+    return tasks.outputs(lambda some: hash_texts.remote(some, bare), [*_text_groups(plan.left)])
+
+
+def _old_keys(files: OldFiles, carried: Carried, tasks: "_Tasks") -> tuple[list[Any], Numbers]:
+    """Return the keys of old files, and how many of them each group of files has."""
+    groups = [files.take(group) for group in _in_groups(range(len(files)), files.rows, _LINES)]
+    hashes = _task(_counted_old)
+    return tasks.outputs(lambda some: hashes.remote(some, carried), groups)
+
+
+def _task(function: Callable[..., Any], **options: Any) -> Any:
+    return ray.remote(function).options(num_cpus=1, num_returns=2, **options)
+
+
+def new_keys(
+    chunks: Sequence[tuple[int, Chunk]], job_input: Input
+) -> tuple[TextKeys, dict[int, int]]:
+    """Return the keys of chunks' good texts, in order, and how many each chunk has by its number.
+
+    A chunk that cannot be read has none: the flow reads it again, and says why.
+    """
+    numbers = {chunk.key: number for number, chunk in chunks}
+    keys: list[TextKeys] = []
+    for together in passes(chunk for _, chunk in chunks):
+        read = partial(_keys_of_pass, together, numbers, job_input)
+        try:
+            keys += retried(read, what=together[0].shard.url)
+        except (EmbedjobError, OSError):
+            continue
+    counts = {int(one.chunk[0]): len(one.chunk) for one in keys if len(one.chunk)}
+    return in_order(all_of(keys, NO_TEXTS)), counts
+
+
+def _keys_of_pass(
+    chunks: Sequence[Chunk], numbers: Mapping[str, int], job_input: Input
+) -> list[TextKeys]:
+    made = []
+    for chunk, rows in zip(chunks, read_pass(chunks, job_input), strict=True):
+        texts = rows.filter(rows["reason"].is_null())["text"].unique()
+        high, low = numbers_of(b"".join(map(text_hash, texts.to_pylist())))
+        made.append(TextKeys(high, low, np.full(len(high), numbers[chunk.key], np.uint32)))
+    return made
+
+
+def _counted_old(
+    files: Sequence[tuple[int, OldFile]], carried: Carried
+) -> tuple[OldKeys, dict[int, int]]:
+    keys = old_keys(files, carried)
+    return keys, {files[0][0]: len(keys.high)}
+
+
+def _joined(
+    some: Sequence[int], parts: int, texts: int, *keys: Any
+) -> tuple[Places, dict[int, int]]:
+    """Return the places of one partition, and the lines that are wanted of each file."""
+    [part] = some
+    places = joined(part, parts, keys[:texts], keys[texts:])
+    files, firsts = np.unique(places.file, return_index=True)
+    lines = np.add.reduceat(places.lines.astype(np.int64), firsts) if len(files) else files
+    return places, dict(zip(files.tolist(), map(int, lines), strict=True))
+
+
+def _gathered(
+    files: Sequence[tuple[int, OldFile]], carried: Carried, *places: Places
+) -> tuple[pa.Table, dict[int, int]]:
+    made: Gathered = gathered(files, places, carried)
+    return made.table, dict(zip(made.numbers.tolist(), made.texts.tolist(), strict=True))
+
+
+class _Tasks:
+    """Runs tasks over groups; a group whose task ends its process is run again, one by one.
+
+    Each task gives an object that stays in Ray's store, and numbers for the driver.
+    """
+
+    def __init__(self, ledger: Any, stall_seconds: float) -> None:
+        self._ledger, self._stall_seconds = ledger, stall_seconds
+
+    def outputs(self, start: _Start, groups: Sequence[Sequence[Any]]) -> tuple[list[Any], Numbers]:
+        """Return the objects in the order of the groups, and the sums of the numbers."""
+        made, numbers = self.ended(start, groups), Numbers()
+        for _, counts in made:
+            numbers.update(counts)
+        return [one for one, _ in made], numbers
+
+    def ended(
+        self, start: _Start, groups: Sequence[Sequence[Any]]
+    ) -> list[tuple[Any, Mapping[int, int]]]:
+        """Return of each group the object and the numbers.
+
+        A group, or a member of it, that gives none is left out; all are where the run stops.
+        """
+        made, failed = self._waited(start, groups)
+        alone = [[one] for group in failed if len(group) > 1 for one in group]
+        return made + self._waited(start, alone)[0]
+
+    def _waited(
+        self, start: _Start, groups: Sequence[Sequence[Any]]
+    ) -> tuple[list[tuple[Any, Mapping[int, int]]], list[Sequence[Any]]]:
+        begun = [start(group) for group in groups]
+        waiting = {counts: number for number, (_, counts) in enumerate(begun)}
+        made: dict[int, tuple[Any, Mapping[int, int]]] = {}
+        failed, moved = [], time.monotonic()
+        while waiting and time.monotonic() - moved < self._stall_seconds:
+            if ray.get(self._ledger.stopping.remote()):
+                break
+            ready, _ = ray.wait([*waiting], num_returns=len(waiting), timeout=_POLL_SECONDS)
+            for counts in ready:
+                number, moved = waiting.pop(counts), time.monotonic()
+                try:
+                    made[number] = (begun[number][0], ray.get(counts))
+                except RayError:
+                    failed.append(groups[number])
+            # No encoder is needed for this, and the run waits for none.
+            self._ledger.goes_on.remote()
+        for counts in waiting:
+            ray.cancel(counts, force=True)
+        return [made[number] for number in sorted(made)], failed
+
+
+def _text_groups(chunks: Sequence[Chunk]) -> Iterator[list[tuple[int, Chunk]]]:
+    """Yield chunks with their numbers, those of one pass together, in groups of much text."""
+    numbers = {chunk.key: number for number, chunk in enumerate(chunks)}
+    together = passes(chunks)
+    for group in _in_groups(range(len(together)), [*map(text_of, together)], _TEXT_BYTES):
+        yield [(numbers[chunk.key], chunk) for place in group for chunk in together[place]]
+
+
+def gather_groups(lines: Mapping[int, int], carried: Carried) -> list[list[int]]:
+    """Return files in groups of enough vectors; files of which nothing is wanted are left out."""
+    kind = carried.fields.field("embedding").type
+    line = kind.list_size * kind.value_type.bit_width // 8
+    files = sorted(lines)
+    sizes = [lines[file] * line for file in files]
+    return [*_in_groups(files, sizes, max(_VECTOR_BYTES, sum(sizes) // _MOST_GATHERS))]
+
+
+def _in_groups(members: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield the members in order, in groups that end as soon as they have the size `most`."""
+    group: list[int] = []
+    held = 0
+    for member, size in zip(members, sizes, strict=True):
+        group.append(member)
+        held += size
+        if held >= most:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _reuse(
+    chunks: Sequence[Chunk],
+    wanted: Mapping[int, int],
+    made: Sequence[tuple[Any, Mapping[int, int]]],
+    say: Callable[[str], None],
+) -> Reuse:
+    objects: dict[int, list[Any]] = defaultdict(list)
+    texts: Counter[int] = Counter()
+    for one, counts in made:
+        texts.update(counts)
+        for number in counts:
+            objects[number].append(one)
+    whole = frozenset(chunks[number].key for number in texts if texts[number] == wanted[number])
+    places = {chunks[number].key: (number, (*own,)) for number, own in objects.items()}
+    say(
+        f"reuse: {sum(texts.values()):,} of {sum(wanted.values()):,} texts have their vectors in"
+        f" files of earlier runs; {len(whole):,} of {len(chunks):,} chunks need no encoder"
+    )
+    return Reuse(places, whole)

@@ -1,0 +1,217 @@
+"""A chunk that takes over some of its texts' lines, beside the same chunk without any."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedjob.config.job import Input
+from embedjob.config.recipe import Recipe
+from embedjob.input.chunks import Chunk, Shard
+from embedjob.output.committing import commit, count_rows
+from embedjob.output.head_columns import with_head_columns
+from embedjob.output.schema import OutputSpec
+from embedjob.stages.chunk_state import ChunkState, from_block, to_block
+from embedjob.stages.reuse.merging import NOTHING, Reuse, lines_of_texts, merged
+from embedjob.stages.tokenize import tokenize_rows
+from embedjob.stages.write import assemble_rows
+from embedjob.text.conversations import text_hash
+from embedjob.text.tokenizing import ViewTokenizer
+from embedjob.text.views import TokenViews
+from embedjob.vectors.encoded import Encoded, Lines
+from embedjob.vectors.quantizing import quantize
+from embedjob.vectors.sparse import sparse
+from tests.fakes import tiny_tokenizer
+from tests.shards import FINGERPRINT, WIDTH, output_spec
+
+PLAIN = ViewTokenizer(tiny_tokenizer("llama"), Recipe(model="m", max_tokens=16))
+ROWS = 12
+CHUNK = Chunk(Shard("in/a.parquet", 10, "e"), 0, ROWS, (0, 1), 0, "a.parquet", 30, 100)
+INPUT = Input(path="in", text="t")
+TEXTS = st.lists(
+    st.none() | st.sampled_from(["a fox", "", "the river bank", "a b c", "fox " * 40, "日本語"]),
+    min_size=1,
+    max_size=ROWS,
+)
+KINDS = ("plain", "lines", "heads")
+
+
+def rows(texts: list[str | None]) -> pa.Table:
+    return pa.table(
+        {
+            "row": pa.array(range(len(texts)), pa.uint32()),
+            "text": pa.array(texts, pa.large_string()),
+            "reason": pa.array(
+                [None if one is not None else "null_text" for one in texts], pa.string()
+            ),
+        }
+    )
+
+
+def vector(ids: np.ndarray) -> np.ndarray:
+    """A unit vector that says which ids it is of."""
+    made = np.random.default_rng([*ids.tolist(), len(ids)]).normal(size=WIDTH)
+    return (made / np.linalg.norm(made)).astype(np.float32)
+
+
+def encoded(views: TokenViews, kind: str) -> Encoded:
+    """What an encoder makes of views: each text's part is of its ids alone."""
+    ids = [views.full_ids(number) for number in range(views.texts)]
+    if kind == "lines":
+        counts = [1 + len(one) % 3 for one in ids]
+        every = [
+            vector(one[part:])
+            for one, count in zip(ids, counts, strict=True)
+            for part in range(count)
+        ]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        chars = np.stack([np.arange(offsets[-1])] * 2, axis=1)
+        for start, count in zip(offsets, counts, strict=False):
+            chars[start : start + count] -= start
+        return Encoded(
+            np.array(every, np.float32).reshape(-1, WIDTH), {}, lines=Lines(offsets, chars)
+        )
+    matrix = np.array([vector(one) for one in ids], np.float32).reshape(-1, WIDTH)
+    if kind == "plain":
+        return Encoded(matrix, {})
+    entries = [(one[: len(one) % 4].astype(np.uint32), None) for one in ids]
+    weighed = [
+        (np.unique(one), np.full(len(np.unique(one)), 0.5, np.float32)) for one, _ in entries
+    ]
+    return Encoded(matrix, {}, sparse=sparse(weighed), routers=2 * matrix[:, :2])
+
+
+def spec_of(kind: str, **recipe: Any) -> OutputSpec:
+    lines = {"long_text": "late_chunk", "templates": ("{text}",)} if kind == "lines" else {}
+    spec = output_spec(INPUT, {}, **recipe, **lines)
+    if kind == "lines":
+        # `keep` and parts together have both kinds of columns.
+        assert {"part", "char_start"} <= {*spec.data.names}
+    return with_head_columns(spec, vocabulary=600, routers=2) if kind == "heads" else spec
+
+
+def file_of(state: ChunkState, spec: OutputSpec, out: str) -> pa.Table:
+    """The chunk as its file has it."""
+    table = assemble_rows(state)
+    done = commit(out, state.chunk, table, rows_in=int(state.stats["rows"]), spec=spec)
+    return pq.read_table(f"{out}/data/{FINGERPRINT[:12]}/{done.name}")
+
+
+def state_of(texts: list[str | None], kind: str, reused: pa.Table | None = None) -> ChunkState:
+    made, views = tokenize_rows(rows(texts), PLAIN, "truncate", reused)
+    state = ChunkState(
+        CHUNK, made, encoded=encoded(views, kind), stats={"rows": len(texts)}, reused=reused
+    )
+    # As it travels.
+    [arrived] = from_block(to_block([state]))
+    return arrived
+
+
+def old_lines(file: pa.Table, hashes: list[bytes]) -> pa.Table:
+    """The lines of these texts, each text's first row alone, in the order of the hashes."""
+    parts = []
+    for one in hashes:
+        own = [n for n, row in enumerate(file.to_pylist()) if row["text_hash"] == one]
+        first = [n for n in own if file["row"][n] == file["row"][own[0]]]
+        parts.append(file.take(first))
+    table = pa.concat_tables([file.slice(0, 0), *parts])
+    return table.drop_columns([name for name in ("row", "shard") if name in table.column_names])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "ubinary"])
+@settings(max_examples=25)
+@given(texts=TEXTS, data=st.data())
+def test_its_file_is_the_same_as_without_whatever_it_takes_over(
+    kind: str,
+    dtype: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str | None],
+    data: Any,
+) -> None:
+    spec = spec_of(kind, vector_dtype=dtype)
+    if dtype == "ubinary":
+        spec = replace(
+            spec, quantize=lambda vectors: quantize(vectors, dtype=dtype, ranges_2D=None)
+        )
+    folder = tmp_path_factory.mktemp("out")
+    whole = file_of(state_of(texts, kind), spec, str(folder / "whole"))
+    distinct = sorted({*whole["text_hash"].to_pylist()})
+    taken = data.draw(st.lists(st.sampled_from(distinct), unique=True)) if distinct else []
+    reused = old_lines(whole, taken)
+    state = state_of(texts, kind, reused)
+    assert file_of(state, spec, str(folder / "some")).equals(whole)
+
+    counts = count_rows(assemble_rows(state), spec=spec)
+    own = [text for text in texts if text is not None and text_hash(text) in taken]
+    assert counts["reused"] == len(own)
+    assert counts["embedded"] == len(distinct) - len(taken)
+    assert counts["rows"] == sum(
+        counts[name] for name in ("embedded", "reused", "deduplicated", "nulls", "quarantined")
+    )
+
+
+@given(TEXTS)
+def test_texts_with_old_lines_are_not_tokenized(texts: list[str | None]) -> None:
+    file = pa.table({"text_hash": pa.array([text_hash("a fox"), text_hash("")], pa.binary(16))})
+    made, views = tokenize_rows(rows(texts), PLAIN, "truncate", file)
+    left = [text for text in dict.fromkeys(texts) if text not in (None, "a fox", "")]
+    assert views.texts == len(left)
+    expected = {"a fox": 0, "": 1}
+    assert made["taken"].to_pylist() == [
+        expected.get(text or "-") if text else (1 if text == "" else None) for text in texts
+    ]
+    assert all(
+        (unique is None) == (text in (None, "a fox", ""))
+        for text, unique in zip(texts, made["unique"].to_pylist(), strict=True)
+    )
+
+
+def test_the_first_of_a_texts_lines_is_found() -> None:
+    hashes = [text_hash(name) for name in "aabbbc"]
+    lines = pa.table({"text_hash": pa.array(hashes, pa.binary(16))})
+    asked = [text_hash(name) for name in "cbza"]
+    assert lines_of_texts(asked, lines).tolist() == [5, 2, -1, 0]
+    assert lines_of_texts(asked, None).tolist() == [-1] * 4
+    assert lines_of_texts([], lines).tolist() == []
+
+
+def test_a_chunk_without_old_lines_goes_on_as_it_is() -> None:
+    state = ChunkState(CHUNK, rows(["a fox"]))
+    assert NOTHING.attached(state) is state
+    assert Reuse({"another": (0, ())}).of([CHUNK]) == NOTHING
+
+
+def test_rows_stand_in_order_with_all_their_lines() -> None:
+    made = pa.table(
+        {
+            "row": pa.array([1, 1, 4], pa.uint32()),
+            "part": pa.array([0, 1, 0], pa.uint32()),
+            "tokens": pa.array([5, 5, 6], pa.uint32()),
+        }
+    )
+    reused = pa.table(
+        {
+            "text_hash": pa.array([text_hash(name) for name in "xxy"], pa.binary(16)),
+            "embedding": pa.array([[1.0], [2.0], [3.0]], pa.list_(pa.float32(), 1)),
+            "tokens": pa.array([7, 7, 8], pa.uint32()),
+            "part": pa.array([0, 1, 0], pa.uint32()),
+        }
+    )
+    taken = pa.table(
+        {
+            "row": pa.array([0, 2, 3], pa.uint32()),
+            "taken": pa.array([2, 0, 0], pa.uint32()),
+            "tokens": pa.array([0, 0, 0], pa.uint32()),
+        }
+    )
+    table = merged(made, taken, reused)
+    assert table["row"].to_pylist() == [0, 1, 1, 2, 2, 3, 3, 4]
+    assert table["part"].to_pylist() == [0, 0, 1, 0, 1, 0, 1, 0]
+    assert table["tokens"].to_pylist() == [8, 5, 5, 7, 7, 7, 7, 6]
+    assert table["stored"].to_pylist() == [[3.0], None, None, [1.0], [2.0], [1.0], [2.0], None]
