@@ -59,7 +59,7 @@ from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer, read_tokenizer
 from embedjob.output.fingerprint import fingerprint
 from embedjob.storage import objects
-from embedjob.text.tokenizing import as_normalized
+from embedjob.text.slots import as_normalized
 from embedjob.vectors.finishing import width
 
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
-from embedjob.config.interventions import Given, auxiliary_templates, given, slotted
+from embedjob.config.interventions import slotted
 from embedjob.config.recipe import Recipe
 from embedjob.config.templates import span_rule
 from embedjob.errors import ConfigError
@@ -16,109 +16,11 @@ from embedjob.text.fitting import check_positions, template_fitter, uncounted_to
 from embedjob.text.long_text import MOST_TOKENS, Cutter, divide_span, regroup_units, shift_parts
 from embedjob.text.prompts import prepare, tails
 from embedjob.text.separate import special_id
+from embedjob.text.slots import PROBES, add_tokens, auxiliary_recipe, slot_position, stand_in_id
 from embedjob.text.spans import Layout, spans
 from embedjob.text.truncation import FittedViews, WordCutter
 from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
-
-
-def slot_position(rows: Sequence[Sequence[int]], slot: int, *, of: Given, template: str) -> int:
-    """Return where the slot of an intervention is in the ids of all views of a template.
-
-    Raises:
-        ConfigError: it is not there exactly once, or after the text, where every view would have
-            it at another position.
-    """
-    positions = {tuple(at for at, token in enumerate(row) if token == slot) for row in rows}
-    places = next(iter(positions))
-    if len(positions) > 1 or len(places) != 1:
-        raise ConfigError(
-            f"encoder.interventions: {of.key}.{of.kind.slot}: the template {template} must have"
-            f" {of.slot} once, and before the text; put it there, or leave the intervention out"
-        )
-    return places[0]
-
-
-def add_tokens(tokenizer: Tokenizer, recipe: Recipe) -> None:
-    """Add the recipe's special tokens and the slot of its interventions to its tokenizer."""
-    slots = [
-        AddedToken(one.slot, normalized=one.normalized, special=True)
-        for one in given(recipe.interventions)
-        if one.slot is not None
-    ]
-    tokenizer.add_special_tokens([*recipe.special_tokens.add, *slots])
-
-
-def as_normalized(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
-    """Return the recipe with a slot that the normalizer sees, where that gives other ids.
-
-    Its authors add it so. Where a normalizer puts a blank before each piece of text, a special
-    token has one on both sides, and theirs has none after it.
-    """
-    one = slotted(recipe.interventions)
-    if one is None:
-        return recipe
-    special, normalized = (
-        recipe.model_copy(
-            update={
-                "interventions": tuple(
-                    one.seen(seen) if section is one.section else section
-                    for section in recipe.interventions
-                )
-            }
-        )
-        for seen in (False, True)
-    )
-    same = _probe_ids(special, tokenizer) == _probe_ids(normalized, tokenizer)
-    return special if same else normalized
-
-
-def _probe_ids(recipe: Recipe, tokenizer: Tokenizer) -> list[list[int]]:
-    """Return the ids of two probes under every template, under a copy of the tokenizer."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    add_tokens(copy, recipe)
-    fitter = template_fitter(copy, recipe)
-    return [fitter.whole(n, probe) for n in range(recipe.views) for probe in _PROBES[:2]]
-
-
-def stand_in_id(tokenizer: Tokenizer, one: Given | None) -> int | None:
-    """Return the id of the token whose embedding the slot has, None where it is drawn.
-
-    Raises:
-        ConfigError: the name is not a single token.
-    """
-    name = None if one is None else one.value(one.kind.stand_in)
-    if one is None or name is None:
-        return None
-    ids: list[int] = tokenizer.encode(name, add_special_tokens=False).ids
-    if len(ids) != 1:
-        raise ConfigError(
-            f"encoder.interventions: {one.key}.{one.kind.stand_in}: got {name!r}, which is"
-            f" {len(ids)} tokens; allowed is a single token of this tokenizer"
-        )
-    return ids[0]
-
-
-def auxiliary_recipe(recipe: Recipe) -> Recipe | None:
-    """Return the recipe of auxiliary views; None if no intervention has an auxiliary template.
-
-    Other interventions change these views too; one with a slot only if the template has the slot.
-    """
-    template = next(iter(auxiliary_templates(recipe.interventions).values()), None)
-    if template is None:
-        return None
-    kept = tuple(
-        one.section
-        for one in given(recipe.interventions)
-        if one.template is None and (one.slot is None or one.slot in template)
-    )
-    # Words and sparse weights belong to the main views.
-    ours = {"templates": (template,), "span": "last_token", "interventions": kept, "heads": ()}
-    return recipe.model_copy(update=ours)
-
-
-# Texts that have no token in common: ids that all their views share belong to the template.
-_PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
 
 
 class ViewTokenizer:
@@ -265,7 +167,7 @@ class ViewTokenizer:
         slot = special_id(tokenizer, str(intervention.slot))
         return tuple(
             slot_position(
-                [self._fitter.whole(number, probe) for probe in _PROBES],
+                [self._fitter.whole(number, probe) for probe in PROBES],
                 slot,
                 of=intervention,
                 template=self._fitter.shown(number),
@@ -277,7 +179,7 @@ class ViewTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         specials = {token for token, entry in added.items() if entry.special}
         for number in range(self._templates):
-            if not specials.intersection(self._fitter.whole(number, _PROBES[0])[:1]):
+            if not specials.intersection(self._fitter.whole(number, PROBES[0])[:1]):
                 raise ConfigError(
                     "encoder.special_tokens.bos: got literal, but the template"
                     f" {self._fitter.shown(number)} begins with no special token of this"
@@ -302,7 +204,7 @@ class ViewTokenizer:
                 " set encoder.special_tokens.eos_id, or eos: none"
             )
         return tuple(
-            () if self._fitter.whole(number, _PROBES[0])[-1:] == [eos] else (eos,)
+            () if self._fitter.whole(number, PROBES[0])[-1:] == [eos] else (eos,)
             for number in range(self._templates)
         )
 
@@ -314,7 +216,7 @@ class ViewTokenizer:
         if not continuations:
             return np.zeros(self._templates, np.int64)
         each = range(self._templates)
-        sizes = np.array([len(self._fitter.whole(number, _PROBES[0])) for number in each], np.int64)
+        sizes = np.array([len(self._fitter.whole(number, PROBES[0])) for number in each], np.int64)
         by_template = (sizes + self._ending_lengths).reshape(-1, continuations)
         shorter: Ints = (by_template.max(axis=1, keepdims=True) - by_template).reshape(-1)
         return shorter
@@ -322,7 +224,7 @@ class ViewTokenizer:
     def _check_room(self, limits: Ints) -> None:
         for number, max_tokens in enumerate(limits.tolist()):
             empty = len(self._fitter.whole(number, ""))
-            filled = min(len(self._fitter.whole(number, probe)) for probe in _PROBES)
+            filled = min(len(self._fitter.whole(number, probe)) for probe in PROBES)
             needed = max(empty, filled) + len(self._endings[number])
             if needed > max_tokens:
                 raise ConfigError(
@@ -335,7 +237,7 @@ class ViewTokenizer:
     def _shared_prefixes(self) -> tuple[tuple[int, ...], ...]:
         """Return per template the ids that all its views begin with and no span can hold."""
         nothing: tuple[tuple[int, ...], ...] = ((),) * self._templates
-        probes = self._assembled(self._fit([self._prepare(probe) for probe in _PROBES]), nothing)
+        probes = self._assembled(self._fit([self._prepare(probe) for probe in PROBES]), nothing)
         self._check_span(probes)
         if not self._shares:
             return nothing
@@ -355,7 +257,7 @@ class ViewTokenizer:
         empty = (probes.span[:, 0] == probes.span[:, 1]).reshape(-1, self._templates)
         hollow = empty.any(axis=0) if self._offset > 0 else empty.all(axis=0)
         for number in np.flatnonzero(hollow):
-            text = _PROBES[int(empty[:, number].argmax())]
+            text = PROBES[int(empty[:, number].argmax())]
             raise ConfigError(
                 f"encoder.span: {self._rule!r} with offset {self._offset} holds no token for the"
                 f" text {text!r} under the template {self._fitter.shown(int(number))}; choose"

@@ -26,7 +26,7 @@ from embedjob.output.claim import Claim, Probes, put_claim
 from embedjob.output.fingerprint import fingerprint
 from embedjob.output.manifest import FileList
 from embedjob.output.snapshot import Snapshot, publish
-from embedjob.text.tokenizing import as_normalized
+from embedjob.text.slots import as_normalized
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 from tests.encoder import tiny
 

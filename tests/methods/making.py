@@ -43,7 +43,8 @@ from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.job.resolve import layer_recipes
-from embedjob.text.tokenizing import ViewTokenizer, as_normalized
+from embedjob.text.slots import as_normalized
+from embedjob.text.tokenizing import ViewTokenizer
 from embedjob.vectors.encoded import Encoded
 from tests.fakes import tiny_tokenizer
 from tests.methods.references import LatentAttentionModel

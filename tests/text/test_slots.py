@@ -9,7 +9,8 @@ from embedjob.config.heads import SparseHead, SparseLm
 from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
-from embedjob.text.tokenizing import ViewTokenizer, as_normalized
+from embedjob.text.slots import as_normalized
+from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import tiny_tokenizer
 
 FAMILIES = ("gpt2", "qwen", "llama3", "llama", "mistral")
