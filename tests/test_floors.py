@@ -48,6 +48,7 @@ HOMES = {
     "rich": {"reports", "cli", "jobs"},
     "s3fs": {"storage"},
     "safetensors": {"encoder", "output"},
+    "sentencex": {"text"},
     "tokenizers": {"text", "models"},
     "torch": {"vectors", "encoder"},
     "torchao": {"encoder"},

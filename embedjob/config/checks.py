@@ -24,7 +24,7 @@ from embedjob.config.model_rules import (
 )
 from embedjob.config.pooling import DIVISIBLE_SPANS, POOLINGS, FitStep
 from embedjob.config.segments import WeightedTemplate, holds_one_text
-from embedjob.config.tables import WHOLE
+from embedjob.config.tables import OF_ONE_TEXT, WHOLE
 from embedjob.errors import ConfigError, ModelError
 
 # `with folder`: all keys are there, those of the model's folder too. `in a job`: a key that is set
@@ -83,9 +83,10 @@ REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Found], str]] = {
         "{what} reads the last layer; got layer: {recipe.layer}, allowed is -1",
     ),
     "one line": (
-        lambda recipe: recipe.long_text not in WHOLE or recipe.aggregation == "keep",
+        lambda recipe: recipe.long_text not in OF_ONE_TEXT or recipe.aggregation == "keep",
         "{what} gives one line per text; got long_text: {recipe.long_text} and aggregation:"
-        " {recipe.aggregation}, allowed is long_text: truncate or bad, and not aggregation: keep",
+        " {recipe.aggregation}, allowed is long_text: truncate, split or bad, and not aggregation:"
+        " keep",
     ),
     "one template": (
         lambda recipe: {"number": len(recipe.templates)} if len(recipe.templates) > 1 else False,
@@ -215,6 +216,16 @@ def _ungenerated(recipe: AnyRecipe) -> Found:
     return wrong[0] if wrong else False
 
 
+def _idle_split(recipe: AnyRecipe) -> Found:
+    """Return the first key of `split` by which no passage could be cut."""
+    split = recipe.split
+    if 2 * split.overlap > split.max_tokens:
+        half = f"at most half of max_tokens: {split.max_tokens // 2}"
+        return {"key": "overlap", "got": split.overlap, "allowed": half}
+    twice = [name for name in split.carry if split.carry.count(name) > 1]
+    return {"key": "carry", "got": f"{twice[0]} twice", "allowed": "once"} if twice else False
+
+
 def _unread_weight(recipe: AnyRecipe) -> Found:
     if recipe.aggregation == "weighted":
         return False
@@ -260,10 +271,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "with method",
         lambda recipe, _: bool(
-            recipe.interventions and (recipe.long_text not in WHOLE or recipe.decode)
+            recipe.interventions and (recipe.long_text not in OF_ONE_TEXT or recipe.decode)
         ),
         "interventions: got long_text: {recipe.long_text} and decode: {recipe.decode}; allowed is"
-        " long_text: truncate or bad, without decode",
+        " long_text: truncate, split or bad, without decode",
     ),
     Rule(
         "with method",
@@ -285,6 +296,31 @@ RULES: tuple[Rule, ...] = (
         ),
         "templates: with long_text: late_chunk allowed is one template, its segments joined as one"
         " string, with one text in it",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: recipe.long_text == "split" and recipe.aggregation == "keep",
+        "aggregation: got keep, but with long_text: split the lines of a row are its passages;"
+        " allowed is any other",
+    ),
+    Rule(
+        "with method",
+        lambda recipe, _: _idle_split(recipe),
+        "split: {key}: got {got}, allowed is {allowed}",
+    ),
+    Rule(
+        "with folder",
+        lambda recipe, _: (
+            recipe.long_text == "split" and recipe.split.max_tokens > recipe.max_tokens
+        ),
+        "split: max_tokens: got {recipe.split.max_tokens}, but encoder.max_tokens is"
+        " {recipe.max_tokens}; allowed is at most as many",
+    ),
+    Rule(
+        "in a job",
+        lambda recipe, _: recipe.long_text != "split" and recipe.split != type(recipe.split)(),
+        "encoder.split: only long_text: split reads it, got long_text: {recipe.long_text}; set"
+        " long_text: split, or leave split out",
     ),
     Rule(
         "with method",

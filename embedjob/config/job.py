@@ -104,10 +104,23 @@ class Sample(Section):
     rows: int
 
 
-class SampledInput(Input):
+class ReadInput(Input):
+    """The input with the columns that stand before its passages; no job file can ask for it."""
+
+    headings: tuple[str, ...] = ()
+
+
+class SampledInput(ReadInput):
     """The input of a fit, of which some rows are read; no job file can ask for it."""
 
     sample: Sample
+
+
+def with_headings(job_input: Input, headings: tuple[str, ...]) -> Input:
+    """Return the input with the columns that stand before its passages, if there are any."""
+    if not headings:
+        return job_input
+    return ReadInput.model_construct(**{**dict(job_input), "headings": headings})
 
 
 class ActorRange(Section):

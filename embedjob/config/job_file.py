@@ -25,7 +25,7 @@ from embedjob.errors import ConfigError
 DEFAULT = "library default"
 _SECTIONS = tuple(Job.model_fields)
 # Values that are merged key by key, one level further down than others.
-_MERGED = ("special_tokens", "actors", "pool", "table")
+_MERGED = ("special_tokens", "split", "actors", "pool", "table")
 _AS_TEXT = ("timestamp", "int", "float")
 _SectionT = TypeVar("_SectionT", bound=Section)
 

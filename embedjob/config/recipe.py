@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from embedjob.config.checks import check
 from embedjob.config.generation import Generation
@@ -58,6 +58,19 @@ class SpecialTokens(Section):
     add: tuple[str, ...] = ()
 
 
+class Split(Section):
+    """How `long_text: split` cuts texts into passages.
+
+    A passage has at most `max_tokens` tokens, counted without a template. The columns `carry` stand
+    before each of them, and count; so do whole sentences of the passage before it, of at most
+    `overlap` tokens.
+    """
+
+    max_tokens: Positive = 400
+    overlap: Annotated[int, Field(ge=0)] = 0
+    carry: tuple[str, ...] = ()
+
+
 class Recipe(Section):
     """The `encoder` section, resolved: every knob that decides a vector's value.
 
@@ -96,7 +109,8 @@ class Recipe(Section):
     finish: tuple[Normalize | Truncate | FitStep, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"
     max_tokens: Positive = 512
-    long_text: Literal["truncate", "chunk_mean", "late_chunk", "bad"] = "truncate"
+    long_text: Literal["truncate", "chunk_mean", "late_chunk", "split", "bad"] = "truncate"
+    split: Split = Split()
     truncation_side: Literal["right", "left"] = "right"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Literal["none", "int8", "float8"] = "none"
@@ -114,7 +128,12 @@ class Recipe(Section):
     @property
     def multi_vector(self) -> bool:
         """Whether a row may have several lines in the output."""
-        return self.aggregation == "keep" or self.long_text == "late_chunk"
+        return self.aggregation == "keep" or self.long_text in ("late_chunk", "split")
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The columns that stand before every passage; none where texts are not split."""
+        return self.split.carry if self.long_text == "split" else ()
 
     @property
     def vector_heads(self) -> tuple[Head, ...]:

@@ -9,6 +9,8 @@ from embedjob.config.pooling import WordWeights
 FIT_NAME = "fit:"
 # What is left of a text that is longer than `max_tokens`; other ways embed its parts.
 WHOLE = ("truncate", "bad")
+# What is embedded is one text with one vector: the row's own, or each of its passages.
+OF_ONE_TEXT = (*WHOLE, "split")
 # A table leaves these keys nothing to decide.
 _LOOKED_UP: Mapping[str, Any] = {
     "attention": "bidirectional",
@@ -35,7 +37,8 @@ def looked_up(recipe: Any, *, counts_terms: bool) -> dict[str, Any]:
     A vocabulary, which `counts_terms`, gives sparse rows that are finished as they are.
     """
     weighted = isinstance(recipe.pooling, WordWeights) and not counts_terms
-    whole = recipe.long_text if recipe.long_text in WHOLE else WHOLE[0]
+    allowed = WHOLE if counts_terms else OF_ONE_TEXT
+    whole = recipe.long_text if recipe.long_text in allowed else WHOLE[0]
     bare = {
         "long_text": whole,
         "special_tokens": type(recipe.special_tokens)(),

@@ -14,7 +14,7 @@ from embedjob.config.recipe import Recipe, Role
 from embedjob.encoder.backbone import Backbone, first_device, load_backbone
 from embedjob.encoder.batching.transfers import own_process
 from embedjob.encoder.view_encoder import ViewEncoder
-from embedjob.errors import ConfigError, InputError
+from embedjob.errors import ConfigError
 from embedjob.job.recorded import recorded_alignment, recorded_recipes
 from embedjob.job.resolve import resolve_encoder
 from embedjob.models.architecture import check_quantizer
@@ -24,7 +24,7 @@ from embedjob.models.tokenizer import load_tokenizer
 from embedjob.static.bag_of_words import static_encoder
 from embedjob.text.conversations import embedded_texts
 from embedjob.text.variants import views_with_variants
-from embedjob.text.views import TokenizesTexts, TokenViews
+from embedjob.text.views import Headings, TokenizesTexts, TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.finishing import NO_FITS, finished
 from embedjob.vectors.fit_arithmetic import applied
@@ -182,49 +182,51 @@ class Encoder(ViewEncoder):
         """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none.
 
         With `aggregation: keep` they are those of the V views [R, V, D]. With `long_text:
-        late_chunk` a text that is longer than a part has several: `encode_parts` gives them.
+        late_chunk` or `split` a longer text has several: `encode_parts` gives them.
         """
         recipe = self._recipe(role)
         vectors_LD, lines = self.encode_parts(texts, role)
-        if recipe.long_text == "late_chunk":
-            several = np.flatnonzero(lines.counts > 1)
-            if len(several):
-                raise InputError(
-                    f"text number {several[0]} has {lines.counts[several[0]]} parts under"
-                    " long_text: late_chunk, and an embedding of each; use encode_parts"
-                )
+        if recipe.long_text in ("late_chunk", "split"):
+            lines.require_single(f"long_text: {recipe.long_text}")
         elif recipe.aggregation == "keep":
             return vectors_LD.reshape(len(texts), recipe.views, vectors_LD.shape[1])
         return vectors_LD
 
-    def encode_parts(self, texts: Sequence[str], role: Role | None = None) -> tuple[Vectors, Lines]:
+    def encode_parts(
+        self, texts: Sequence[str], role: Role | None = None, headings: Headings = None
+    ) -> tuple[Vectors, Lines]:
         """All embeddings [L, D] of texts, and which of them are whose and of which characters.
 
-        They are what the lines of an output would hold; InputError if a text has none.
+        They are what the lines of an output would hold; InputError if a text has none. `headings`
+        stand before the passages of each text, as the columns of `split.carry` in a job.
         """
-        outputs = self.outputs(texts, role)
+        outputs = self.outputs(texts, role, headings)
         return outputs.embeddings, outputs.lines or Lines(np.arange(len(texts) + 1))
 
-    def outputs(self, texts: Sequence[str], role: Role | None = None) -> Encoded:
+    def outputs(
+        self, texts: Sequence[str], role: Role | None = None, headings: Headings = None
+    ) -> Encoded:
         """All that the recipe of a role makes of texts: embeddings, lines, sparse and routers.
 
-        `sparse.row(r)` are the indices and values of text r. InputError if a text has no embedding.
+        `sparse.row(r)` are the indices and values of text r, or of line r where texts are split.
+        `headings` are those of `encode_parts`. InputError if a text has no embedding.
         """
         recipe = self._recipe(role)
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
         tokenizer = self._tokenizers[recipe.role]
-        if recipe.generate is None:
-            views = tokenizer.views(texts)
+        if tokenizer.splitter is not None:
+            passages = tokenizer.splitter(texts, headings)
+            outputs = self.encode_views(tokenizer.views(passages.texts), role=recipe.role)
+            outputs = outputs.of_passages(Lines(passages.offsets, passages.chars))
+        elif headings is not None:
+            raise ConfigError("headings: only long_text: split puts them before passages; got some")
+        elif recipe.generate is None:
+            outputs = self.encode_views(tokenizer.views(texts), role=recipe.role)
         else:
             views = views_with_variants(tokenizer, texts, self.generated(texts, recipe.role))
-        outputs = self.encode_views(views, role=recipe.role)
-        if outputs.failed:
-            text, (reason, detail) = next(iter(sorted(outputs.failed.items())))
-            raise InputError(
-                f"{len(outputs.failed)} of {len(texts)} texts cannot be embedded; the first is"
-                f" number {text}: {reason}, {detail}. Leave it out"
-            )
+            outputs = self.encode_views(views, role=recipe.role)
+        outputs.require_all(len(texts))
         if self.alignment is not None:
             rotated = applied(self.alignment, outputs.embeddings)
             unit = finished(rotated, recipe.finish[-1:] if recipe.normalized else ())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from embedjob.config.job import Input
+from embedjob.config.job import Input, ReadInput
 from embedjob.errors import InputError
 from embedjob.input.chunks import Shard
 from embedjob.input.column_types import (
@@ -34,6 +34,7 @@ class Columns:
     id: str | None
     keep: tuple[str, ...]
     filter: tuple[str, ...]
+    headings: tuple[str, ...] = ()
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -48,7 +49,7 @@ class Columns:
     @property
     def needed(self) -> tuple[str, ...]:
         """Return every column to read, once."""
-        return tuple(dict.fromkeys([*self.text, *self.carried, *self.filter]))
+        return tuple(dict.fromkeys([*self.text, *self.headings, *self.carried, *self.filter]))
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def columns_of(job_input: Input) -> Columns:
         id=job_input.id,
         keep=job_input.keep,
         filter=filter_columns(job_input.filter) if job_input.filter is not None else (),
+        headings=job_input.headings if isinstance(job_input, ReadInput) else (),
     )
 
 
@@ -185,7 +187,7 @@ def _problem(shard: Shard, schema: pa.Schema, job_input: Input) -> str | None:
     for name, kind in types.items():
         if kind is None:
             return _missing(name, schema, [key for key, _ in shard.partitions])
-    for name in columns.text:
+    for name in (*columns.text, *columns.headings):
         if not is_text(types[name]):
             return (
                 f"column {name!r} is {types[name]}; text must be string, large_string,"

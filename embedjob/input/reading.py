@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.config.job import Input, SampledInput
@@ -18,7 +19,7 @@ from embedjob.input.columns import KEPT, Columns, columns_of
 from embedjob.input.filtering import filter_rows, never_passes
 from embedjob.input.footers import group_bounds
 from embedjob.input.int96 import exact_units, stored_unit
-from embedjob.input.joining import joined_text, validate_text
+from embedjob.input.joining import INVALID_UTF8, joined_text, validate_text
 from embedjob.input.json_lines import line_tables
 from embedjob.input.listing import read_metadata
 from embedjob.input.samples import sampled_rows
@@ -31,10 +32,14 @@ _STREAM_BYTES = 4 * 2**20
 _STREAM_ROWS = 8192
 _FEWER = 16
 _ROW = "embedjob:row"  # no shard has a column of this name
+# The column of what stands before every passage of a row.
+HEADING = "heading"
 
 
 def read_chunk(chunk: Chunk, job_input: Input) -> pa.Table:
     """Return row, text (null in a bad row), reason (null in a good row), id?, `keep.` columns.
+
+    Before the kept columns comes `heading`, what stands before a row's passages, where jobs ask.
 
     ChunkError where the shard itself is at fault, InputChangedError where it was replaced.
     """
@@ -101,9 +106,24 @@ def _finished(table: pa.Table, columns: Columns, job_input: Input) -> pa.Table:
         table = filter_rows(table, job_input.filter)
     text, reason = validate_text(joined_text(table, job_input.text, separator=job_input.separator))
     rows = {"row": table.column(_ROW), "text": text, "reason": reason}
+    if columns.headings:
+        rows |= _headings(table, columns.headings, text, reason)
     if columns.id:
         rows["id"] = table.column(columns.id)
     return pa.table(rows | {KEPT + name: table.column(name) for name in columns.keep})
+
+
+def _headings(
+    table: pa.Table, names: Sequence[str], text: pa.ChunkedArray, reason: pa.ChunkedArray
+) -> dict[str, pa.ChunkedArray]:
+    """Return what stands before each row's passages; a row is bad too where that is not UTF-8."""
+    heading, trouble = validate_text(joined_text(table, names, separator="\n"))
+    bad = pc.equal(trouble, INVALID_UTF8).fill_null(False)
+    return {
+        "text": pc.if_else(bad, pa.scalar(None, TEXT), text),
+        "reason": pc.if_else(bad, pc.coalesce(reason, trouble), reason),
+        HEADING: heading,
+    }
 
 
 def _wanted_rows(chunks: Sequence[Chunk], columns: Columns, job_input: Input) -> Iterator[pa.Table]:

@@ -253,8 +253,14 @@ def claim_of(plan: JobPlan) -> Claim:
         probes=Probes((), (), ()),
         calibration=calibration_of(plan),
         input=job.input_paths,
-        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        versions={name: importlib.metadata.version(name) for name in _libraries(job)},
     )
+
+
+def _libraries(job: IdentifiedJob) -> tuple[str, ...]:
+    """Return the packages whose versions a claim keeps: those that decide vectors."""
+    split = job.config.encoder.long_text == "split"
+    return (*_LIBRARIES, "sentencex") if split else _LIBRARIES
 
 
 def calibration_sample(plan: JobPlan) -> tuple[Chunk, ...] | None:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from embedjob.config.checks import check
 from embedjob.config.fits import views_once_fitted
 from embedjob.config.interventions import slotted
-from embedjob.config.job import Generate, Input, Job, Run
+from embedjob.config.job import Generate, Input, Job, Run, with_headings
 from embedjob.config.job_file import (
     JobSource,
     Layer,
@@ -137,7 +137,9 @@ def input_of(source: JobSource) -> Input:
     validate_partial(source)
     with_default_model(source)
     written, origins = merge(source.layers)
-    return validate(Input, written["input"], at="input", origins=origins)
+    found: Input = validate(Input, written["input"], at="input", origins=origins)
+    split = (written.get("encoder") or {}).get("split") or {}
+    return with_headings(found, tuple(split.get("carry") or ()))
 
 
 def run_of(source: JobSource, now: datetime) -> Run:
@@ -308,8 +310,9 @@ def config_around(layers: ResolvedRecipes, source: JobSource) -> Job:
     document = {**written, "encoder": layers.recipe.model_dump(mode="json"), "generate": made}
     if name and "fit" not in written:
         document["fit"] = fits_of(read_method(name), layers.recipe)
-    config = validate(Job, document, origins=layers.origins)
-    return config.model_copy(update={"encoder": layers.recipe})
+    config: Job = validate(Job, document, origins=layers.origins)
+    read = with_headings(config.input, layers.recipe.headings)
+    return config.model_copy(update={"encoder": layers.recipe, "input": read})
 
 
 def with_default_model(source: JobSource) -> JobSource:

@@ -140,6 +140,9 @@ class Summary:
     generator had failed or said nothing, and the row's own text stands for them.
 
     `chunks_left` of `shards_left` could not be done before the run's deadline.
+
+    `passages` are those of this run's rows, where texts are split; a row counts as embedded where
+    one of its passages is new to its chunk, and as quarantined where one is.
     """
 
     rows: int
@@ -175,6 +178,7 @@ class Summary:
     generation_fallbacks: int = 0
     chunks_left: int = 0
     shards_left: int = 0
+    passages: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as plain JSON values."""
@@ -238,6 +242,7 @@ def summarize(outcomes: Outcomes, facts: RunFacts) -> Summary:
         generated_tokens=int(stats["generated_tokens"]),
         generations_reused=int(stats["generations_reused"]),
         generation_fallbacks=int(stats["generation_fallbacks"]),
+        passages=int(stats["passages"]),
     )
 
 

@@ -22,7 +22,8 @@ def load_tokenizer(recipe: Recipe) -> TokenizesTexts:
     directory = materialize(source_of(recipe), tokenizer_only=True)
     table = static_table(directory)
     if table is not None:
-        return lookup(table, max_tokens=recipe.max_tokens)
+        split = recipe.split if recipe.long_text == "split" else None
+        return lookup(table, max_tokens=recipe.max_tokens, split=split)
     tokenizer, info = read_tokenizer(directory), info_of(config_of(directory))
     views = ViewTokenizer(
         tokenizer, recipe, eos_id=_eos_id(directory), positions=info.max_positions

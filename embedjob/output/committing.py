@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from embedjob.output.chunk_file import (
 )
 from embedjob.output.file_names import data_directory, quarantine_directory, with_generation
 from embedjob.output.row_checks import check_head_columns, check_rows, checked_vectors, first_lines
-from embedjob.output.schema import STORED, OutputSpec
+from embedjob.output.schema import PART, STORED, OutputSpec
 from embedjob.storage.objects import Stored, create, join, read_bytes, stat
 
 
@@ -51,8 +52,11 @@ def count_rows(table: pa.Table, *, spec: OutputSpec) -> dict[str, int]:
     """Count the chunk's rows by what became of them, and the tokens of the good rows.
 
     A row of several lines counts once. Rows with a vector of another file are `reused`, whether
-    their texts are distinct or not.
+    their texts are distinct or not. Of passages, a row with a bad line counts as bad, and a row
+    is embedded where one of its passages is new.
     """
+    if spec.passages:
+        return _count_passages(table, nulls=spec.on_bad_row == "null")
     table = first_lines(table)
     good = table.column("reason").is_null()
     kept = table.filter(good)
@@ -71,6 +75,31 @@ def count_rows(table: pa.Table, *, spec: OutputSpec) -> dict[str, int]:
         "nulls": bad if spec.on_bad_row == "null" else 0,
         "tokens": pc.sum(kept.column("tokens")).as_py() or 0,
         "truncated": pc.sum(kept.column("truncated")).as_py() or 0,
+    }
+
+
+def _place(spec: OutputSpec) -> list[str]:
+    """Return the columns that say which line of a chunk a bad one is."""
+    return ["row", PART.name] if spec.passages else ["row"]
+
+
+def _count_passages(table: pa.Table, *, nulls: bool) -> dict[str, int]:
+    """Count rows by what became of their passages, and the tokens of the good passages."""
+    rows, bad = table.column("row").to_numpy(), table.column("reason").is_valid().to_numpy()
+    hashes = table.column("text_hash").combine_chunks().filter(pa.array(~bad))
+    _, firsts = np.unique(pc.dictionary_encode(hashes).indices.to_numpy(), return_index=True)
+    good, lost = rows[~bad], np.unique(rows[bad])
+    cut = table.column("truncated").to_numpy()[~bad]
+    embedded = len(np.setdiff1d(good[firsts], lost))
+    every = len(np.unique(rows))
+    return {
+        "rows": every,
+        "embedded": embedded,
+        "deduplicated": every - len(lost) - embedded,
+        "quarantined": 0 if nulls else len(lost),
+        "nulls": len(lost) if nulls else 0,
+        "tokens": int(table.column("tokens").to_numpy()[~bad].sum()),
+        "truncated": len(np.setdiff1d(good[cut], lost)),
     }
 
 
@@ -102,17 +131,17 @@ def _put_quarantine(
     """Put the bad rows; ChunkError when other bad rows of this chunk are there already."""
     name = with_generation(chunk.name, chunk.generation)
     url = join(quarantine_directory(out, spec.fingerprint), name)
-    rows: list[int] = []
+    rows: list[dict[str, int]] = []
     if counts["quarantined"]:
         bad = table.filter(table.column("reason").is_valid())
         file = quarantine_table(bad, chunk.shard, spec=spec)
         if create(url, file_bytes(file, chunk.shard, spec=spec, counts=counts)):
             return
-        rows = bad.column("row").to_pylist()
+        rows = bad.select(_place(spec)).to_pylist()
     elif stat(url) is None:
         return
-    existing = pq.read_table(pa.BufferReader(read_bytes(url)), columns=["row"])
-    if existing.column("row").to_pylist() != rows:
+    existing = pq.read_table(pa.BufferReader(read_bytes(url)), columns=_place(spec))
+    if existing.to_pylist() != rows:
         raise ChunkError(
             f"{url}: an earlier attempt at this chunk quarantined other rows ({len(existing)} then,"
             f" {len(rows)} now); `run --repair` makes the chunk again"

@@ -49,6 +49,7 @@ LATER: Mapping[str, Any] = {
     "word_cut": None,
     "truncation_side": "right",
     "generate": None,
+    "split": {},
 }
 
 # The digests identify a model, wherever it lies; method and role choose templates before the
@@ -106,6 +107,9 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
     if recipe.long_text != "truncate":
         knobs["truncation_side"] = "right"
+    # Only written keys: a later release may give it more.
+    split = recipe.split.model_dump(mode="json", exclude_defaults=True)
+    knobs["split"] = split if recipe.long_text == "split" else {}
     knobs["generate"] = None if recipe.generate is None else _generation(recipe.generate)
     if recipe.decode is not None:
         knobs["decode"] = recipe.decode.model_dump(mode="json", exclude_defaults=True)

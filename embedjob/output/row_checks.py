@@ -1,6 +1,6 @@
 """Row checks: what must hold of a chunk's rows before they are put."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
-from embedjob.output.schema import PART, ROW, STORED, OutputSpec
+from embedjob.output.schema import CHARS, PART, ROW, STORED, OutputSpec
 from embedjob.text.arrays import Flags
 
 # How far a norm may be from 1, by the precision in which the vectors arrive.
@@ -18,6 +18,7 @@ _NORM_TOLERANCE: Mapping[np.dtype[np.floating], float] = {
     np.dtype(np.float32): 1e-4,
     np.dtype(np.float16): 2e-3,
 }
+_PLACES = pa.schema([(name, pa.uint32()) for name in (ROW.name, PART.name, *CHARS)])
 _HEAD_COLUMNS = (INDICES, VALUES, ROUTER)
 
 
@@ -28,12 +29,17 @@ def first_lines(table: pa.Table) -> pa.Table:
     return table.filter(pc.equal(table.column(PART.name), 0))
 
 
-def lines_in_order(table: pa.Table) -> bool:
-    """Return whether rows ascend, and the lines of each are its parts from 0 on without a gap."""
+def lines_in_order(table: pa.Table, *, gaps: bool = False) -> bool:
+    """Return whether rows ascend, and the lines of each are its parts from 0 on without a gap.
+
+    With `gaps` a row may lack parts.
+    """
     rows = table.column(ROW.name).to_numpy().astype(np.int64)
     if PART.name not in table.column_names:
         return bool(np.all(np.diff(rows) > 0))
     parts = table.column(PART.name).to_numpy().astype(np.int64)
+    if gaps:
+        return bool(np.all((np.diff(rows) > 0) | ((np.diff(rows) == 0) & (np.diff(parts) > 0))))
     # A line goes on with its row, or begins the next one.
     goes_on = (np.diff(rows) == 0) & (np.diff(parts) == 1)
     begins = (np.diff(rows) > 0) & (parts[1:] == 0)
@@ -63,6 +69,38 @@ def _has_unit_norm(vectors: npt.NDArray[np.floating]) -> Flags:
     with np.errstate(invalid="ignore", over="ignore"):
         off = np.abs(np.sqrt(np.einsum("rd,rd->r", wide, wide)) - 1)
         return np.asarray(off <= _NORM_TOLERANCE[vectors.dtype])
+
+
+def passage_problems(
+    good: pa.Table, bad: pa.Table | None, counts: Mapping[str, int]
+) -> Iterator[str]:
+    """Yield what is wrong with the passages of a chunk, whose bad ones are in a file of their own.
+
+    Of each row all passages must be there once, in one of both files, and leave no character out.
+    """
+    both = [table for table in (good, bad) if table is not None]
+    if any(_kinds(table) != _PLACES.types for table in both):
+        yield f"has not the columns of passages ({', '.join(_PLACES.names)})"
+        return
+    tables = [table.select(_PLACES.names).cast(_PLACES) for table in both]
+    lines = pa.concat_tables(tables).sort_by([(ROW.name, "ascending"), (PART.name, "ascending")])
+    rows, lost = len(lines[ROW.name].unique()), 0 if bad is None else len(bad[ROW.name].unique())
+    if (rows, lost) != (counts["rows"], counts["quarantined"]):
+        yield f"has passages of {rows} rows, {lost} quarantined, but its footer counts {counts}"
+    if not lines_in_order(lines):
+        yield "a row lacks a passage, or has it twice"
+    lines = lines.filter(lines[CHARS[0]].is_valid())
+    row, start, stop = (lines[name].to_numpy().astype(np.int64) for name in (ROW.name, *CHARS))
+    goes_on = np.diff(row) == 0
+    gap = goes_on & ((start[1:] > stop[:-1]) | (stop[1:] <= stop[:-1]))
+    begins_late = np.append(True, ~goes_on)[: len(row)] & (start > 0)
+    if gap.any() or begins_late.any():
+        yield "the passages of a row leave characters out"
+
+
+def _kinds(table: pa.Table) -> list[pa.DataType]:
+    """Return the types of the columns that say which passage a line is."""
+    return [table.schema.field(name).type for name in _PLACES.names if name in table.column_names]
 
 
 def check_rows(table: pa.Table, chunk: Chunk, *, rows_in: int, spec: OutputSpec) -> None:

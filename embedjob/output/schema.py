@@ -31,6 +31,8 @@ _PACKED = frozenset({"binary", "ubinary"})
 
 ROW = pa.field("row", pa.uint32(), nullable=False)
 PART = pa.field("part", pa.uint32(), nullable=False)
+# The characters of a part, in the text as read.
+CHARS = ("char_start", "char_stop")
 SHARD = pa.field("shard", pa.string(), nullable=False)
 # The columns whose lists `output.vector_list` is about.
 VECTORS = ("embedding", "router")
@@ -47,6 +49,7 @@ class OutputSpec:
 
     `data` has vectors as lists of a fixed size, `stored` as `vector_list` says. `width` is that of
     vectors before `quantize`; `vocabulary`, if any, bounds sparse indices.
+    With `passages` the lines of a row are good or bad one by one.
     """
 
     data: pa.Schema
@@ -63,6 +66,7 @@ class OutputSpec:
     quantize: Quantize | None = None
     calibration: Calibration | None = None
     vector_list: Literal["fixed", "variable"] = "fixed"
+    passages: bool = False
 
     @property
     def stored(self) -> pa.Schema:
@@ -82,15 +86,16 @@ def output_spec_of(
     output: Output,
 ) -> OutputSpec:
     """Return the spec of a run's files; `types` are the column types that the plan agreed on."""
+    lines, passages = line_fields(recipe), recipe.long_text == "split"
     return OutputSpec(
         data=data_schema(
             job_input,
             types=types,
             width=width,
             vector_dtype=recipe.vector_dtype,
-            lines=line_fields(recipe),
+            lines=lines,
         ),
-        quarantine=quarantine_schema(job_input, types=types),
+        quarantine=quarantine_schema(job_input, types=types, lines=lines if passages else ()),
         fingerprint=fingerprint,
         similarity=recipe.measure,
         weighted_sum=recipe.similarity if isinstance(recipe.similarity, WeightedSum) else None,
@@ -99,6 +104,7 @@ def output_spec_of(
         compression=output.compression,
         width=width,
         vector_list=output.vector_list,
+        passages=passages,
     )
 
 
@@ -129,12 +135,14 @@ def data_schema(
 def line_fields(recipe: Recipe) -> list[pa.Field]:
     """Return part, and for parts of texts char_start and char_stop; none if a row is one line."""
     part = [PART] if recipe.multi_vector else []
-    late = recipe.long_text == "late_chunk"
-    return part + [pa.field(name, pa.uint32()) for name in ("char_start", "char_stop") if late]
+    of_parts = recipe.long_text in ("late_chunk", "split")
+    return part + [pa.field(name, pa.uint32()) for name in CHARS if of_parts]
 
 
-def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """Return row, shard, id?, reason, detail, excerpt."""
+def quarantine_schema(
+    job_input: Input, *, types: Mapping[str, pa.DataType], lines: Sequence[pa.Field] = ()
+) -> pa.Schema:
+    """Return row, shard, id?, reason, detail, excerpt, `lines`."""
     return pa.schema(
         [
             ROW,
@@ -143,6 +151,7 @@ def quarantine_schema(job_input: Input, *, types: Mapping[str, pa.DataType]) -> 
             pa.field("reason", pa.string(), nullable=False),
             pa.field("detail", pa.string()),
             pa.field("excerpt", pa.string()),
+            *lines,
         ]
     )
 

@@ -12,7 +12,7 @@ from embedjob.config.recipe import Recipe
 from embedjob.config.tables import FIT_NAME
 from embedjob.errors import ConfigError, InputError
 from embedjob.input.listing import described_unread
-from embedjob.input.reading import read_chunk
+from embedjob.input.reading import HEADING, read_chunk
 from embedjob.job.input_listing import list_input
 from embedjob.job.output import tokenizer_notes
 from embedjob.job.planning import cut_input, limited
@@ -20,10 +20,11 @@ from embedjob.job.resolve import resolve
 from embedjob.models.questions import load_questioner
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.text.microbatches import microbatches
-from embedjob.text.views import TokenizesTexts, TokenViews
+from embedjob.text.views import Passages, TokenizesTexts, TokenViews
 
 PREVIEW_BUDGET = 2048
 _FAULTS = 20
+_READ = ("row", "text", HEADING)
 
 
 def preview(
@@ -58,8 +59,12 @@ def preview(
     if not cut.chunks:
         raise InputError("input.path: every shard is empty; there is nothing to preview")
     chunks = limited(cut.chunks, rows)
-    tables = (read_chunk(chunk, config.input).select(["row", "text"]) for chunk in chunks)
-    read = [row for table in tables for row in table.to_pylist()]
+    tables = (read_chunk(chunk, config.input) for chunk in chunks)
+    read = [
+        row
+        for table in tables
+        for row in table.select([one for one in _READ if one in table.column_names]).to_pylist()
+    ]
     tokenizer = load_tokenizer(config.encoder)
     for note in tokenizer_notes(job):
         say(note)
@@ -85,15 +90,21 @@ def _asked(rows: Sequence[dict[str, Any]], recipe: Recipe) -> Iterator[dict[str,
 def _described(
     rows: Sequence[dict[str, Any]], tokenizer: TokenizesTexts
 ) -> Iterator[dict[str, Any]]:
-    views = tokenizer.views([row["text"] for row in rows])
+    texts, owners = [row["text"] for row in rows], range(len(rows))
+    passages = None
+    if tokenizer.splitter is not None:
+        passages = tokenizer.splitter(texts, [row.get(HEADING) for row in rows])
+        texts, owners = passages.texts, passages.owners.tolist()
+    views = tokenizer.views(texts)
     place = _places(views)
     for index in range(len(views.prefix)):
         ids = views.full_ids(index).tolist()
         unit, view = divmod(index, views.views_per_text)
         text = int(np.searchsorted(views.text_units, unit, side="right")) - 1
         yield {
-            "row": rows[text]["row"],
+            "row": rows[owners[text]]["row"],
             "view": view,
+            **({} if passages is None else _passage(passages, text)),
             **_part(views, text, unit),
             "ids": ids,
             "tokens": tokenizer.tokens(ids),
@@ -117,6 +128,12 @@ def _part(views: TokenViews, text: int, unit: int) -> dict[str, Any]:
         spans, chars = views.parts.span[mine].tolist(), views.parts.chars[mine].tolist()
         return {"parts": [{"span": a, "chars": b} for a, b in zip(spans, chars, strict=True)]}
     return {} if views.cuts is None else {"part": unit - int(views.cuts.offsets[text])}
+
+
+def _passage(passages: Passages, number: int) -> dict[str, Any]:
+    """Which passage of its row a text is, and its characters in the text as read."""
+    first = int(passages.offsets[passages.owners[number]])
+    return {"part": number - first, "chars": passages.chars[number].tolist()}
 
 
 def _places(views: TokenViews) -> dict[int, int]:

@@ -22,7 +22,7 @@ def show_summary(result: Result, console: Console) -> None:
     add("chunks", _chunks(result))
     if summary.chunks_written:
         counted = [f"{getattr(summary, key):,} {key}" for key in _ROWS if getattr(summary, key)]
-        add("rows", (", ".join(counted) or "0 rows") + _duplicates(summary))
+        add("rows", (", ".join(counted) or "0 rows") + _duplicates(summary) + _passages(summary))
         add(
             "tokens",
             f"{summary.tokens:,} at {summary.tokens_per_second:,.0f}/s,"
@@ -50,6 +50,10 @@ def show_summary(result: Result, console: Console) -> None:
 def _duplicates(summary: Summary) -> str:
     share = summary.deduplicated / summary.rows if summary.rows else 0.0
     return f" ({share:.1%} duplicates)" if summary.deduplicated else ""
+
+
+def _passages(summary: Summary) -> str:
+    return f" in {summary.passages:,} passages" if summary.passages else ""
 
 
 def _changes(summary: Summary) -> str:

@@ -25,7 +25,7 @@ from embedjob.output.fits.artefacts import artefact_name, artefact_problems
 from embedjob.output.fits.records import read_records
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
 from embedjob.output.manifest import SnapshotFile
-from embedjob.output.row_checks import first_lines, lines_in_order
+from embedjob.output.row_checks import first_lines, lines_in_order, passage_problems
 from embedjob.output.schema import PART, schema_text, vectors_of
 from embedjob.output.snapshot import Snapshot, published, read_snapshot
 from embedjob.storage.objects import (
@@ -187,10 +187,11 @@ def _file(
         with open_unchanged(stored) as source:
             parquet = pq.ParquetFile(source, page_checksum_verification=True)
             table, metadata = parquet.read(), parquet.metadata
-        problems = (
-            *_contents(stored, file, table, metadata, claim),
-            *_set_aside(out, file, listed),
-        )
+        bad, lost = _set_aside(out, file, listed, claim)
+        problems = (*_contents(stored, file, table, metadata, claim), *lost)
+        if _split(claim) and not lost:
+            found = passage_problems(table, bad, file.counts)
+            problems += tuple(f"{url}: {problem}" for problem in found)
         problems += tuple(f"{url}: {problem}" for problem in _ranges(table, metadata, claim))
     except (EmbedjobError, OSError, pa.ArrowException) as error:
         return Checked(url, (*moved, f"{url}: cannot be read: {error}"))
@@ -227,7 +228,9 @@ def _contents(
         yield f"{stored.url}: it has no column {', '.join(lacking)}"
         return
     rows = len(first_lines(table))
-    if len(table) != file.rows or rows + counts["quarantined"] != counts["rows"]:
+    # Of passages, a row may be in both files.
+    whole = _split(claim) or rows + counts["quarantined"] == counts["rows"]
+    if len(table) != file.rows or not whole:
         counted = f"{rows} rows" + (f" in {len(table)} lines" if parts else "")
         bad = counts["quarantined"]
         yield f"{stored.url}: has {counted} and {bad} quarantined, but its footer counts {counts}"
@@ -273,28 +276,28 @@ def _width(table: pa.Table) -> int:
     return int(widths[0].as_py()) if len(widths) == 1 else 0
 
 
-def _set_aside(out: str, file: SnapshotFile, listed: Mapping[str, Stored]) -> Iterator[str]:
-    """Yield problems of the file of the chunk's bad rows."""
+def _set_aside(
+    out: str, file: SnapshotFile, listed: Mapping[str, Stored], claim: Claim
+) -> tuple[pa.Table | None, tuple[str, ...]]:
+    """Return the chunk's bad rows, if there are any, and the problems of their file."""
     bad = file.counts["quarantined"]
     url = join(out, file.path.replace("data/", "quarantine/", 1))
     if not bad:
-        return
+        return None, ()
     if url not in listed:
-        yield f"{url}: is missing, but {bad} rows are quarantined in it"
-        return
+        return None, (f"{url}: is missing, but {bad} rows are quarantined in it",)
     try:
         with open_unchanged(listed[url]) as source:
-            rows = len(pq.ParquetFile(source, page_checksum_verification=True).read())
+            table = pq.ParquetFile(source, page_checksum_verification=True).read()
     except (EmbedjobError, OSError, pa.ArrowException) as error:
-        yield f"{url}: cannot be read: {error}"
-        return
-    if rows != bad:
-        yield f"{url}: has {rows} rows, but {bad} are quarantined"
+        return None, (f"{url}: cannot be read: {error}",)
+    rows = len(table["row"].unique()) if _split(claim) else len(table)
+    return table, () if rows == bad else (f"{url}: has {rows} rows, but {bad} are quarantined",)
 
 
 def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
     rows = table["row"].to_numpy().astype(np.int64)
-    if not lines_in_order(table):
+    if not lines_in_order(table, gaps=_split(claim)):
         yield "its rows are repeated or out of order"
     if len(rows) and (rows[0] < file.start or rows[-1] >= file.stop):
         yield f"rows {rows[0]} to {rows[-1]} are not all inside {file.start} to {file.stop}"
@@ -315,6 +318,10 @@ def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:
 
 def _is_floating(table: pa.Table) -> bool:
     return bool(pa.types.is_floating(table.schema.field("embedding").type.value_type))
+
+
+def _split(claim: Claim) -> bool:
+    return claim.recipes["document"].get("long_text") == "split"
 
 
 def _normalized(claim: Claim) -> bool:

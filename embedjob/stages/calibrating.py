@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from embedjob.errors import FaultError, OutputError
 from embedjob.input.chunks import Chunk
+from embedjob.input.reading import HEADING
 from embedjob.output.calibration import (
     ENOUGH_VECTORS,
     SAMPLE_ROWS,
@@ -23,6 +24,7 @@ from embedjob.stages.tokenize import tokenize_rows
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 
 _FEWEST_VECTORS = 2
+_READ = ("text", HEADING, "reason")
 _CAST = frozenset({"float32", "float16"})
 
 
@@ -51,13 +53,13 @@ class Calibrate:
         return Calibration.of(ranges_of(vectors), vectors=len(vectors))
 
     def _sample(self) -> pa.Table:
-        """Return `text` and `reason` of at most SAMPLE_ROWS readable rows."""
+        """Return text, heading if there is any, and reason of at most SAMPLE_ROWS readable rows."""
         each = rows_each(self.chunks)
         parts = [beginning(chunk, rows=each) for chunk in self.chunks]
-        sample = pa.concat_tables(self._spread(parts, each))
+        sample = pa.concat_tables(self._spread(parts, each), promote_options="default")
         if len(sample) < ENOUGH_VECTORS and parts != list(self.chunks):
             # The filter passes few rows: read the same chunks to their ends.
-            sample = pa.concat_tables(self._spread(self.chunks, each))
+            sample = pa.concat_tables(self._spread(self.chunks, each), promote_options="default")
         return sample.slice(0, SAMPLE_ROWS)
 
     def _spread(self, parts: Sequence[Chunk], each: int) -> Iterator[pa.Table]:
@@ -67,10 +69,11 @@ class Calibrate:
         )
         for part in parts:
             try:
-                rows = self.rows_of(part).select(["text", "reason"])
+                rows = self.rows_of(part)
             except (FaultError, OSError):
                 continue
-            good = rows.filter(rows["reason"].is_null())
+            good = rows.select([one for one in _READ if one in rows.column_names])
+            good = good.filter(rows["reason"].is_null())
             places = np.linspace(0, len(good) - 1, min(each, len(good))).astype(np.int64)
             yield good.take(places)
 

@@ -140,13 +140,15 @@ class EncodeActor:
 
     def _reporter(self, state: ChunkState, moved: Callable[[], None]) -> Callable[[int, int], None]:
         reported = time.monotonic()
+        # Where rows have passages, these are the texts.
+        texts_each = max(1.0, state.stats.get("passages", 0) / max(1, state.stats.get("rows", 0)))
 
         def on_progress(texts: int, tokens: int) -> None:
             nonlocal reported
             moved()
             if time.monotonic() - reported >= REPORT_SECONDS:
                 reported = time.monotonic()
-                self._ledger.progress.remote(state.chunk.key, texts, tokens)
+                self._ledger.progress.remote(state.chunk.key, int(texts / texts_each), tokens)
 
         return on_progress
 

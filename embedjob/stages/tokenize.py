@@ -12,14 +12,16 @@ import pyarrow.compute as pc
 import ray
 
 from embedjob.errors import RefusedError
+from embedjob.input.reading import HEADING
+from embedjob.output.schema import CHARS
 from embedjob.stages.attempts import begin_attempt, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe
 from embedjob.stages.engine import Engine, PlannedFiles
 from embedjob.stages.reuse.merging import TAKEN, lines_of_texts
-from embedjob.text.arrays import Flags
+from embedjob.text.arrays import Flags, Ints
 from embedjob.text.conversations import text_hash
 from embedjob.text.variants import views_with_variants
-from embedjob.text.views import TokenizesTexts, TokenViews
+from embedjob.text.views import Splits, TokenizesTexts, TokenViews
 
 EXCERPT_CHARACTERS = 200
 # The column of texts that a generator made of a row's text.
@@ -56,10 +58,12 @@ def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
     try:
         tokenizer = _tokenizer(engine)
         rows, views = tokenize_rows(state.rows, tokenizer, engine.long_text, state.reused)
+        passages = _passages_in(rows)
     except Exception as error:  # a fault of one chunk; the others go on
         failure = Failure("fault", describe(error))
         return ChunkState(state.chunk, failure=failure, stats=state.stats)
-    stats = {**state.stats, "tokenize_seconds": time.monotonic() - started}
+    seconds = time.monotonic() - started
+    stats = {**state.stats, **passages, "tokenize_seconds": seconds}
     if state.reused is not None:
         stats["reused"] = len(rows) - rows[TAKEN].null_count
     return replace(state, rows=rows, views=views, stats=stats)
@@ -72,8 +76,70 @@ def tokenize_rows(
 
     Equal texts are tokenized once: `unique` points each good row at its text, in order of first
     appearance, and is null for bad rows. With `reused`, texts that have old lines there are not
-    tokenized: `taken` points at the first of them, and is null for the other rows.
+    tokenized: `taken` points at the first of them, and is null for the other rows. Where texts are
+    split, a line of each passage takes the place of its row, and the passages are the texts.
     """
+    if tokenizer.splitter is not None:
+        lines = passage_lines(rows, tokenizer.splitter)
+        cut = lines["cut"]
+        rows, views = _tokenized(lines.drop_columns(["cut"]), tokenizer, long_text)
+        place = rows.schema.get_field_index("truncated")
+        return rows.set_column(place, "truncated", pc.or_(rows["truncated"], cut)), views
+    return _tokenized(rows, tokenizer, long_text, reused)
+
+
+def passage_lines(rows: pa.Table, splitter: Splits) -> pa.Table:
+    """Return a line for each passage of the rows, with its text, and one for each bad row.
+
+    They have `part`, `char_start` and `char_stop`, characters of the text as read, and no heading:
+    it stands in the passage's text; `cut` says that it was too long.
+    """
+    texts, headings = rows["text"].to_pylist(), [None] * len(rows)
+    if HEADING in rows.column_names:
+        headings = rows[HEADING].to_pylist()
+        rows = rows.drop_columns([HEADING])
+    keys = [*zip(texts, headings, strict=True)]
+    places: dict[tuple[str, str | None], int] = {}
+    for text, heading in keys:
+        if text is not None:
+            places.setdefault((text, heading), len(places))
+    passages = splitter([text for text, _ in places], [heading for _, heading in places])
+    # A bad row has one line: the empty one behind all passages.
+    firsts = passages.offsets
+    sizes = np.append(np.diff(firsts), 1)
+    which = np.array([places.get(key, len(places)) for key in keys], np.int64)
+    source, part = _numbered(sizes[which])
+    line = pa.array(firsts[which][source] + part)
+    # Without the texts: a long one would be repeated for each of its passages.
+    spread = rows.drop_columns(["text"]).take(pa.array(source))
+    columns = {
+        "part": pa.array(part, pa.uint32()),
+        "text": pa.array([*passages.texts, None], pa.large_string()).take(line),
+        "cut": pa.array([*passages.cut.tolist(), False]).take(line),
+    }
+    for place, name in enumerate(CHARS):
+        chars = pa.array([*passages.chars[:, place].tolist(), None], pa.uint32())
+        columns[name] = chars.take(line)
+    for name, column in columns.items():
+        spread = spread.append_column(name, column)
+    return spread
+
+
+def _numbered(counts: Ints) -> tuple[Ints, Ints]:
+    """Return the row of each of its so many lines, and the number of the line in the row."""
+    source = np.repeat(np.arange(len(counts)), counts)
+    return source, np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _passages_in(rows: pa.Table) -> dict[str, float]:
+    """Return the number of passages among the lines of rows; nothing where texts are not split."""
+    split = CHARS[0] in rows.column_names
+    return {"passages": pc.count(rows[CHARS[0]]).as_py()} if split else {}
+
+
+def _tokenized(
+    rows: pa.Table, tokenizer: TokenizesTexts, long_text: str, reused: pa.Table | None = None
+) -> tuple[pa.Table, TokenViews]:
     coded = pc.dictionary_encode(rows["text"].combine_chunks())
     every = coded.dictionary.to_pylist()
     hashes = [text_hash(text) for text in every]

@@ -254,6 +254,19 @@ class PromptEncoder:
         )
 
 
+class TokenCounter:
+    """Counts the tokens that texts have by themselves; special tokens that they spell are text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Take the tokenizer, and own it as `PromptEncoder` does."""
+        self._encoder = PromptEncoder(tokenizer, (Prompt("", ""),), special_tokens=False)
+
+    def __call__(self, texts: Sequence[str]) -> Ints:
+        """Return the number of tokens of each text [N]."""
+        encodings = self._encoder.encode([0] * len(texts), texts, offsets=False)
+        return np.fromiter(map(len, encodings), np.int64, len(texts))
+
+
 def _keep_blanks_in_offsets(tokenizer: Tokenizer) -> None:
     """Let byte-level tokens own their leading blank, or a blank text would own no token."""
     whole: Any = tokenizer.post_processor

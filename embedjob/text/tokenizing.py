@@ -1,5 +1,6 @@
 """Tokenization: from texts to token views, the input of every encoder."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -12,8 +13,10 @@ from embedjob.config.recipe import Recipe
 from embedjob.config.templates import span_rule
 from embedjob.errors import ConfigError
 from embedjob.text.arrays import Ints
+from embedjob.text.encoding import TokenCounter
 from embedjob.text.fitting import check_positions, template_fitter, uncounted_tokens
 from embedjob.text.long_text import MOST_TOKENS, Cutter, divide_span, regroup_units, shift_parts
+from embedjob.text.passages.splitting import PassageSplitter
 from embedjob.text.prompts import prepare, tails
 from embedjob.text.separate import special_id
 from embedjob.text.slots import PROBES, add_tokens, auxiliary_recipe, slot_position, stand_in_id
@@ -74,6 +77,7 @@ class ViewTokenizer:
         auxiliary = auxiliary_recipe(recipe)
         self._auxiliary = ViewTokenizer(tokenizer, auxiliary, eos_id=eos_id) if auxiliary else None
         self._part_tokens = recipe.max_tokens
+        self.splitter = self._splitter(tokenizer, recipe)
         self._views_of = {"chunk_mean": self._cut, "late_chunk": self._divided}.get(
             recipe.long_text, self._views
         )
@@ -102,6 +106,27 @@ class ViewTokenizer:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the ids as the tokenizer spells them, for people."""
         return self._fitter.tokens(ids)
+
+    def _splitter(self, tokenizer: Tokenizer, recipe: Recipe) -> PassageSplitter | None:
+        """Return what cuts texts into passages; ConfigError if views have no room for them."""
+        if recipe.long_text != "split":
+            return None
+        count = TokenCounter(tokenizer)
+        splitter = PassageSplitter(recipe.split, count)
+        words = splitter.longest().split()
+        if not self._cuts(words):
+            return splitter
+        over = bisect_left(range(len(words)), True, key=lambda number: self._cuts(words[:number]))
+        room = int(count([" ".join(words[: over - 1])])[0])
+        raise ConfigError(
+            f"encoder.split.max_tokens: got {recipe.split.max_tokens}, but with encoder.max_tokens:"
+            f" {recipe.max_tokens} the templates leave {room} tokens to a text; set it to {room} or"
+            " less, or encoder.max_tokens higher"
+        )
+
+    def _cuts(self, words: Sequence[str]) -> bool:
+        """Tell whether a text of these words is cut under some template."""
+        return bool(self._fit([self._prepare(" ".join(words))]).truncated.any())
 
     def _fit(self, texts: Sequence[str]) -> FittedViews:
         which = list(range(self._templates)) * len(texts)

@@ -163,8 +163,44 @@ class TokenViews:
         )
 
 
+@dataclass(frozen=True)
+class Passages:
+    """Texts of their own [P], text r has those from offsets[r] to offsets[r + 1].
+
+    `chars` [P, 2] are the characters of each in the text as read, all of them together; the blanks
+    at both ends are no part of the passage's text. With `cut`, what stands before it was too long.
+    """
+
+    texts: list[str]
+    offsets: Ints
+    chars: Ints
+    cut: Flags
+
+    @property
+    def owners(self) -> Ints:
+        """Return the text of each passage [P]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+# What stands before the passages of each text.
+Headings = Sequence[str | None] | None
+
+
+class Splits(Protocol):
+    """What cuts texts into passages."""
+
+    def __call__(self, texts: Sequence[str], headings: Headings = None) -> Passages:
+        """Return the passages of texts; `headings` stand before those of each text."""
+        ...
+
+
 class TokenizesTexts(Protocol):
-    """What the stages ask of a tokenizer."""
+    """What the stages ask of a tokenizer; `splitter` is None where texts are not split."""
+
+    @property
+    def splitter(self) -> Splits | None:
+        """What cuts texts into the passages whose views are asked for."""
+        ...
 
     def views(self, texts: Sequence[str]) -> TokenViews:
         """Return the views of texts."""

@@ -14,7 +14,7 @@ import pytest
 from embedjob.config.checks import REQUIREMENTS, RULES, check
 from embedjob.config.heads import HEADS
 from embedjob.config.job_file import recipe_from
-from embedjob.config.recipe import Recipe
+from embedjob.config.recipe import Recipe, Split
 from embedjob.errors import ConfigError, ModelError
 
 
@@ -33,6 +33,14 @@ class Sizes:
 
 def recipe(**knobs: Any) -> Recipe:
     return Recipe(**{"model": "m", "max_tokens": 32, **knobs})
+
+
+def test_passages_fit_the_views_and_are_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"got 400, but encoder.max_tokens is 32"):
+        recipe(long_text="split")
+    with pytest.raises(ConfigError, match=r"only long_text: split reads it, got .* bad; set"):
+        check(recipe(long_text="bad", split=Split(overlap=1)), "in a job")
+    check(recipe(long_text="split", split=Split(max_tokens=30)), "in a job")
 
 
 def test_heads_require_rules_that_there_are() -> None:

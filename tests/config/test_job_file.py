@@ -259,6 +259,28 @@ def test_a_table_is_one_input_in_all_its_versions(
     assert other.input_paths == ("delta table ./other",)
 
 
+SPLIT = "encoder.long_text=split"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.aggregation=keep", "aggregation: got keep, .*lines of a row are its passages"),
+        ("encoder.word_cut=9", "word_cut drops what long_text: split"),
+        ("encoder.split.overlap=300", "split: overlap: got 300, allowed is at most half"),
+        ("encoder.split.carry=[a, a]", "split: carry: got a twice"),
+        ("encoder.split={most: 9}", "encoder.split.most: unknown key"),
+        ("encoder.split.max_tokens=0", "encoder.split.max_tokens: .*got 0"),
+    ],
+)
+def test_what_passages_cannot_be_made_by_is_refused(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    path = write(tmp_path, JOB)
+    validate_partial(read_job(path, [SPLIT]))
+    assert re.search(said, refused(path, SPLIT, override))
+
+
 def test_the_input_of_a_dated_folder_is_the_same_every_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

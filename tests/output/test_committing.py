@@ -4,6 +4,7 @@ Covers: embedjob.output.chunk_file, embedjob.output.row_checks, embedjob.output.
 """
 
 import errno
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -525,3 +526,61 @@ def test_a_kept_column_and_an_id_of_any_type_are_written(
     assert table.column("m").to_pylist() == kept.to_pylist()
     assert table.column("id").to_pylist() == kept.to_pylist()
     assert table.schema.field("m").type == plan.types["m"]
+
+
+def passages(rows: pa.Table, bad: set[tuple[int, int]] = frozenset()) -> pa.Table:  # type: ignore[assignment]
+    """Three passages of each good row; row 6 has those of row 5, and those named are bad."""
+    table = spread(finished(rows), 3)
+    row, part = (table.column(name).to_pylist() for name in ("row", "part"))
+    own = [f"{min(r, 5) if r in (5, 6) else r} {p}" for r, p in zip(row, part, strict=True)]
+    hashes = [hashlib.blake2b(one.encode(), digest_size=16).digest() for one in own]
+    lost = [(r, p) in bad for r, p in zip(row, part, strict=True)]
+    reasons = table.column("reason").to_pylist()
+    reason = ["model_error" if b else one for b, one in zip(lost, reasons, strict=True)]
+    places = pa.array([10 * p for p in part], pa.uint32())
+    stops = pa.array([10 * (p + 1) for p in part], pa.uint32())
+    names = {"text_hash": pa.array(hashes, pa.binary(16)), "reason": pa.array(reason, pa.string())}
+    for name, column in names.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table.append_column("char_start", places).append_column("char_stop", stops)
+
+
+def test_one_bad_passage_is_set_aside_with_its_place_and_leaves_the_others(tmp_path: Path) -> None:
+    """Row 4 is null; of row 0 the second passage is bad, of row 7 all; row 6 repeats row 5."""
+    case = Case(tmp_path, long_text="split")
+    bad = {(0, 1), (7, 0), (7, 1), (7, 2)}
+    done = case.commit(str(tmp_path / "out"), passages(case.rows, bad))
+    assert done.counts == {
+        **{"rows": 10, "embedded": 6, "deduplicated": 1, "quarantined": 3, "nulls": 0},
+        **{"tokens": done.counts["tokens"], "truncated": 0},
+    }
+    assert done.rows == 27 - len(bad)
+    (data,) = (tmp_path / "out" / "data").rglob("*.parquet")
+    (aside,) = (tmp_path / "out" / "quarantine").rglob("*.parquet")
+    good, lost = pq.read_table(data), pq.read_table(aside)
+    assert good.filter(pc.equal(good["row"], 0))["part"].to_pylist() == [0, 2]
+    assert lost.select(["row", "part", "char_start", "char_stop"]).to_pylist()[:2] == [
+        {"row": 0, "part": 1, "char_start": 10, "char_stop": 20},
+        {"row": 4, "part": 0, "char_start": 0, "char_stop": 10},
+    ]
+    again = case.commit(str(tmp_path / "out"), passages(case.rows, bad))
+    assert not again.written
+    with pytest.raises(ChunkError, match="quarantined other rows"):
+        case.commit(str(tmp_path / "out"), passages(case.rows, {(0, 2), *(bad - {(0, 1)})}))
+
+
+def test_a_passage_that_is_missing_or_there_twice_is_not_written(tmp_path: Path) -> None:
+    case = Case(tmp_path, long_text="split")
+    whole = passages(case.rows)
+    for places in ([0, 2, *range(3, 28)], [0, 1, 1, *range(2, 28)], [1, 2, *range(3, 28)]):
+        with pytest.raises(ChunkError, match="rows"):
+            case.commit(str(tmp_path / "out"), whole.take(places))
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_bad_passages_stay_as_nulls_where_bad_rows_do(tmp_path: Path) -> None:
+    case = Case(tmp_path, on_bad_row="null", long_text="split")
+    done = case.commit(str(tmp_path / "out"), passages(case.rows, {(0, 1)}))
+    assert (done.rows, done.counts["nulls"], done.counts["quarantined"]) == (28, 2, 0)
+    (data,) = (tmp_path / "out" / "data").rglob("*.parquet")
+    assert pq.read_table(data)["embedding"].null_count == 2

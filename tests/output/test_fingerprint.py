@@ -23,7 +23,7 @@ from embedjob.config.heads import (
 from embedjob.config.interventions import Contrast, Contrasting, Prepend, Prepending
 from embedjob.config.job import ActorRange, Generate, Input, InputTable, Job, Output
 from embedjob.config.pooling import Normalize, SpanOffset, SpanTag, Truncate, WeightedFrom
-from embedjob.config.recipe import Recipe, SpecialTokens
+from embedjob.config.recipe import Recipe, SpecialTokens, Split
 from embedjob.config.segments import Demonstration, Segment, Slot, WeightedTemplate
 from embedjob.config.types import Section
 from embedjob.output.fingerprint import (
@@ -124,6 +124,8 @@ SLOTTED = {
     "encoder.demonstration",
     "encoder.demonstrations_count",
 }
+# They decide passages where texts are split, in a test of their own too.
+SPLIT = {"encoder.split.max_tokens", "encoder.split.overlap", "encoder.split.carry"}
 
 
 def _leaves(section: type[Section], prefix: str = "") -> Iterator[str]:
@@ -147,7 +149,7 @@ def _version(job: Job, etag: str = "e") -> str:
 
 
 def test_every_key_is_decided() -> None:
-    assert sorted([*CHANGES, *KEEPS, *SLOTTED]) == sorted(_leaves(Job))
+    assert sorted([*CHANGES, *KEEPS, *SLOTTED, *SPLIT]) == sorted(_leaves(Job))
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -227,6 +229,19 @@ SEGMENTS = (Segment(literal="x"), Segment(text=Slot(pool=True)))
 )
 def test_two_spellings_of_one_meaning_are_one(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert fingerprint(_recipe(**one), DIGESTS) == fingerprint(_recipe(**other), DIGESTS)
+
+
+def test_a_split_decides_where_texts_are_split_and_nowhere_else() -> None:
+    others = [Split(max_tokens=200), Split(overlap=20), Split(carry=("title",))]
+    for long_text in ("truncate", "late_chunk"):
+        plain = fingerprint(_recipe(long_text=long_text), DIGESTS)
+        for other in others:
+            assert fingerprint(_recipe(long_text=long_text, split=other), DIGESTS) == plain
+    split = [_recipe(long_text="split", split=one) for one in (Split(), *others)]
+    found = {fingerprint(one, DIGESTS) for one in [*split, _recipe(), _recipe(long_text="bad")]}
+    assert len(found) == len(split) + 2
+    written = _recipe(long_text="split", split=Split(max_tokens=400, overlap=0, carry=()))
+    assert fingerprint(written, DIGESTS) == fingerprint(split[0], DIGESTS)
 
 
 def test_what_looks_alike_and_is_not() -> None:

@@ -68,6 +68,31 @@ def test_people_see_tokens_and_spans(folder: Path) -> None:
     assert ", cut" in told.getvalue()
 
 
+def test_each_passage_is_shown_with_its_place(folder: Path) -> None:
+    split = {"max_tokens": 30, "carry": ["title"]}
+    bodies = [
+        "The quick brown fox. It jumps over the dog. Near the river bank. " * 3,
+        None,
+        "A fox.",
+    ]
+    write_shard(folder / "in" / "a.parquet", bodies, title=["Fable", "Null", None])
+    found = preview(draft(folder, span="text", max_tokens=60, long_text="split", split=split), 3)
+    long = [view for view in found if view["row"] == 0]
+    assert [view["part"] for view in long] == list(range(len(long)))
+    assert len(long) > 2
+    chars = [view["chars"] for view in long]
+    assert (chars[0][0], chars[-1][1]) == (0, len(str(bodies[0])))
+    assert [start for start, _ in chars[1:]] == [stop for _, stop in chars[:-1]]
+    for view in long:
+        assert "".join(view["tokens"]).count("able\n") == 1
+        start, stop = view["span"]
+        assert stop - start <= 30
+    assert [(view["row"], view["part"]) for view in found[len(long) :]] == [(2, 0)]
+    told = io.StringIO()
+    show(found, Console(file=told, width=200))
+    assert ", part 1" in told.getvalue()
+
+
 def test_the_parts_of_long_texts_are_shown(folder: Path) -> None:
     late = preview(draft(folder, span="text", max_tokens=8, long_text="late_chunk"), 14)
     longest = max(late, key=lambda view: len(view["parts"]))

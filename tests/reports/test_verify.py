@@ -55,6 +55,25 @@ def variable(tmp_path: Path) -> Path:
     return output(tmp_path, vector_list="variable")
 
 
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    """The same as passages of ten characters each, the second of every row 13 quarantined."""
+    return output(tmp_path, as_passages, long_text="split")
+
+
+def as_passages(rows: pa.Table) -> pa.Table:
+    table = spread(finished(rows), 3)
+    places = zip(table["row"].to_pylist(), table["part"].to_pylist(), strict=True)
+    lost = [place == (13, 1) for place in places]
+    reasons = table["reason"].to_pylist()
+    reason = ["model_error" if one else old for one, old in zip(lost, reasons, strict=True)]
+    at = table.schema.get_field_index("reason")
+    table = table.set_column(at, "reason", pa.array(reason, pa.string()))
+    start = pa.array([10 * part for part in table["part"].to_pylist()], pa.uint32())
+    stop = pa.array([10 * part + 10 for part in table["part"].to_pylist()], pa.uint32())
+    return table.append_column("char_start", start).append_column("char_stop", stop)
+
+
 def output(
     tmp_path: Path, encode: Edit = finished, vector_list: Any = "fixed", **knobs: Any
 ) -> Path:
@@ -218,6 +237,42 @@ LINES: dict[str, tuple[Edit, str]] = {
     "a row": (lambda table: table.slice(3), "9 rows in 27 lines"),
     "the parts": (lambda table: table.drop_columns(["part"]), "no column part"),
 }
+
+
+def test_passages_of_which_one_is_bad_are_whole(split: Path) -> None:
+    report = verify(str(split))
+    assert (report.ok, report.problems) == (True, ())
+    assert (report.files, report.rows) == (6, 46)
+    assert not damaged(str(split), FINGERPRINT)
+
+
+LOST: dict[str, tuple[Edit, str]] = {
+    "the last passage of a row": (lambda table: table.slice(0, len(table) - 1), "in 28 lines"),
+    "a passage between": (
+        lambda table: pa.concat_tables([table.slice(0, 1), table.slice(2)]),
+        "a row lacks a passage, or has it twice",
+    ),
+    "the first passage": (lambda table: table.slice(1), "a row lacks a passage"),
+    "all of a row": (lambda table: table.slice(3), "passages of 9 rows"),
+    "a row's characters": (
+        swap("char_start", lambda column: [place + 1 for place in column.to_pylist()]),
+        "leave characters out",
+    ),
+    "characters between": (
+        swap("char_stop", lambda column: [place - 1 for place in column.to_pylist()]),
+        "leave characters out",
+    ),
+    "the places": (lambda table: table.drop_columns(["char_stop"]), "not the columns of passages"),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_passage_that_is_lost_is_found(lost: str, split: Path) -> None:
+    """In a chunk whose row 13 has its second passage in the quarantine."""
+    edit, words = LOST[lost]
+    change(split, edit)
+    problems = verify(str(split)).problems
+    assert any(data(split)[1].name in one and words in one for one in problems), problems
 
 
 def test_rows_of_several_lines_are_counted_as_rows(several: Path) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedjob.config.recipe import Recipe
+from embedjob.config.job_file import recipe_from
+from embedjob.config.recipe import Recipe, Split
+from embedjob.errors import ConfigError
 from embedjob.stages.tokenize import EXCERPT_CHARACTERS, tokenize_rows
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import tiny_tokenizer
@@ -97,6 +100,78 @@ def test_an_excerpt_is_short() -> None:
     table, _ = tokenize_rows(rows(["é" * 1000]), PLAIN, "truncate")
     assert table["excerpt"].to_pylist() == ["é" * EXCERPT_CHARACTERS]
     assert np.all(table["tokens"].to_numpy() == 16)
+
+
+def split_tokenizer(most: int = 20) -> ViewTokenizer:
+    split = Split(max_tokens=most)
+    recipe = Recipe(model="m", max_tokens=64, long_text="split", split=split)
+    return ViewTokenizer(tiny_tokenizer("llama"), recipe)
+
+
+def test_each_passage_is_a_line_and_a_text_of_its_own() -> None:
+    """Equal passages of different rows share a view; each line tells its place and its own hash."""
+    first, second = "The quick brown fox jumps over. ", "The lazy dog is near the river bank.\n"
+    texts: list[str | None] = [first + second, None, second, "", first + second]
+    lines, views = tokenize_rows(rows(texts), split_tokenizer(), "split")
+    assert lines["row"].to_pylist() == [0, 0, 1, 2, 3, 4, 4]
+    assert lines["keep.n"].to_pylist() == lines["row"].to_pylist()
+    assert lines["part"].to_pylist() == [0, 1, 0, 0, 0, 0, 1]
+    assert lines["unique"].to_pylist() == [0, 1, None, 1, 2, 0, 1]
+    assert lines["reason"].to_pylist() == [None, None, "null_text", None, None, None, None]
+    border, whole = len(first), len(first + second)
+    assert lines["char_start"].to_pylist() == [0, border, None, 0, 0, 0, border]
+    assert lines["char_stop"].to_pylist() == [border, whole, None, len(second), 0, border, whole]
+    hashes = [
+        hashlib.blake2b(passage.strip().encode(), digest_size=16).digest()
+        for passage in (first, second, "", second, "", first, second)
+    ]
+    assert lines["text_hash"].to_pylist() == hashes
+    assert lines["excerpt"].to_pylist()[1] == second.strip()
+    assert views.texts == 3
+    alone = ViewTokenizer(tiny_tokenizer("llama"), Recipe(model="m", max_tokens=64))
+    plain = alone.views([first.strip(), second.strip(), ""])
+    assert [views.full_ids(v).tolist() for v in range(3)] == [
+        plain.full_ids(v).tolist() for v in range(3)
+    ]
+    assert lines["tokens"].to_pylist()[0] == plain.lengths[0]
+
+
+def test_what_stands_before_passages_belongs_to_their_texts_and_hashes() -> None:
+    text = "The quick brown fox jumps over. The lazy dog is near the river bank."
+    headings = ["A fox", None, "a b c " * 30]
+    table = rows([text] * 3).append_column("heading", pa.array(headings, pa.large_string()))
+    lines, _ = tokenize_rows(table, split_tokenizer(24), "split")
+    assert "heading" not in lines.column_names
+    found = lines.to_pylist()
+    shown = {row: [one["excerpt"] for one in found if one["row"] == row] for row in range(3)}
+    assert all(one.startswith("A fox\n") for one in shown[0])
+    assert "".join(one.removeprefix("A fox\n") + " " for one in shown[0]) == text + " "
+    assert [one["truncated"] for one in found] == [one["row"] == 2 for one in found]
+    for one in found:
+        assert one["text_hash"] == hashlib.blake2b(one["excerpt"].encode(), digest_size=16).digest()
+
+
+def test_a_chunk_without_a_text_has_no_passage() -> None:
+    for texts in ([], [None, None]):
+        lines, views = tokenize_rows(rows(texts), split_tokenizer(), "split")
+        assert (lines["row"].to_pylist(), views.texts) == ([*range(len(texts))], 0)
+        assert lines["part"].to_pylist() == [0] * len(texts)
+
+
+def test_passages_that_no_view_can_hold_are_refused() -> None:
+    """Before a model is loaded; what would fit is named, and it does."""
+    made = {"model": "m", "max_tokens": 40, "long_text": "split", "templates": ["It says: {text}."]}
+    with pytest.raises(ConfigError, match=r"the templates leave (\d+) tokens to a text") as error:
+        ViewTokenizer(
+            tiny_tokenizer("llama"), recipe_from({**made, "split": {"max_tokens": 40}}, {})
+        )
+    room = int(re.findall(r"leave (\d+) tokens", str(error.value))[0])
+    assert 20 < room < 40
+    fits = recipe_from({**made, "split": {"max_tokens": room}}, {})
+    found = ViewTokenizer(tiny_tokenizer("llama"), fits)
+    passages = found.splitter(["The quick brown fox. " * 30]) if found.splitter else None
+    assert passages is not None
+    assert not found.views(passages.texts).truncated.any()
 
 
 @pytest.mark.parametrize("long_text", ["chunk_mean", "late_chunk"])

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from embedjob.config.recipe import Split
 from embedjob.errors import ModelError
 from embedjob.models import cache
 from embedjob.models.checkpoint import read_json, read_tensor, tensors_of
@@ -205,14 +206,17 @@ def row_vectors(table: StaticTable) -> npt.NDArray[Any]:
     return np.asarray(vectors_VD, np.float32)
 
 
-def lookup(table: StaticTable, *, max_tokens: int) -> TokenizesTexts:
-    """Return what finds the rows of texts in a table; ModelError where its words are not there."""
+def lookup(table: StaticTable, *, max_tokens: int, split: Split | None = None) -> TokenizesTexts:
+    """Return what finds the rows of texts in a table; ModelError where its words are not there.
+
+    Passages are made by `split`, if given.
+    """
     if table.is_vocabulary:
         made = read_vocabulary(table.weights.parent)
         terms, rules = ([], TermRules(True, "")) if made is None else (made.terms, _rules(made))
         return TermLookup(terms, rules, max_tokens=max_tokens)
     if table.by_words:
-        return _word_lookup(table, max_tokens)
+        return _word_lookup(table, max_tokens, split)
     path = table.weights.parent / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -225,14 +229,14 @@ def lookup(table: StaticTable, *, max_tokens: int) -> TokenizesTexts:
             " vectors; was one of the folder's files replaced?"
         )
     unknown = _unknown(tokenizer) if table.drops_unknown else None
-    return TokenLookup(tokenizer, max_tokens=max_tokens, left_out=unknown)
+    return TokenLookup(tokenizer, max_tokens=max_tokens, left_out=unknown, split=split)
 
 
-def _word_lookup(table: StaticTable, max_tokens: int) -> WordLookup:
+def _word_lookup(table: StaticTable, max_tokens: int, split: Split | None) -> WordLookup:
     inner = table.weights.parent
     if (inner / _WORDS).exists():
         words = (inner / _WORDS).read_text(encoding="utf-8").split("\n")
-        return WordLookup(words, max_tokens=max_tokens)
+        return WordLookup(words, max_tokens=max_tokens, split=split)
     settings = read_json(inner / _WHITESPACE)
     if not isinstance(settings, dict) or not isinstance(settings.get("vocab"), list):
         raise ModelError(
@@ -252,6 +256,7 @@ def _word_lookup(table: StaticTable, max_tokens: int) -> WordLookup:
         places={word: place for place, word in enumerate(words)},
         left_out=settings.get("stop_words") or (),
         lower_case=bool(settings.get("do_lower_case")),
+        split=split,
     )
 
 

@@ -260,5 +260,5 @@ def _input_of(whole: Input, sample: Sample | None) -> Input:
     """Return the input without what only its own output carries, and with the rows of a sample."""
     bare = {**dict(whole), "id": None, "keep": (), "on_bad_row": "quarantine"}
     if sample is None:
-        return Input.model_construct(**bare)
+        return whole.model_copy(update=bare)
     return SampledInput.model_construct(**bare, sample=sample)

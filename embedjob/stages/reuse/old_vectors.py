@@ -103,9 +103,14 @@ class Gathered(NamedTuple):
 
 
 def carried_of(plan: JobPlan) -> Carried | None:
-    """Return what a run may take over; None where the ranges of its vectors are not yet known."""
+    """Return what a run may take over; None where the ranges of its vectors are not yet known.
+
+    Of passages it is None, too: their hashes are known only where texts are split.
+    """
     dtype, out = plan.job.config.encoder.vector_dtype, plan.job.out
     spec = output_spec(plan)
+    if spec.passages:
+        return None
     calibration = calibration_of(plan) if dtype in CALIBRATED else None
     if dtype in CALIBRATED and calibration is None:
         try:

@@ -50,6 +50,8 @@ def count_terms(texts: Iterable[str], rules: TermRules, counts: TermCounts) -> N
 class TermLookup:
     """Finds the terms of texts in a vocabulary; has what the stages ask of a tokenizer."""
 
+    splitter = None
+
     def __init__(self, terms: Sequence[str], rules: TermRules, *, max_tokens: int) -> None:
         """Take the terms in the order of their numbers, and the most terms of a text that count."""
         self._terms = terms

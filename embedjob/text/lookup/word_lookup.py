@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.text.arrays import Flags, flatten
+from embedjob.config.recipe import Split
+from embedjob.text.arrays import Flags, Ints, flatten
+from embedjob.text.passages.splitting import PassageSplitter
 from embedjob.text.views import TokenViews
 
 _NOT_THERE = -1
@@ -31,12 +33,15 @@ class WordLookup:
         places: Mapping[str, int] | None = None,
         left_out: Collection[str] = (),
         lower_case: bool = False,
+        split: Split | None = None,
     ) -> None:
         """Take a vocabulary, and the most words of a text that count.
 
         `places` gives the row of each word, its place among `words` by default; `left_out` are
-        stop words; with `lower_case` a text is lower-cased first.
+        stop words; with `lower_case` a text is lower-cased first. Passages are made by `split`, if
+        given, of whose tokens each word is one.
         """
+        self.splitter = None if split is None else PassageSplitter(split, _count_words)
         self._words = words
         found = places or {word: place for place, word in enumerate(words)}
         self._rows = _Rows(found, frozenset(left_out))
@@ -62,8 +67,19 @@ class WordLookup:
 class TokenLookup:
     """Takes the ids that a tokenizer gives a text alone; has what the stages ask of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, left_out: int | None) -> None:
-        """Take a tokenizer and own it, the most ids of a text, and an id that is left out."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int,
+        left_out: int | None,
+        split: Split | None = None,
+    ) -> None:
+        """Take a tokenizer and own it, the most ids of a text, and an id that is left out.
+
+        Passages are made by `split`, if given.
+        """
+        self.splitter = None if split is None else PassageSplitter(split, self._count)
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         self._tokenizer = tokenizer
@@ -85,6 +101,17 @@ class TokenLookup:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of these ids, for people."""
         return [self._tokenizer.id_to_token(one) or "" for one in ids]
+
+    def _count(self, texts: Sequence[str]) -> Ints:
+        """Return the ids of each text [R], also of those that are cut."""
+        made = self._tokenizer.encode_batch_fast([*texts], add_special_tokens=False)
+        sizes = (sum(len(part.ids) for part in (one, *one.overflowing)) for one in made)
+        return np.fromiter(sizes, np.int64, len(made))
+
+
+def _count_words(texts: Sequence[str]) -> Ints:
+    """Return the words of each text [R], found or not."""
+    return np.fromiter((len(text.split()) for text in texts), np.int64, len(texts))
 
 
 def whole_views(rows: Sequence[Sequence[int]], truncated: Flags) -> TokenViews:

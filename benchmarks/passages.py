@@ -1,0 +1,186 @@
+"""Passages of ours beside semantic-text-splitter and semchunk: borders, fullness, edits, speed.
+
+Each splits the same documents into passages of at most as many tokens of all-MiniLM. A document is
+sixty sentences of STS-B in its language, whose ends are known, a review, a file of this package, or
+the words of reviews without punctuation. An edit inserts, deletes or changes one sentence, line or
+word of a document, and a passage is new whose text the document did not have before.
+
+    python -m benchmarks.passages [--documents 500] [--max-tokens 400] [--seed 0]
+"""
+
+import argparse
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import semchunk
+from semantic_text_splitter import TextSplitter
+
+from benchmarks.measuring.claims import Claim, report
+from benchmarks.measuring.machine import watched
+from benchmarks.measuring.texts import CORPORA, MINILM, corpus
+from embedjob.config.recipe import Split
+from embedjob.models.source import ModelSource, materialize
+from embedjob.models.tokenizer import read_tokenizer
+from embedjob.text.encoding import TokenCounter
+from embedjob.text.passages.splitting import PassageSplitter
+
+PACKAGES = ("sentencex", "semantic-text-splitter", "semchunk", "tokenizers", "numpy")
+SENTENCES_EACH = 60
+# Gives the passages of a text, each with all its characters.
+SplitText = Callable[[str], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text as the units between which it may be split, and what joins them."""
+
+    units: tuple[str, ...]
+    joint: str
+
+    @property
+    def text(self) -> str:
+        """The text itself."""
+        return self.joint.join(self.units)
+
+    def ends(self) -> set[int]:
+        """The characters at which its units end, with and without the blanks after them."""
+        sizes = np.cumsum([len(unit) + len(self.joint) for unit in self.units])
+        return {int(end) for end in sizes} | {int(end) - len(self.joint) for end in sizes}
+
+    def edited(self, other: str, draw: np.random.Generator) -> "Document":
+        """The document with one unit inserted, deleted or changed."""
+        place = int(draw.integers(len(self.units)))
+        before, own, after = self.units[:place], self.units[place], self.units[place + 1 :]
+        middle = [(other, own), (), (other,)][int(draw.integers(3))]
+        return Document((*before, *middle, *after), self.joint)
+
+
+def documents(count: int) -> Mapping[str, list[Document]]:
+    """So many documents of each kind, or as many as there are."""
+    reviews = [text.split("\n") for text in corpus("reviews")[:count]]
+    words = [re.findall(r"\w+", " ".join(lines)) for lines in reviews]
+    package = sorted(Path(__file__).parents[1].glob("embedjob/**/*.py"))
+    code = [path.read_text(encoding="utf-8").split("\n") for path in package]
+    return {
+        "reviews": [Document(tuple(lines), "\n") for lines in reviews],
+        **{kind: [*_of_sentences(kind, count)] for kind in ("en", "de", "zh")},
+        "code": [Document(tuple(lines), "\n") for lines in code if len(lines) > 1][:count],
+        "no full stops": [Document(tuple(one), " ") for one in words],
+    }
+
+
+def _of_sentences(language: str, count: int) -> Iterator[Document]:
+    data = CORPORA.parent
+    name = "sts/stsb.dev" if language == "en" else f"multilingual/stsb-{language}.dev"
+    with (data / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        pairs = [json.loads(line) for line in lines]
+    ends = ".!?\u3002\uff01\uff1f"
+    sentences = [one for pair in pairs for one in (pair["s1"], pair["s2"]) if one[-1:] in ends]
+    sentences = list(dict.fromkeys(sentences))
+    joint = "" if language == "zh" else " "
+    for start in range(0, len(sentences), SENTENCES_EACH)[:count]:
+        yield Document(tuple(sentences[start : start + SENTENCES_EACH]), joint)
+
+
+def splitters(most: int) -> Mapping[str, SplitText]:
+    """Ours, and the peers, by the same tokenizer."""
+    tokenizer = read_tokenizer(materialize(ModelSource(MINILM)))
+    ours = PassageSplitter(Split(max_tokens=most), TokenCounter(tokenizer))
+
+    def split(text: str) -> list[str]:
+        found = ours([text])
+        return [text[start:stop] for start, stop in found.chars.tolist()]
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    merged = TextSplitter.from_callback(count, most, trim=False)
+    chunker = semchunk.chunkerify(count, most)
+
+    def chunked(text: str) -> list[str]:
+        _, offsets = chunker(text, offsets=True)
+        # Its chunks leave out the blanks between them.
+        starts = [0, *(start for start, _ in offsets[1:]), len(text)]
+        return [text[a:b] for a, b in pairwise(starts)]
+
+    return {"ours": split, "semantic-text-splitter": merged.chunks, "semchunk": chunked}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one way makes of documents; `new` are the new passages of each edit."""
+
+    at_ends: float
+    full: float
+    new: np.ndarray
+    seconds: float
+
+
+def measured(split: SplitText, given: Sequence[Document], *, most: int, seed: int) -> Figures:
+    """Split every document and an edit of it."""
+    draw = np.random.default_rng(seed)
+    count = TokenCounter(read_tokenizer(materialize(ModelSource(MINILM))))
+    good = borders = passages = tokens = 0
+    new, seconds = [], 0.0
+    for document in given:
+        other = given[int(draw.integers(len(given)))].units
+        edited = document.edited(other[int(draw.integers(len(other)))], draw)
+        started = time.process_time()
+        before = split(document.text)
+        seconds += time.process_time() - started
+        after = split(edited.text)
+        assert "".join(before) == document.text
+        ends = np.cumsum([len(one) for one in before])[:-1]
+        good += sum(int(end) in document.ends() for end in ends)
+        borders += len(ends)
+        passages += len(before)
+        tokens += int(count([document.text])[0])
+        known = {one.strip() for one in before}
+        new.append(len({one.strip() for one in after} - known))
+    full = tokens / (most * passages)
+    return Figures(good / max(1, borders), full, np.array(new), seconds)
+
+
+def main() -> None:
+    """Prints every figure, and all of them as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=500)
+    parser.add_argument("--max-tokens", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    # Before any tokenizer has made threads.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    most, claims = asked.max_tokens, []
+    figures: dict[str, float] = {}
+    with watched(PACKAGES, threads=1) as machine:
+        ways = splitters(most)
+        for kind, given in documents(asked.documents).items():
+            size = sum(len(one.text) for one in given)
+            by = {
+                way: measured(split, given, most=most, seed=asked.seed)
+                for way, split in ways.items()
+            }
+            for way, made in by.items():
+                figures |= {
+                    f"{kind}, {way}, new passages of an edit": float(made.new.mean()),
+                    f"{kind}, {way}, edits with more than three": float((made.new > 3).sum()),
+                    f"{kind}, {way}, borders at ends of sentences": made.at_ends,
+                    f"{kind}, {way}, fullness": made.full,
+                    f"{kind}, {way}, characters/s": size / made.seconds,
+                }
+            for peer in [way for way in ways if way != "ours"]:
+                ratio = float(by[peer].new.mean() / by["ours"].new.mean())
+                floor = 1.0 if kind == "reviews" else None
+                claims.append(Claim(f"{kind}, new passages, {peer} over ours", ratio, floor=floor))
+    report(claims, figures, asked=vars(asked), machine=machine)
+
+
+if __name__ == "__main__":
+    main()

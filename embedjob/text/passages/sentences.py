@@ -1,0 +1,66 @@
+"""Sentences: what a text consists of, and where its passages may end.
+
+Sentences are those of sentencex, by the rules that all languages share; a line break ends one, too.
+One that has more tokens than a passage may have is broken up into words, a word into characters.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from embedjob.errors import ConfigError
+
+# Its rules for other languages differ in their abbreviations.
+_LANGUAGE = "en"
+_LINES = re.compile(r"[^\r\n]*[\r\n]+|[^\r\n]+")
+_WORDS = re.compile(r"\s*\S+\s*")
+_EMPTY_LINE = re.compile(r"(\r\n|\r|\n)[^\S\r\n]*(\r\n|\r|\n)")
+
+
+@cache
+def sentence_library() -> Any:
+    """Return sentencex; ConfigError where it is not installed."""
+    try:
+        import sentencex
+    except ImportError as error:
+        raise ConfigError(
+            "encoder.long_text: got split, which needs the package sentencex; install it with pip"
+            " install 'embedjob[split]' on every node, or set long_text: chunk_mean"
+        ) from error
+    return sentencex
+
+
+def find_sentences(text: str) -> list[str]:
+    """Split a text into sentences, each with the blanks after it; together they are the text.
+
+    Code and tables are split into lines. A text of blanks alone is one sentence, an empty text has
+    none.
+    """
+    found = sentence_library().segment(_LANGUAGE, text)
+    if "".join(found) != text:  # nothing may be lost: lines are enough
+        found = [text]
+    return [*_with_blanks(line for one in found for line in _LINES.findall(one))]
+
+
+def break_up(sentence: str) -> list[str]:
+    """Split a sentence into its words, or a word into its characters, each with blanks after it."""
+    words = _WORDS.findall(sentence)
+    return words if len(words) > 1 else [*_with_blanks(sentence)]
+
+
+def ends_paragraph(sentence: str) -> bool:
+    """Tell whether an empty line follows a sentence."""
+    return _EMPTY_LINE.search(sentence, len(sentence.rstrip())) is not None
+
+
+def _with_blanks(runs: Iterable[str]) -> Iterator[str]:
+    """Yield the runs of a text with the blank ones that follow; the first may begin with some."""
+    held = ""
+    for run in runs:
+        if held.strip() and run.strip():
+            yield held
+            held = ""
+        held += run
+    if held:
+        yield held
