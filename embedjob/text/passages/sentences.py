@@ -37,10 +37,18 @@ def find_sentences(text: str) -> list[str]:
     Code and tables are split into lines. A text of blanks alone is one sentence, an empty text has
     none.
     """
-    found = sentence_library().segment(_LANGUAGE, text)
-    if "".join(found) != text:  # nothing may be lost: lines are enough
-        found = [text]
-    return [*_with_blanks(line for one in found for line in _LINES.findall(one))]
+    return [*_with_blanks(one for line in _LINES.findall(text) for one in _of_line(line))]
+
+
+def _of_line(line: str) -> list[str]:
+    """Split a line into its sentences; the library never sees the blanks at its end."""
+    body = line.rstrip()
+    if not body:
+        return [line]
+    found: list[str] = sentence_library().segment(_LANGUAGE, body)
+    if "".join(found) != body:  # nothing may be lost: a line is short enough
+        found = [body]
+    return [*found[:-1], found[-1] + line[len(body) :]]
 
 
 def break_up(sentence: str) -> list[str]:
@@ -56,11 +64,14 @@ def ends_paragraph(sentence: str) -> bool:
 
 def _with_blanks(runs: Iterable[str]) -> Iterator[str]:
     """Yield the runs of a text with the blank ones that follow; the first may begin with some."""
-    held = ""
+    held: list[str] = []
+    solid = False
     for run in runs:
-        if held.strip() and run.strip():
-            yield held
-            held = ""
-        held += run
+        is_solid = bool(run.strip())
+        if solid and is_solid:
+            yield "".join(held)
+            held, solid = [], False
+        held.append(run)
+        solid = solid or is_solid
     if held:
-        yield held
+        yield "".join(held)
