@@ -142,7 +142,8 @@ def other_vectors(fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
             f"fit: {fit.name}: from: {other} {what}; give the output whose vectors are searched"
         )
     dtype, keeps = recipes[0].get("vector_dtype"), recipes[0].get("aggregation") == "keep"
-    if dtype not in ("float32", "float16") or keeps or recipes[0].get("long_text") == "late_chunk":
+    keeps = keeps or recipes[0].get("long_text") in ("late_chunk", "split")
+    if dtype not in ("float32", "float16") or keeps:
         raise OutputError(
             f"fit: {fit.name}: from: {other} has several vectors of a row, or {dtype}; needed is"
             " one of float32 or float16"
