@@ -74,8 +74,9 @@ def test_passages_cover_a_text_within_the_bound(
         assert mine
         assert (mine[0][1], mine[-1][2]) == (0, len(text))
         for (_, start, stop), (_, then, end) in pairwise(mine):
-            assert start < then <= stop < end
-            assert overlap or then == stop
+            # What was cut again may be repeated whole: its heading made other tokens of it.
+            assert then <= stop < end
+            assert overlap or start < then == stop
         for passage, start, stop in mine:
             own = text[start:stop].strip()
             assert len(plain.encode(passage, add_special_tokens=False).ids) <= most or len(own) <= 1
