@@ -31,8 +31,8 @@ test: venv
 
 # What takes minutes: seeded rounds of killing, quality, memory.
 slow: venv
-	$(BIN)/python -m pytest -m "slow and not (ray or gpu)" -n 3 --dist loadfile
-	$(BIN)/python -m pytest -m "slow and ray and not gpu" $(RAY_TESTS)
+	$(BIN)/python -m pytest -m "slow and not (ray or gpu or chaos)" -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" $(RAY_TESTS)
 
 # Twenty seeds each of killed and suspended processes, of a faulty S3 and of lost nodes; damage to
 # files in tens of thousands of places.

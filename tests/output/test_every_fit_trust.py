@@ -46,7 +46,6 @@ STRIDES = pytest.mark.parametrize(
     "stride",
     [
         71,
-        pytest.param(37, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param(1, marks=[pytest.mark.chaos, pytest.mark.timeout(7200)]),
     ],
 )
@@ -143,7 +142,9 @@ def test_a_run_that_dies_at_any_moment_is_followed_by_one_that_makes_the_same(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["whiten", "generate and whiten"])
+@pytest.mark.parametrize(
+    "name", ["whiten", pytest.param("generate and whiten", marks=pytest.mark.chaos)]
+)
 def test_what_one_that_slept_does_afterwards_harms_nobody(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -152,7 +153,15 @@ def test_what_one_that_slept_does_afterwards_harms_nobody(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whiten", "vocabulary", "kmeans", "generate"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "whiten",
+        "generate",
+        *(pytest.param(n, marks=pytest.mark.chaos) for n in ("vocabulary", "kmeans")),
+    ],
+)
 def test_the_same_holds_on_s3(
     name: str, bucket: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

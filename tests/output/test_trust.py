@@ -354,7 +354,8 @@ def test_any_history_gives_each_row_the_vector_of_its_text_and_embeds_none_twice
     run_state_machine_as_test(ReusingOutput, settings=given)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
 def test_any_long_history_embeds_no_text_twice() -> None:
     given = _settings(max_examples=60, stateful_step_count=25)
     run_state_machine_as_test(ReusingOutput, settings=given)
