@@ -35,7 +35,7 @@ GIB = 2**30
 # What a night takes beside encoding, on two cores: two passes of Ray Data and the pre-pass.
 CONSTANT_SECONDS = 60.0
 WORDS = pipeline.WORDS
-# The most bytes that gathering may ask for, over those of the vectors.
+# Bytes that gathering may read at most, over the bytes of the vectors.
 LIMITS = {"in place": 1.3, "re-sharded": 1.3, "shuffled": 4.0}
 
 

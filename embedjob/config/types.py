@@ -1,4 +1,4 @@
-"""Config types: the frozen section, numbers, durations, moments, and unions told by a key."""
+"""Config types: the frozen section, numbers, durations, moments, and unions that a key decides."""
 
 import re
 from collections.abc import Mapping

@@ -156,7 +156,7 @@ def line_ranges(
 def line_tables(
     source: BinaryIO, chunks: Sequence[Chunk], names: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Yield the columns `names` of each chunk's rows; the chunks are those of one pass, in order.
+    """Yield the columns `names` of each chunk's rows. The chunks are of one pass, in order.
 
     pa.ArrowInvalid where the lines are not those that planning has seen.
     """

@@ -1,4 +1,4 @@
-"""Input listing: the shards of an input as they are now, and the footers of those that changed."""
+"""Input listing: the shards of an input as they are now, and the footers of changed shards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

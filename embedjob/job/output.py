@@ -258,7 +258,7 @@ def claim_of(plan: JobPlan) -> Claim:
 
 
 def _libraries(job: IdentifiedJob) -> tuple[str, ...]:
-    """Return the packages whose versions a claim keeps: those that decide vectors."""
+    """Return the packages that decide vectors, whose versions a claim keeps."""
     split = job.config.encoder.long_text == "split"
     return (*_LIBRARIES, "sentencex") if split else _LIBRARIES
 

@@ -66,7 +66,7 @@ def recorded_fit(out: str, fit: PlannedFit, record: Record, *, refit: bool) -> P
 
 
 def corpus_of(job_input: Input, paths: Sequence[str]) -> list[Any]:
-    """Return what says which texts there are, whatever shards there are today."""
+    """Return what identifies a corpus: its paths, text columns and filter, but no shard."""
     separator = None if isinstance(job_input.text, str) else job_input.separator
     return [list(paths), job_input.text, separator, job_input.filter]
 

@@ -41,7 +41,7 @@ class OldFile(NamedTuple):
 
 
 class OldFiles:
-    """The distinct files of several snapshots, those of the newest first, by number."""
+    """The distinct files of several snapshots, numbered from the newest snapshot on."""
 
     def __init__(self, tables: Sequence[pa.Table] = ()) -> None:
         """Take tables of files, of which a URL counts where it comes first."""

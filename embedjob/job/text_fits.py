@@ -56,7 +56,7 @@ def before_heads(recipe: Recipe) -> Recipe:
 
 
 def _planned(job: IdentifiedJob, section: Any) -> PlannedFit:
-    """Return a fit of texts, by what says which texts there are and how they are read."""
+    """Return a fit of texts; its key is made of the corpus and of how texts are read."""
     recipe = job.config.encoder
     hashed, by = _NO_ENCODER, list[Any]()
     if FITS[section.kind].is_model:  # the section itself says how texts are cut

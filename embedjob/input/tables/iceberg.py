@@ -36,7 +36,7 @@ def open_iceberg(table: InputTable, needed: Sequence[str]) -> TableVersion:
     scan = found.scan(snapshot_id=None if table.version is None else snapshot.snapshot_id)
     try:
         tasks = [*scan.plan_files()]
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:  # how pyiceberg refuses kinds of deletes
         raise InputError(
             f"input.table: {table.uri}: {in_one_line(error)}; rewrite the table's data files"
             " (rewrite_data_files in Spark), which applies its deletes"

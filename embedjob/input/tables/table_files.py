@@ -55,7 +55,7 @@ class TableListing:
 
 
 def list_table(table: InputTable, columns: Columns) -> TableListing:
-    """Return the files of a table, whose columns are those that a job needs.
+    """Return the files of a table, with the columns that a job needs.
 
     Raises:
         ConfigError: the library that reads such tables is not installed.
