@@ -61,6 +61,7 @@ def rows_by_shard(out: Path) -> dict[str, int]:
     return {Path(one["shard"]).stem: one["row_count"] for one in counted}
 
 
+@pytest.mark.slow
 def test_the_commands_shown_publish_what_is_whole_and_go_on(
     tmp_path: Path, model: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,7 @@ def _check_vectors(out: Path, source: Path) -> None:
     np.testing.assert_allclose(np.stack([row["embedding"] for row in rows]), made, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_start_that_takes_longer_than_the_run_has_is_said(
     tmp_path: Path, model: Path, cluster: Cluster
 ) -> None:

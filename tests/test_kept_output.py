@@ -69,6 +69,7 @@ def test_it_verifies(job: Job) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_lost_chunk_alone_is_made_again(job: Job, cluster: Cluster, tmp_path: Path) -> None:
     snapshot, table, before = newest(OUT), rows(), standing()
     assert snapshot is not None

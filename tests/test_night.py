@@ -26,6 +26,7 @@ def _blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_night_goes_as_it_is_written(
     cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def write_job(folder: Path, model: Path) -> None:
     (folder / "passages.yaml").write_text(yaml.safe_dump(document))
 
 
+@pytest.mark.slow
 def test_an_edit_as_the_page_shows_it(
     cluster: Cluster,
     model: Path,

@@ -337,6 +337,7 @@ class TestOtherRecipes:
         assert (ran.code, "output.vector_list: got variable" in said) == (2, True)
         assert "started with fixed" in said
 
+    @pytest.mark.slow
     def test_vectors_that_are_not_reproduced_stop_the_run_before_it_writes(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -367,6 +368,7 @@ def _one_shard(corpus: Corpus) -> str:
 
 
 class TestAsALibrary:
+    @pytest.mark.slow
     def test_a_job_is_a_mapping_planned_and_run(
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:

@@ -194,8 +194,12 @@ def test_a_command_that_cannot_be_meant(
     ("pool", "words"),
     [
         ({"gpus_per_actor": 1}, ("1 GPUs", "no node has that")),
-        ({"cpus_per_actor": 64}, ("64 CPUs", "no node has that", "2 CPU")),
-        ({"actors": 50}, ("pool.actors", "2 CPU")),
+        pytest.param(
+            {"cpus_per_actor": 64},
+            ("64 CPUs", "no node has that", "2 CPU"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"actors": 50}, ("pool.actors", "2 CPU"), marks=pytest.mark.slow),
         ({"actors": 1, "cpus_per_actor": 2}, ("beside 1 CPU to read with",)),
     ],
 )

@@ -98,6 +98,7 @@ def test_a_run_from_bucket_to_bucket(done: Done) -> None:
     assert (ran.code, ran.summary["problems"]) == (0, [])
 
 
+@pytest.mark.slow
 def test_it_resumes_with_what_is_left(done: Done, cluster: Cluster, tmp_path: Path) -> None:
     before = written(done.out)
     assert len(before) == 6

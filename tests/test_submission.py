@@ -41,6 +41,7 @@ def slow_job(folder: Path, rows: int) -> Job:
     return running.job(folder / "in", folder / "out", model, encoder={"max_tokens": 72})
 
 
+@pytest.mark.slow
 def test_a_submitted_job_succeeds_and_its_logs_tell_progress(
     dashboard_cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:

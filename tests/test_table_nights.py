@@ -26,6 +26,7 @@ def _blocks(title: str) -> list[tuple[str, str]]:
     return re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_a_table_as_the_document_has_it(
     cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_table_as_the_document_has_it(
     assert (ran.code, said in " ".join(ran.err.split())) == (2, True), ran.err
 
 
+@pytest.mark.slow
 def test_lines_give_the_embeddings_of_parquet(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +95,7 @@ def test_lines_give_the_embeddings_of_parquet(
         assert found["lines"][name].combine_chunks().equals(found["parquet"][name].combine_chunks())
 
 
+@pytest.mark.slow
 def test_a_run_with_lists_of_variable_length(cluster: Cluster, model: Path, tmp_path: Path) -> None:
     source = running.write_shard(tmp_path / "in" / "a.parquet", ["one", None, "two"])
     more = {"output": {"vector_list": "variable"}, "input": {"on_bad_row": "null"}}

@@ -55,6 +55,7 @@ def vectors(out: str) -> dict[tuple[str, int], np.ndarray]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_corpus_is_embedded_by_what_the_model_says_after_some_of_it(
     cluster: Cluster, chat: Path, tmp_path: Path, run_out: str
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_sample_is_made_alone_and_anew_and_decides_the_vectors(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_corpus_of_too_few_texts_is_refused(cluster: Cluster, chat: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "in" / "a.parquet", [*texts(2), *texts(2), None, ""])
     ran = running.run(

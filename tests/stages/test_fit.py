@@ -112,6 +112,7 @@ def chosen(source: Path) -> list[tuple[str, int]]:
     return rows
 
 
+@pytest.mark.slow
 class TestArtefacts:
     """One output over several nights."""
 
@@ -167,7 +168,6 @@ class TestArtefacts:
         assert all(np.array_equal(after[row], vector) for row, vector in before.items())
         assert read_records(str(folder / "out")) == records
 
-    @pytest.mark.slow
     def test_refit_is_another_fingerprint(self, made: tuple[Job, Path], cluster: Cluster) -> None:
         document, folder = made
         rows = len(vectors(folder / "out"))
@@ -189,7 +189,6 @@ class TestArtefacts:
         ]
         assert running.command("verify", str(folder / "out"), "--json").summary["problems"] == []
 
-    @pytest.mark.slow
     def test_another_output_gives_its_vectors(
         self, made: tuple[Job, Path], model: Path, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -289,6 +288,7 @@ def test_ranges_of_int8_are_those_of_every_row(
     assert (ran.code, "was begun with other ranges" in ran.err) == (2, True)
 
 
+@pytest.mark.slow
 class TestBesideTheEmbeddings:
     """Fits that serve no step: made of what was published, and nothing is embedded for them."""
 

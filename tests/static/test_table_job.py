@@ -74,6 +74,7 @@ def test_a_table_embeds_a_corpus_and_its_queries(
     assert list(read_claims(run_out)[0].digests) == ["words.txt"]
 
 
+@pytest.mark.slow
 def test_rare_words_weigh_more_and_what_is_common_is_taken_out(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def rows(out: str | Path) -> dict[tuple[str, int], dict[int, float]]:
     }
 
 
+@pytest.mark.slow
 def test_a_corpus_gets_the_weights_of_scikit_learn(
     cluster: Cluster, tmp_path: Path, run_out: str
 ) -> None:
@@ -158,6 +159,7 @@ def test_the_counts_of_two_million_texts_are_those_of_one_process(
     say(f"2,000,000 texts, {len(documents):,} terms: {seconds:.0f} s")
 
 
+@pytest.mark.slow
 def test_a_corpus_without_a_term_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     write_shard(tmp_path / "in" / "a.parquet", ["!", "?", None])
     document = job(tmp_path / "in", tmp_path / "out")

@@ -160,6 +160,7 @@ def test_every_text_of_a_chunk_is_made_once_and_counted(ran: Ran) -> None:
     assert kept["generated"] == summary.generated
 
 
+@pytest.mark.slow
 def test_another_method_with_the_same_generator_makes_nothing_anew(
     cluster: Cluster, ran: Ran
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_run_after_the_loss_of_all_vectors_makes_no_text_again(
     assert np.array_equal(vectors(resumed), ran.vectors)
 
 
+@pytest.mark.slow
 def test_a_generator_that_does_not_load_stops_the_run_with_its_reason(
     cluster: Cluster, ran: Ran, chat: Path
 ) -> None:

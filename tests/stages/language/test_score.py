@@ -48,6 +48,7 @@ def scores(directory: str) -> list[tuple[int, float | None]]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_pairs_are_scored_chunk_by_chunk_and_once(
     cluster: Cluster, chat: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_pairs_are_scored_chunk_by_chunk_and_once(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_command_says_how_many_pairs_there_were(
     cluster: Cluster, chat: Path, tmp_path: Path
 ) -> None:

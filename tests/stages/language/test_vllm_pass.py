@@ -215,6 +215,7 @@ def test_vllm_generates_where_it_is_installed(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_every_chunk_is_put_by_one_pass_and_rays_processor_is_built(
     cluster: Cluster, recipe: Recipe, out: str
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_night_embeds_the_new_texts_alone_and_equals_a_full_run(
     assert running.command("verify", str(out), "--json").summary["ok"]
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_over_everything_loads_no_model(
     yesterday: Yesterday, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_run_that_takes_over_everything_loads_no_model(
     assert running.command("verify", str(out), "--json").summary["ok"]
 
 
+@pytest.mark.slow
 def test_another_output_gives_its_vectors_to_a_new_one(
     yesterday: Yesterday, tmp_path: Path
 ) -> None:
