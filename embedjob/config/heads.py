@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from embedjob.config.pooling import Normalize
 from embedjob.config.tables import FIT_NAME
@@ -17,6 +17,8 @@ from embedjob.config.types import Positive, Section, Words, keyed_union
 
 Measure = Literal["cosine", "dot", "euclidean", "manhattan"]
 
+# Of drawn tokens, where none is written.
+_SEED = 42
 _MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
 
@@ -153,14 +155,32 @@ class Continuations(Section):
 
 
 class Decode(Section):
-    """Greedy decoding after the prompt: up to `max_tokens`, or until a token contains `until`.
+    """Decoding after the prompt: up to `max_tokens`, or until a token contains `until`.
 
-    The span is the states from which the tokens were predicted; a single state, if the first token
-    ends the decoding.
+    The likeliest token is taken; at a `temperature` above 0 a token is drawn from the whole
+    distribution (no top_k), and another `seed` draws others. The span is the states from which the
+    tokens were predicted; a single state, if the first token ends the decoding.
     """
 
     max_tokens: Positive = 10
     until: Words = '"'
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seed: int = _SEED
+
+    @model_validator(mode="after")
+    def _draws_what_is_read(self) -> "Decode":
+        if not self.temperature and self.seed != _SEED:
+            raise ValueError(
+                f"seed: got {self.seed}, but at temperature: 0 nothing is drawn; set a temperature"
+                " above 0, or leave the seed out"
+            )
+        if self.temperature and self.max_tokens == 1:
+            raise ValueError(
+                f"temperature: got {self.temperature}, but with max_tokens: 1 the state before the"
+                " first token is all that is read; set max_tokens: 2 or more, or leave the"
+                " temperature out"
+            )
+        return self
 
 
 Reads = Literal["pooled", "logits", "router_logits", "terms"]

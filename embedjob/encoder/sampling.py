@@ -75,12 +75,20 @@ class SeededSampling(LogitsProcessor):
         warm_SW = scores.float() / self._temperature
         if self._nucleus is not None:
             warm_SW = self._nucleus(input_ids, warm_SW)
-        sums_SW = warm_SW.softmax(dim=-1).double().cumsum(dim=-1)
         step = input_ids.shape[1] - self._prompt
-        number_S1 = self._numbers_ST[:, step : step + 1].to(sums_SW.device) * sums_SW[:, -1:]
-        drawn_S1 = torch.searchsorted(sums_SW, number_S1, right=True)
-        drawn_S1 = drawn_S1.clamp(max=sums_SW.shape[1] - 1)
+        drawn_S1 = drawn(warm_SW, self._numbers_ST[:, step : step + 1])
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn_S1, 0.0)
+
+
+def drawn(scores_SW: Tensor, number_S1: Tensor) -> Tensor:
+    """Return the token [S, 1] that each sequence's number in [0, 1) picks by its scores.
+
+    The first token, in the order of ids, up to which probabilities sum up to more than the number.
+    """
+    sums_SW = scores_SW.softmax(dim=-1).double().cumsum(dim=-1)
+    reached_S1 = number_S1.to(sums_SW.device) * sums_SW[:, -1:]
+    found_S1 = torch.searchsorted(sums_SW, reached_S1, right=True)
+    return found_S1.clamp(max=sums_SW.shape[1] - 1)
 
 
 @torch.inference_mode()

@@ -144,7 +144,7 @@ is what was sampled, whatever a tokenizer makes of the seam.
 heads:
   - sparse_lm: {words: all, pooling: max, activation: relu, top_k: null, scale: null}
   - router: {scores: logits, join: column}
-decode: {max_tokens: 10, until: '"'}     # the span is then the states of words said greedily
+decode: {max_tokens: 10, until: '"'}     # the span is then the states from which words were said
 ```
 
 `sparse_lm` runs the language-model head over the span and writes, per row, `sparse_indices`
@@ -163,6 +163,12 @@ rows compare by both (`embedjob.weighted_sum`; the embedding's own measure stays
 vocabulary's size is in each file's footer (`embedjob.vocabulary`). Queries:
 `Encoder.outputs(texts, role="query")` gives `embeddings`, `sparse` and `routers`; two sparse
 vectors are compared by their dot product.
+
+`decode: {temperature: 0.7, seed: 42}` draws words in place of the likeliest ones, from the whole
+distribution; without a temperature, as the authors' code, nothing is drawn. The draws of a text
+depend on its tokens under the template, the seed and the word's number alone: a retry, another
+order, other batches and other actors say the same, up to the last bits of logits, and queries are
+drawn as the corpus was.
 """
 
 
@@ -184,7 +190,9 @@ def _row(name: str, method: MethodFile) -> str:
     attention = recipe.attention if "attention" in method.encoder else "the model's own"
     passes = "0" if method.static else _passes(recipe, 1 + made)
     needs = ", ".join(f"a {fit.kind} fit" for fit in method.fit) or "-"
-    needs = f"{made} generated texts" if made else "greedy decoding" if recipe.decode else needs
+    if recipe.decode is not None:
+        needs = "sampled decoding" if recipe.decode.temperature else "greedy decoding"
+    needs = f"{made} generated texts" if made else needs
     cells = (f"[{name}](#{name})", passes, method.forward_tokens, needs, attention, model)
     return f"| {' | '.join(cells)} |\n"
 

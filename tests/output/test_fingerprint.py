@@ -384,6 +384,7 @@ GOLDEN = {
         ),
         "cf20d46da232",
     ),
+    "decode": (_recipe(span="last_token", decode=Decode(max_tokens=3, until="x")), "ed28ee4539fd"),
     "modules": (_recipe(heads=(Pooler(pooler=True), Dense(dense="2_Dense"))), "b54b4f6a4f31"),
 }
 

@@ -27,7 +27,7 @@ from embedjob.encoder.batching.padding import (
     bearable_padding,
 )
 from embedjob.encoder.intervention_hooks import InterventionHooks
-from embedjob.encoder.outputs.decoding import decode
+from embedjob.encoder.outputs.decoding import decode, draws_of
 from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.encoder.outputs.view_states import ViewStates
 from embedjob.text.arrays import Flags, Ids, Ints
@@ -179,6 +179,7 @@ class ViewForward:
             (batch.ids_VT, batch.mask_VT),
             steps=options.max_tokens,
             stops=torch.from_numpy(stops.astype(np.int64)),
+            draws=draws_of([self._views.full_ids(int(v)) for v in self._chosen[which]], options),
         )
         return self._read(which, decoded.states_VSD, (decoded.counts_VS,), batch.ids_VT)
 

@@ -1,7 +1,7 @@
 """Sparse heads, routers and decoding on tiny models of many kinds.
 
 Covers: embedjob.encoder.outputs.sparse_lm, embedjob.encoder.outputs.routers,
-embedjob.encoder.outputs.decoding, embedjob.encoder.outputs.language_model
+embedjob.encoder.outputs.language_model
 """
 
 from importlib.util import find_spec
