@@ -1,6 +1,5 @@
 """Verification: read an output again, every byte of it, and list what is not as promised."""
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,26 +14,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.errors import EmbedjobError, OutputError
-from embedjob.models.tables.word_tables import is_vocabulary
 from embedjob.output.chunk_file import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY, committed
 from embedjob.output.claim import Claim, read_claims
-from embedjob.output.derived.generations import generation_problems
 from embedjob.output.file_names import is_left_by_others
-from embedjob.output.fits.artefacts import FOLDER as ARTEFACTS
-from embedjob.output.fits.artefacts import artefact_name, artefact_problems
-from embedjob.output.fits.records import read_records
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
 from embedjob.output.manifest import SnapshotFile
 from embedjob.output.row_checks import first_lines, lines_in_order, passage_problems
 from embedjob.output.schema import PART, schema_text, vectors_of
 from embedjob.output.snapshot import Snapshot, published, read_snapshot
+from embedjob.reports.derived_checks import derived_problems
 from embedjob.storage.objects import (
     Stored,
     absolute,
     join,
     list_files,
     open_unchanged,
-    read_bytes,
 )
 
 PARTS = ("data", "quarantine")
@@ -100,42 +94,11 @@ def verify(out: str) -> Report:
         checked = [*pool.map(partial(_file, out, listed=listed, claim=claim), newest.files)]
     problems += [problem for file in checked for problem in file.problems]
     problems += _odd_columns(checked)
-    problems += _derived(out, [*claims.values()])
+    derived = derived_problems(out, [*claims.values()])
+    problems += derived.problems
+    notes += derived.notes
     rows = sum(file.counts["rows"] - file.counts["quarantined"] for file in newest.files)
     return Report(len(newest.files), rows, tuple(problems), notes)
-
-
-def _derived(out: str, claims: Sequence[Claim]) -> Iterator[str]:
-    """Yield problems of what is beside the embeddings: artefacts of fits, and generations."""
-    documents = [one.recipes["document"] for one in claims]
-    named = [step for one in documents for step in one.get("finish") or ()]
-    pooled = [one["pooling"] for one in documents if isinstance(one.get("pooling"), Mapping)]
-    named += [{"word_counts": one[key]} for one in pooled for key in ("idf", "sif") if key in one]
-    try:
-        # Vocabularies, counts and ranges are no steps, and centroids are for readers alone.
-        records = [*read_records(out).values()]
-    except OutputError as error:
-        yield str(error)
-        records = []
-    recorded = [(record.kind, record.artefact) for record in records]
-    yield from artefact_problems(out, [*named, *({kind: sha256} for kind, sha256 in recorded)])
-    names = {artefact_name(*one) for one in recorded}
-    for claim in claims:
-        model = str(claim.recipes["document"].get("model")).rpartition("/")[2]
-        if is_vocabulary(model) and model.removesuffix(".safetensors") not in names:
-            yield from _replaced_vocabulary(join(out, ARTEFACTS, model), claim)
-    yield from generation_problems(out)
-
-
-def _replaced_vocabulary(url: str, claim: Claim) -> Iterator[str]:
-    """Yield what is wrong with a vocabulary that a claim has, and that --refit has replaced."""
-    try:
-        sha256 = hashlib.sha256(read_bytes(url)).hexdigest()
-    except FileNotFoundError:
-        yield f"{url}: is missing, and queries of fingerprint {claim.fingerprint[:12]} need it"
-        return
-    if sha256 not in claim.digests.values():
-        yield f"{url}: is not the file of fingerprint {claim.fingerprint[:12]} (another sha256)"
 
 
 def _left_by_others(urls: Sequence[str]) -> Iterator[str]:
