@@ -1,6 +1,6 @@
 """The reuse of vectors in this process, without Ray: its own functions, one after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +24,7 @@ def old_lines(plan: JobPlan) -> Mapping[str, pa.Table]:
     if not len(files) or carried is None:
         return {}
     bare = plan.job.config.input.model_copy(update={"id": None, "keep": ()})
-    texts, _ = new_keys([*enumerate(plan.left)], bare)
+    texts, _ = new_keys([*enumerate(plan.left)], bare, row_texts)
     every = files.take(range(len(files)))
     olds = old_keys(every, carried)
     places = [joined(part, PARTS, [texts], [olds]) for part in range(PARTS)]
@@ -33,6 +33,12 @@ def old_lines(plan: JobPlan) -> Mapping[str, pa.Table]:
         plan.left[number].key: made.filter(pc.equal(made["chunk"], number)).drop_columns(["chunk"])
         for number in set(made["chunk"].to_pylist())
     }
+
+
+def row_texts(rows: pa.Table) -> Sequence[str]:
+    """The distinct good texts of rows, where each is embedded whole."""
+    texts: Sequence[str] = rows.filter(rows["reason"].is_null())["text"].unique().to_pylist()
+    return texts
 
 
 def hashes_there(out: str) -> set[bytes]:

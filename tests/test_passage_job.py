@@ -23,7 +23,7 @@ from embedjob.text.conversations import text_hash
 from tests import running
 from tests.cluster import Cluster
 from tests.connection import NOWHERE
-from tests.engines import MARKER, MARKER_TOKEN, failing
+from tests.engines import MARKER, MARKER_TOKEN, counting, failing, texts_encoded
 from tests.fakes import SENTENCES
 from tests.outputs import published
 from tests.running import Job, write_shard
@@ -121,15 +121,64 @@ def test_an_edit_as_the_page_shows_it(
         assert ran.code == 0, ran.err
         if "run" in words:
             running.require_sum(ran.summary)
-            seen.append((ran.summary["chunks_written"], *reader.follow()))
-    (first, total, *begun), (second, left, new, gone) = seen
+            embedded = ran.summary["passages"] - ran.summary["passages_reused"]
+            seen.append((ran.summary["chunks_written"], embedded, *reader.follow()))
+    (first, once, total, *begun), (second, again, left, new, gone) = seen
     assert (first, second, begun) == (3, 1, [total, 0])
+    assert (once, again) == (total, new)
     assert total > 15
     assert 1 <= new <= 3
     assert left == total + new - gone
     write_corpus(tmp_path / "corpus", bodies, only=1)
     assert running.command("run", "passages.yaml", "--address", cluster.address).code == 0
     assert reader.follow() == (total, gone, new)
+
+
+@pytest.mark.slow
+def test_an_edited_document_in_another_file_costs_its_new_passages(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    """Other files in another order, an edit, a title more, a null: all else is taken over."""
+    bodies = [
+        body.replace("Number", f"Document {n}, number") for n, body in enumerate(documents(6))
+    ]
+    titles = [TITLE, None, TITLE, TITLE, TITLE, "x y " * 40]
+    write_shard(tmp_path / "in" / "a.parquet", bodies, title=titles)
+    document = job(tmp_path, model, run={"max_quarantined": 0.2}, output={"chunk_rows": 3})
+    options = Options(address=cluster.address)
+    first = running.run_with(document, options, counting(tmp_path / "first"))
+    assert first.faults == ()
+    before = lines_of(tmp_path / "out")
+    assert first.summary.passages_reused == 0
+
+    (tmp_path / "in" / "a.parquet").unlink()
+    tonight: list[str | None] = [bodies[3].replace("number 8.", "another one."), *bodies[2::-1]]
+    tonight += [None, *bodies[5:3:-1]]
+    own = [titles[3], *titles[2::-1], None, *titles[5:3:-1]]
+    own[2] = "Another title"
+    for part, start in enumerate((0, 4)):
+        rows = slice(start, start + 4)
+        write_shard(tmp_path / "in" / f"part-{part}.parquet", tonight[rows], title=own[rows])
+    night = running.run_with(document, options, counting(tmp_path / "night"))
+    assert night.faults == ()
+    running.require_sum(night.summary.as_dict())
+    assert (night.summary.embedded, night.summary.reused, night.summary.quarantined) == (2, 4, 1)
+    assert running.command("verify", str(tmp_path / "out")).code == 0
+
+    full = {**document, "output": {**document["output"], "path": str(tmp_path / "full")}}
+    assert running.run_with(full, options, counting(tmp_path / "full-log")).faults == ()
+    ours, theirs = lines_of(tmp_path / "out"), lines_of(tmp_path / "full")
+    columns = [name for name in theirs.column_names if name != "embedding"]
+    assert ours.select(columns) == theirs.select(columns)
+    assert pc.any(ours["truncated"]).as_py()
+    pairs = [np.stack(table["embedding"].to_pylist()) for table in (ours, theirs)]
+    assert (pairs[0] * pairs[1]).sum(axis=1).min() >= 0.99999
+    known = dict(zip(before["text_hash"].to_pylist(), before["embedding"].to_pylist(), strict=True))
+    after = dict(zip(ours["text_hash"].to_pylist(), ours["embedding"].to_pylist(), strict=True))
+    new = after.keys() - known.keys()
+    assert texts_encoded(tmp_path / "night") == len(new)
+    assert night.summary.passages - night.summary.passages_reused == len(new)
+    assert all(after[one] == known[one] for one in after.keys() & known.keys())
 
 
 @pytest.mark.slow

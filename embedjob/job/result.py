@@ -142,7 +142,8 @@ class Summary:
     `chunks_left` of `shards_left` could not be done before the run's deadline.
 
     `passages` are those of this run's rows, where texts are split; a row counts as embedded where
-    one of its passages is new to its chunk, and as quarantined where one is.
+    one of its passages is new to its chunk, and as quarantined where one is. Of the passages,
+    `passages_reused` took vectors over.
     """
 
     rows: int
@@ -179,6 +180,7 @@ class Summary:
     chunks_left: int = 0
     shards_left: int = 0
     passages: int = 0
+    passages_reused: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as plain JSON values."""
@@ -243,6 +245,7 @@ def summarize(outcomes: Outcomes, facts: RunFacts) -> Summary:
         generations_reused=int(stats["generations_reused"]),
         generation_fallbacks=int(stats["generation_fallbacks"]),
         passages=int(stats["passages"]),
+        passages_reused=int(stats["passages_reused"]),
     )
 
 

@@ -52,8 +52,8 @@ def count_rows(table: pa.Table, *, spec: OutputSpec) -> dict[str, int]:
     """Count the chunk's rows by what became of them, and the tokens of the good rows.
 
     A row of several lines counts once. Rows with a vector of another file are `reused`, whether
-    their texts are distinct or not. Of passages, a row with a bad line counts as bad, and a row
-    is embedded where one of its passages is new.
+    their texts are distinct or not. Of passages, a row with a bad line counts as bad; it is
+    embedded where one of its passages is new, and else reused where one has such a vector.
     """
     if spec.passages:
         return _count_passages(table, nulls=spec.on_bad_row == "null")
@@ -86,20 +86,25 @@ def _place(spec: OutputSpec) -> list[str]:
 def _count_passages(table: pa.Table, *, nulls: bool) -> dict[str, int]:
     """Count rows by what became of their passages, and the tokens of the good passages."""
     rows, bad = table.column("row").to_numpy(), table.column("reason").is_valid().to_numpy()
-    hashes = table.column("text_hash").combine_chunks().filter(pa.array(~bad))
+    reuses = STORED in table.column_names
+    taken = table.column(STORED).is_valid().to_numpy() if reuses else np.zeros(len(rows), np.bool_)
+    made = ~bad & ~taken
+    hashes = table.column("text_hash").combine_chunks().filter(pa.array(made))
     _, firsts = np.unique(pc.dictionary_encode(hashes).indices.to_numpy(), return_index=True)
-    good, lost = rows[~bad], np.unique(rows[bad])
-    cut = table.column("truncated").to_numpy()[~bad]
-    embedded = len(np.setdiff1d(good[firsts], lost))
+    lost = np.unique(rows[bad])
+    embedded = np.setdiff1d(rows[made][firsts], lost)
+    reused = np.setdiff1d(rows[taken], np.concatenate([lost, embedded]))
+    cut = ~bad & table.column("truncated").to_numpy()
     every = len(np.unique(rows))
     return {
         "rows": every,
-        "embedded": embedded,
-        "deduplicated": every - len(lost) - embedded,
+        "embedded": len(embedded),
+        **({"reused": len(reused)} if reuses else {}),
+        "deduplicated": every - len(lost) - len(embedded) - len(reused),
         "quarantined": 0 if nulls else len(lost),
         "nulls": len(lost) if nulls else 0,
         "tokens": int(table.column("tokens").to_numpy()[~bad].sum()),
-        "truncated": len(np.setdiff1d(good[cut], lost)),
+        "truncated": len(np.setdiff1d(rows[cut], lost)),
     }
 
 

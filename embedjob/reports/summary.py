@@ -53,7 +53,8 @@ def _duplicates(summary: Summary) -> str:
 
 
 def _passages(summary: Summary) -> str:
-    return f" in {summary.passages:,} passages" if summary.passages else ""
+    reused = f", {summary.passages_reused:,} of them reused" if summary.passages_reused else ""
+    return f" in {summary.passages:,} passages{reused}" if summary.passages else ""
 
 
 def _changes(summary: Summary) -> str:

@@ -145,7 +145,7 @@ class _Run:
 
         The first chunks of an output wait for its first encoder, which puts the claim.
         """
-        reuse = take_over(self.plan, ledger=self.ledger, say=self.console.say)
+        reuse = take_over(self.plan, self.look.engine, ledger=self.ledger, say=self.console.say)
         whole = tuple(chunk for chunk in self.plan.left if chunk.key in reuse.whole)
         claims = read_claims(self.plan.job.out)
         if whole and any(one.fingerprint == self.plan.job.fingerprint for one in claims):

@@ -13,7 +13,7 @@ import ray
 
 from embedjob.errors import RefusedError
 from embedjob.input.reading import HEADING
-from embedjob.output.schema import CHARS
+from embedjob.output.schema import CHARS, ROW
 from embedjob.stages.attempts import begin_attempt, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe
 from embedjob.stages.engine import Engine, PlannedFiles
@@ -65,7 +65,7 @@ def tokenize_state(state: ChunkState, engine: Engine) -> ChunkState:
     seconds = time.monotonic() - started
     stats = {**state.stats, **passages, "tokenize_seconds": seconds}
     if state.reused is not None:
-        stats["reused"] = len(rows) - rows[TAKEN].null_count
+        stats |= _reused_in(rows)
     return replace(state, rows=rows, views=views, stats=stats)
 
 
@@ -76,16 +76,26 @@ def tokenize_rows(
 
     Equal texts are tokenized once: `unique` points each good row at its text, in order of first
     appearance, and is null for bad rows. With `reused`, texts that have old lines there are not
-    tokenized: `taken` points at the first of them, and is null for the other rows. Where texts are
+    encoded: `taken` points at the first of them, and is null for the other rows. Where texts are
     split, a line of each passage takes the place of its row, and the passages are the texts.
     """
     if tokenizer.splitter is not None:
         lines = passage_lines(rows, tokenizer.splitter)
         cut = lines["cut"]
-        rows, views = _tokenized(lines.drop_columns(["cut"]), tokenizer, long_text)
+        rows, views = _tokenized(lines.drop_columns(["cut"]), tokenizer, long_text, reused)
         place = rows.schema.get_field_index("truncated")
         return rows.set_column(place, "truncated", pc.or_(rows["truncated"], cut)), views
     return _tokenized(rows, tokenizer, long_text, reused)
+
+
+def distinct_texts(rows: pa.Table, engine: Engine) -> list[str]:
+    """Return the distinct good texts of rows, which are their passages where texts are split."""
+    rows = rows.filter(rows["reason"].is_null())
+    # A tokenizer takes a second to load, and whole texts need none.
+    splitter = _tokenizer(engine).splitter if engine.long_text == "split" else None
+    lines = rows if splitter is None else passage_lines(rows, splitter)
+    texts: list[str] = lines["text"].unique().to_pylist()
+    return texts
 
 
 def passage_lines(rows: pa.Table, splitter: Splits) -> pa.Table:
@@ -137,6 +147,19 @@ def _passages_in(rows: pa.Table) -> dict[str, float]:
     return {"passages": pc.count(rows[CHARS[0]]).as_py()} if split else {}
 
 
+def _reused_in(rows: pa.Table) -> dict[str, float]:
+    """Return how many rows have their vectors already, and how many passages where texts are split.
+
+    A row of passages has them once the last one has.
+    """
+    taken = rows[TAKEN].is_valid().to_numpy()
+    if CHARS[0] not in rows.column_names:
+        return {"reused": int(taken.sum())}
+    numbers = rows[ROW.name].to_numpy()
+    whole = np.setdiff1d(numbers[taken], numbers[~taken])
+    return {"reused": len(whole), "passages_reused": int(taken.sum())}
+
+
 def _tokenized(
     rows: pa.Table, tokenizer: TokenizesTexts, long_text: str, reused: pa.Table | None = None
 ) -> tuple[pa.Table, TokenViews]:
@@ -144,7 +167,8 @@ def _tokenized(
     every = coded.dictionary.to_pylist()
     hashes = [text_hash(text) for text in every]
     old = lines_of_texts(hashes, reused)
-    left = np.flatnonzero(old < 0)
+    taken = old >= 0
+    left = np.flatnonzero(~taken | _unclear(rows, old, reused))
     texts = every if len(left) == len(every) else [every[number] for number in left.tolist()]
     if VARIANTS in rows.column_names:
         firsts = pc.index_in(pa.array(left, pa.int64()), coded.indices.cast(pa.int64()))
@@ -155,7 +179,7 @@ def _tokenized(
         views = tokenizer.views(texts)
     truncated = views.per_text(views.truncated) > 0
     reasons = _bad_texts(views, truncated, long_text)
-    good = np.flatnonzero(reasons == "")
+    good = np.flatnonzero((reasons == "") & ~taken[left])
     place = np.full(len(every), -1, dtype=np.int64)
     place[left[good]] = np.arange(len(good))
     tokens, cut = np.zeros(len(every), np.int64), np.zeros(len(every), np.bool_)
@@ -174,6 +198,17 @@ def _tokenized(
     if reused is not None:
         per_text[TAKEN] = pa.array(old, pa.uint32(), mask=old < 0)
     return _with_columns(rows, coded.indices, per_text), views.take(good)
+
+
+def _unclear(rows: pa.Table, old: Ints, reused: pa.Table | None) -> Flags:
+    """Tell of which texts it takes a tokenizer to know whether they are cut, although they are old.
+
+    An old line says so of a passage, or of what stood before it there.
+    """
+    if reused is None or CHARS[0] not in rows.column_names:
+        return np.zeros(len(old), np.bool_)
+    cut: Flags = np.append(reused["truncated"].to_numpy(), False)
+    return cut[old]
 
 
 def _bad_texts(views: TokenViews, truncated: Flags, long_text: str) -> Labels:

@@ -51,7 +51,7 @@ def test_a_summary_is_plain_json_with_the_promised_keys() -> None:
         chunks_done_before chunks_written chunks_failed tokens prefix_tokens_saved padding_share
         truncated seconds tokens_per_second flops_utilization time_share fingerprint snapshot
         generated generated_tokens generations_reused generation_fallbacks chunks_left
-        shards_left passages"""
+        shards_left passages passages_reused"""
     document = json.loads(json.dumps(summarize(Outcomes([outcome("a")]), FACTS).as_dict()))
     assert sorted(document) == sorted(promised.split())
     assert sorted(document["time_share"]) == ["compute", "copy", "tokenize", "wait"]

@@ -219,7 +219,8 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         own = [f"{name} {version} {row}" for row in range(rows)]
         if self.reuses:
-            own = [f"text {(7 * version + row) % 40}" for row in range(rows)]
+            # Some stand side by side.
+            own = [f"text {(7 * version + row - row // 4) % 40}" for row in range(rows)]
         texts = [None if row == 2 else text for row, text in enumerate(own)]
         columns = {"t": pa.array(texts, pa.string()), "n": [f"{version}-{r}" for r in range(rows)]}
         pq.write_table(pa.table(columns), path, row_group_size=5)

@@ -1,5 +1,6 @@
 import hashlib
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe, Split
 from embedjob.errors import ConfigError
-from embedjob.stages.tokenize import EXCERPT_CHARACTERS, tokenize_rows
+from embedjob.input.chunks import Chunk, Shard
+from embedjob.stages.chunk_state import ChunkState
+from embedjob.stages.engine import EncodesViews, Generates
+from embedjob.stages.tokenize import (
+    EXCERPT_CHARACTERS,
+    distinct_texts,
+    tokenize_rows,
+    tokenize_state,
+)
+from embedjob.text.conversations import text_hash
 from embedjob.text.tokenizing import ViewTokenizer
 from tests.fakes import tiny_tokenizer
 
@@ -25,6 +35,7 @@ def tokenizer(**recipe: object) -> ViewTokenizer:
 
 
 PLAIN = tokenizer()
+CHUNK = Chunk(Shard("in/a.parquet", 10, "e"), 0, 12, (0, 1), 0, "a.parquet", 30, 100)
 TWO_VIEWS = tokenizer(templates=("It says: {text}", "{text} means"))
 
 
@@ -156,6 +167,40 @@ def test_a_chunk_without_a_text_has_no_passage() -> None:
         lines, views = tokenize_rows(rows(texts), split_tokenizer(), "split")
         assert (lines["row"].to_pylist(), views.texts) == ([*range(len(texts))], 0)
         assert lines["part"].to_pylist() == [0] * len(texts)
+
+
+@dataclass(frozen=True)
+class SplitEngine:
+    """Only what texts are tokenized by."""
+
+    long_text: str = "split"
+
+    def load_tokenizer(self) -> ViewTokenizer:
+        return split_tokenizer()
+
+    def load_encoder(self) -> EncodesViews:
+        raise NotImplementedError
+
+    def load_generator(self, *, threads: int) -> Generates:
+        raise NotImplementedError
+
+
+def test_passages_with_old_lines_are_not_tokenized_and_their_rows_are_counted() -> None:
+    first, second = "The quick brown fox jumps over. ", "The lazy dog is near the river bank.\n"
+    table = rows([first + second, None, second, second])
+    texts = [first.strip(), second.strip()]
+    assert distinct_texts(table, SplitEngine()) == texts
+    assert distinct_texts(table, SplitEngine("truncate")) == [first + second, second]
+    hashes = pa.array([text_hash(texts[1])], pa.binary(16))
+    for cut in (False, True):
+        old = pa.table({"text_hash": hashes, "truncated": [cut]})
+        ended = tokenize_state(ChunkState(CHUNK, table, reused=old), SplitEngine())
+        assert ended.rows is not None
+        assert ended.views is not None
+        assert (ended.stats["reused"], ended.stats["passages_reused"]) == (2, 3)
+        assert ended.rows["taken"].to_pylist() == [None, 0, None, 0, 0]
+        assert ended.rows["truncated"].to_pylist() == [False] * 5
+        assert ended.views.texts == 1
 
 
 def test_passages_that_no_view_can_hold_are_refused() -> None:

@@ -86,6 +86,8 @@ def merged(made: pa.Table, taken: pa.Table, reused: pa.Table) -> pa.Table:
     source = np.repeat(np.arange(len(first)), counts)
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
     lines = reused.take(pa.array(first[source] + within))
+    if PART.name in taken.column_names:  # of a passage, these lines say it with its new heading
+        lines = lines.drop_columns(["truncated"])
     names = lines.column_names
     lines = lines.rename_columns([STORED if name == "embedding" else name for name in names])
     # What an old file says of a text takes the place of what is known before tokenizing.
@@ -97,8 +99,10 @@ def merged(made: pa.Table, taken: pa.Table, reused: pa.Table) -> pa.Table:
     if PART.name in lines.column_names and PART.name not in made.column_names:
         made = made.append_column(PART, pa.array(np.zeros(len(made)), pa.uint32()))
     every = pa.concat_tables([made, spread], promote_options="default")
-    order = np.argsort(every[ROW.name].to_numpy(), kind="stable")
-    return every.take(pa.array(order))
+    places = [
+        every[name].to_numpy() for name in (PART.name, ROW.name) if name in every.column_names
+    ]
+    return every.take(pa.array(np.lexsort(places)))
 
 
 def _lines_of_each(reused: pa.Table) -> Ints:

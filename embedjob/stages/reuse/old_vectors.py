@@ -24,7 +24,7 @@ from embedjob.output.calibration import Calibration
 from embedjob.output.chunk_file import CALIBRATION, FINGERPRINT
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES
 from embedjob.output.row_checks import sound
-from embedjob.output.schema import PART
+from embedjob.output.schema import CHARS, PART
 from embedjob.stages.calibrating import with_quantization
 from embedjob.stages.reuse.merging import CHUNK
 from embedjob.stages.reuse.text_keys import (
@@ -50,9 +50,10 @@ _OF_THE_TEXT = (
     "tokens",
     "truncated",
     PART.name,
-    "char_start",
-    "char_stop",
+    *CHARS,
 )
+# A passage is a text of its own: where it stands is told by the row that has it now.
+_OF_THE_ROW = (PART.name, *CHARS)
 _TEXT_HASH = "text_hash"
 _UNUSABLE = (EmbedjobError, OSError, pa.ArrowException, KeyError, ValueError, IndexError)
 _Made = TypeVar("_Made")
@@ -103,21 +104,18 @@ class Gathered(NamedTuple):
 
 
 def carried_of(plan: JobPlan) -> Carried | None:
-    """Return what a run may take over; None where the ranges of its vectors are not yet known.
-
-    Of passages it is None, too: their hashes are known only where texts are split.
-    """
+    """Return what a run may take over; None where the ranges of its vectors are not yet known."""
     dtype, out = plan.job.config.encoder.vector_dtype, plan.job.out
     spec = output_spec(plan)
-    if spec.passages:
-        return None
     calibration = calibration_of(plan) if dtype in CALIBRATED else None
     if dtype in CALIBRATED and calibration is None:
         try:
             calibration = with_quantization(spec, out, vector_dtype=dtype).calibration
         except OutputError:  # its first encoder finds them
             return None
-    fields = pa.schema([spec.data.field(name) for name in _OF_THE_TEXT if name in spec.data.names])
+    left_out = _OF_THE_ROW if spec.passages else ()
+    names = [name for name in _OF_THE_TEXT if name not in left_out]
+    fields = pa.schema([spec.data.field(name) for name in names if name in spec.data.names])
     return Carried(fields, spec.fingerprint, spec.normalized, calibration)
 
 
@@ -158,14 +156,14 @@ def gathered(
 
 
 def starts_of_texts(table: pa.Table) -> Ints:
-    """Return the first line of each text, in lines of which those of a text stand together."""
-    if not len(table):
-        return np.empty(0, np.int64)
-    begins = _changes(*column_numbers(table[_TEXT_HASH]))
-    if CHUNK in table.column_names:
-        begins |= _changes(table[CHUNK].to_numpy())
-    if PART.name in table.column_names:
-        begins |= table[PART.name].to_numpy() == 0
+    """Return the first line of each text; without parts, every line is a text.
+
+    Two rows of one text may stand side by side, and so may the lines of one text for two chunks.
+    """
+    if PART.name not in table.column_names:
+        return np.arange(len(table))
+    begins = table[PART.name].to_numpy() == 0
+    begins |= _changes(*column_numbers(table[_TEXT_HASH]))
     return np.flatnonzero(begins)
 
 

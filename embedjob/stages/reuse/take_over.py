@@ -47,7 +47,7 @@ from embedjob.stages.reuse.text_keys import (
     joined,
     numbers_of,
 )
-from embedjob.stages.tokenize import tokenize
+from embedjob.stages.tokenize import distinct_texts, tokenize
 from embedjob.stages.write import Committer, write
 from embedjob.storage.retrying import retried
 from embedjob.text.conversations import text_hash
@@ -55,11 +55,14 @@ from embedjob.vectors.encoded import Encoded
 
 # What one task takes: so much text, so many lines of old files, so many bytes of vectors.
 _TEXT_BYTES, _LINES, _VECTOR_BYTES = 64 * 2**20, 524_288, 64 * 2**20
+# To split so much text into passages takes a core half a minute.
+_SPLIT_BYTES = 16 * 2**20
 _MOST_GATHERS = 2000
 _POLL_SECONDS = 0.5
 # From a group to what its task gives: an object in Ray's store, and numbers for the driver.
 _Start = Callable[[Sequence[Any]], tuple[Any, Any]]
 Numbers = Counter[int]
+TextsOf = Callable[[pa.Table], Sequence[str]]
 
 
 def write_whole(
@@ -88,13 +91,14 @@ def _whole(state: ChunkState, *, then: Then, width: int) -> ChunkState:
     return replace(state, views=None, encoded=Encoded(np.empty((0, width), np.float32), {}))
 
 
-def take_over(plan: JobPlan, *, ledger: Any, say: Callable[[str], None]) -> Reuse:
+def take_over(plan: JobPlan, engine: Engine, *, ledger: Any, say: Callable[[str], None]) -> Reuse:
     """Return the vectors that the chunks which are left take over.
 
     Nothing is compared where nothing is left, or no old file is there.
 
     Args:
         plan: the chunks, the output and its snapshots.
+        engine: splits texts where their passages have the vectors.
         ledger: the run's ledger; a run that stops compares nothing more.
         say: takes a line about what was found.
     """
@@ -102,7 +106,7 @@ def take_over(plan: JobPlan, *, ledger: Any, say: Callable[[str], None]) -> Reus
     if carried is None or not len(files):
         return Reuse()
     tasks = _Tasks(ledger, plan.job.config.run.stall_seconds)
-    found, wanted = _found(plan, files, carried, tasks)
+    found, wanted = _found(plan, engine, files, carried, tasks)
     places, lines = found
     gather = _task(_gathered)
     made = tasks.ended(
@@ -113,10 +117,10 @@ def take_over(plan: JobPlan, *, ledger: Any, say: Callable[[str], None]) -> Reus
 
 
 def _found(
-    plan: JobPlan, files: OldFiles, carried: Carried, tasks: "_Tasks"
+    plan: JobPlan, engine: Engine, files: OldFiles, carried: Carried, tasks: "_Tasks"
 ) -> tuple[tuple[list[Any], Numbers], Numbers]:
     """Return the places of texts and the lines of each file in them, and each chunk's texts."""
-    texts, wanted = _text_keys(plan, tasks)
+    texts, wanted = _text_keys(plan, engine, tasks)
     olds, there = _old_keys(files, carried, tasks)
     parts = -(-(sum(wanted.values()) + sum(there.values())) // PARTITION_KEYS)
     join = _task(_joined)
@@ -127,11 +131,14 @@ def _found(
     return found, wanted
 
 
-def _text_keys(plan: JobPlan, tasks: "_Tasks") -> tuple[list[Any], Numbers]:
+def _text_keys(plan: JobPlan, engine: Engine, tasks: "_Tasks") -> tuple[list[Any], Numbers]:
     """Return the keys of the chunks that are left, and how many texts each has, by its number."""
     hash_texts = _task(new_keys, memory=memory_of(plan.left))
     bare = plan.job.config.input.model_copy(update={"id": None, "keep": ()})
-    return tasks.outputs(lambda some: hash_texts.remote(some, bare), [*_text_groups(plan.left)])
+    texts = partial(distinct_texts, engine=engine)
+    most = _SPLIT_BYTES if engine.long_text == "split" else _TEXT_BYTES
+    groups = [*_text_groups(plan.left, most)]
+    return tasks.outputs(lambda some: hash_texts.remote(some, bare, texts), groups)
 
 
 def _old_keys(files: OldFiles, carried: Carried, tasks: "_Tasks") -> tuple[list[Any], Numbers]:
@@ -146,16 +153,17 @@ def _task(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def new_keys(
-    chunks: Sequence[tuple[int, Chunk]], job_input: Input
+    chunks: Sequence[tuple[int, Chunk]], job_input: Input, texts: TextsOf
 ) -> tuple[TextKeys, dict[int, int]]:
     """Return the keys of chunks' good texts, in order, and how many each chunk has by its number.
 
-    A chunk that cannot be read has none: the flow reads it again, and says why.
+    `texts` gives the distinct ones of rows. A chunk that cannot be read has none: the flow reads it
+    again, and says why.
     """
     numbers = {chunk.key: number for number, chunk in chunks}
     keys: list[TextKeys] = []
     for together in passes(chunk for _, chunk in chunks):
-        read = partial(_keys_of_pass, together, numbers, job_input)
+        read = partial(_keys_of_pass, together, numbers, job_input, texts)
         try:
             keys += retried(read, what=together[0].shard.url)
         except (EmbedjobError, OSError):
@@ -165,12 +173,11 @@ def new_keys(
 
 
 def _keys_of_pass(
-    chunks: Sequence[Chunk], numbers: Mapping[str, int], job_input: Input
+    chunks: Sequence[Chunk], numbers: Mapping[str, int], job_input: Input, texts: TextsOf
 ) -> list[TextKeys]:
     made = []
     for chunk, rows in zip(chunks, read_pass(chunks, job_input), strict=True):
-        texts = rows.filter(rows["reason"].is_null())["text"].unique()
-        high, low = numbers_of(b"".join(map(text_hash, texts.to_pylist())))
+        high, low = numbers_of(b"".join(map(text_hash, texts(rows))))
         made.append(TextKeys(high, low, np.full(len(high), numbers[chunk.key], np.uint32)))
     return made
 
@@ -251,11 +258,11 @@ class _Tasks:
         return [made[number] for number in sorted(made)], failed
 
 
-def _text_groups(chunks: Sequence[Chunk]) -> Iterator[list[tuple[int, Chunk]]]:
+def _text_groups(chunks: Sequence[Chunk], most: int) -> Iterator[list[tuple[int, Chunk]]]:
     """Yield chunks with their numbers, those of one pass together, in groups of much text."""
     numbers = {chunk.key: number for number, chunk in enumerate(chunks)}
     together = passes(chunks)
-    for group in _in_groups(range(len(together)), [*map(text_of, together)], _TEXT_BYTES):
+    for group in _in_groups(range(len(together)), [*map(text_of, together)], most):
         yield [(numbers[chunk.key], chunk) for place in group for chunk in together[place]]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.config.job import Input
-from embedjob.config.recipe import Recipe
+from embedjob.config.recipe import Recipe, Split
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.output.committing import commit, count_rows
 from embedjob.output.head_columns import with_head_columns
@@ -185,6 +185,83 @@ def test_a_chunk_without_old_lines_goes_on_as_it_is() -> None:
     state = ChunkState(CHUNK, rows(["a fox"]))
     assert NOTHING.attached(state) is state
     assert Reuse({"another": (0, ())}).of([CHUNK]) == NOTHING
+
+
+SPLITTER = ViewTokenizer(
+    tiny_tokenizer("llama"),
+    Recipe(model="m", max_tokens=64, long_text="split", split=Split(max_tokens=24)),
+)
+FOX, DOG = "The quick brown fox jumps over. ", "The lazy dog is near the river bank. "
+DOCUMENTS = st.none() | st.lists(st.sampled_from([FOX, DOG, "Short.\n\n", ""]), max_size=5).map(
+    "".join
+)
+LONG = "a b c d " * 30
+
+
+def cut_heading() -> str:
+    """What is left of the long heading, which is not cut where it is a heading by itself."""
+    assert SPLITTER.splitter is not None
+    return SPLITTER.splitter([FOX], [LONG]).texts[0].split("\n")[0]
+
+
+HEADINGS = st.sampled_from([None, "A fox", LONG, LONG * 2, cut_heading()])
+
+
+def split_state(
+    documents: list[tuple[str | None, str | None]], reused: pa.Table | None = None
+) -> ChunkState:
+    """Documents with what stands before their passages, as they come to WRITE."""
+    texts, headings = zip(*documents, strict=True)
+    table = rows([*texts]).append_column("heading", pa.array(headings, pa.large_string()))
+    made, views = tokenize_rows(table, SPLITTER, "split", reused)
+    stats = {"rows": len(documents)}
+    return ChunkState(CHUNK, made, encoded=encoded(views, "plain"), stats=stats, reused=reused)
+
+
+@settings(max_examples=40)
+@given(
+    documents=st.lists(st.tuples(DOCUMENTS, HEADINGS), min_size=1, max_size=ROWS), data=st.data()
+)
+def test_a_file_of_passages_is_the_same_whatever_it_takes_over(
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[tuple[str | None, str | None]],
+    data: Any,
+) -> None:
+    """Lines of other rows, parts and headings: the place and the cut are those of the new row."""
+    spec = output_spec(INPUT, {}, max_tokens=64, long_text="split", split={"max_tokens": 24})
+    folder = tmp_path_factory.mktemp("out")
+    whole = file_of(split_state(documents), spec, str(folder / "whole"))
+    # By lines: of two passages with one hash, the heading may be cut in one alone.
+    wanted = data.draw(st.sets(st.sampled_from(range(len(whole))))) if len(whole) else set()
+    firsts = {hash_: line for line, hash_ in enumerate(whole["text_hash"].to_pylist())}
+    firsts |= {whole["text_hash"][line].as_py(): line for line in wanted}
+    lines = sorted({firsts[whole["text_hash"][line].as_py()] for line in wanted})
+    places = ("row", "shard", "part", "char_start", "char_stop")
+    reused = whole.take(pa.array(lines, pa.int64())).drop_columns(
+        [name for name in places if name in whole.column_names]
+    )
+    state = split_state(documents, reused)
+    assert file_of(state, spec, str(folder / "some")).equals(whole)
+
+    counts = count_rows(assemble_rows(state), spec=spec)
+    taken = {*reused["text_hash"].to_pylist()}
+    hashes: dict[int, set[bytes]] = {}
+    for row, hash_ in zip(whole["row"].to_pylist(), whole["text_hash"].to_pylist(), strict=True):
+        hashes.setdefault(row, set()).add(hash_)
+    seen: set[bytes] = set()
+    expected = {"embedded": 0, "reused": 0}
+    for own in hashes.values():
+        if own - taken - seen:
+            expected["embedded"] += 1
+        elif own & taken:
+            expected["reused"] += 1
+        seen |= own
+    assert {name: counts[name] for name in expected} == expected
+    assert state.encoded is not None
+    assert len(state.encoded.embeddings) == len({*whole["text_hash"].to_pylist()} - taken)
+    assert counts["rows"] == sum(
+        counts[name] for name in ("embedded", "reused", "deduplicated", "nulls", "quarantined")
+    )
 
 
 def test_rows_stand_in_order_with_all_their_lines() -> None:

@@ -128,6 +128,20 @@ def test_each_text_has_the_vector_of_its_line(plan: JobPlan) -> None:
     assert found(files, carried(plan), asked) == all_vectors(asked[:-1])
 
 
+def test_a_text_that_rows_repeat_side_by_side_has_one_line(tmp_path: Path) -> None:
+    """A row that took over all of them would be there as often."""
+    plan = plan_in(tmp_path, ["a", "a", "b", "b", "b", "a", "c"])
+    published(plan)
+    every, mine = old_files(plan).take([0]), carried(plan)
+    keys = old_keys(every, mine)
+    assert keys.lines.tolist() == [1] * 7
+    high, low = numbers_of(b"".join(text_hash(text) for text in "abcab"))
+    texts = in_order(TextKeys(high, low, np.array([0, 0, 0, 1, 1], np.uint32)))
+    made = gathered(every, [joined(0, 1, [texts], [keys])], mine)
+    assert (made.numbers.tolist(), made.texts.tolist()) == ([0, 1], [3, 2])
+    assert len(made.table) == 5
+
+
 def flipped(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x10

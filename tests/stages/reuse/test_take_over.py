@@ -6,6 +6,7 @@ A corpus of yesterday is embedded once for this file, and copied for each night.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,10 @@ import pytest
 
 from embedjob.job.options import Options
 from embedjob.job.result import Result
+from embedjob.output import cleanup
 from embedjob.output.claim import read_claims
-from embedjob.output.snapshot import newest
+from embedjob.output.snapshot import Snapshot, newest, publish
+from embedjob.stages.reuse import take_over
 from tests import running
 from tests.cluster import Cluster
 from tests.engines import counting, texts_encoded
@@ -169,3 +172,43 @@ def test_an_output_of_another_recipe_is_refused_before_a_model_is_loaded(
         in ran.err
     )
     assert not (tmp_path / "out").exists()
+
+
+def _replace_corpus(out: str, kept: int) -> None:
+    """Another run has published: of the files that were there, its snapshot lists so many."""
+    before = newest(out)
+    assert before is not None
+    files = before.files[:kept]
+    publish(out, Snapshot(before.epoch + 1, before.fingerprint, files=files, shards=()))
+
+
+MOMENTS = {"before keys are read": "_found", "before vectors are gathered": "gather_groups"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [0, 5])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_prune_of_the_other_output_costs_embedding_and_is_no_fault(
+    moment: str, kept: int, yesterday: Yesterday, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files go while the night runs, which has them on its list already."""
+    other = str(clone(yesterday.folder / "out", tmp_path / "other"))
+    asked, pruned = getattr(take_over, MOMENTS[moment]), []
+
+    def prune_before(*given: Any) -> Any:
+        _replace_corpus(other, kept)
+        pruned.append(cleanup.prune(other, keep=1, grace_seconds=0))
+        return asked(*given)
+
+    monkeypatch.setattr(take_over, MOMENTS[moment], prune_before)
+    output: Job = {"path": str(tmp_path / "out"), "reuse_from": [other]}
+    source, log = yesterday.folder / "in", tmp_path / "log"
+    result = yesterday.night(source, tmp_path / "out", log, output=output)
+    assert len(pruned) == 1
+    assert (result.faults, result.summary.reused) == ((), 10 * kept)
+    assert encoded(log) == SHARDS * ROWS - 10 * kept
+    ours, full = published(tmp_path / "out"), published(yesterday.folder / "out")
+    columns = [name for name in full.column_names if name != "embedding"]
+    assert ours.select(columns) == full.select(columns)
+    assert (vectors(ours) * vectors(full)).sum(axis=1).min() >= 0.99999
+    assert running.command("verify", str(tmp_path / "out"), "--json").summary["ok"]
