@@ -3,7 +3,9 @@
 Each splits the same documents into passages of at most as many tokens of all-MiniLM. A document is
 sixty sentences of STS-B in its language, whose ends are known, a review, a file of this package, or
 the words of reviews without punctuation. An edit inserts, deletes or changes one sentence, line or
-word of a document, and a passage is new whose text the document did not have before.
+word of a document, and a passage is new whose text the document did not have before. Of ours more
+than three are new only where the bound forces it, which is looked at: it cuts a new stretch between
+landmarks, and an edit makes three new stretches at most.
 
     python -m benchmarks.passages [--documents 500] [--max-tokens 400] [--seed 0]
 """
@@ -28,7 +30,9 @@ from benchmarks.measuring.texts import CORPORA, MINILM, corpus
 from embedjob.config.recipe import Split
 from embedjob.models.source import ModelSource, materialize
 from embedjob.models.tokenizer import read_tokenizer
+from embedjob.text.arrays import offsets_of
 from embedjob.text.encoding import TokenCounter
+from embedjob.text.passages.borders import landmarks, ranked_sentences
 from embedjob.text.passages.splitting import PassageSplitter
 
 PACKAGES = ("sentencex", "semantic-text-splitter", "semchunk", "tokenizers", "numpy")
@@ -113,6 +117,18 @@ def splitters(most: int) -> Mapping[str, SplitText]:
     return {"ours": split, "semantic-text-splitter": merged.chunks, "semchunk": chunked}
 
 
+def stretches(text: str, most: int, count: TokenCounter) -> Mapping[str, int]:
+    """The stretches of a text between its landmarks, and their tokens; all of it, if that fits."""
+    own = ranked_sentences(text, most, count)
+    tokens, characters = offsets_of(own.sizes), own.places
+    whole = tokens[-1] - own.blanks[-1] <= most
+    borders = [0, *([] if whole else landmarks(own, most)), len(own.texts)]
+    return {
+        text[characters[a] : characters[b]].strip(): int(tokens[b] - own.blanks[b - 1] - tokens[a])
+        for a, b in pairwise(borders)
+    }
+
+
 @dataclass(frozen=True)
 class Figures:
     """What one way makes of documents; `new` are the new passages of each edit."""
@@ -123,19 +139,28 @@ class Figures:
     seconds: float
 
 
-def measured(split: SplitText, given: Sequence[Document], *, most: int, seed: int) -> Figures:
-    """Split every document and an edit of it."""
+def edits(given: Sequence[Document], seed: int) -> list[Document]:
+    """An edit of each document, with a unit of another one."""
     draw = np.random.default_rng(seed)
+    edited = []
+    for document in given:
+        other = given[int(draw.integers(len(given)))].units
+        edited.append(document.edited(other[int(draw.integers(len(other)))], draw))
+    return edited
+
+
+def measured(
+    split: SplitText, given: Sequence[Document], edited: Sequence[Document], *, most: int
+) -> Figures:
+    """Split every document and its edit."""
     count = TokenCounter(read_tokenizer(materialize(ModelSource(MINILM))))
     good = borders = passages = tokens = 0
     new, seconds = [], 0.0
-    for document in given:
-        other = given[int(draw.integers(len(given)))].units
-        edited = document.edited(other[int(draw.integers(len(other)))], draw)
+    for document, later in zip(given, edited, strict=True):
         started = time.process_time()
         before = split(document.text)
         seconds += time.process_time() - started
-        after = split(edited.text)
+        after = split(later.text)
         assert "".join(before) == document.text
         ends = np.cumsum([len(one) for one in before])[:-1]
         good += sum(int(end) in document.ends() for end in ends)
@@ -146,6 +171,20 @@ def measured(split: SplitText, given: Sequence[Document], *, most: int, seed: in
         new.append(len({one.strip() for one in after} - known))
     full = tokens / (most * passages)
     return Figures(good / max(1, borders), full, np.array(new), seconds)
+
+
+def forced(
+    given: Sequence[Document], edited: Sequence[Document], *, most: int
+) -> tuple[np.ndarray, int]:
+    """Whether the bound cuts a new stretch of each edit, and the most new stretches of any."""
+    count = TokenCounter(read_tokenizer(materialize(ModelSource(MINILM))))
+    cut, largest = [], 0
+    for document, later in zip(given, edited, strict=True):
+        known, after = (stretches(one.text, most, count) for one in (document, later))
+        new = [tokens for stretch, tokens in after.items() if stretch not in known]
+        cut.append(any(tokens > most for tokens in new))
+        largest = max(largest, len(new))
+    return np.array(cut), largest
 
 
 def main() -> None:
@@ -163,18 +202,30 @@ def main() -> None:
         ways = splitters(most)
         for kind, given in documents(asked.documents).items():
             size = sum(len(one.text) for one in given)
-            by = {
-                way: measured(split, given, most=most, seed=asked.seed)
-                for way, split in ways.items()
-            }
+            edited = edits(given, asked.seed)
+            by = {way: measured(split, given, edited, most=most) for way, split in ways.items()}
             for way, made in by.items():
                 figures |= {
                     f"{kind}, {way}, new passages of an edit": float(made.new.mean()),
+                    f"{kind}, {way}, most new passages of an edit": float(made.new.max()),
                     f"{kind}, {way}, edits with more than three": float((made.new > 3).sum()),
                     f"{kind}, {way}, borders at ends of sentences": made.at_ends,
                     f"{kind}, {way}, fullness": made.full,
                     f"{kind}, {way}, characters/s": size / made.seconds,
                 }
+            more, (cut, largest) = by["ours"].new > 3, forced(given, edited, most=most)
+            figures |= {
+                f"{kind}, edits": float(len(given)),
+                f"{kind}, ours, edits with more than three that the bound forced": float(
+                    (more & cut).sum()
+                ),
+            }
+            claims += [
+                Claim(f"{kind}, most new stretches of an edit", float(largest), ceiling=3.0),
+                Claim(
+                    f"{kind}, more than three not forced", float((more & ~cut).sum()), ceiling=0.0
+                ),
+            ]
             for peer in [way for way in ways if way != "ours"]:
                 ratio = float(by[peer].new.mean() / by["ours"].new.mean())
                 floor = 1.0 if kind == "reviews" else None

@@ -63,12 +63,13 @@ class Split(Section):
 
     A passage has at most `max_tokens` tokens, counted without a template. The columns `carry` stand
     before each of them, and count; so do whole sentences of the passage before it, of at most
-    `overlap` tokens.
+    `overlap` tokens. `borders` is the rule that chooses where passages end, for the record.
     """
 
     max_tokens: Positive = 400
     overlap: Annotated[int, Field(ge=0)] = 0
     carry: tuple[str, ...] = ()
+    borders: Literal["landmarks"] = "landmarks"
 
 
 class Recipe(Section):

@@ -98,6 +98,17 @@ def cut_on_the_left(then: Side, now: Side) -> bool:
     )
 
 
+def had_other_borders(then: Side, now: Side) -> bool:
+    """Return whether an output's passages are of the time when the rule of borders had no name."""
+    pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
+    return any(
+        old.get("long_text") == new.get("long_text") == "split"
+        and "borders" in new.get("split", {})
+        and "borders" not in old.get("split", {})
+        for old, new in pairs
+    )
+
+
 def _slots(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     settings = [one for section in recipe.get("interventions", ()) for one in section.values()]
     return [one for one in settings if one.get("slot")]
@@ -213,5 +224,10 @@ CHANGES: tuple[Change, ...] = (
         cut_on_the_left,
         "the model folder says truncation_side: left, so that a long text loses its beginning and"
         " no longer its end; encoder.truncation_side: right keeps what was",
+    ),
+    Change(
+        had_other_borders,
+        "long_text: split ends passages at other sentences, so that an edit changes no more than"
+        " three stretches of a text",
     ),
 )

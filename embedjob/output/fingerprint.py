@@ -107,8 +107,9 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     knobs["heads"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.heads]
     if recipe.long_text != "truncate":
         knobs["truncation_side"] = "right"
-    # Only written keys: a later release may give it more.
+    # Only written keys, and the rule of borders: before it had a name, borders were others.
     split = recipe.split.model_dump(mode="json", exclude_defaults=True)
+    split["borders"] = recipe.split.borders
     knobs["split"] = split if recipe.long_text == "split" else {}
     knobs["generate"] = None if recipe.generate is None else _generation(recipe.generate)
     if recipe.decode is not None:

@@ -63,6 +63,10 @@ FILES = [
     Side({}, {"config.json": "c", "tokenizer.json": "t", "tokenizer_config.json": "b"}),
 ]
 CUT = [Side({"query": {}}, {}), Side({"query": {"truncation_side": "left"}}, {})]
+BORDERS = [
+    Side({"document": {"long_text": "split", "split": {"max_tokens": 400, **more}}}, {})
+    for more in ({}, {"borders": "landmarks"})
+]
 
 
 def now(method: str, role: str) -> Side:
@@ -105,7 +109,7 @@ def test_every_change_is_in_the_table_of_this_test() -> None:
         [Side({"query": {"method": method, key: value}}, {}) for value in values]
         for method, key, *values in CHOSEN
     ]
-    for before_and_after in (prepended(False, True), FILES, CUT, *chosen):
+    for before_and_after in (prepended(False, True), FILES, CUT, BORDERS, *chosen):
         seen |= {*reasons(*before_and_after)}
     assert seen == {change.reason for change in CHANGES}
 
@@ -147,8 +151,8 @@ def test_what_a_claim_recorded_is_recognised(method: str, model: str) -> None:
     assert reasons(output, recorded(max_tokens=99)) == []
 
 
-@pytest.mark.parametrize("sides", [FILES, CUT])
-def test_what_the_model_folder_says_is_recognised(sides: list[Side]) -> None:
+@pytest.mark.parametrize("sides", [FILES, CUT, BORDERS])
+def test_what_the_job_does_not_say_is_recognised(sides: list[Side]) -> None:
     before, after = sides
     assert len(reasons(before, after)) == 1
     assert reasons(before, before) == reasons(after, after) == reasons(after, before) == []

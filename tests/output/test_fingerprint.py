@@ -125,7 +125,7 @@ SLOTTED = {
     "encoder.demonstrations_count",
 }
 # They decide passages where texts are split, in a test of their own too.
-SPLIT = {"encoder.split.max_tokens", "encoder.split.overlap", "encoder.split.carry"}
+SPLIT = {f"encoder.split.{key}" for key in ("max_tokens", "overlap", "carry", "borders")}
 
 
 def _leaves(section: type[Section], prefix: str = "") -> Iterator[str]:
@@ -242,6 +242,8 @@ def test_a_split_decides_where_texts_are_split_and_nowhere_else() -> None:
     assert len(found) == len(split) + 2
     written = _recipe(long_text="split", split=Split(max_tokens=400, overlap=0, carry=()))
     assert fingerprint(written, DIGESTS) == fingerprint(split[0], DIGESTS)
+    # By this name passages of another rule have another fingerprint.
+    assert decisive(split[0])["split"] == {"borders": "landmarks"}
 
 
 def test_what_looks_alike_and_is_not() -> None:

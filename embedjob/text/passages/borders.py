@@ -1,15 +1,17 @@
 """Borders of passages, chosen by content: an edit moves those around it and no others.
 
-Each sentence has a rank, a hash of itself. At first every sentence is a passage; then the borders
-are looked at from the highest rank to the lowest, and a border goes if what it parts fits into one
-passage. So it depends on what stands near it: not on how far it is from the beginning, as where
-passages are filled one after the other, and not on the border before it, as in content-defined
-chunking (FastCDC, USENIX ATC 2016), from which comes the idea that content says where to cut.
+Each sentence has a rank, a hash of itself. A border is a landmark where its rank is the lowest of
+all that are near it, whatever stands further away (Bjoerner, Blass and Gurevich, Content-dependent
+chunking for differential compression, the local maximum approach, 2010). An edit of a sentence has
+one landmark near it on each side at most, so that at most three stretches between landmarks are
+new. A stretch that fits is a passage. A longer one has no candidate within the bound, and there
+alone the bound asks for borders: at the lowest rank some way from both ends, again and again.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,10 @@ Ranks = npt.NDArray[np.float64]
 CountTokens = Callable[[Sequence[str]], Ints]
 # By so much lower is the rank at the end of a paragraph.
 _PARAGRAPH = 0.5
+# Shares of a passage's bound: how far a landmark looks, and how short what is cut off may be. Other
+# numbers would move the passages of every text.
+_NEAR = 0.45
+_LEAST = 0.36
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,26 @@ def _sizes(sentences: Sequence[str], count: CountTokens) -> dict[str, tuple[int,
     }
 
 
+def landmarks(own: Sentences, most: int) -> list[int]:
+    """Return the numbers of the sentences before which a landmark stands.
+
+    Nothing lower stands within `_NEAR` of `most` tokens on both sides, where the ends of a text are
+    lower than everything, and of equal ranks the first is.
+    """
+    places, ranks = offsets_of(own.sizes).tolist(), [*own.ranks.tolist()[:-1], -1.0]
+    near = _NEAR * most
+    found: list[int] = []
+    # Borders behind which nothing lower stands so far: their ranks ascend.
+    waiting = [0]
+    for border, rank_here in enumerate(ranks, start=1):
+        while len(waiting) > 1 and ranks[waiting[-1] - 1] > rank_here:
+            one = waiting.pop()
+            if min(places[one] - places[waiting[-1]], places[border] - places[one]) >= near:
+                found.append(one)
+        waiting.append(border)
+    return sorted(found)
+
+
 def passage_stops(own: Sentences, most: int) -> list[int]:
     """Return the numbers of the sentences before which passages stop, and that of all.
 
@@ -97,15 +123,35 @@ def passage_stops(own: Sentences, most: int) -> list[int]:
     before = offsets_of(own.sizes)
     ends = before[1:] - own.blanks
     number = len(ends)
-    # Of each passage, by its first sentence where it stops, and the other way round.
-    stop_of, first_of = list(range(1, number + 1)), list(range(-1, number))
-    # Of equal ranks the first: repetitions of a sentence go in their order.
-    for border in (1 + np.argsort(-own.ranks[:-1], kind="stable")).tolist():
-        first, stop = first_of[border], stop_of[border]
-        if ends[stop - 1] - before[first] <= most:
-            stop_of[first], first_of[stop] = stop, first
-    stops, first = [], 0
-    while first < number:
-        first = stop_of[first]
-        stops.append(first)
+
+    def fits(first: int, stop: int) -> bool:
+        return stop - first <= 1 or bool(ends[stop - 1] - before[first] <= most)
+
+    if fits(0, number):
+        return [number] * min(number, 1)
+    stops: list[int] = []
+    todo = [*pairwise([0, *landmarks(own, most), number])][::-1]
+    while todo:
+        first, stop = todo.pop()
+        if fits(first, stop):
+            stops.append(stop)
+        else:
+            cuts = _cuts(own.ranks, before, (first, stop), most)
+            todo += [*pairwise([first, *cuts, stop])][::-1]
     return stops
+
+
+def _cuts(ranks: Ranks, before: Ints, stretch: tuple[int, int], most: int) -> list[int]:
+    """Return where a stretch that does not fit is cut: once, or full between repetitions."""
+    first, stop = stretch
+    borders = np.arange(first + 1, stop)
+    places, least = before[borders], _LEAST * most
+    inner = (places - before[first] >= least) & (before[stop] - places >= least)
+    rank_here = ranks[(borders[inner] if inner.any() else borders) - 1].min()
+    lowest = borders[ranks[borders - 1] == rank_here]
+    cuts: list[int] = []
+    while not cuts or (before[stop] - before[first] > most and lowest[-1] > first):
+        fitting = np.searchsorted(before[lowest], before[first] + most, side="right") - 1
+        first = int(lowest[max(fitting, np.searchsorted(lowest, first, side="right"))])
+        cuts.append(first)
+    return cuts
