@@ -44,7 +44,8 @@ class Columns:
     @property
     def wanted(self) -> Wanted:
         """Return what footers are asked of these columns."""
-        return Wanted(text=self.text, needed=self.needed, filter=self.filter)
+        text = tuple(dict.fromkeys([*self.text, *self.headings]))
+        return Wanted(text=text, needed=self.needed, filter=self.filter)
 
     @property
     def needed(self) -> tuple[str, ...]:

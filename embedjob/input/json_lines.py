@@ -15,7 +15,16 @@ import pyarrow as pa
 from embedjob.errors import InputChangedError, in_one_line
 from embedjob.input.chunks import Chunk, LineRange, RowRange, Shard
 from embedjob.input.footers import Footer, Wanted
-from embedjob.input.json_types import Kind, arrow_type, has_whole_numbers, joined_kind, kind_of
+from embedjob.input.json_types import (
+    Kind,
+    arrow_type,
+    fraction_of,
+    has_nulls_alone,
+    has_whole_numbers,
+    joined_kind,
+    kind_of,
+    without_empty,
+)
 from embedjob.storage.objects import Stored, open_unchanged
 from embedjob.storage.retrying import is_passing, retried
 
@@ -30,6 +39,8 @@ _READ_BYTES = 4 * 2**20
 _TABLE_ROWS = 8192
 _MAX_LINE_BYTES = 2**30
 _MAX_NAMES = 30
+_BOM = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder(parse_float=fraction_of)
 
 
 class _LineError(ValueError):
@@ -101,9 +112,11 @@ class _Columns:
         self._kinds: dict[str, Kind] = {}
         self._needed = wanted.needed
         self._others: dict[str, None] = {}
+        self._empty = True
 
     def add(self, row: Mapping[str, Any], number: int) -> None:
         """Take a line's values; _LineError where one does not fit those before it."""
+        self._empty = False
         for name in self._needed:
             if name not in row:
                 continue
@@ -124,12 +137,16 @@ class _Columns:
     def schemas(self) -> tuple[pa.Schema, pa.Schema | None]:
         """Return the columns' types, and those with whole numbers as fractions where exact.
 
-        Where a wanted column is missing, some names of others are there, for the message.
+        Where a wanted column is missing, some names of others are there, for the message. A file
+        without a row, as those who write in parallel leave them, has every column.
         """
+        if self._empty:
+            return pa.schema([(name, pa.null()) for name in self._needed]), None
         fields = [(name, self._kinds[name]) for name in self._needed if name in self._kinds]
         schema = pa.schema([(name, arrow_type(kind)) for name, kind in fields])
         if len(fields) < len(self._needed):
-            others = sorted(name for name in self._others if name not in self._kinds)
+            shown = (name.encode(errors="backslashreplace").decode() for name in self._others)
+            others = sorted({*shown} - {*self._kinds})
             schema = pa.schema([*schema, *(pa.field(name, pa.null()) for name in others)])
         if not any(has_whole_numbers(kind) for _, kind in fields):
             return schema, None
@@ -166,7 +183,7 @@ def line_tables(
     codec = _split(chunks[0].shard.url.lower())[1]
     source.seek(lines.begin)
     every = _lines(source, codec, None if codec else lines.end - lines.begin)
-    rows = (line for line in every if line.strip())
+    rows = (line for line in every if not _is_blank(line))
     at = chunks[0].first_row
     for chunk in chunks:
         at += sum(1 for _ in islice(rows, chunk.start - at))
@@ -189,6 +206,8 @@ def _table(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if has_nulls_alone(kind):
+        values = [without_empty(value, kind) for value in values]
     try:
         return pa.array(values, kind)
     except UnicodeEncodeError:  # bytes that are not UTF-8, and halves of characters: a bad row
@@ -205,7 +224,7 @@ def _bytes(text: str) -> bytes:
 
 def _object(line: bytes, number: int) -> dict[str, Any] | None:
     """Return the object in a line, None for a blank line; _LineError where it has none."""
-    if not line.strip():
+    if _is_blank(line):
         return None
     try:
         return _parsed(line)
@@ -217,8 +236,13 @@ def _object(line: bytes, number: int) -> dict[str, Any] | None:
         raise _LineError(f"line {number}: {error}") from error
 
 
+def _is_blank(line: bytes) -> bool:
+    """Return whether a line has nothing in it but blanks, and a mark of the order of bytes."""
+    return not line.strip() or not line.removeprefix(_BOM).strip()
+
+
 def _parsed(line: bytes) -> dict[str, Any]:
-    found = json.loads(line.decode("utf-8-sig", "surrogateescape"))
+    found = _DECODER.decode(line.decode("utf-8-sig", "surrogateescape"))
     if isinstance(found, dict):
         return found
     raise ValueError(

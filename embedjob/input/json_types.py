@@ -2,9 +2,10 @@
 
 Texts stay texts, whatever they look like. Whole numbers are int64; with fractions in the same
 column all are float64, where that changes none of them. Null, and an empty list, agree with every
-kind; objects have the fields of all of them.
+kind; objects have the fields of all of them, and are null where no line has a field.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
@@ -38,6 +39,18 @@ _JOINED: Mapping[frozenset[str], str] = {
     frozenset({"whole", "fraction"}): "fraction",
 }
 _EXACT = 2**53
+# Of more names the names are values, and nearly every row would be null in each of them.
+_MAX_NAMES = 1000
+
+
+class Overflow(float):
+    """A number that float64 does not hold."""
+
+
+def fraction_of(literal: str) -> float:
+    """Return the number that a fraction's or a power's digits say."""
+    value = float(literal)
+    return Overflow(value) if math.isinf(value) else value
 
 
 def kind_of(value: Any, *, any_text: bool = False) -> Kind:
@@ -54,13 +67,22 @@ def _whole(value: int, any_text: bool) -> Kind:
     return "whole" if abs(value) <= _EXACT else "long"
 
 
+def _overflow(value: Overflow, any_text: bool) -> Kind:
+    raise ValueError("a number is larger than 64 bits hold; write it as a text")
+
+
 def _text(value: str, any_text: bool) -> Kind:
-    if not any_text and not value.isascii():
+    if not any_text:
+        _require_utf8(value, "a text")
+    return "text"
+
+
+def _require_utf8(value: str, what: str) -> None:
+    if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise ValueError("a text is not UTF-8") from error
-    return "text"
+            raise ValueError(f"{what} is not UTF-8") from error
 
 
 def _list(value: list[Any], any_text: bool) -> Kind:
@@ -68,7 +90,18 @@ def _list(value: list[Any], any_text: bool) -> Kind:
 
 
 def _object(value: dict[str, Any], any_text: bool) -> Kind:
-    return "object", {name: kind_of(one) for name, one in value.items()}
+    for name in value:
+        _require_utf8(name, "a name in an object")
+    return _of_fields({name: kind_of(one) for name, one in value.items()})
+
+
+def _of_fields(fields: dict[str, Kind]) -> Kind:
+    if len(fields) > _MAX_NAMES:
+        raise ValueError(
+            f"objects with more than {_MAX_NAMES} names in all lines; write them as texts, or as"
+            " lists of names and values"
+        )
+    return "object", fields
 
 
 _KIND_OF: Mapping[type, Callable[[Any, bool], Kind]] = {
@@ -76,6 +109,7 @@ _KIND_OF: Mapping[type, Callable[[Any, bool], Kind]] = {
     bool: lambda value, any_text: "bool",
     int: _whole,
     float: lambda value, any_text: "fraction",
+    Overflow: _overflow,
     str: _text,
     list: _list,
     dict: _object,
@@ -93,9 +127,9 @@ def joined_kind(left: Kind, right: Kind) -> Kind:
         return "list", joined_kind(left[1], right[1])
     if name == other == "object":
         both = {**left[1], **right[1]}
-        return "object", {
-            key: joined_kind(left[1].get(key, "null"), right[1].get(key, "null")) for key in both
-        }
+        return _of_fields(
+            {key: joined_kind(left[1].get(key, "null"), right[1].get(key, "null")) for key in both}
+        )
     if (joined := _JOINED.get(frozenset({name, other}))) is None:
         raise ValueError(f"got {_SAID[other]}, and {_SAID[name]} in the lines before")
     return joined
@@ -107,10 +141,26 @@ def arrow_type(kind: Kind, *, fractions: bool = False) -> pa.DataType:
     if name == "list":
         return pa.list_(pa.field("element", arrow_type(kind[1], fractions=fractions)))
     if name == "object":
-        return pa.struct(
-            [(key, arrow_type(one, fractions=fractions)) for key, one in kind[1].items()]
-        )
+        fields = [(key, arrow_type(one, fractions=fractions)) for key, one in kind[1].items()]
+        return pa.struct(fields) if fields else pa.null()  # Parquet has no struct of nothing
     return _ARROW["fraction" if fractions and name == "whole" else name]
+
+
+def has_nulls_alone(kind: pa.DataType) -> bool:
+    """Return whether something in a type holds nothing but null."""
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    return pa.types.is_null(kind) or any(has_nulls_alone(field.type) for field in fields)
+
+
+def without_empty(value: Any, kind: pa.DataType) -> Any:
+    """Return a value whose objects without a field are null where no line has a field for them."""
+    if value is None or pa.types.is_null(kind):
+        return None
+    if pa.types.is_list(kind):
+        return [without_empty(one, kind.value_type) for one in value]
+    if pa.types.is_struct(kind):
+        return {field.name: without_empty(value.get(field.name), field.type) for field in kind}
+    return value
 
 
 def has_whole_numbers(kind: Kind) -> bool:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedjob.config.job import Input
+from embedjob.config.job import Input, with_headings
 from embedjob.errors import ChunkError, InputChangedError, InputError
 from embedjob.input import json_lines
 from embedjob.input.chunks import passes
@@ -28,8 +29,18 @@ from embedjob.input.json_lines import is_json_lines, scan_lines
 from embedjob.input.listing import described_unread, find_files, find_shards, read_footers
 from embedjob.input.reading import read_chunk, read_pass
 from embedjob.job.planning import JobPlan
-from embedjob.storage.objects import create
-from tests.shards import footers_of, only, plan_of, write_shard
+from embedjob.output.committing import commit
+from embedjob.output.file_names import data_directory
+from embedjob.storage.objects import create, list_files
+from tests.shards import (
+    FINGERPRINT,
+    finished,
+    footers_of,
+    only,
+    output_spec,
+    plan_of,
+    write_shard,
+)
 
 CODECS = ("", ".gz", ".zst")
 
@@ -69,7 +80,7 @@ objects = st.fixed_dictionaries(
         "more": st.fixed_dictionaries({}, optional={"a": st.integers(0, 9), "b": st.booleans()}),
     },
 )
-lines = st.lists(objects | st.sampled_from(["", "  ", "\t"]), max_size=40)
+lines = st.lists(objects | st.sampled_from(["", "  ", "\t", "\ufeff", "\ufeff \r"]), max_size=40)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -160,7 +171,15 @@ NOT_ROWS: tuple[tuple[str, str], ...] = (
     ('{"n": true}', "line 2, column 'n': got true or false, and a whole number"),
     ('{"n": [1]}', "line 2, column 'n': got a list"),
     ('{"n": 18446744073709551615}', "line 2, column 'n': .* 64 bits do not hold; write it as a"),
+    ('{"n": 1e999}', "line 2, column 'n': a number is larger than 64 bits hold; write it as a"),
+    ('{"n": 1, "k": [[-1E400]]}', "line 2, column 'k': a number is larger than 64 bits hold"),
     ('{"k": "\udc80"}', "line 2, column 'k': a text is not UTF-8"),
+    ('{"k": {"\udc80": 1}}', "line 2, column 'k': a name in an object is not UTF-8"),
+    ('{"k": {"a": {"\\ud800": 1}}}', "line 2, column 'k': a name in an object is not UTF-8"),
+    (
+        json.dumps({"k": {str(n): n for n in range(1001)}}),
+        "line 2, column 'k': objects with more t",
+    ),
     ('{"k": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 2 is nested too deeply"),
     ('{"k": ' + "[" * 400 + "]" * 400 + "}", "line 2 is nested too deeply"),
 )
@@ -239,6 +258,92 @@ def test_a_missing_column_is_said_with_those_that_are_there(tmp_path: Path) -> N
     _file(tmp_path / "a.jsonl", [{"body": "a", "url": "u"}])
     with pytest.raises(InputError, match=r"no column 't'; there are: body, url"):
         plan_of(Input(path=str(tmp_path), text="t"))
+
+
+def test_names_that_are_no_text_are_shown(tmp_path: Path) -> None:
+    _file(tmp_path / "a.jsonl", ['{"\udcff": 1, "\\ud800": 2, "body": "a"}'])
+    with pytest.raises(InputError, match=r"there are: \\ud800, \\udcff, body"):
+        plan_of(Input(path=str(tmp_path), text="t"))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_file_without_a_row_is_no_fault(tmp_path: Path, codec: str) -> None:
+    """Spark, and others who write in parallel, leave such files beside those with rows."""
+    for name, data in (("a", b""), ("b", b"\n \r\n"), ("c", b"\xef\xbb\xbf")):
+        path = tmp_path / f"{name}.jsonl{codec}"
+        path.write_bytes(_compressed(path.name, data))
+    empty = plan_of(Input(path=str(tmp_path), text="t", id="n", filter=(("n", ">", 0),)))
+    assert (empty.rows, empty.faults) == (0, ())
+    _file(tmp_path / "d.jsonl", [{"t": "x", "n": 1}])
+    job_input = Input(path=str(tmp_path), text="t", id="n", filter=(("n", ">", 0),))
+    plan = plan_of(job_input)
+    assert plan.faults == ()
+    assert plan.types == {"n": pa.int64()}
+    assert [
+        row for chunk in plan.chunks for row in read_chunk(chunk, job_input)["id"].to_pylist()
+    ] == [1]
+
+
+ROW = b'{"t": "a", "k": %d}\r\n'
+SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0what"
+FRAMES: dict[str, tuple[str, bytes, int]] = {
+    "members of gzip, an empty one among them": (
+        *(".gz", gzip.compress(ROW % 0) + gzip.compress(b"") + gzip.compress(ROW % 1 + ROW % 2), 3),
+    ),
+    "a member that ends within a line": (
+        *(".gz", gzip.compress(ROW % 0 + b'{"t": "a",') + gzip.compress(b'"k": 1}'), 2),
+    ),
+    "frames of zstd, and one to skip": (
+        *(".zst", SKIPPED + pa.compress(ROW % 0, "zstd", asbytes=True) + SKIPPED, 1),
+    ),
+    "a frame that ends within a line": (
+        ".zst",
+        b"".join(pa.compress(one, "zstd", asbytes=True) for one in (ROW % 0 + b'{"t": ', b'"a"}')),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FRAMES)
+def test_all_parts_of_a_compressed_file_are_read(tmp_path: Path, what: str) -> None:
+    codec, data, rows = FRAMES[what]
+    (tmp_path / f"a.jsonl{codec}").write_bytes(data)
+    job_input = Input(path=str(tmp_path), text="t", keep=("k",))
+    found = _rows(plan_of(job_input), job_input)
+    assert found["text"].to_pylist() == ["a"] * rows
+    assert found["keep.k"].to_pylist()[: rows - 1] == [*range(rows - 1)]
+
+
+def test_objects_without_a_field_are_null_and_can_be_written(tmp_path: Path) -> None:
+    """Parquet has no struct of nothing: a chunk of such a column would fail when it is embedded."""
+    values: list[Any] = [{}, {"a": {}}, {"b": [{}, None]}, {"c": 1}, None]
+    _file(tmp_path / "a.jsonl", [{"t": "x", "k": value, "e": {}} for value in values])
+    job_input = Input(path=str(tmp_path), text="t", keep=("k", "e"))
+    plan = plan_of(job_input)
+    found = _rows(plan, job_input)
+    whole = {"a": None, "b": None, "c": None}
+    assert found["keep.k"].to_pylist() == [
+        *(whole, whole, {**whole, "b": [None, None]}, {**whole, "c": 1}, None),
+    ]
+    assert found["keep.e"].to_pylist() == [None] * 5
+    spec = output_spec(job_input, plan.types)
+    commit(f"{tmp_path}/out", only(plan.chunks), finished(found), rows_in=5, spec=spec)
+    (file,) = list_files(data_directory(f"{tmp_path}/out", FINGERPRINT))
+    assert pq.read_table(file.url)["k"].to_pylist() == found["keep.k"].to_pylist()
+
+
+def test_of_a_name_that_is_there_twice_the_last_value_counts(tmp_path: Path) -> None:
+    _file(tmp_path / "a.jsonl", ['{"t": 1, "t": "a", "k": {"x": 1, "x": "b"}}'])
+    job_input = Input(path=str(tmp_path), text="t", keep=("k",))
+    found = _rows(plan_of(job_input), job_input)
+    assert (found["text"].to_pylist(), found["keep.k"].to_pylist()) == (["a"], [{"x": "b"}])
+
+
+def test_what_stands_before_passages_is_a_bad_row_like_a_text(tmp_path: Path) -> None:
+    _file(tmp_path / "a.jsonl", ['{"t": "a", "title": "\udcff"}', {"t": "b", "title": None}])
+    job_input = with_headings(Input(path=str(tmp_path), text="t"), ("title",))
+    found = _rows(plan_of(job_input), job_input)
+    assert found["reason"].to_pylist() == ["invalid_utf8", None]
 
 
 def test_lines_and_parquet_are_one_corpus(tmp_path: Path) -> None:
