@@ -64,7 +64,7 @@ def open_delta(table: InputTable, needed: Sequence[str]) -> TableVersion:
         place=place,
         schema=schema,
         columns=tuple(_columns(table, found, schema, needed, [*partitions])),
-        files=tuple(_files(place, actions, schema, partitions, _deleted(found))),
+        files=tuple(_files(place, actions, schema, partitions, _deleted(table, found))),
     )
 
 
@@ -153,14 +153,23 @@ def _files(
     return files
 
 
-def _deleted(found: Any) -> dict[str, npt.NDArray[np.int64]]:
-    """Return by file the rows that its deletion vector marks."""
+def _deleted(table: InputTable, found: Any) -> dict[str, npt.NDArray[np.int64]]:
+    """Return by file the rows that its deletion vector marks; InputError where one is lost."""
+    from deltalake.exceptions import DeltaError
+
     if "deletionVectors" not in (found.protocol().reader_features or ()):
         return {}
     rows = {}
-    for batch in pa.RecordBatchReader.from_stream(found.deletion_vectors()):
-        for url, kept in zip(batch["filepath"].to_pylist(), batch["selection_vector"], strict=True):
-            rows[_key(url)] = np.flatnonzero(~kept.values.to_numpy(zero_copy_only=False))
+    try:
+        for batch in pa.RecordBatchReader.from_stream(found.deletion_vectors()):
+            pairs = zip(batch["filepath"].to_pylist(), batch["selection_vector"], strict=True)
+            for url, kept in pairs:
+                rows[_key(url)] = np.flatnonzero(~kept.values.to_numpy(zero_copy_only=False))
+    except (DeltaError, OSError, ValueError) as error:
+        raise InputError(
+            f"input.table: {table.uri}: a deletion vector cannot be read: {in_one_line(error)};"
+            " so it is not known which rows are deleted; give a version that is whole"
+        ) from error
     return rows
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.config.job import InputTable
@@ -36,10 +35,10 @@ def open_iceberg(table: InputTable, needed: Sequence[str]) -> TableVersion:
     scan = found.scan(snapshot_id=None if table.version is None else snapshot.snapshot_id)
     try:
         tasks = [*scan.plan_files()]
-    except (ValueError, NotImplementedError) as error:  # how pyiceberg refuses kinds of deletes
+    except Exception as error:  # what is in a manifest may be anything
         raise InputError(
-            f"input.table: {table.uri}: {in_one_line(error)}; rewrite the table's data files"
-            " (rewrite_data_files in Spark), which applies its deletes"
+            f"input.table: {table.uri}, version {snapshot.snapshot_id}: {in_one_line(error)};"
+            f" {_advice(error)}"
         ) from error
     fields = scan.projection()
     return TableVersion(
@@ -51,6 +50,18 @@ def open_iceberg(table: InputTable, needed: Sequence[str]) -> TableVersion:
     )
 
 
+def _advice(error: Exception) -> str:
+    """Return what helps where a snapshot's files cannot be listed."""
+    if "equality delete" in str(error):  # how pyiceberg refuses them
+        return (
+            "equality deletes give no rows: rewrite the table's data files (rewrite_data_files in"
+            " Spark), which applies them"
+        )
+    if isinstance(error, FileNotFoundError):
+        return "its manifests are gone, as after expire_snapshots; give a version that is kept"
+    return "its manifests cannot be read: give another version, or the table's newest (null)"
+
+
 def _opened(table: InputTable) -> Any:
     from pyiceberg.catalog import load_catalog
     from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
@@ -58,8 +69,11 @@ def _opened(table: InputTable) -> Any:
 
     try:
         if table.catalog is not None:
-            return load_catalog(table.catalog).load_table(table.uri)
-        return StaticTable.from_metadata(absolute(table.uri), _properties(table.uri))
+            catalog = load_catalog(table.catalog)
+            # What the catalog says of its storage comes before what the environment says.
+            catalog.properties = {**_properties(), **catalog.properties}
+            return catalog.load_table(table.uri)
+        return StaticTable.from_metadata(absolute(table.uri), _properties())
     except (NoSuchNamespaceError, NoSuchTableError, ValueError, OSError) as error:
         advice = (
             "give the folder of a table that has metadata/version-hint.text, the .metadata.json of"
@@ -74,10 +88,10 @@ def _opened(table: InputTable) -> Any:
         ) from error
 
 
-def _properties(uri: str) -> dict[str, str]:
+def _properties() -> dict[str, str]:
     """Return what the environment says, and pyiceberg does not take from it by itself."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    return {"s3.endpoint": endpoint} if endpoint and uri.startswith(("s3://", "s3a://")) else {}
+    return {"s3.endpoint": endpoint} if endpoint else {}
 
 
 def _snapshot(table: InputTable, found: Any) -> Any:
@@ -180,21 +194,41 @@ def _constants(found: Any, fields: Any, schema: pa.Schema, file: Any) -> dict[st
 def _position_deletes(table: InputTable, url: str, kind: str) -> Deletes:
     """Return by data file the rows that a file of deletes names."""
     place = absolute(url)
-    if kind == "PUFFIN":
-        from pyiceberg.table.deletion_vector import deletion_vectors_from_puffin_file
-        from pyiceberg.table.puffin import PuffinFile
+    if kind not in ("PARQUET", "PUFFIN") or (stored := stat(place)) is None:
+        raise _unknown(table, url, kind if kind not in ("PARQUET", "PUFFIN") else "missing")
+    try:
+        if kind == "PUFFIN":
+            return _vectors(read_bytes(place))
+        with open_unchanged(stored) as source:
+            rows = pq.ParquetFile(source).read(columns=["file_path", "pos"])
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        raise _unknown(table, url, f"damaged ({in_one_line(error)})") from error
+    names = rows["file_path"].combine_chunks().cast(pa.string()).dictionary_encode()
+    codes = names.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    borders = np.searchsorted(codes[order], np.arange(1, len(names.dictionary)))
+    places = np.split(rows["pos"].to_numpy()[order], borders)
+    return dict(zip(names.dictionary.to_pylist(), places, strict=True))
 
-        vectors = deletion_vectors_from_puffin_file(PuffinFile(read_bytes(place)))
-        return {one.referenced_data_file: one.to_vector().to_numpy() for one in vectors}
-    if kind != "PARQUET" or (stored := stat(place)) is None:
-        raise InputError(
-            f"input.table: {table.uri} has rows deleted by {url}, which is"
-            f" {'missing' if kind == 'PARQUET' else kind}, so that it is not known which;"
-            " rewrite the table's data files"
-        )
-    with open_unchanged(stored) as source:
-        rows = pq.ParquetFile(source).read(columns=["file_path", "pos"])
-    return {
-        str(path): rows.filter(pc.equal(rows["file_path"], path))["pos"].to_numpy()
-        for path in rows["file_path"].unique().to_pylist()
-    }
+
+def _vectors(puffin: bytes) -> Deletes:
+    """Return by data file the rows of its deletion vector; ValueError or KeyError if damaged."""
+    from pyiceberg.table.deletion_vector import deletion_vectors_from_puffin_file
+    from pyiceberg.table.puffin import PuffinFile
+
+    file = PuffinFile(puffin)
+    rows: dict[str, npt.NDArray[np.int64]] = {}
+    vectors = deletion_vectors_from_puffin_file(file)
+    for blob, vector in zip(file.footer.blobs, vectors, strict=True):
+        own = np.concatenate([np.empty(0, np.int64), *map(np.asarray, vector.to_vector().chunks)])
+        if len(own) != int(blob.properties["cardinality"]):
+            raise ValueError(f"a vector has {len(own)} rows and says {blob.properties}")
+        rows[vector.referenced_data_file] = own
+    return rows
+
+
+def _unknown(table: InputTable, url: str, why: str) -> InputError:
+    return InputError(
+        f"input.table: {table.uri} has rows deleted by {url}, which is {why}, so that it is not"
+        " known which; rewrite the table's data files"
+    )

@@ -128,7 +128,8 @@ def _wanted(columns: Columns, places: Sequence[TableColumn]) -> Wanted:
         return tuple(dict.fromkeys(name for one in some for name in names[one]))
 
     # Bounds of row groups are not looked at: types and names may have changed since then.
-    return Wanted(text=under_all_names(columns.text), needed=under_all_names(columns.needed))
+    wanted = columns.wanted
+    return Wanted(text=under_all_names(wanted.text), needed=under_all_names(wanted.needed))
 
 
 def file_columns(table: TableShard, schema: pa.Schema) -> dict[str, str]:

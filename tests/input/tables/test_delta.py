@@ -10,6 +10,7 @@ import datetime
 import json
 import struct
 import uuid
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -174,22 +175,27 @@ def _remove(name: str, **more: Any) -> dict[str, Any]:
 Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 
 
-def _vector(rows: list[int]) -> dict[str, Any]:
-    """A deletion vector in the log itself, as PROTOCOL.md has it: a roaring bitmap in Z85."""
+def _z85(data: bytes) -> str:
+    padded = data + b"\0" * (-len(data) % 4)
+    words = [word for (word,) in struct.iter_unpack(">I", padded)]
+    return "".join(Z85[word // 85**power % 85] for word in words for power in (4, 3, 2, 1, 0))
+
+
+def _vector(rows: list[int], file: Path | None = None) -> dict[str, Any]:
+    """A deletion vector as PROTOCOL.md has it, a roaring bitmap: in the log itself, or in a file.
+
+    The file's name follows from a number that the log has.
+    """
     bitmap = pytest.importorskip("pyroaring").BitMap(rows).serialize()
     data = struct.pack("<IQI", 1681511377, 1, 0) + bitmap
-    padded = data + b"\0" * (-len(data) % 4)
-    text = ""
-    for (word,) in struct.iter_unpack(">I", padded):
-        text += "".join(Z85[word // 85**power % 85] for power in (4, 3, 2, 1, 0))
-    return {
-        "deletionVector": {
-            "storageType": "i",
-            "pathOrInlineDv": text,
-            "sizeInBytes": len(data),
-            "cardinality": len(rows),
-        }
-    }
+    kind: dict[str, Any] = {"storageType": "i", "pathOrInlineDv": _z85(data)}
+    if file is not None:
+        framed = struct.pack(">BI", 1, len(data)) + data + struct.pack(">I", zlib.crc32(data))
+        file.write_bytes(framed)
+        number = uuid.UUID(file.stem.removeprefix("deletion_vector_"))
+        kind = {"storageType": "u", "pathOrInlineDv": _z85(number.bytes), "offset": 1}
+    size = {"sizeInBytes": len(data), "cardinality": len(rows)}
+    return {"deletionVector": {**kind, **size}}
 
 
 def test_rows_of_deletion_vectors_are_left_out(tmp_path: Path) -> None:
@@ -221,6 +227,25 @@ def test_rows_of_deletion_vectors_are_left_out(tmp_path: Path) -> None:
     # Back at an earlier version, nothing is embedded twice.
     assert nights.ids(nights.night(input_of("delta", place, version=1))) == [1, 2, 3, 6, 7, 8]
     assert nights.embedded[3] == []
+
+
+def test_deletion_vectors_in_files_are_read_or_refused(tmp_path: Path) -> None:
+    place = tmp_path / "d"
+    fields = [_field("t", "string"), _field("n", "long")]
+    add = _add(place, "a.parquet", _table(0, 5))["add"]
+    enabled = {"delta.enableDeletionVectors": "true"}
+    _commit(place, 0, _protocol("deletionVectors"), _metadata(fields, **enabled), {"add": add})
+    file = place / f"deletion_vector_{uuid.UUID(int=7)}.bin"
+    _commit(place, 1, _remove("a.parquet"), {"add": {**add, **_vector([1, 4], file)}})
+    job_input = input_of("delta", place)
+    assert rows_of(job_input) == own_rows(deltalake.DeltaTable(place).scan(), "n", "t")
+    assert {row[0] for row in rows_of(job_input)} == {0, 2, 3}
+    whole = file.read_bytes()
+    for damage in (file.unlink, lambda: file.write_bytes(whole[:-6] + b"??????")):
+        damage()
+        with pytest.raises(InputError, match=r"vector cannot be read: .*not known which"):
+            planned(job_input)
+    assert rows_of(input_of("delta", place, version=0)).total() == 5
 
 
 def test_columns_with_other_names_in_files_are_those_of_the_table(tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ pyiceberg's own reader gives them; what that cannot be said of is refused.
 """
 
 import datetime
+import json
+import os
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -54,22 +58,25 @@ COLUMNS = (
 )
 
 
-@pytest.fixture
-def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SqlCatalog:
+def _catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warehouse: str) -> SqlCatalog:
     """A catalog that jobs find by its name, as pyiceberg's own configuration has it."""
-    where = {
-        "uri": f"sqlite:///{tmp_path}/catalog.db",
-        "warehouse": f"file://{tmp_path}/ware house",
-    }
+    where = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": warehouse}
     for name, value in {**where, "type": "sql"}.items():
         monkeypatch.setenv(f"PYICEBERG_CATALOG__TESTS__{name.upper()}", value)
     # Read when pyiceberg is imported: a job's own process has them by then.
     from pyiceberg.utils.config import Config
 
     monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
-    made = SqlCatalog("tests", **where)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    made = SqlCatalog("tests", **where, **({"s3.endpoint": endpoint} if endpoint else {}))
     made.create_namespace("db")
     return made
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SqlCatalog:
+    """A catalog whose tables lie on the local disk."""
+    return _catalog(tmp_path, monkeypatch, f"file://{tmp_path}/ware house")
 
 
 def _rows(first: int, rows: int, **more: Any) -> pa.Table:
@@ -246,15 +253,25 @@ class _Deletes(_FastAppendFiles):
         )
 
 
-def _delete(table: Any, path: Path, kind: DataFileContent, rows: pa.Table) -> None:
-    write_shard(path, rows)
+def _delete(
+    table: Any, path: str, kind: DataFileContent, rows: pa.Table | bytes, *, number: int = 1
+) -> None:
+    """Put a file of deletes, of Parquet or of Puffin, and a snapshot that has it."""
+    if isinstance(rows, bytes):
+        data, count, format = rows, number, FileFormat.PUFFIN
+    else:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(rows, buffer)
+        data, count, format = buffer.getvalue().to_pybytes(), len(rows), FileFormat.PARQUET
+    with table.io.new_output(path).create(overwrite=True) as output:
+        output.write(data)
     file = DataFile.from_args(
         content=kind,
-        file_path=str(path),
-        file_format=FileFormat.PARQUET,
+        file_path=path,
+        file_format=format,
         partition=Record(),
-        record_count=len(rows),
-        file_size_in_bytes=path.stat().st_size,
+        record_count=count,
+        file_size_in_bytes=len(data),
         equality_ids=[2] if kind == DataFileContent.EQUALITY_DELETES else None,
         column_sizes={},
         value_counts={},
@@ -270,16 +287,37 @@ def _delete(table: Any, path: Path, kind: DataFileContent, rows: pa.Table) -> No
             producer.append_data_file(file)
 
 
-def _positions(table: Any, path: Path, rows: dict[int, list[int]]) -> None:
-    """Delete rows, by the place of the data file, the largest first, and their numbers there."""
+def _data_files(table: Any) -> list[str]:
+    """The places of the data files, the largest first."""
     tasks = sorted(table.scan().plan_files(), key=lambda task: -task.file.record_count)
-    files = [task.file.file_path for task in tasks]
+    return [task.file.file_path for task in tasks]
+
+
+def _positions(table: Any, path: str | Path, rows: dict[int, list[int]]) -> None:
+    """Delete rows, by the number of the data file and their numbers there."""
+    files = _data_files(table)
     pairs = [(files[number], row) for number, some in rows.items() for row in some]
     columns = {"file_path": [one for one, _ in pairs], "pos": [row for _, row in pairs]}
     table_of = pa.table(
         columns, schema=pa.schema([("file_path", pa.string()), ("pos", pa.int64())])
     )
-    _delete(table, path, DataFileContent.POSITION_DELETES, table_of)
+    _delete(table, str(path), DataFileContent.POSITION_DELETES, table_of)
+
+
+def _puffin(vectors: dict[str, list[int]], **properties: str) -> bytes:
+    """A Puffin file of deletion vectors: https://iceberg.apache.org/puffin-spec."""
+    bitmap = pytest.importorskip("pyroaring").BitMap
+    data, blobs = b"PFA1", []
+    for file, rows in vectors.items():
+        vector = b"\xd1\xd3\x39\x64" + struct.pack("<QI", 1, 0) + bitmap(rows).serialize()
+        blob = struct.pack(">I", len(vector)) + vector + struct.pack(">I", zlib.crc32(vector))
+        named = {"referenced-data-file": file, "cardinality": str(len(rows)), **properties}
+        place = {"offset": len(data), "length": len(blob), "fields": [2147483546]}
+        none = {"snapshot-id": -1, "sequence-number": -1}
+        blobs.append({"type": "deletion-vector-v1", **place, **none, "properties": named})
+        data += blob
+    footer = json.dumps({"blobs": blobs}).encode()
+    return data + b"PFA1" + footer + struct.pack("<II", len(footer), 0) + b"PFA1"
 
 
 def test_rows_of_position_deletes_are_left_out(catalog: SqlCatalog, tmp_path: Path) -> None:
@@ -307,11 +345,108 @@ def test_rows_of_position_deletes_are_left_out(catalog: SqlCatalog, tmp_path: Pa
     assert nights.embedded[-1] == ["text 100", "text 101"]
 
 
+def test_rows_of_deletion_vectors_are_left_out(catalog: SqlCatalog, tmp_path: Path) -> None:
+    """One file has the vectors of several data files, and a later one takes the place of one."""
+    table, nights = _docs(catalog), Nights(str(tmp_path / "out"))
+    job_input = input_of("iceberg", "db.docs", catalog="tests")
+    table.append(_rows(0, 9))
+    table.append(_rows(9, 6))
+    nights.night(job_input)
+    one, other = _data_files(table)
+    both = _puffin({one: [0, 1], other: [5]})
+    _delete(table, str(tmp_path / "1.puffin"), DataFileContent.POSITION_DELETES, both)
+    assert nights.ids(nights.night(job_input)) == [*range(2, 14)]
+    assert rows_of(job_input) == _own(table, "n", "t")
+    # Two chunks of three rows each have lost some: what is left of them.
+    assert nights.embedded[1] == ["text 12", "text 13", "text 2"]
+    more = _puffin({one: [0, 1, 8]})
+    _delete(table, str(tmp_path / "2.puffin"), DataFileContent.POSITION_DELETES, more)
+    table.append(_rows(100, 2))
+    assert nights.ids(nights.night(job_input)) == [*range(2, 8), *range(9, 14), 100, 101]
+    assert nights.embedded[2] == ["text 100", "text 101", "text 6", "text 7"]
+    assert rows_of(job_input) == _own(table, "n", "t")
+    # Each version has its own rows; what was embedded for one is not embedded again.
+    for snapshot, rows in zip(table.snapshots(), (9, 15, 12, 11, 13), strict=True):
+        at = input_of("iceberg", "db.docs", catalog="tests", version=snapshot.snapshot_id)
+        assert rows_of(at).total() == rows
+        nights.night(at)
+    assert nights.embedded[3:] == [[]] * 5
+
+
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda puffin: puffin[:-20],
+    "no magic": lambda puffin: b"0000" + puffin[4:],
+    "fewer rows": lambda puffin: puffin.replace(b'"cardinality": "2"', b'"cardinality": "3"'),
+    "of nothing": lambda puffin: puffin.replace(b'"referenced-', b'"referencing'),
+    "another count of bitmaps": lambda puffin: puffin.replace(struct.pack("<QI", 1, 0), bytes(12)),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_deletion_vector_that_is_damaged_is_refused(
+    catalog: SqlCatalog, tmp_path: Path, how: str
+) -> None:
+    table = _docs(catalog)
+    table.append(_rows(0, 3))
+    whole = _puffin({_data_files(table)[0]: [0, 2]})
+    damaged = DAMAGED[how](whole)
+    assert damaged != whole
+    _delete(table, str(tmp_path / "d.puffin"), DataFileContent.POSITION_DELETES, damaged)
+    with pytest.raises(InputError, match=r"d\.puffin, which is damaged .*not known which; rewrite"):
+        planned(input_of("iceberg", "db.docs", catalog="tests"))
+
+
+def test_a_table_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the catalog, whose configuration does not name the server, and by its metadata."""
+    table = _docs(_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"), *PARTS["of values"])
+    nights = Nights(str(tmp_path / "out"))
+    job_input = input_of("iceberg", "db.docs", catalog="tests", keep=("p", "day"))
+    table.append(_rows(0, 8))
+    nights.night(job_input)
+    table.append(_rows(8, 3))
+    table.delete("n = 4")
+    nights.night(job_input)
+    assert rows_of(job_input) == _own(table, "n", "t", "p", "day")
+    assert nights.embedded[1] == ["text 10", "text 8", "text 9"]
+    by_file = input_of("iceberg", table.metadata_location, keep=("p", "day"))
+    assert rows_of(by_file) == rows_of(job_input)
+
+
+def test_deletes_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = _docs(_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"))
+    table.append(_rows(0, 9))
+    job_input = input_of("iceberg", "db.docs", catalog="tests")
+    place = f"{table.location()}/data"
+    _positions(table, f"{place}/1.parquet", {0: [3]})
+    vector = _puffin({_data_files(table)[0]: [3, 4]})
+    _delete(table, f"{place}/2.puffin", DataFileContent.POSITION_DELETES, vector)
+    assert {row[0] for row in rows_of(job_input)} == {0, 1, 2, 5, 6, 7, 8}
+    assert rows_of(job_input) == _own(table, "n", "t")
+
+
+MANIFESTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (Path.unlink, "its manifests are gone, as after expire_snapshots; give a version"),
+    "damaged": (lambda file: file.write_bytes(b"Obj"), "manifests cannot be read: give another"),
+}
+
+
+@pytest.mark.parametrize("how", MANIFESTS)
+def test_manifests_that_cannot_be_read_are_named(catalog: SqlCatalog, how: str) -> None:
+    table = _docs(catalog)
+    table.append(_rows(0, 3))
+    damage, said = MANIFESTS[how]
+    (manifest,) = table.current_snapshot().manifests(table.io)
+    damage(Path(manifest.manifest_path.removeprefix("file://")))
+    with pytest.raises(InputError, match=said) as refused:
+        planned(input_of("iceberg", "db.docs", catalog="tests"))
+    assert "rewrite" not in str(refused.value)
+
+
 def test_deletes_by_values_are_refused(catalog: SqlCatalog, tmp_path: Path) -> None:
     table = _docs(catalog)
     table.append(_rows(0, 3))
     values = pa.table({"n": pa.array([1], pa.int64())})
-    _delete(table, tmp_path / "d.parquet", DataFileContent.EQUALITY_DELETES, values)
+    _delete(table, str(tmp_path / "d.parquet"), DataFileContent.EQUALITY_DELETES, values)
     with pytest.raises(InputError, match=r"equality deletes.*rewrite the table's data files"):
         planned(input_of("iceberg", "db.docs", catalog="tests"))
 
