@@ -1,5 +1,7 @@
 """The encoder: texts to finished embeddings, by a model that it loads. Needs no Ray.
 
+A static table needs no torch either: what loads and runs a model is imported where it is loaded.
+
 Legend: R texts, V views, L lines, D width.
 """
 
@@ -8,12 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from embedjob.config.recipe import Recipe, Role
-from embedjob.encoder.backbone import Backbone, first_device, load_backbone
-from embedjob.encoder.batching.transfers import own_process
-from embedjob.encoder.view_encoder import ViewEncoder
+from embedjob.encoder.method_recipes import MethodRecipes
 from embedjob.errors import ConfigError
 from embedjob.job.recorded import recorded_alignment, recorded_recipes
 from embedjob.job.resolve import resolve_encoder
@@ -32,18 +31,26 @@ from embedjob.vectors.fitted import Fitted
 from embedjob.vectors.quantizing import Codes, quantize
 
 if TYPE_CHECKING:
+    from embedjob.encoder.backbone import Backbone
     from embedjob.encoder.generator import Generator
+    from embedjob.encoder.view_encoder import ViewEncoder
 
 
-class Encoder(ViewEncoder):
+class Encoder:
     """A model and a recipe, loaded once and used for many texts."""
 
-    def __init__(self, backbone: Backbone, recipe: Recipe, **how: Any) -> None:
-        """Take a loaded model, and what `ViewEncoder` takes; `from_recipe` loads one."""
-        super().__init__(backbone, recipe, **how)
-        self._take_texts()
+    backbone: "Backbone"
 
-    def _take_texts(self) -> None:
+    def __init__(self, backbone: "Backbone", recipe: Recipe, **how: Any) -> None:
+        """Take a loaded model, and what `ViewEncoder` takes; `from_recipe` loads one."""
+        from embedjob.encoder.view_encoder import ViewEncoder
+
+        self.backbone = backbone
+        self._encode_by(ViewEncoder(backbone, recipe, **how))
+
+    def _encode_by(self, views: "ViewEncoder | _TableViews") -> None:
+        self._views = views
+        self.recipe = views.recipes.own
         self.ranges: Vectors | None = None
         self.alignment: Fitted | None = None
         self._tokenizers: dict[Role, TokenizesTexts] = {}
@@ -70,6 +77,11 @@ class Encoder(ViewEncoder):
         check_quantizer(recipe)  # before a model is fetched
         if may_be_static(materialize(source_of(recipe), tokenizer_only=True)):
             return _TableEncoder(recipe, recipes=recipes, fitted=fitted)
+        import torch
+
+        from embedjob.encoder.backbone import first_device, load_backbone
+        from embedjob.encoder.batching.transfers import own_process
+
         place = torch.device(device or first_device())
         if threads is not None:
             own_process(place, threads)
@@ -120,8 +132,10 @@ class Encoder(ViewEncoder):
         Keys that it leaves out come from the method, then from the model's folder. Neither Ray,
         nor an input or an output, is needed. `generate` is the section of that name.
         """
+        from embedjob.encoder.backbone import first_device
+
         place = device or first_device()
-        on_gpu = torch.device(place).type != "cpu"
+        on_gpu = place.partition(":")[0] != "cpu"
         resolved = resolve_encoder(config, on_gpu=on_gpu, generate=generate)
         return cls.from_recipe(resolved.recipe, recipes=resolved.recipes, device=place, gpus=gpus)
 
@@ -178,13 +192,22 @@ class Encoder(ViewEncoder):
         encoder.alignment = alignment
         return encoder
 
+    def encode_views(
+        self, views: TokenViews, *, role: Role | None = None, **callbacks: Any
+    ) -> Encoded:
+        """The embeddings of the views' texts, and why some of them have none.
+
+        `callbacks` are those of `ViewEncoder.encode_views`.
+        """
+        return self._views.encode_views(views, role=role, **callbacks)
+
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
         """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none.
 
         With `aggregation: keep` they are those of the V views [R, V, D]. With `long_text:
         late_chunk` or `split` a longer text has several: `encode_parts` gives them.
         """
-        recipe = self._recipe(role)
+        recipe = self._views.recipes.of(role)
         vectors_LD, lines = self.encode_parts(texts, role)
         if recipe.long_text in ("late_chunk", "split"):
             lines.require_single(f"long_text: {recipe.long_text}")
@@ -211,7 +234,7 @@ class Encoder(ViewEncoder):
         `sparse.row(r)` are the indices and values of text r, or of line r where texts are split.
         `headings` are those of `encode_parts`. InputError if a text has no embedding.
         """
-        recipe = self._recipe(role)
+        recipe = self._views.recipes.of(role)
         if recipe.role not in self._tokenizers:
             self._tokenizers[recipe.role] = load_tokenizer(recipe)
         tokenizer = self._tokenizers[recipe.role]
@@ -239,7 +262,7 @@ class Encoder(ViewEncoder):
         The generator is loaded at the first call, on the encoder's device. ConfigError where the
         recipe generates nothing.
         """
-        recipe = self._recipe(role)
+        recipe = self._views.recipes.of(role)
         if recipe.generate is None:
             raise ConfigError(
                 "generate: the recipe generates nothing; use a method that does, such as geneol"
@@ -277,15 +300,17 @@ class _TableEncoder(Encoder):
     def __init__(
         self, recipe: Recipe, *, recipes: Mapping[Role, Recipe] | None, fitted: Mapping[str, Fitted]
     ) -> None:
-        self.recipe = recipe
-        self._recipes = {**(recipes or {}), recipe.role: recipe}
-        self._take_texts()
-        self._lookups = {
-            role: static_encoder(one, fitted=fitted) for role, one in self._recipes.items()
-        }
+        self._encode_by(_TableViews(MethodRecipes(recipe, recipes), fitted))
+
+
+class _TableViews:
+    """A static table under the recipes of one method, for token views."""
+
+    def __init__(self, recipes: MethodRecipes, fitted: Mapping[str, Fitted]) -> None:
+        self.recipes = recipes
+        self._lookups = {one.role: static_encoder(one, fitted=fitted) for one in recipes}
 
     def encode_views(
         self, views: TokenViews, *, role: Role | None = None, **callbacks: Any
     ) -> Encoded:
-        """Return the embeddings of the views' texts, as `Encoder.encode_views` does."""
-        return self._lookups[self._recipe(role).role].encode_views(views, **callbacks)
+        return self._lookups[self.recipes.of(role).role].encode_views(views, **callbacks)

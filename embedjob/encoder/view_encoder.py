@@ -19,9 +19,9 @@ from embedjob.encoder.batching.forward import Loaded
 from embedjob.encoder.batching.padding import Side
 from embedjob.encoder.batching.scheduler import raising_device_lost
 from embedjob.encoder.intervention_hooks import InterventionHooks
+from embedjob.encoder.method_recipes import MethodRecipes
 from embedjob.encoder.outputs.assemble import encoded
 from embedjob.encoder.outputs.pool_and_heads import Readout
-from embedjob.errors import ConfigError
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
 from embedjob.vectors.finishing import NO_FITS
@@ -51,19 +51,18 @@ class ViewEncoder:
         wanted = {"none": True, "left": False}.get(padding_side)
         self._packing = Packing(self._prefixes, wanted=wanted)
         self._meter = Meter(backbone)
-        self.recipe = recipe
-        self._recipes = {**(recipes or {}), recipe.role: recipe}
+        self.recipes = MethodRecipes(recipe, recipes)
         self._readouts: dict[tuple[Any, ...], Readout] = {}
         self._readout(recipe)
-        for other in self._recipes.values():
+        for other in self.recipes:
             require_one_model(other, recipe)
         self._fitted = fitted
         # None until it is found.
         self._budget = None if tokens_per_microbatch == "auto" else tokens_per_microbatch
         self._side: Side = "left" if padding_side == "left" else "right"
         self._hooks = {
-            role: InterventionHooks(self._prefixes, one, side=self._side)
-            for role, one in self._recipes.items()
+            one.role: InterventionHooks(self._prefixes, one, side=self._side)
+            for one in self.recipes
         }
 
     @raising_device_lost()
@@ -81,7 +80,7 @@ class ViewEncoder:
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far. A device
         that answers nothing more raises DeviceLostError, and its process can only end.
         """
-        recipe = self._recipe(role)
+        recipe = self.recipes.of(role)
         loaded = self._loaded(recipe)
         budget = self._budget_for(views, loaded)
         callbacks, started = ChunkCallbacks(stop, on_progress), time.monotonic()
@@ -122,13 +121,3 @@ class ViewEncoder:
         if key not in self._readouts:
             self._readouts[key] = Readout(self.backbone, recipe)
         return self._readouts[key]
-
-    def _recipe(self, role: Role | None) -> Recipe:
-        if role is None:
-            return self.recipe
-        if role not in self._recipes:
-            raise ConfigError(
-                f"role: got {role}, but this encoder was loaded for {', '.join(self._recipes)};"
-                " give Encoder.from_recipe the recipes of all roles"
-            )
-        return self._recipes[role]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from embedjob.config.job import Job
@@ -125,9 +126,10 @@ class RecipeEngine:
         if may_be_static(materialize(source_of(recipe), tokenizer_only=True)):
             return static_encoder(recipe, fitted=fitted)
         # Here alone: torch and transformers would cost every read worker seconds and memory.
-        with _left_out(_unused(recipe)):
-            from embedjob.encoder.encoder import Encoder
+        from embedjob.encoder.encoder import Encoder
 
+        with _left_out(_unused(recipe)):
+            import_module("embedjob.encoder.view_encoder")  # all that the encoder runs a model by
         return Encoder.from_recipe(
             recipe,
             fitted=fitted,

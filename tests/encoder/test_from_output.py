@@ -1,9 +1,10 @@
 """The encoder of an output: exactly the recipe that wrote it, and nothing that it does not allow.
 
-Covers: embedjob.job.recorded
+Covers: embedjob.job.recorded, embedjob.encoder.method_recipes
 """
 
 import json
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from embedjob.config.interventions import Prepend, Prepending
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError, OutputError
+from embedjob.job.resolve import resolve_encoder
 from embedjob.models.digests import file_digests
 from embedjob.models.source import source_of
 from embedjob.models.tokenizer import read_tokenizer
@@ -28,6 +30,7 @@ from embedjob.output.manifest import FileList
 from embedjob.output.snapshot import Snapshot, publish
 from embedjob.text.slots import as_normalized
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
+from tests.cluster import ROOT
 from tests.encoder import tiny
 
 
@@ -69,6 +72,32 @@ def test_queries_are_embedded_by_the_recipe_that_wrote(model: Path, tmp_path: Pa
         expected = Encoder.from_recipe(recipe, device="cpu").encode(["a fox"])
         assert np.array_equal(encoder.encode(["a fox"], role=role), expected)
     assert np.array_equal(encoder.encode(["fox"]), encoder.encode(["fox"], role="document"))
+
+
+def test_queries_of_a_static_table_need_no_torch(tmp_path: Path) -> None:
+    """In a fresh process, as a search service starts."""
+    table, out = tmp_path / "glove.txt", str(tmp_path / "out")
+    table.write_text("the 0.5 -1 0.25\nfox 1 2 -3\ndog 0.125 0 1\n")
+    made = resolve_encoder({"model": str(table)}, on_gpu=False)
+    found = file_digests(source_of(made.recipe))
+    kept = {role: one.model_dump(mode="json") for role, one in made.recipes.items()}
+    hashed = fingerprint(made.recipe, found)
+    put_claim(out, replace(claim(table, found), fingerprint=hashed, recipes=kept))
+    program = f"""
+import json, sys
+import embedjob
+vectors = embedjob.Encoder.from_output({out!r}).encode(["the fox", "dog"])
+heavy = [name for name in ("torch", "transformers", "ray") if name in sys.modules]
+print(json.dumps([heavy, vectors.tolist()]))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    heavy, vectors = json.loads(ran.stdout.splitlines()[-1])
+    assert heavy == []
+    means = np.array([[0.75, 0.5, -1.375], [0.125, 0, 1]])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert np.abs(np.array(vectors) - means).max() <= 1e-6
 
 
 def test_an_output_that_read_tokenizer_json_alone_is_refused_with_the_reason(

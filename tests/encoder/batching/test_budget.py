@@ -18,6 +18,7 @@ from embedjob.encoder.batching.budget import (
     longest_view,
 )
 from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.view_encoder import ViewEncoder
 from embedjob.text.views import TokenViews
 from tests.encoder import tiny
 from tests.encoder.plain import recipe, same
@@ -149,7 +150,7 @@ def test_views_without_a_span_are_not_what_a_budget_is_searched_with(views: Toke
 
 def test_the_longest_view_that_is_tried_may_be_longer_than_a_part(views: TokenViews) -> None:
     encoder = encoder_of()
-    loaded = encoder._loaded(encoder.recipe)
+    loaded = ViewEncoder(encoder.backbone, encoder.recipe)._loaded(encoder.recipe)
     for length in (30, 100):
         rows = [[5] * length, [7] * 3]
         sample, number = longest_view(views_of(rows, [[]], [0, 0]), loaded)

@@ -19,6 +19,7 @@ from embedjob.encoder.backbone import load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.outputs.pool_and_heads import HEAD_LOADERS
 from embedjob.encoder.outputs.view_states import ViewStates
+from embedjob.encoder.view_encoder import ViewEncoder
 from embedjob.errors import ModelError
 from embedjob.models.digests import file_digests
 from embedjob.models.sentence_transformers import folder_layer, vector_width
@@ -129,7 +130,7 @@ def test_the_pooler_is_the_models_own(name: str, tmp_path: Path) -> None:
     folder = tiny.save(name, tmp_path / name)
     found = recipe(folder, **CLS, heads=[{"pooler": True}])
     backbone = load_backbone(found, device=torch.device("cpu"))
-    encoder = Encoder(backbone, found)
+    encoder = ViewEncoder(backbone, found)
     ids = torch.arange(3, 9)[None]
     with torch.inference_mode():
         out = backbone.model(ids)
