@@ -216,7 +216,7 @@ def publish_run(
         summary = replace(summary, chunks_left=len(unreached), shards_left=len(left))
         _keep_summary(plan, summary, holder)
     faults += shrunk
-    verdict, notes = _verdict(faults, url), end.notes
+    verdict, notes = verdict_of(faults, url), end.notes
     if left:
         unpublished = f"nothing new was published: {kept_back}" if kept_back else verdict
         verdict = f"{unpublished}\n{described_left(left, why=end.late or '')}"
@@ -329,14 +329,16 @@ def drift_of(plan: JobPlan) -> Drift:
     )
 
 
-def _verdict(faults: Sequence[str], url: str | None) -> str:
+def verdict_of(faults: Sequence[str], url: str | None) -> str:
+    """Return the first faults, how many there are, and what was published at `url`, if anything."""
     if not faults:
         return f"published {url}"
     rest = len(faults) - FAULTS_SHOWN
     lines = [f"fault: {fault}" for fault in faults[:FAULTS_SHOWN]]
-    lines += [f"and {rest} faults more"] if rest > 0 else []
+    lines += [f"further faults: {rest}"] if rest > 0 else []
     end = f"published in part: {url}" if url else "nothing was published"
-    return "\n".join([*lines, f"{len(faults)} faults; everything else is committed; {end}"])
+    number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return "\n".join([*lines, f"{number}; everything else is committed; {end}"])
 
 
 def _summary(plan: JobPlan, outcomes: Outcomes, url: str | None, started: float) -> Summary:

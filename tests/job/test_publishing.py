@@ -10,6 +10,7 @@ from rich.console import Console
 
 from embedjob.config.job import Input
 from embedjob.job.options import Options
+from embedjob.job.publishing import FAULTS_SHOWN, verdict_of
 from embedjob.job.result import Result
 from embedjob.output.snapshot import newest
 from embedjob.reports.summary import show_summary
@@ -89,3 +90,23 @@ def test_rows_that_are_all_bad_are_rows(world: Filtered) -> None:
     world.write("in/a", 3, 1)
     world.wanted = "1-2"  # the row without text
     assert "empty" not in shown(ran(world))
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"),
+    [
+        (1, ["fault: a", "1 fault; everything else is committed; nothing was published"]),
+        (
+            FAULTS_SHOWN + 3,
+            [
+                "fault: a",
+                "further faults: 3",
+                f"{FAULTS_SHOWN + 3} faults; everything else is committed; nothing was published",
+            ],
+        ),
+    ],
+)
+def test_faults_are_shown_and_counted(number: int, ends: list[str]) -> None:
+    said = verdict_of(["a"] * number, None).splitlines()
+    assert said[-len(ends) :] == ends
+    assert len(said) == min(number, FAULTS_SHOWN) + len(ends) - 1
