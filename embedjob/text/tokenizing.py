@@ -61,6 +61,7 @@ class ViewTokenizer:
         if recipe.special_tokens.bos == "literal":
             self._require_literal_bos(tokenizer)
         self._endings = self._closing(recipe, eos_id)
+        self._scores = bool(recipe.continuations)
         self._scores_ids = any(not isinstance(one, str) for one in recipe.continuations)
         if recipe.long_text == "late_chunk":
             most = max(most, min(MOST_TOKENS, positions or MOST_TOKENS))
@@ -161,6 +162,7 @@ class ViewTokenizer:
             prefixes=prefixes,
             # At its slot a view holds what only its own last token has seen.
             text_first=self._causal and not self._slots,
+            scored=self._scores,
         )
 
     def _layout(self, fitted: FittedViews, which: Sequence[int]) -> Layout:

@@ -60,7 +60,8 @@ class TokenViews:
     A unit is a text, or with `cuts` a part of one. `prefix[i]` is an index into `prefixes`, or -1
     where view i shares none. After their prefixes all views of unit u begin with the same
     `common[u]` ids, which only its first view keeps in `ids[offsets[i]:offsets[i + 1]]`. Spans are
-    positions in the full view, and lie after both. For interventions, `slots[v]` is the position of
+    positions in the full view, and lie after both; where they are scored, their first token may be
+    the last of the common ids. For interventions, `slots[v]` is the position of
     template v's slot, after its prefix, and `auxiliary` holds one more view of each text, which has
     no vector of its own. Where a recipe needs them: `words` of each text, and `stops`, the ids that
     end a decoding.
@@ -223,10 +224,12 @@ def assemble(
     truncated: Flags,
     prefixes: Sequence[Sequence[int]],
     text_first: bool = False,
+    scored: bool = False,
 ) -> TokenViews:
     """Build the rows' views, one template per prefix; a prefix is taken off where it can be shared.
 
-    With `text_first`, the views of a text also share what comes after the prefixes.
+    With `text_first`, the views of a text also share what comes after the prefixes. Where spans are
+    `scored` they share the first token of their spans too, which is read for what follows it.
     """
     flat, offsets = flatten(rows)
     per_text = len(prefixes)
@@ -239,7 +242,7 @@ def assemble(
         skip[mine] = np.where(fits, len(prefix), 0)
     common = np.zeros(len(rows) // per_text, np.int32)
     if text_first and per_text > 1 and len(set(map(tuple, prefixes))) == 1:
-        most = np.minimum(np.diff(offsets) - 1, span[:, 0]) - skip
+        most = np.minimum(np.diff(offsets) - 1, span[:, 0] + scored) - skip
         common = _shared_beginnings(flat, offsets[:-1] + skip, most, per_text=per_text)
         common[np.ptp(skip.reshape(-1, per_text), axis=1) > 0] = 0
         skip.reshape(-1, per_text)[:, 1:] += common[:, None]

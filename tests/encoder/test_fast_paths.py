@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaModel
 
 from embedjob.config.pooling import POOLINGS
+from embedjob.encoder.attention.packing import Packing
 from embedjob.encoder.attention.shared_prefix import FEWEST_TOKENS, Prefixes
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
@@ -96,9 +97,14 @@ def test_a_prefix_is_run_once_per_encoder(name: str) -> None:
     assert second["prefix_tokens_saved"] == 12 * 9
 
 
+@pytest.mark.parametrize("in_one_row", [True, False])
 @pytest.mark.parametrize("prefix", [0, 2, 8])
 @pytest.mark.parametrize("name", _FAST)
-def test_a_text_is_run_once_for_all_its_tails(name: str, prefix: int) -> None:
+def test_a_text_is_run_once_for_all_its_tails(
+    name: str, prefix: int, in_one_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_one_row:
+        monkeypatch.setattr(Packing, "serves_trees", lambda *args, **keys: False)
     views = text_first_views(prefix=prefix)
     encoded = Encoder(backbone(name), recipe()).encode_views(views)
     apart = prefix >= FEWEST_TOKENS

@@ -24,6 +24,7 @@ def _made(draw: st.DrawFn) -> tuple[list[list[int]], TokenViews]:
         truncated=truncated,
         prefixes=prefixes,
         text_first=draw(st.booleans()),
+        scored=draw(st.booleans()),
     )
     return rows, views
 
@@ -97,13 +98,17 @@ def test_views_of_a_text_share_what_they_begin_with(
         for tail in tails
     ]
     last = np.array([max(len(row) - 1, 0) for row in rows], np.int32)
-    span = np.stack([last, [len(row) for row in rows]], axis=1).astype(np.int32).reshape(-1, 2)
+    # Spans that are scored begin a token before, which may be shared.
+    scored = data.draw(st.booleans())
+    begins = np.maximum(last - scored, 0)
+    span = np.stack([begins, [len(row) for row in rows]], axis=1).astype(np.int32).reshape(-1, 2)
     views = assemble(
         rows,
         span=span,
         truncated=np.zeros(len(rows), np.bool_),
         prefixes=[prefix] * per_text,
         text_first=True,
+        scored=scored,
     )
     assert [views.full_ids(view).tolist() for view in range(len(rows))] == rows
     for text in range(len(texts)):

@@ -49,21 +49,25 @@ class Packing:
     """Runs views through one loaded model in one row, where that gives the same states."""
 
     def __init__(self, prefixes: Prefixes, *, wanted: bool | None = None) -> None:
-        """Decide on packing by `wanted`; None packs where a kernel needs no padding, on a GPU."""
+        """Decide on packing by `wanted`; None packs where it pays: on a GPU, and trees on a CPU."""
         self._prefixes = prefixes
         self.backbone: Backbone = prefixes.backbone
-        fits = self.backbone.device.type == "cuda" and self.backbone.model.dtype in FLASH_TYPES
+        place = self.backbone.device.type
+        fits = place == "cuda" and self.backbone.model.dtype in FLASH_TYPES
         self._wanted = fits if wanted is None else wanted
+        # A CPU attends to padding, but the suffixes of a tree cost it more: under a mask it
+        # attends from each to all others, in a row to its own tree's shared tokens alone.
+        self._trees_wanted = self._wanted or (wanted is None and place == "cpu")
 
     def serves(self, longest: int, *, shared: bool) -> bool:
         """Tell whether views up to this length can be packed, after a shared prefix or whole."""
-        return (
-            self._wanted and longest <= self._longest and not (shared and self._pads_after_prefix)
-        )
+        return self._wanted and self._can_pack(longest, shared=shared)
 
     def serves_trees(self, longest: int, *, shared: bool) -> bool:
         """Tell whether trees, whose views are up to this length, can be packed."""
-        return self.serves(longest, shared=shared) and not self._pads_trees
+        return (
+            self._trees_wanted and self._can_pack(longest, shared=shared) and not self._pads_trees
+        )
 
     def states(
         self,
@@ -83,6 +87,9 @@ class Packing:
         """Return the hidden states [R, T, D] of trees; 0 at padding."""
         states_RTD, _ = self._in_one_row(self._flatten_tree(tree_batch), layer=layer, shared=shared)
         return states_RTD
+
+    def _can_pack(self, longest: int, *, shared: bool) -> bool:
+        return longest <= self._longest and not (shared and self._pads_after_prefix)
 
     def _run(
         self,
@@ -141,7 +148,8 @@ class Packing:
         """Return the longest view that may be packed: 0 for none, infinite without a limit."""
         reason, longest = self._difference(shared=False)
         if reason:
-            _LOG.warning("Views are padded for this model: %s", reason)
+            which = "Views" if self._wanted else "Prefix trees"
+            _LOG.warning("%s are padded for this model: %s", which, reason)
             return 0
         return longest
 
@@ -150,7 +158,8 @@ class Packing:
         """Tell whether views must be padded after a shared prefix, though whole views need not."""
         reason, _ = self._difference(shared=True)
         if reason:
-            _LOG.warning("Views that share a prefix are padded for this model: %s", reason)
+            which = "Views" if self._wanted else "Prefix trees"
+            _LOG.warning("%s that share a prefix are padded for this model: %s", which, reason)
         return bool(reason)
 
     @cached_property

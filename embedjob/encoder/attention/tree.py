@@ -57,11 +57,14 @@ def build_tree_batch(
     tree_batch = pad_trees(trees, skip=skip)
     span_RVT = np.zeros((len(trees), per_text, tree_batch.ids_RT.shape[1]), np.bool_)
     for row, (shared, *suffixes) in enumerate(trees):
-        start = len(shared)
+        start = before = len(shared)
         for number, ids in enumerate(suffixes):
-            before = skip + len(shared)
-            span = views.span[texts[row] * per_text + number] - before + start
-            span_RVT[row, number, span[0] : span[1]] = True
+            first, stop = views.span[texts[row] * per_text + number] - skip
+            # A span that is scored may begin with a shared token.
+            span_RVT[row, number, first : min(stop, before)] = True
+            span_RVT[row, number, max(first, before) - before + start : stop - before + start] = (
+                True
+            )
             start += len(ids)
     return tree_batch, torch.from_numpy(span_RVT)
 

@@ -2,14 +2,15 @@
 
 Also over trees, whose suffixes see the shared tokens of their tree.
 
-Legend: N tokens of all queries' sequences, M tokens of the keys' sequences, S sequences, H heads,
-K key heads, E head width.
+Legend: N tokens of all queries' sequences, M tokens of the keys' sequences, S sequences, Q and T
+tokens of one of them, H heads, K key heads, E head width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import varlen
@@ -104,7 +105,7 @@ def attend_sequences(
             raise ValueError(f"sequences of {bounds.bounds[-1]} tokens in a row of {len(row)}")
     window = options.window if options.window and options.window < rows.longest else None
     narrow = options._replace(window=window)
-    attend_all = _flash if inputs.query_NHE.device.type == "cuda" else _one_by_one
+    attend_all = _flash if inputs.query_NHE.device.type == "cuda" else _by_length
     return attend_all(inputs, (rows, seen), narrow)
 
 
@@ -141,22 +142,47 @@ def _flash(
     raise NotImplementedError(f"flash attention with log-sum-exps of shape {tuple(weight.shape)}")
 
 
-def _one_by_one(
+def _by_length(
     inputs: AttentionInputs, bounds: tuple[Sequences, Sequences], options: AttentionOptions
 ) -> tuple[Tensor, Tensor]:
+    """Attend where no kernel takes bounds: sequences of the same length go together."""
     query_NHE, *seen = inputs
     groups = query_NHE.shape[1] // inputs.key_MKE.shape[1]
     seen_MHE = [states.repeat_interleave(groups, dim=1) for states in seen]
-    outs, weights = [], []
-    for own, there in zip(*(pairwise(sequences.bounds) for sequences in bounds), strict=True):
-        query = query_NHE[slice(*own)].transpose(0, 1)[None]
-        key, value = (states[slice(*there)].transpose(0, 1)[None] for states in seen_MHE)
-        bias = _window(own[1] - own[0], options, device=query_NHE.device)
+    places, outs, weights = [], [], []
+    for own_SQ, there_ST in _of_one_length(*bounds, device=query_NHE.device):
+        query, key, value = (
+            states[place].transpose(1, 2)
+            for states, place in zip(
+                (query_NHE, *seen_MHE), (own_SQ, there_ST, there_ST), strict=True
+            )
+        )
+        bias = _window(own_SQ.shape[1], options, device=query_NHE.device)
         causal = options.causal and bias is None
         out, weight = attend(query, key, value, options.scores, causal=causal, bias=bias)
-        outs.append(out[0].transpose(0, 1))
-        weights.append(weight[0].T)
-    return torch.cat(outs), torch.cat(weights)
+        places.append(own_SQ.flatten())
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+        weights.append(weight.transpose(1, 2).flatten(0, 1))
+    back_N = torch.cat(places).argsort()
+    return torch.cat(outs)[back_N], torch.cat(weights)[back_N]
+
+
+def _of_one_length(
+    rows: Sequences, seen: Sequences, *, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the places of sequences [S, Q] that are equally long, and so are what they see [S, T].
+
+    A sequence without tokens has nothing to attend with, and is left out.
+    """
+    bounds = [np.array(sequences.bounds) for sequences in (rows, seen)]
+    lengths = np.stack([np.diff(one) for one in bounds], axis=1)
+    for kind in np.unique(lengths[lengths[:, 0] > 0], axis=0):
+        which = np.flatnonzero((lengths == kind).all(axis=1))
+        own, there = (
+            torch.from_numpy(one[which, None] + np.arange(length)).to(device)
+            for one, length in zip(bounds, kind, strict=True)
+        )
+        yield own, there
 
 
 def _window(length: int, options: AttentionOptions, *, device: torch.device) -> Tensor | None:

@@ -34,8 +34,8 @@ from embedjob.text.arrays import Flags, Ids, Ints
 from embedjob.text.views import TokenViews
 from embedjob.vectors.sparse import Row
 
-# The suffixes of a tree are computed against each other, and masked. For few tokens that costs
-# little; for more, about as many pairs as a state is wide cost what running a token costs.
+# Padded trees compute suffixes against each other, and mask that. For few tokens it costs little;
+# for more, about as many pairs as a state is wide cost what running a token costs.
 _FEW_SUFFIX_TOKENS = 512
 _WORTH = 0.9
 
@@ -205,7 +205,7 @@ class TreeForward:
         self._views = views
         self._texts = texts
         self._prefixes, self._readout, self._recipe = loaded.prefixes, loaded.readout, loaded.recipe
-        self._packing = loaded.packing
+        self._packing, self._loaded = loaded.packing, loaded
         self._views_whole = ViewForward(views, np.arange(len(views.prefix)), loaded)
 
     @property
@@ -259,25 +259,36 @@ class TreeForward:
             hidden_RTD = self._packing.tree_states(tree_batch, layer=layer, shared=shared)
         else:
             hidden_RTD = self._prefixes.tree_states(prefix, tree_batch, layer=layer)
+        return self._read(hidden_RTD, span_RVT, tree_batch.ids_RT)
+
+    def _read(self, hidden_RTD: Tensor, span_RVT: Tensor, ids_RT: Tensor) -> Tensor:
+        """Return the vectors [R, V x D] of all views: scored together, or pooled one by one."""
+        if self._readout.takes_rows:
+            texts, views = span_RVT.shape[:2]
+            row_V = torch.arange(texts).repeat_interleave(views)
+            states = ViewStates(hidden_RTD, span_RVT.flatten(0, 1), ids_RT, row_V=row_V)
+            return self._readout(states).view(texts, -1)
         spans = span_RVT.unbind(dim=1)
-        vectors = [
-            self._readout(ViewStates(hidden_RTD, span_RT, tree_batch.ids_RT)) for span_RT in spans
-        ]
+        vectors = [self._readout(ViewStates(hidden_RTD, span_RT, ids_RT)) for span_RT in spans]
         return torch.cat(vectors, dim=1)
 
     def _packed(self, which: Ints) -> bool:
         """Tell whether these texts go through the model in one row."""
-        if self._recipe.reads_routers:
-            return False
         lengths_RV = self._views.lengths.reshape(-1, self._views.views_per_text)
         longest = int(lengths_RV[self._texts[which]].max())
-        return self._packing.serves_trees(longest, shared=bool(self.groups[which[0]] >= 0))
+        return _in_one_row(longest, self._loaded, shared=bool(self.groups[which[0]] >= 0))
 
     def in_float32(self, view: int) -> Tensor:
         """Return the vectors [1, V x D] of one text, each view run whole and in float32."""
         first = int(self._texts[view]) * self._views.views_per_text
         numbers = range(first, first + self._views.views_per_text)
         return torch.cat([self._views_whole.in_float32(number) for number in numbers], dim=1)
+
+
+def _in_one_row(longest: int, loaded: Loaded, *, shared: bool) -> bool:
+    """Tell whether trees whose views are up to this length go in one row."""
+    packing, recipe = loaded.packing, loaded.recipe
+    return not recipe.reads_routers and packing.serves_trees(longest, shared=shared)
 
 
 def worth_as_trees(views: TokenViews, loaded: Loaded) -> Flags:
@@ -295,10 +306,10 @@ def worth_as_trees(views: TokenViews, loaded: Loaded) -> Flags:
     suffixes = trees - views.common
     spans = views.span.reshape(-1, views.views_per_text, 2)
     full = (spans[..., 0] < spans[..., 1]).all(axis=1)
-    saved_pairs = (view_by_view - trees) * loaded.prefixes.backbone.width
-    worth = (trees <= _WORTH * view_by_view) & (
-        (suffixes <= _FEW_SUFFIX_TOKENS) | (suffixes**2 <= saved_pairs)
-    )
+    worth = trees <= _WORTH * view_by_view
+    if not _in_one_row(int(lengths_RV.max()), loaded, shared=bool(saved.any())):
+        saved_pairs = (view_by_view - trees) * loaded.prefixes.backbone.width
+        worth &= (suffixes <= _FEW_SUFFIX_TOKENS) | (suffixes**2 <= saved_pairs)
     chosen: Flags = (views.common > 0) & full & worth
     return chosen
 

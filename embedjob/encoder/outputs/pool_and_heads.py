@@ -187,11 +187,7 @@ def _routers(head: RouterHead, backbone: Backbone, recipe: Recipe) -> LoadedHead
 
 def _continuations(head: Continuations, backbone: Backbone, recipe: Recipe) -> LoadedHead:
     language_head = _language_head(backbone)
-    return LoadedHead(
-        lambda states, vectors_VD: log_probabilities(
-            language_head, states.hidden_VTD, states.span_VT, states.ids_VT
-        )
-    )
+    return LoadedHead(lambda states, vectors_VD: log_probabilities(language_head, states))
 
 
 def _language_head(backbone: Backbone) -> LanguageHead:
@@ -240,6 +236,8 @@ class Readout:
         if recipe.decode is not None:
             _language_head(backbone)
         self._heads = [HEAD_LOADERS[type(head)](head, backbone, recipe) for _, _, head in kinds]
+        # Nothing is pooled: a row of states may have the spans of many views.
+        self.takes_rows = self._pool is None
         self.router_width = sum(head.behind for head in self._heads)
         self.width = width + self.router_width
 

@@ -17,6 +17,7 @@ class ViewStates:
     """Hidden states [V, T, D], spans and ids [V, T], and the words of each view's text.
 
     Spans and ids are on the host. `rows` are the sparse entries, where a head has written them.
+    With `row_V` there are more spans than rows of states and ids: view v is of row `row_V[v]`.
     """
 
     hidden_VTD: Tensor
@@ -24,3 +25,4 @@ class ViewStates:
     ids_VT: Tensor
     words: Sequence[Ids] | None = None
     rows: list[Row] | None = None
+    row_V: Tensor | None = None

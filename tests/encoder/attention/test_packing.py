@@ -229,6 +229,9 @@ def test_on_a_cpu_views_are_padded_unless_told(dtype: torch.dtype) -> None:
     assert not Packing(prefixes).serves(9, shared=False)
     assert Packing(prefixes, wanted=True).serves(9, shared=True)
     assert not Packing(prefixes, wanted=False).serves(9, shared=False)
+    # Trees cost a CPU more under a mask than in a row.
+    assert Packing(prefixes).serves_trees(9, shared=True)
+    assert not Packing(prefixes, wanted=False).serves_trees(9, shared=False)
 
 
 def test_a_view_that_breaks_the_model_in_a_row_fails_alone() -> None:

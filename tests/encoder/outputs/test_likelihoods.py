@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedjob.config.recipe import Recipe
+from embedjob.encoder.attention.packing import Packing
+from embedjob.encoder.attention.shared_prefix import FEWEST_TOKENS
 from embedjob.encoder.batching.forward import TreeForward
 from embedjob.encoder.encoder import Encoder
 from embedjob.models.tokenizer import load_tokenizer
@@ -91,10 +93,55 @@ def test_the_text_is_run_once_for_all_anchors(tmp_path: Path, through: list[int]
     assert sum(through) == 1
 
 
-@pytest.mark.parametrize(("words", "together"), [(60, True), (1, False)])
-def test_many_anchors_stand_side_by_side_where_the_text_is_long(
-    words: int, together: bool, tmp_path: Path, through: list[int]
+@pytest.mark.parametrize("template", ["{text}", PROMPT])
+def test_the_token_before_all_anchors_is_run_and_scored_once(
+    template: str, tmp_path: Path, through: list[int]
 ) -> None:
+    anchors = [[7, 8, 9], [7], [5] * 9, [3, 3], [1]]
+    folder = tiny.save("llama", tmp_path / "llama")
+    found = recipe(folder, heads=[{"anchors": anchors}], templates=[template])
+    encoder = Encoder.from_recipe(found, device="cpu")
+    head = encoder.backbone.head
+    assert head is not None
+    scored: list[int] = []
+    plain = head.logits
+    head.logits = lambda states: scored.append(len(states)) or plain(states)  # type: ignore[method-assign,func-returns-value]
+    views = load_tokenizer(found).views(TEXTS[:3])
+    texts = views.lengths[1::5] - 1  # the second anchor has one token
+    encoded = encoder.encode_views(views)
+    assert sum(through) == 3
+    prefixes = 3 * views.prefix_lengths[0] - len(views.prefixes[0])
+    shared = prefixes if len(views.prefixes[0]) >= FEWEST_TOKENS else 0
+    assert encoded.stats["forward_tokens"] == texts.sum() + 3 * 16 - shared
+    assert sum(scored) == 3 * (1 + 16 - 5)
+    for got, text in zip(encoded.embeddings, TEXTS[:3], strict=True):
+        expected = losses(tiny.model("llama"), load_tokenizer(found), text)
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_few_states_go_through_the_head_together(tmp_path: Path) -> None:
+    found = recipe(tiny.save("llama", tmp_path / "llama"))
+    encoder = Encoder.from_recipe(found, device="cpu")
+    expected = encoder.encode(TEXTS)
+    head = encoder.backbone.head
+    assert head is not None
+    head.most_states = lambda device: 3  # type: ignore[method-assign]
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "in_one_row", "together"), [(60, True, True), (1, True, True), (1, False, False)]
+)
+def test_many_anchors_stand_side_by_side_where_the_text_is_long_or_none_sees_the_others(
+    words: int,
+    in_one_row: bool,
+    together: bool,
+    tmp_path: Path,
+    through: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not in_one_row:
+        monkeypatch.setattr(Packing, "serves_trees", lambda *args, **keys: False)
     folder = tiny.save("llama", tmp_path / "llama")
     config = LlamaConfig(**{**tiny.GROUPED, "max_position_embeddings": 600})
     model = LlamaForCausalLM(config)
