@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from embedjob.config.fits import SampledContinuations
@@ -251,15 +252,33 @@ class Trajectories:
         for start in range(0, len(continuations), self._most):
             callbacks.moved()
             some = continuations[start : start + self._most]
-            longest = max(map(len, some))
-            ids_ST = torch.tensor(
-                [[*prompt, *one, *[self._pad] * (longest - len(one))] for one in some]
-            ).to(self._model.device)
-            # Padding is on the right: no token attends to it.
-            logits_STW = self._model(input_ids=ids_ST, logits_to_keep=longest + 1).logits
-            tempered_STW = logits_STW[:, :-1].float() / self._settings.temperature
-            next_ST1 = ids_ST[:, -longest:, None]
-            found_ST = tempered_STW.log_softmax(dim=-1).gather(2, next_ST1)[:, :, 0]
+            found_ST = self._log_probabilities(prompt, some)
             for row, one in zip(found_ST.double().cpu(), some, strict=True):
                 scores.append(float(row[: len(one)].mean()))
         return np.array(scores)
+
+    def _log_probabilities(self, prompt: _Ids, some: Sequence[_Ids]) -> Tensor:
+        """Return those of the tokens of continuations [S, T] after a prompt that is run once.
+
+        Padding is on the right, where no token attends to it; what stands there is no score.
+        """
+        model, tau = self._model, self._settings.temperature
+        longest = max(map(len, some))
+        ids_ST = torch.tensor([[*one, *[self._pad] * (longest - len(one))] for one in some])
+        ids_ST = ids_ST.to(model.device)
+        prompt_1T = torch.tensor([prompt]).to(model.device)
+        read = model(input_ids=prompt_1T, use_cache=True, logits_to_keep=1)
+        found = [_picked(read.logits.expand(len(some), -1, -1), ids_ST[:, :1], tau)]
+        if longest > 1:
+            read.past_key_values.batch_repeat_interleave(len(some))
+            after = model(
+                input_ids=ids_ST[:, :-1], past_key_values=read.past_key_values, use_cache=True
+            )
+            found.append(_picked(after.logits, ids_ST[:, 1:], tau))
+        return torch.cat(found, dim=1)
+
+
+def _picked(logits_STW: Tensor, ids_ST: Tensor, temperature: float) -> Tensor:
+    """Return the log-probabilities [S, T] of ids, without those of all others."""
+    found_ST = logits_STW.gather(2, ids_ST[:, :, None])[:, :, 0].float() / temperature
+    return found_ST - (logits_STW.float() / temperature).logsumexp(dim=-1)
