@@ -7,7 +7,8 @@ word of a document, and a passage is new whose text the document did not have be
 than three are new only where the bound forces it, which is looked at: it cuts a new stretch between
 landmarks, and an edit makes three new stretches at most.
 
-    python -m benchmarks.passages [--documents 500] [--max-tokens 400] [--seed 0]
+    python -m benchmarks.passages [--documents 500] [--edits 500] [--max-tokens 400] [--seed 0]
+        [--kinds reviews en de zh code "no full stops"]
 """
 
 import argparse
@@ -17,7 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +122,9 @@ def stretches(text: str, most: int, count: TokenCounter) -> Mapping[str, int]:
     """The stretches of a text between its landmarks, and their tokens; all of it, if that fits."""
     own = ranked_sentences(text, most, count)
     tokens, characters = offsets_of(own.sizes), own.places
-    whole = tokens[-1] - own.blanks[-1] <= most
-    borders = [0, *([] if whole else landmarks(own, most)), len(own.texts)]
+    whole = len(own.texts) < 2 or tokens[-1] - own.blanks[-1] <= most
+    inner = [] if whole else landmarks(own, most)
+    borders = [0, *inner, len(own.texts)] if own.texts else []
     return {
         text[characters[a] : characters[b]].strip(): int(tokens[b] - own.blanks[b - 1] - tokens[a])
         for a, b in pairwise(borders)
@@ -139,47 +141,51 @@ class Figures:
     seconds: float
 
 
-def edits(given: Sequence[Document], seed: int) -> list[Document]:
-    """An edit of each document, with a unit of another one."""
+def edits(given: Sequence[Document], count: int, seed: int) -> list[tuple[Document, Document]]:
+    """So many edits of the documents in turn, each of a unit by one of another document."""
     draw = np.random.default_rng(seed)
-    edited = []
-    for document in given:
+    pairs = []
+    for document in islice(cycle(given), count):
         other = given[int(draw.integers(len(given)))].units
-        edited.append(document.edited(other[int(draw.integers(len(other)))], draw))
-    return edited
+        pairs.append((document, document.edited(other[int(draw.integers(len(other)))], draw)))
+    return pairs
 
 
 def measured(
-    split: SplitText, given: Sequence[Document], edited: Sequence[Document], *, most: int
+    split: SplitText,
+    given: Sequence[Document],
+    edited: Sequence[tuple[Document, Document]],
+    *,
+    most: int,
 ) -> Figures:
-    """Split every document and its edit."""
+    """Split every document and every edit."""
     count = TokenCounter(read_tokenizer(materialize(ModelSource(MINILM))))
     good = borders = passages = tokens = 0
-    new, seconds = [], 0.0
-    for document, later in zip(given, edited, strict=True):
+    seconds, known = 0.0, {}
+    for document in given:
         started = time.process_time()
         before = split(document.text)
         seconds += time.process_time() - started
-        after = split(later.text)
         assert "".join(before) == document.text
         ends = np.cumsum([len(one) for one in before])[:-1]
         good += sum(int(end) in document.ends() for end in ends)
         borders += len(ends)
         passages += len(before)
         tokens += int(count([document.text])[0])
-        known = {one.strip() for one in before}
-        new.append(len({one.strip() for one in after} - known))
+        known[document] = {one.strip() for one in before}
+    new = [
+        len({one.strip() for one in split(later.text)} - known[document])
+        for document, later in edited
+    ]
     full = tokens / (most * passages)
     return Figures(good / max(1, borders), full, np.array(new), seconds)
 
 
-def forced(
-    given: Sequence[Document], edited: Sequence[Document], *, most: int
-) -> tuple[np.ndarray, int]:
+def forced(edited: Sequence[tuple[Document, Document]], *, most: int) -> tuple[np.ndarray, int]:
     """Whether the bound cuts a new stretch of each edit, and the most new stretches of any."""
     count = TokenCounter(read_tokenizer(materialize(ModelSource(MINILM))))
     cut, largest = [], 0
-    for document, later in zip(given, edited, strict=True):
+    for document, later in edited:
         known, after = (stretches(one.text, most, count) for one in (document, later))
         new = [tokens for stretch, tokens in after.items() if stretch not in known]
         cut.append(any(tokens > most for tokens in new))
@@ -191,7 +197,9 @@ def main() -> None:
     """Prints every figure, and all of them as JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=500)
+    parser.add_argument("--edits", type=int, default=500)
     parser.add_argument("--max-tokens", type=int, default=400)
+    parser.add_argument("--kinds", nargs="*", help="of documents; all by default")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     # Before any tokenizer has made threads.
@@ -201,8 +209,10 @@ def main() -> None:
     with watched(PACKAGES, threads=1) as machine:
         ways = splitters(most)
         for kind, given in documents(asked.documents).items():
+            if asked.kinds and kind not in asked.kinds:
+                continue
             size = sum(len(one.text) for one in given)
-            edited = edits(given, asked.seed)
+            edited = edits(given, asked.edits, asked.seed)
             by = {way: measured(split, given, edited, most=most) for way, split in ways.items()}
             for way, made in by.items():
                 figures |= {
@@ -213,9 +223,9 @@ def main() -> None:
                     f"{kind}, {way}, fullness": made.full,
                     f"{kind}, {way}, characters/s": size / made.seconds,
                 }
-            more, (cut, largest) = by["ours"].new > 3, forced(given, edited, most=most)
+            more, (cut, largest) = by["ours"].new > 3, forced(edited, most=most)
             figures |= {
-                f"{kind}, edits": float(len(given)),
+                f"{kind}, documents": float(len(given)),
                 f"{kind}, ours, edits with more than three that the bound forced": float(
                     (more & cut).sum()
                 ),

@@ -54,6 +54,7 @@ def test_a_table_as_the_document_has_it(
     assert summaries[0]["embedded"] == 3
     # The delete rewrote the file of `a` without it; the night did not touch `b`.
     assert summaries[1]["chunks_done_before"] == 1
+    assert (summaries[1]["embedded"], summaries[1]["reused"]) == (1, 1)
     found = open_snapshot("outputs/docs-table").to_table().select(["id", "lang"]).to_pylist()
     assert sorted((row["id"], row["lang"]) for row in found) == [
         *(("b", "de"), ("c", "en"), ("d", "de")),

@@ -7,6 +7,7 @@ One that has more tokens than a passage may have is broken up into words, a word
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 from embedjob.errors import ConfigError
@@ -15,6 +16,11 @@ from embedjob.errors import ConfigError
 _LANGUAGE = "en"
 _LINES = re.compile(r"[^\r\n]*[\r\n]+|[^\r\n]+")
 _WORDS = re.compile(r"\s*\S+\s*")
+# The library ends no sentence between two of them: one alone would decide of a whole line.
+_PAIRED = re.compile(
+    r"""["'()\[\]{}«»\u2018-\u201f\u2039\u203a\u3008-\u3011\u301d-\u301f\uff02\uff08\uff09]"""
+)
+_CLOSING = re.compile(rf"{_PAIRED.pattern}+\s*")
 _EMPTY_LINE = re.compile(r"(\r\n|\r|\n)[^\S\r\n]*(\r\n|\r|\n)")
 
 
@@ -45,10 +51,18 @@ def _of_line(line: str) -> list[str]:
     body = line.rstrip()
     if not body:
         return [line]
-    found: list[str] = sentence_library().segment(_LANGUAGE, body)
-    if "".join(found) != body:  # nothing may be lost: a line is short enough
-        found = [body]
-    return [*found[:-1], found[-1] + line[len(body) :]]
+    found: list[str] = sentence_library().segment(_LANGUAGE, _PAIRED.sub("_", body))
+    ends = [*accumulate(map(len, found))]
+    if ends[-1:] != [len(body)]:  # nothing may be lost: a line is short enough
+        return [line]
+    stops = sorted({_behind_closing(body, end) for end in ends[:-1]} - {len(body)})
+    return [line[first:stop] for first, stop in pairwise([0, *stops, len(line)])]
+
+
+def _behind_closing(text: str, end: int) -> int:
+    """Return where a sentence ends, with what closes behind its full stop."""
+    closing = None if text[end - 1].isspace() else _CLOSING.match(text, end)
+    return end if closing is None else closing.end()
 
 
 def break_up(sentence: str) -> list[str]:

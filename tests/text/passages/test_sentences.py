@@ -27,6 +27,9 @@ PIECES = st.sampled_from(
         "e\u0301",
         "😀",
         "…",
+        '"',
+        "(No. 1)",
+        "”",
         "a",
     ]
 )
@@ -60,6 +63,11 @@ def test_nothing_is_lost_of_naughty_strings_and_thirty_scripts() -> None:
         ("Das gilt z. B. hier. Warum?", ["Das gilt z. B. hier. ", "Warum?"]),
         ("他来了。她走了。你呢", ["他来了。", "她走了。", "你呢"]),
         (
+            'She said "Stop. Now." (Twice.) He left.',
+            ['She said "Stop. ', 'Now." ', "(Twice.) ", "He left."],
+        ),
+        ("他说“停。”然后走了。", ["他说“停。”", "然后走了。"]),
+        (
             "def f(x):\n    return x\n\n\ny = f(1)\n",
             ["def f(x):\n", "    return x\n\n\n", "y = f(1)\n"],
         ),
@@ -71,6 +79,21 @@ def test_nothing_is_lost_of_naughty_strings_and_thirty_scripts() -> None:
 )
 def test_sentences_end_where_readers_say_so(text: str, parts: list[str]) -> None:
     assert find_sentences(text) == parts
+
+
+@pytest.mark.parametrize("mark", ['"', "“", "(", "「", "[", "'", "«"])
+def test_a_mark_that_nothing_closes_changes_its_own_sentence_alone(mark: str) -> None:
+    """Between two of them the library ends no sentence: one more would change a whole line."""
+    before, after = (
+        'He came. She said "no" (twice). It is late. ',
+        'He left. "Why?" It rained. Yes.',
+    )
+    plain, odd = (
+        find_sentences(f"{before}One. {after}"),
+        find_sentences(f"{before}{mark}One. {after}"),
+    )
+    assert [one for one in odd if one not in plain] == [f"{mark}One. "]
+    assert len(odd) == len(plain)
 
 
 def test_a_sentence_is_words_and_a_word_is_characters() -> None:
