@@ -22,7 +22,7 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.measuring.claims import Claim, report
-from benchmarks.measuring.encoders import Vectors
+from benchmarks.measuring.encoders import Vectors, without_sharing
 from benchmarks.measuring.machine import watched
 from benchmarks.measuring.texts import SMOLLM, corpus, distinct, sample
 from benchmarks.measuring.turns import least_cosine, take_turns
@@ -31,7 +31,6 @@ from embedjob.encoder.backbone import Backbone, load_backbone
 from embedjob.encoder.encoder import Encoder
 from embedjob.models.source import ModelSource, materialize
 from embedjob.models.tokenizer import load_tokenizer
-from embedjob.text.views import TokenViews, assemble
 
 PACKAGES = ("torch", "transformers", "tokenizers")
 METAEOL = Path(__file__).parents[1] / "embedjob" / "methods" / "metaeol.yaml"
@@ -91,16 +90,6 @@ def recipe(templates: Sequence[str]) -> Recipe:
         span="last_token",
         max_tokens=2048,
         dtype="float32",
-    )
-
-
-def without_sharing(views: TokenViews) -> TokenViews:
-    """The same views, each with all its ids."""
-    return assemble(
-        [views.full_ids(view).tolist() for view in range(len(views.prefix))],
-        span=views.span,
-        truncated=views.truncated,
-        prefixes=[()] * views.views_per_text,
     )
 
 

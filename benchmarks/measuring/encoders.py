@@ -12,6 +12,7 @@ from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.models.sentence_transformers import folder_layer
 from embedjob.models.source import ModelSource, materialize
+from embedjob.text.views import TokenViews, assemble
 
 Vectors = npt.NDArray[np.float32]
 PROMPT = 'This sentence : "{text}" means in one word:"'
@@ -95,3 +96,13 @@ def peer_pool(
         )
 
     return encode
+
+
+def without_sharing(views: TokenViews) -> TokenViews:
+    """The same views, each with all its ids."""
+    return assemble(
+        [views.full_ids(view).tolist() for view in range(len(views.prefix))],
+        span=views.span,
+        truncated=views.truncated,
+        prefixes=[()] * views.views_per_text,
+    )

@@ -2,11 +2,10 @@
 
 import pytest
 
+from benchmarks.measuring.figures import SETS, kept
 from benchmarks.quality import (
     ORDER,
-    SETS,
     as_published,
-    kept,
     of_method,
     out_of_order,
     recipes,
