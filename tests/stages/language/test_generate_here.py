@@ -1,5 +1,6 @@
 """The generating actor in this process, with a real generator and a ledger that is no actor."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from embedjob.stages.language import generate
 from embedjob.stages.language.generate import GenerateActor, GeneratorHost
 from embedjob.stages.ledger import Attempt, LedgerState
 from embedjob.stages.tokenize import VARIANTS
+from embedjob.storage.local import LocalBackend
 from tests.encoder.tiny import save_chat
 
 KINDS = {"shorter": {"instruction": "Say less."}, "longer": {"instruction": "Say more."}}
@@ -116,3 +118,24 @@ def test_a_generator_that_runs_out_of_memory_is_the_fault_of_its_chunk_alone(
     assert (state.failure.kind, "MemoryError: no room" in state.failure.detail) == ("fault", True)
     [state] = from_block(generating(states("/in/b", ["a fox"])))
     assert state.failure is None
+
+
+def test_storage_in_trouble_is_waited_for_and_nothing_is_made_again(
+    actor: tuple[GenerateActor, Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generating, _ = actor
+    create, tried = LocalBackend.create, list[str]()
+
+    def fail_twice(backend: LocalBackend, path: str, data: bytes) -> bool:
+        tried.append(path)
+        if len(tried) < 3:
+            raise OSError(errno.ESTALE, "the disk is away for a while")
+        return create(backend, path, data)
+
+    monkeypatch.setattr(LocalBackend, "create", fail_twice)
+    [state] = from_block(generating(states("/in/a", ["a fox", "a dog"])))
+    assert state.failure is None
+    assert len(tried) == 3
+    assert state.stats["generated"] + state.stats["generation_fallbacks"] == 4
+    [again] = from_block(generating(states("/in/a", ["a fox", "a dog"])))
+    assert again.stats["generated"] == 0
