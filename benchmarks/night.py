@@ -2,8 +2,9 @@
 
 120,000 rows behind an encoder that counts texts and takes 2 ms for each, or none; tonight 1 % are
 edited, 1 % deleted, 1 % new, in three layouts: edited in place, cut into other files in order,
-shuffled at random. Bytes are those that gathering asks storage for. The join of keys is measured
-alone, beside Ray Data's own.
+shuffled at random. Every row has another kept value than yesterday. What a night leaves is compared
+with an output that was embedded from nothing. Bytes are those that gathering asks storage for. The
+join of keys is measured alone, and beside Ray Data's own on the same keys.
 
     python -m benchmarks.night [--rows 120000] [--keys 10000000] [--only nights]
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +44,8 @@ LIMITS = {"in place": 1.3, "re-sharded": 1.3, "shuffled": 4.0}
 @dataclass(frozen=True)
 class HashTokenizer:
     """Two ids per text, of its hash: so that each text has a vector of its own."""
+
+    splitter: None = None
 
     def views(self, texts: list[str]) -> Any:
         """Views of two tokens."""
@@ -136,11 +140,13 @@ def tonight(texts: list[str]) -> tuple[list[str], int]:
 
 
 def write(folder: Path, texts: list[str], *, per_shard: int, name: str) -> None:
-    """Parquet shards of the texts."""
+    """Parquet shards of the texts, each row with the name and its number as a kept value."""
     folder.mkdir(parents=True)
     for shard, start in enumerate(range(0, len(texts), per_shard)):
         some = texts[start : start + per_shard]
-        table = pa.table({"id": np.arange(start, start + len(some)), "body": some})
+        ids = range(start, start + len(some))
+        kept = [f"{name} {number}" for number in ids]
+        table = pa.table({"id": pa.array(ids, pa.int64()), "body": some, "kept": kept})
         pq.write_table(table, folder / f"{name}-{shard:05}.parquet", row_group_size=GROUP_ROWS)
 
 
@@ -160,7 +166,7 @@ def source(work: Path, name: str, out: str) -> Any:
     from embedjob.config.job_file import JobSource, Layer
 
     job = {
-        "input": {"path": str(work / name), "text": "body", "id": "id"},
+        "input": {"path": str(work / name), "text": "body", "id": "id", "keep": ["kept"]},
         "encoder": {"model": str(work / "model"), "max_tokens": 128},
         "pool": {"gpus_per_actor": 0, "actors": 1},
         "output": {"path": str(work / out), "chunk_rows": CHUNK_ROWS},
@@ -216,6 +222,20 @@ def embed_here(work: Path, name: str, out: str) -> None:
     publish(plan.job.out, snapshot_of(plan, epoch=1, listed=listed))
 
 
+def require_equal(work: Path, name: str, out: str) -> None:
+    """An output holds what one holds that has embedded the same layout from nothing."""
+    from embedjob.output.snapshot import open_snapshot
+
+    embed_here(work, name, f"full {name}")
+    tables = [
+        open_snapshot(str(work / one))
+        .to_table()
+        .sort_by([("shard", "ascending"), ("row", "ascending")])
+        for one in (out, f"full {name}")
+    ]
+    assert tables[0].equals(tables[1]), f"{name}: the night left other rows than a full run"
+
+
 def gathered_bytes(work: Path, name: str, out: str) -> tuple[float, int]:
     """Bytes that gathering asks storage for, over the bytes of the vectors; and how many these are.
 
@@ -224,11 +244,13 @@ def gathered_bytes(work: Path, name: str, out: str) -> tuple[float, int]:
     from embedjob.job.planning import plan_job
     from embedjob.job.reusable import old_files
     from embedjob.stages.reuse import old_vectors, take_over, text_keys
+    from embedjob.stages.tokenize import distinct_texts
 
     plan = plan_job(source(work, name, out))
     files, carried = old_files(plan), old_vectors.carried_of(plan)
     assert carried is not None
-    keys, _ = take_over.new_keys([*enumerate(plan.left)], plan.job.config.input)
+    texts = partial(distinct_texts, engine=CountingEngine(os.devnull, 0.0))
+    keys, _ = take_over.new_keys([*enumerate(plan.left)], plan.job.config.input, texts)
     old = old_vectors.old_keys(files.take(range(len(files))), carried)
     places = text_keys.joined(0, 1, [keys], [old])
     numbers, lines = np.unique(places.file, return_counts=True)
@@ -289,8 +311,32 @@ def joined_by_ours(keys: int, parts: int) -> tuple[int, float]:
     return sum(len(one.file) for one in places), time.monotonic() - started
 
 
-def joined_by_ray_data(keys: int, parts: int) -> tuple[int, float]:
-    """The same through `ray.data.Dataset.join`, of hashes in a column of 16 bytes."""
+def joined_by_our_tasks(keys: int, parts: int) -> tuple[int, float]:
+    """The same as a run does it: a Ray task for each partition, keys and places in Ray's store."""
+    import ray
+
+    from embedjob.stages.reuse.text_keys import joined
+
+    news, olds = simulated(keys)
+    sides = [[ray.put(one) for one in side] for side in (news, olds)]
+    count = len(news)
+    del news, olds
+
+    def places(part: int, *given: Any) -> tuple[Any, int]:
+        made = joined(part, parts, given[:count], given[count:])
+        return made, len(made.file)
+
+    started = time.monotonic()
+    task = ray.remote(places).options(num_cpus=1, num_returns=2)
+    made = [task.remote(part, *sides[0], *sides[1]) for part in range(parts)]
+    return sum(ray.get([found for _, found in made])), time.monotonic() - started
+
+
+def joined_by_ray_data(keys: int, parts: int, kind: str) -> tuple[int, float]:
+    """The same through `ray.data.Dataset.join`, of hashes in a column of 16 bytes.
+
+    `kind` is inner for the texts that have an old line, left_anti for those that have none.
+    """
     import ray
 
     from embedjob.stages.reuse.text_keys import hashes_of
@@ -314,7 +360,7 @@ def joined_by_ray_data(keys: int, parts: int) -> tuple[int, float]:
     del news, olds
     started = time.monotonic()
     left, right = (ray.data.from_arrow_refs(side) for side in sides)
-    both = left.join(right, "inner", num_partitions=parts, on=("text_hash",))
+    both = left.join(right, kind, num_partitions=parts, on=("text_hash",))
     return both.count(), time.monotonic() - started
 
 
@@ -335,20 +381,34 @@ def measure_joins(keys: int) -> tuple[dict[str, float], list[Claim]]:
     return figures, [Claim(f"{name}: peak GiB of the process", peak, ceiling=2)]
 
 
+def _wait() -> None:
+    time.sleep(1.0)
+
+
 def measure_dataset_join(keys: int) -> dict[str, float]:
-    """The same join by Ray Data, on a Ray of two CPUs, and by ours in this process."""
+    """Our join in this process and as Ray tasks, and Ray Data's, on the same keys and two CPUs."""
     import ray
 
     figures: dict[str, float] = {}
     parts = max(4, keys // 500_000)
-    figures[f"ours, {keys:,} keys, s"] = joined_by_ours(keys, parts)[1]
-    with cluster(2 * GIB) as address, pipeline.watched() as used:
-        ray.init(address=address, log_to_driver=False)
-        texts, seconds = joined_by_ray_data(keys, parts)
-        figures[f"Dataset.join, {keys:,} keys, texts"] = texts
-        figures[f"Dataset.join, {keys:,} keys, s"] = seconds
-        ray.shutdown()
-    figures[f"Dataset.join, {keys:,} keys, peak GiB of all processes"] = used.together / GIB
+    ways: dict[str, Callable[[], tuple[int, float]]] = {
+        "ours, Ray tasks": partial(joined_by_our_tasks, keys, parts),
+        "Dataset.join inner": partial(joined_by_ray_data, keys, parts, "inner"),
+        "Dataset.join left_anti": partial(joined_by_ray_data, keys, parts, "left_anti"),
+    }
+    texts, figures[f"ours, two threads, {keys:,} keys, s"] = joined_by_ours(keys, parts)
+    for name, way in ways.items():
+        with cluster(2 * GIB) as address, pipeline.watched() as used:
+            ray.init(address=address, log_to_driver=False)
+            try:
+                # Else the first join would pay for the start of workers.
+                ray.get([ray.remote(_wait).remote() for _ in range(2)])
+                found, seconds = way()
+            finally:
+                ray.shutdown()
+        assert found == (keys - texts if "anti" in name else texts), (name, found, texts)
+        figures[f"{name}, {keys:,} keys, s"] = seconds
+        figures[f"{name}, {keys:,} keys, peak GiB of all processes"] = used.together / GIB
     return figures
 
 
@@ -379,12 +439,13 @@ def measure_nights(work: Path, rows: int) -> tuple[dict[str, float], list[Claim]
             night = run(work, name, out, address, MILLISECONDS)
             assert night["given"] == new, (night["given"], new)
             assert night["reused"] == len(after) - new
+            require_equal(work, name, out)
             figures[f"{name}: seconds of the night"] = night["seconds"]
             figures[f"{name}: texts encoded"] = night["given"]
             figures[f"{name}: seconds of yesterday's run, null time"] = full["seconds"]
             share = (night["seconds"] - CONSTANT_SECONDS) / (rows * MILLISECONDS / 1e3)
             claims.append(Claim(f"{name}: (night - constant) / full encoding", share, ceiling=0.08))
-        again = run(work, "shuffled", "out shuffled", address)
+        again = run(work, name, out, address)
         figures["unchanged: seconds"] = again["seconds"]
         assert again["chunks_written"] == 0
     return figures, claims
@@ -395,6 +456,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=120_000)
     parser.add_argument("--keys", type=int, default=10_000_000)
+    parser.add_argument("--peer-keys", type=int, default=1_000_000)
     parser.add_argument("--only", choices=("joins", "bytes", "nights", "peer"))
     asked = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -410,7 +472,7 @@ def main() -> None:
             more, promised = measure_nights(work / "nights", asked.rows)
             figures, claims = figures | more, claims + promised
         if asked.only in (None, "peer"):
-            figures |= measure_dataset_join(min(asked.keys, 1_000_000))
+            figures |= measure_dataset_join(asked.peer_keys)
     report(claims, figures, asked=vars(asked), machine=machine)
 
 
