@@ -35,7 +35,7 @@ slow: venv
 	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" $(RAY_TESTS)
 
 # Twenty seeds each of killed and suspended processes, of a faulty S3 and of lost nodes; damage to
-# files in tens of thousands of places.
+# files in tens of thousands of places; nights of 120,000 rows.
 chaos: venv
 	$(BIN)/python -m pytest -m chaos
 

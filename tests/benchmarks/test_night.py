@@ -15,7 +15,8 @@ import pytest
 from tests.cluster import AUTH
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+# With `make chaos`: together they take longer than all slow tests may.
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 
 def measured(*arguments: str) -> dict[str, Any]:
