@@ -119,7 +119,7 @@ class _Tokenizer:
     """A real tokenizer, but for texts that say what befalls them."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner = inner
+        self.inner, self.splitter = inner, inner.splitter
 
     def views(self, texts: Sequence[str]) -> Any:
         for name in {text.split()[0] for text in texts if text.split()}:
