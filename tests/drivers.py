@@ -78,12 +78,17 @@ class Driver:
 
 
 @contextmanager
-def driver(folder: Path, *arguments: str, name: str = "driver") -> Iterator[Driver]:
-    """`embedjob` with these arguments, gone at the end with all that it started."""
+def driver(
+    folder: Path, *arguments: str, name: str = "driver", module: str = "embedjob"
+) -> Iterator[Driver]:
+    """`embedjob` with these arguments, gone at the end with all that it started.
+
+    `module` is another program that takes them.
+    """
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "embedjob", *arguments],
+            [sys.executable, "-m", module, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **AUTH, "PYTHONPATH": str(ROOT)},
