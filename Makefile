@@ -29,15 +29,16 @@ test: venv
 	$(BIN)/python -m pytest -m "not (ray or gpu or slow or chaos)" -n 3 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not (gpu or slow or chaos)" $(RAY_TESTS)
 
-# What takes minutes: seeded rounds of killing, quality, memory.
+# What takes minutes: seeded rounds of killing, quality, memory. A busy machine makes a quarter of an
+# hour of them.
 slow: venv
-	$(BIN)/python -m pytest -m "slow and not (ray or gpu or chaos)" -n 3 --dist loadfile
-	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" $(RAY_TESTS)
+	$(BIN)/python -m pytest -m "slow and not (ray or gpu or chaos)" --timeout 900 -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" --timeout 900 $(RAY_TESTS)
 
 # Twenty seeds each of killed and suspended processes, of a faulty S3 and of lost nodes; damage to
 # files in tens of thousands of places; nights of 120,000 rows.
 chaos: venv
-	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m pytest -m chaos --timeout 3600
 
 lint: venv
 	$(BIN)/ruff check .
