@@ -212,3 +212,54 @@ def test_a_prune_of_the_other_output_costs_embedding_and_is_no_fault(
     assert ours.select(columns) == full.select(columns)
     assert (vectors(ours) * vectors(full)).sum(axis=1).min() >= 0.99999
     assert running.command("verify", str(tmp_path / "out"), "--json").summary["ok"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_codes_are_taken_over_under_equal_ranges_alone(
+    yesterday: Yesterday, tmp_path: Path
+) -> None:
+    """Within an output always; of another output, if it has the same ranges."""
+    int8: Job = {"encoder": {"vector_dtype": "int8"}}
+    source, logs = yesterday.folder / "in", iter(tmp_path / f"log-{n}" for n in range(9))
+
+    def night(source: Path, out: Path, *others: Path) -> tuple[int, int]:
+        log = next(logs)
+        output: Job = {"path": str(out), "reuse_from": [*map(str, others)]}
+        result = yesterday.night(source, out, log, output=output, **int8)
+        assert result.faults == ()
+        assert running.command("verify", str(out), "--json").summary["ok"]
+        # The sample of the ranges counts apart.
+        return result.summary.reused, result.summary.embedded
+
+    def ranges(out: Path) -> Any:
+        [claim] = read_claims(str(out))
+        assert claim.calibration is not None
+        return claim.calibration.array
+
+    first, equal, apart = (tmp_path / name for name in ("first", "equal", "apart"))
+    every = SHARDS * ROWS
+    assert night(source, first) == (0, every)
+    tonight = [f"{body} edited" if n < NEW else body for n, body in enumerate(yesterday.bodies)]
+    write_rows(tmp_path / "in" / "all.parquet", tonight[::-1])
+    codes = by_text(first)
+    assert night(tmp_path / "in", first) == (every - NEW, NEW)
+    assert [codes.get(one, row) for one, row in by_text(first).items()] == [
+        *by_text(first).values()
+    ]
+
+    # A new output finds its ranges first; they are equal where the corpus is.
+    assert night(source, equal, first) == (0, every)
+    assert (ranges(equal) == ranges(first)).all()
+    assert night(tmp_path / "in", equal, first) == (every, 0)
+    assert by_text(equal) == by_text(first)
+
+    write_rows(tmp_path / "few" / "a.parquet", yesterday.bodies[:ROWS])
+    assert night(tmp_path / "few", apart, first) == (0, ROWS)
+    assert (ranges(apart) != ranges(first)).any()
+    own = by_text(apart)
+    assert night(tmp_path / "in", apart, first) == (ROWS - NEW, every - ROWS + NEW)
+    after = by_text(apart)
+    taken = {one: row for one, row in after.items() if one in own}
+    assert taken == {one: own[one] for one in taken}
+    assert any(after[one] != row for one, row in by_text(first).items() if one not in own)
