@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ import pytest
 from embedjob import pipeline
 from embedjob.errors import RefusedError
 from embedjob.job.options import Options
+from embedjob.job.result import Result
 from embedjob.output.claim import read_claims
 from embedjob.output.snapshot import newest
 from embedjob.stages import read
+from embedjob.storage.objects import list_files
 from tests import running, troubles
 from tests.cluster import Cluster
+from tests.encoder.tiny import save_chat
 from tests.engines import replacing
 from tests.outputs import written
 from tests.running import write_shard
@@ -26,6 +30,12 @@ CELLS = [
     "read-busy",
     "write-busy",
 ]
+GENERATING = [*(f"generate-{how}" for how in WORDS), "generate-busy"]
+GENERATE = {
+    "kinds": {"shorter": {"instruction": "Say less."}},
+    "max_new_tokens": 6,
+    "max_prompt_tokens": 200,
+}
 
 
 @pytest.mark.timeout(1200)
@@ -47,17 +57,44 @@ def test_a_chunk_in_trouble_is_named_alone_and_the_others_are_committed(
     started = time.monotonic()
     options = Options(address=cluster.address)
     result = running.run_with(document, options, troubles.troubled)
-    lethal = sorted(name for name in CELLS if not name.endswith("busy"))
+    _require_named_alone(result, CELLS, tmp_path / "out", time.monotonic() - started)
+
+
+@pytest.mark.timeout(900)
+def test_a_chunk_in_trouble_while_texts_are_made_of_it_is_named_alone(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cells in one run, and in one parcel, with a chunk that is sound."""
+    for number, name in enumerate([*GENERATING, "good"]):
+        write_shard(tmp_path / "in" / f"{name}.parquet", [f"{name} {i}" for i in range(6 + number)])
+    out, chat = tmp_path / "out", save_chat(tmp_path)
+    document = running.job(
+        tmp_path / "in", out, chat, generate=GENERATE, run={"stall_seconds": STALL_SECONDS}
+    )
+    monkeypatch.setattr(read, "_PARCELS_PER_ACTOR", 1)
+    started = time.monotonic()
+    (tmp_path / "log").mkdir()
+    options, engine_of = Options(address=cluster.address), troubles.generating(tmp_path / "log")
+    result = running.run_with(document, options, engine_of)
+    _require_named_alone(result, GENERATING, out, time.monotonic() - started)
+    # What was not made was not put.
+    assert len(list_files(str(out / "generations"))) == 2
+    assert (result.summary.generated, result.summary.generation_fallbacks) != (0, 0)
+
+
+def _require_named_alone(result: Result, cells: Sequence[str], out: Path, seconds: float) -> None:
+    """The chunks of lethal cells are named with what befell them, and the others committed."""
+    lethal = sorted(name for name in cells if not name.endswith("busy"))
     assert len(result.faults) == len(lethal), result.faults
     for fault, name in zip(sorted(result.faults), lethal, strict=True):
         stage, _, how = name.partition("-")
         assert f"{name}.parquet: rows 0 to " in fault
         assert WORDS[how] in fault
         assert how == "memory" or f"its {stage} process" in fault
-    assert len(written(tmp_path / "out")) == len(CELLS) + 1 - len(lethal)
+    assert len(written(out)) == len(cells) + 1 - len(lethal)
     # Each hang costs three attempts of half a stall; encoders hang one after the other.
-    hangs = sum(name.endswith("hangs") for name in CELLS)
-    assert time.monotonic() - started < 120 + 90 * hangs + 30 * len(lethal)
+    hangs = sum(name.endswith("hangs") for name in cells)
+    assert seconds < 120 + 90 * hangs + 30 * len(lethal)
 
 
 def test_weights_that_change_after_the_plan_are_never_claimed(

@@ -102,6 +102,16 @@ class Writes:
 @contextmanager
 def _busy_disk(log: Path) -> Iterator[None]:
     create = LocalBackend.create
+    _take_disk_away(log)
+    try:
+        yield
+    finally:
+        LocalBackend.create = create  # type: ignore[method-assign]
+
+
+def _take_disk_away(log: Path) -> None:
+    """Let this process put nothing, from its first try on and for a while."""
+    create = LocalBackend.create
 
     def fail_for_a_while(backend: LocalBackend, path: str, data: bytes) -> bool:
         if _is_busy(log):
@@ -109,10 +119,6 @@ def _busy_disk(log: Path) -> Iterator[None]:
         return create(backend, path, data)
 
     LocalBackend.create = fail_for_a_while  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        LocalBackend.create = create  # type: ignore[method-assign]
 
 
 class _Tokenizer:
@@ -141,11 +147,26 @@ class _Encoder:
         return encoded
 
 
+class _Generator:
+    """A real generator, but for texts that say what befalls them."""
+
+    def __init__(self, inner: Any, log: Path) -> None:
+        self.inner, self.log = inner, log
+
+    def generate(self, texts: Sequence[str], **more: Any) -> Any:
+        for name in {text.split()[0] for text in texts if text.split()}:
+            strike("generate", name)
+            if name == "generate-busy":
+                _take_disk_away(self.log / "generate")
+        return self.inner.generate(texts, **more)
+
+
 @dataclass(frozen=True)
 class TroubledEngine:
-    """A real engine whose tokenizer and encoder meet trouble."""
+    """A real engine whose tokenizer, encoder and generator meet trouble."""
 
     inner: RecipeEngine
+    log: str = ""
 
     @property
     def long_text(self) -> str:
@@ -157,12 +178,26 @@ class TroubledEngine:
     def load_encoder(self) -> Any:
         return _Encoder(self.inner.load_encoder())
 
+    def load_generator(self, *, threads: int) -> Any:
+        return _Generator(self.inner.load_generator(threads=threads), Path(self.log))
+
 
 def troubled(config: Job, threads: int) -> Engine:
     """What `embed` takes as `engine_of`."""
     inner = recipe_engine(config, threads)
     assert isinstance(inner, RecipeEngine)
     return TroubledEngine(inner)
+
+
+def generating(log: Path) -> Callable[[Job, int], Engine]:
+    """What `embed` takes as `engine_of`, where generators are."""
+
+    def engine_of(config: Job, threads: int) -> Engine:
+        inner = recipe_engine(config, threads)
+        assert isinstance(inner, RecipeEngine)
+        return TroubledEngine(inner, str(log))
+
+    return engine_of
 
 
 def flow(log: Path) -> Callable[..., None]:
