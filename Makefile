@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-QUALITY := quality retrieval
+QUALITY := quality retrieval generated
 RAY_TESTS := $(shell grep -rl pytest.mark.ray tests)
 PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.py))))
 
