@@ -60,6 +60,7 @@ def test_a_chunk_in_trouble_is_named_alone_and_the_others_are_committed(
     _require_named_alone(result, CELLS, tmp_path / "out", time.monotonic() - started)
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_chunk_in_trouble_while_texts_are_made_of_it_is_named_alone(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

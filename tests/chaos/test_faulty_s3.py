@@ -107,6 +107,7 @@ def embedded_anew(
     return bucket_behind.run("anew", log, docs="tonight")
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_faulty_s3_changes_nothing_of_a_night(

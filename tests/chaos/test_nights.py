@@ -25,7 +25,7 @@ from tests.drivers import SEEDS, SLOW_SEEDS, chance_of, driver
 from tests.outputs import written
 from tests.running import Job, job_file, texts, write_shard
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 SHARDS, SHARD_ROWS = 3, 40
 EDITED, GONE, NEW = 7, 5, 6
 

@@ -214,7 +214,7 @@ def test_a_prune_of_the_other_output_costs_embedding_and_is_no_fault(
     assert running.command("verify", str(tmp_path / "out"), "--json").summary["ok"]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_codes_are_taken_over_under_equal_ranges_alone(
     yesterday: Yesterday, tmp_path: Path
