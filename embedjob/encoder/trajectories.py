@@ -258,7 +258,7 @@ class Trajectories:
         return np.array(scores)
 
     def _log_probabilities(self, prompt: _Ids, some: Sequence[_Ids]) -> Tensor:
-        """Return those of the tokens of continuations [S, T] after a prompt that is run once.
+        """Return log-probabilities [S, T] of continuations; the prompt before them runs once.
 
         Padding is on the right, where no token attends to it; what stands there is no score.
         """
@@ -279,6 +279,6 @@ class Trajectories:
 
 
 def _picked(logits_STW: Tensor, ids_ST: Tensor, temperature: float) -> Tensor:
-    """Return the log-probabilities [S, T] of ids, without those of all others."""
+    """Return the log-probabilities [S, T] of the given ids alone."""
     found_ST = logits_STW.gather(2, ids_ST[:, :, None])[:, :, 0].float() / temperature
     return found_ST - (logits_STW.float() / temperature).logsumexp(dim=-1)

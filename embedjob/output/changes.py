@@ -99,7 +99,7 @@ def cut_on_the_left(then: Side, now: Side) -> bool:
 
 
 def had_other_borders(then: Side, now: Side) -> bool:
-    """Return whether an output's passages are of the time when the rule of borders had no name."""
+    """Return whether an output splits texts by the rule of borders that was before landmarks."""
     pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
     return any(
         old.get("long_text") == new.get("long_text") == "split"

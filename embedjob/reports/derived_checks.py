@@ -135,7 +135,7 @@ def _ids(recipe: Recipe) -> tuple[Ids, ...]:
 
 
 def _kept(out: str) -> Iterator[Sampled]:
-    """Yield the continuations of every whole artefact, those that --refit has replaced too."""
+    """Yield the continuations of every whole artefact, also where --refit has replaced it."""
     for file in list_files(join(out, FOLDER)):
         if not (file.name.startswith(f"{_SAMPLED}-") and file.name.endswith(".json")):
             continue

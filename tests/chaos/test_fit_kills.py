@@ -51,7 +51,7 @@ class Left:
 
 
 def left_in(out: str) -> Left:
-    """What an output, and those of its fits, hold at this moment."""
+    """What an output holds at this moment, with the outputs of its fits."""
     embedded: dict[str, set[Row]] = {}
     generated: dict[bytes, list[tuple[object, ...]]] = {}
     artefacts: dict[str, bytes] = {}
@@ -192,18 +192,6 @@ def _is_there(out: str, what: str, number: int) -> bool:
     fits, _, folder = what.rpartition("/")
     found = list_files(f"{out}/{fits}" if fits == "fits" else f"{out}/{what}")
     return sum(fits != "fits" or f"/{folder}/" in file.url for file in found) >= number
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """Outputs on both kinds of storage by turns."""
-
-    def out_of(seed: int) -> str:
-        if seed % 2:
-            return f"{request.getfixturevalue('bucket')}/out"
-        return str(tmp_path / "out")
-
-    return out_of
 
 
 @contextmanager

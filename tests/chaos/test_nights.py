@@ -132,18 +132,6 @@ class Nights:
         return [one for file in files for one in pq.read_table(file)["doc_id"].to_pylist()]
 
 
-@pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], str]:
-    """Outputs on both kinds of storage by turns."""
-
-    def out_of(seed: int) -> str:
-        if seed % 2:
-            return f"{request.getfixturevalue('bucket')}/out"
-        return str(tmp_path / "out")
-
-    return out_of
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_night_whose_driver_is_killed_is_made_whole(

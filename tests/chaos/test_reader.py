@@ -239,18 +239,6 @@ def _ends(victim: Driver) -> None:
     assert "Traceback" not in victim.said(), victim.said()
 
 
-@pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], str]:
-    """Outputs on both kinds of storage by turns."""
-
-    def out_of(seed: int) -> str:
-        if seed % 2:
-            return f"{request.getfixturevalue('bucket')}/out"
-        return str(tmp_path / "out")
-
-    return out_of
-
-
 SPOILS: dict[str, Callable[[Path], object]] = {
     "is missing": Path.unlink,
     # The same bytes under the same name are another file.

@@ -25,7 +25,7 @@ def log_probabilities(head: LanguageHead, states: ViewStates) -> Tensor:
         one_N[followed_N] for one_N in (owner_N[:-1], all_N[:-1], all_N[1:])
     )
     row_N = owner_N if states.row_V is None else states.row_V[owner_N]
-    # In the order of states, so that those of a block are scored where their logits are.
+    # Sorted by state: a block of states has the ids after them side by side, and its logits once.
     state_N = row_N * tokens + place_N
     order_N = state_N.argsort(stable=True)
     state_U, which_N, count_U = state_N[order_N].unique_consecutive(

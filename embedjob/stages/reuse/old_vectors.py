@@ -52,7 +52,7 @@ _OF_THE_TEXT = (
     PART.name,
     *CHARS,
 )
-# A passage is a text of its own: where it stands is told by the row that has it now.
+# The place of a passage comes from the row that has it now, not from the old file.
 _OF_THE_ROW = (PART.name, *CHARS)
 _TEXT_HASH = "text_hash"
 _UNUSABLE = (EmbedjobError, OSError, pa.ArrowException, KeyError, ValueError, IndexError)

@@ -1,4 +1,4 @@
-"""Words that are drawn after a prompt: by each text's own numbers, whatever goes beside it."""
+"""Sampled decoding: a text draws the same words in every batch, order and split."""
 
 import hashlib
 from pathlib import Path
