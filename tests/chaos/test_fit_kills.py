@@ -214,7 +214,7 @@ def _struck(bench: Bench, folder: Path, out: str, *, seed: int, blow: Blow) -> I
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", seeds(slow=2))
+@pytest.mark.parametrize("seed", seeds(slow=0))
 def test_a_run_that_is_struck_while_it_fits_or_generates_makes_nothing_twice(
     seed: int, bench: Bench, place: Place, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
