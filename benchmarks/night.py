@@ -35,7 +35,7 @@ WIDTH, CHUNK_ROWS, GROUP_ROWS = 384, 2048, 1024
 MILLISECONDS = 2.0
 GIB = 2**30
 # What a night takes beside encoding, on two cores: two passes of Ray Data and the pre-pass.
-CONSTANT_SECONDS = 60.0
+CONSTANT_SECONDS = 15.0
 WORDS = pipeline.WORDS
 # Bytes that gathering may read at most, over the bytes of the vectors.
 LIMITS = {"in place": 1.3, "re-sharded": 1.3, "shuffled": 4.0}
