@@ -214,7 +214,7 @@ HEAVY = ("torch", "ray", "transformers")
         ("models", HEAVY),
         ("job", HEAVY),
         ("static", HEAVY),
-        ("encoder", ("ray",)),
+        pytest.param("encoder", ("ray",), marks=pytest.mark.slow),
     ],
 )
 def test_a_light_import_stays_light(room: str, heavy: tuple[str, ...]) -> None:

@@ -104,6 +104,7 @@ import scipy, torchao
 """
 
 
+@pytest.mark.slow
 def test_an_encoder_loads_without_the_packages_of_other_tasks(model: Path) -> None:
     """They are installed here, and can be imported after it; torchao prints nothing then."""
     ended = subprocess.run(

@@ -104,7 +104,7 @@ def verify(out: str) -> Report:
 def _left_by_others(urls: Sequence[str]) -> Iterator[str]:
     if urls:
         shown = ", ".join(sorted(urls)[:_EXAMPLES])
-        yield f"{len(urls):,} files that a file browser or a disk left here, such as {shown}"
+        yield f"left here by a file browser or a disk: {len(urls):,}, such as {shown}"
 
 
 def _orphans(out: str, listed: Mapping[str, Stored], snapshots: list[Snapshot]) -> Iterator[str]:

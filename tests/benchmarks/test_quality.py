@@ -28,6 +28,7 @@ def test_a_figure_is_of_the_method_as_it_is(name: str) -> None:
         assert figures[name]["recipe"] == fingerprint(of_method(name), {})[:12]
 
 
+@pytest.mark.slow
 def test_both_sets_have_every_method() -> None:
     asked = {name for name, _ in recipes([])}
     published = f"token_prepending{AS_PUBLISHED}"

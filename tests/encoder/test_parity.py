@@ -87,7 +87,6 @@ def smollm() -> Backbone:
     [
         (stsb, 200),
         (naughty, 200),
-        (languages, 30),
         pytest.param(stsb, 1500, marks=pytest.mark.slow),
         pytest.param(naughty, 1000, marks=pytest.mark.slow),
         pytest.param(languages, 1000, marks=pytest.mark.slow),

@@ -402,6 +402,7 @@ def test_a_file_that_was_replaced_is_not_read(tmp_path: Path, codec: str) -> Non
             read_chunk(chunk, job_input)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_lines_in_a_bucket(bucket: str, tmp_path: Path, codec: str) -> None:
     rows = [{"t": f"text {i} " + "x" * 3000, "n": i} for i in range(3000)]

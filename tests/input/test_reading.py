@@ -323,6 +323,7 @@ def test_int96_of_several_units_cannot_be_told_apart(tmp_path: Path) -> None:
     assert "int96 timestamps of several units (ns, us)" in str(footer)
 
 
+@pytest.mark.slow
 def test_text_longer_than_its_offsets(tmp_path: Path) -> None:
     """2.1 GiB of two texts, in a file of a few kilobytes: Arrow's dictionaries count in 31 bits."""
     path = tmp_path / "a.parquet"

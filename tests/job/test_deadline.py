@@ -211,7 +211,10 @@ def test_what_is_made_again_keeps_its_file_until_it_is(world: Dated) -> None:
 
 
 @pytest.mark.parametrize("how", ["die", "sleep"])
-@pytest.mark.parametrize("stride", [pytest.param(3, marks=pytest.mark.chaos), 13])
+@pytest.mark.parametrize(
+    "stride",
+    [pytest.param(3, marks=pytest.mark.chaos), pytest.param(13, marks=pytest.mark.slow), 29],
+)
 def test_a_run_with_a_deadline_that_stops_at_any_moment_harms_nobody(
     how: str, stride: int, world: Dated
 ) -> None:

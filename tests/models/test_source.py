@@ -197,6 +197,7 @@ def test_a_gguf_is_unpacked_once_however_many_ask(cache: Path) -> None:
     assert not list(cache.rglob("*.partial"))
 
 
+@pytest.mark.slow
 @needs_smollm
 def test_a_gguf_tells_its_facts_and_gives_its_tokenizer_without_weights(cache: Path) -> None:
     source = ModelSource(SMOLLM)

@@ -35,8 +35,8 @@ FITS = (
     Standardize(kind="standardize", name="s", sample=None),
     Pca(kind="pca", name="p", sample=20),
 )
-# One moment in five in `slow`, and one in sixty-one otherwise.
-STRIDES = pytest.mark.parametrize("stride", [pytest.param(5, marks=pytest.mark.slow), 61])
+# One moment in five in `slow`, and one in 127 otherwise.
+STRIDES = pytest.mark.parametrize("stride", [pytest.param(5, marks=pytest.mark.slow), 127])
 
 
 class FitWorld(World):

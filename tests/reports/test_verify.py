@@ -374,7 +374,7 @@ def test_what_file_browsers_and_disks_leave_is_a_note(
     report = verify(str(out))
     assert (report.ok, report.rows) == (True, 48)
     [note] = report.notes
-    assert note.startswith("3 files that a file browser or a disk left here, such as")
+    assert note.startswith("left here by a file browser or a disk: 3, such as")
     assert str(out / "data" / name) in note
     assert prune(str(out), keep=1).files == 0
     assert damaged(str(out), FINGERPRINT) == frozenset()

@@ -97,6 +97,7 @@ def dead_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield NOWHERE
 
 
+@pytest.mark.slow
 def test_a_dead_cluster_is_not_waited_for_when_none_is_asked_for(dead_cluster: str) -> None:
     with connected(None):
         assert ray.get_runtime_context().gcs_address != dead_cluster

@@ -345,6 +345,7 @@ def test_float16_rows_are_read_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(made[0], VECTORS[3].astype(np.float16).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_averages_of_glove_equal_sentence_transformers() -> None:
     path = glove_table()
     if path is None:

@@ -149,6 +149,7 @@ print(sorted(name for name in sys.modules if name.startswith("embedjob.encoder.c
 """
 
 
+@pytest.mark.slow
 def test_a_gpu_imports_nothing_of_a_cpus_layers(tmp_path: Path) -> None:
     folder = tiny.save("opt", tmp_path)
     command = [sys.executable, "-c", _ON_A_GPU, str(folder)]

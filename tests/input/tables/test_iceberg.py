@@ -396,6 +396,7 @@ def test_a_deletion_vector_that_is_damaged_is_refused(
         planned(input_of("iceberg", "db.docs", catalog="tests"))
 
 
+@pytest.mark.slow
 def test_a_table_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by the catalog, whose configuration does not name the server, and by its metadata."""
     table = _docs(_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"), *PARTS["of values"])
@@ -412,6 +413,7 @@ def test_a_table_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert rows_of(by_file) == rows_of(job_input)
 
 
+@pytest.mark.slow
 def test_deletes_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = _docs(_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"))
     table.append(_rows(0, 9))

@@ -262,7 +262,10 @@ def test_no_file_of_other_names_is_taken_and_none_behind_a_link(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("how", ["die", "sleep"])
-@pytest.mark.parametrize("stride", [pytest.param(5, marks=pytest.mark.chaos), 31])
+@pytest.mark.parametrize(
+    "stride",
+    [pytest.param(5, marks=pytest.mark.chaos), pytest.param(31, marks=pytest.mark.slow), 61],
+)
 def test_a_prune_that_stops_at_any_moment_takes_nothing_that_is_needed(
     how: str, stride: int, world: JobWorld
 ) -> None:
