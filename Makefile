@@ -29,11 +29,12 @@ test: venv
 	$(BIN)/python -m pytest -m "not (ray or gpu or slow or chaos)" -n 3 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not (gpu or slow or chaos)" $(RAY_TESTS)
 
-# What takes minutes: seeded rounds of killing, quality, memory. A busy machine makes a quarter of an
-# hour of them.
+# What takes minutes: seeded rounds of killing, quality, memory. Whole runs on Ray wait for processes
+# most of the time: two at once, each with a cluster of its own.
 slow: venv
 	$(BIN)/python -m pytest -m "slow and not (ray or gpu or chaos)" --timeout 900 -n 3 --dist loadfile
-	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" --timeout 900 $(RAY_TESTS)
+	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" --timeout 900 -n 2 --dist loadfile \
+	  $(RAY_TESTS)
 
 # Twenty seeds each of killed and suspended processes, of a faulty S3 and of lost nodes; damage to
 # files in tens of thousands of places; nights of 120,000 rows.

@@ -42,9 +42,9 @@ def any_out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return _out_in(request, tmp_path)
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.chaos)])
 def run_out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The output of a whole run; that runs reach S3 at all, test_s3_job.py shows every time."""
+    """The output of a whole run; that runs reach S3 at all, test_s3_job.py shows."""
     return _out_in(request, tmp_path)
 
 

@@ -182,7 +182,13 @@ def _lost(what: str, bench: Bench, folder: Path, *, files: int, pause: float = 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [SIGTERM, SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(SIGTERM, id="SIGTERM"),
+        pytest.param(SIGINT, id="SIGINT", marks=pytest.mark.chaos),
+    ],
+)
 def test_a_stopped_run_keeps_its_files_and_resumes(stop: End, bench: Bench, tmp_path: Path) -> None:
     with driven(bench, tmp_path, bench.cluster.address) as run:
         run.until_files(1)

@@ -186,7 +186,7 @@ MOMENTS = {"before keys are read": "_found", "before vectors are gathered": "gat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [0, 5])
+@pytest.mark.parametrize("kept", [pytest.param(0, marks=pytest.mark.chaos), 5])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_prune_of_the_other_output_costs_embedding_and_is_no_fault(
     moment: str, kept: int, yesterday: Yesterday, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
