@@ -71,7 +71,9 @@ def recorded_recipes(
     resolved = [recipe for recipe in kept if recipe.dtype != "auto"]
     wrote = [one for one in resolved if fingerprint(one, claim.digests) == claim.fingerprint]
     if not wrote:
-        raise OutputError(f"{out}: none of its recipes gives its fingerprint; was it edited?")
+        now: dict[str, Any] = {one.role: one.model_dump(mode="json") for one in kept}
+        why = changed_since(claim, now, claim.digests).rstrip() or "was it edited?"
+        raise OutputError(f"{out}: none of its recipes gives its fingerprint; {why}")
     _require_allowed(kept, out, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     _require_same_model(wrote[0], claim, out)
     by_role = {recipe.role: recipe for recipe in kept}

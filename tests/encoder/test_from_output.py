@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from embedjob.config.interventions import Prepend, Prepending
-from embedjob.config.recipe import Recipe
+from embedjob.config.recipe import Recipe, Split
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, ModelError, OutputError
 from embedjob.job.resolve import resolve_encoder
@@ -111,6 +111,18 @@ def test_an_output_that_read_tokenizer_json_alone_is_refused_with_the_reason(
         Encoder.from_output(str(tmp_path / "old"), device="cpu")
     put_claim(str(tmp_path / "new"), claim(model))
     assert len(Encoder.from_output(str(tmp_path / "new"), device="cpu").encode(["a fox"])) == 1
+
+
+def test_an_output_with_passages_of_other_borders_is_refused_with_the_reason(
+    model: Path, tmp_path: Path
+) -> None:
+    """As it was written before the rule of borders had a name, which its fingerprint lacks."""
+    out = str(tmp_path / "out")
+    made = claim(model, long_text="split", split=Split(max_tokens=20))
+    recorded = {**made.recipes["document"], "split": {"max_tokens": 20}}
+    put_claim(out, replace(made, fingerprint="0" * 64, recipes={"document": recorded}))
+    with pytest.raises(OutputError, match="long_text: split ends passages at other sentences"):
+        Encoder.from_output(out)
 
 
 def test_an_output_with_a_special_slot_is_queried_with_one(model: Path, tmp_path: Path) -> None:
