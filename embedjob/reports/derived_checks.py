@@ -66,7 +66,7 @@ def _named(claims: Sequence[Claim]) -> Iterator[Mapping[str, Any]]:
     for claim in claims:
         document = claim.recipes["document"]
         yield from document.get("finish") or ()
-        pooling = document["pooling"]
+        pooling = document.get("pooling")
         if isinstance(pooling, Mapping):
             yield from ({"word_counts": pooling[key]} for key in ("idf", "sif") if key in pooling)
 
