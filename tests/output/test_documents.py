@@ -97,6 +97,19 @@ def test_an_edited_document_ends_no_reader_in_a_traceback(
         assert outside.read_text() == "mine"
 
 
+@pytest.mark.parametrize("recipe", [{}, {"pooling": {"idf": 5}}, {"finish": None, "heads": {}}])
+def test_a_recipe_that_lacks_what_a_run_writes(
+    whole: Path, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    document = json.loads((whole / DOCUMENTS[0]).read_text())
+    document["recipes"]["document"] = recipe
+    for opener in OPENERS.values():
+        out = _copied(whole, tmp_path / "out")
+        _rewrite(out / DOCUMENTS[0], json.dumps(document))
+        with suppress(EmbedjobError):
+            opener(str(out))
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 @pytest.mark.parametrize("text", ["", "{", "[" * 10_000, "\udcff", "9" * 5000])
 def test_what_is_no_json_is_named(whole: Path, tmp_path: Path, name: str, text: str) -> None:
