@@ -35,8 +35,11 @@ FITS = (
     Standardize(kind="standardize", name="s", sample=None),
     Pca(kind="pca", name="p", sample=20),
 )
-# One moment in five in `slow`, and one in 127 otherwise.
-STRIDES = pytest.mark.parametrize("stride", [pytest.param(5, marks=pytest.mark.slow), 127])
+# One moment in so many.
+STRIDES = pytest.mark.parametrize(
+    "stride",
+    [pytest.param(5, marks=pytest.mark.chaos), pytest.param(17, marks=pytest.mark.slow), 127],
+)
 
 
 class FitWorld(World):
