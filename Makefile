@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUALITY := quality retrieval generated
 RAY_TESTS := $(shell grep -rl pytest.mark.ray tests)
+WHOLE_RUNS ?= $(RAY_TESTS)
 PROGRAMS := $(filter-out $(QUALITY),$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .PHONY: venv demo test slow chaos lint bench bench-quality clean
@@ -29,12 +30,11 @@ test: venv
 	$(BIN)/python -m pytest -m "not (ray or gpu or slow or chaos)" -n 3 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not (gpu or slow or chaos)" $(RAY_TESTS)
 
-# What takes minutes: seeded rounds of killing, quality, memory. Whole runs on Ray wait for processes
-# most of the time: two at once, each with a cluster of its own.
+# What takes minutes: seeded rounds of killing, quality, memory. The whole runs on Ray alone take forty
+# of them; WHOLE_RUNS chooses some.
 slow: venv
 	$(BIN)/python -m pytest -m "slow and not (ray or gpu or chaos)" --timeout 900 -n 3 --dist loadfile
-	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" --timeout 900 -n 2 --dist loadfile \
-	  $(RAY_TESTS)
+	$(BIN)/python -m pytest -m "slow and ray and not (gpu or chaos)" --timeout 900 $(WHOLE_RUNS)
 
 # Twenty seeds each of killed and suspended processes, of a faulty S3 and of lost nodes; damage to
 # files in tens of thousands of places; nights of 120,000 rows.

@@ -25,7 +25,7 @@ from tests.running import Job, job_file, texts, write_shard
 pytestmark = pytest.mark.ray
 SHARDS, SHARD_ROWS, CHUNK_ROWS = 4, 60, 10
 CHUNKS = SHARDS * SHARD_ROWS // CHUNK_ROWS
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 ENCODER, READER = "ray::MapWorker(MapBatches(EncodeActor))", "ray::ReadChunks"
 
 
@@ -82,8 +82,11 @@ def driven(bench: Bench, folder: Path, address: str) -> Iterator[Driven]:
         yield Driven(started.process, started.log, document, bench.cluster)
 
 
-def resumed(bench: Bench, folder: Path, before: dict[str, str], *options: str) -> None:
-    """What was there is still what it was, the rest is made, and all of it is right."""
+def resumed(bench: Bench, folder: Path, before: dict[str, str], *options: str) -> str:
+    """What was there is still what it was, the rest is made, and all of it is right.
+
+    Returns what the run has said.
+    """
     document, out = _document(bench.source, bench.model, folder / "out"), folder / "out"
     standing = written(out)
     assert {name: standing[name] for name in before} == before
@@ -101,6 +104,7 @@ def resumed(bench: Bench, folder: Path, before: dict[str, str], *options: str) -
     vectors = np.stack(table["embedding"].to_pylist())
     assert np.einsum("rd,rd->r", vectors, bench.reference).min() >= 0.99999
     assert running.command("verify", str(out), "--json").summary["problems"] == []
+    return ran.err
 
 
 def interrupted(number: signal.Signals) -> End:
@@ -193,10 +197,9 @@ def test_a_stopped_run_keeps_its_files_and_resumes(stop: End, bench: Bench, tmp_
     with driven(bench, tmp_path, bench.cluster.address) as run:
         run.until_files(1)
         stop(run)
-    started = time.monotonic()
     # What was in flight may have been all the rest: then the next run has only to publish.
-    resumed(bench, tmp_path, written(tmp_path / "out"))
-    assert time.monotonic() - started < STOP_SECONDS
+    said = resumed(bench, tmp_path, written(tmp_path / "out"))
+    assert "whether it lives" not in said
 
 
 @pytest.mark.slow
