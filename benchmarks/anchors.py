@@ -13,8 +13,8 @@ Both are the same encoder, the same micro-batches, and the same head, which runs
 but the states that predict a token of an anchor; the state before the first tokens of all anchors
 is one state in ours. Keys and values are shared in the body, and the head's work is the same in
 both: the ratio of their times outside of the head must be within a fifth of the ratio of their
-tokens as the encoder counts them, and that of all their time is reported. The seconds are the
-process' own.
+tokens as the encoder counts them, and so must that of all their time. The seconds are the process'
+own.
 
 The texts are questions of Quora and the first 60 words of articles of Reuters.
 
@@ -137,6 +137,8 @@ def compared(
             f"anchors, {name}: ratio of time over ratio of tokens",
             faster / fewer,
             spread=[ratio / fewer for ratio in turns.ratios("no sharing", "ours")],
+            floor=LEAST,
+            cosine=least_cosine(one, other),
         ),
     ]
     if model is not None:

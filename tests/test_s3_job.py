@@ -278,7 +278,6 @@ class TestWrongCredentials:
         )
         self._require(Ran(ended.returncode, ended.stdout, ended.stderr), wrong)
 
-    @pytest.mark.slow
     def test_of_the_workers_are_told_before_a_model_is_loaded(
         self, done: Done, dashboard_cluster: Cluster, bucket: str, tmp_path: Path
     ) -> None:

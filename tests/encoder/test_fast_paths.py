@@ -60,7 +60,7 @@ def _ids(length: int) -> st.SearchStrategy[list[int]]:
 
 @pytest.mark.parametrize("of", [backbone, quick])
 @pytest.mark.parametrize("name", [*_FAST, *_PLAIN])
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=40)
 @given(
     views=_views(),
     knobs=st.fixed_dictionaries(

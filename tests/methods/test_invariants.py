@@ -21,7 +21,7 @@ SPANNED = pytest.mark.parametrize(
     "setting", SPANNED_SETTINGS, ids=[one.name for one in SPANNED_SETTINGS]
 )
 FEW = settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 NAMES = sorted({*LITERALS.values(), "<s1>", "<EMBED0>", "<query>", "{text}", "{instruction}"})
 TEXTS = st.lists(

@@ -77,7 +77,7 @@ def _edited(document: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_an_edited_document_ends_no_reader_in_a_traceback(

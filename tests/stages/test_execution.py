@@ -181,7 +181,6 @@ def hung_ledger(ledger: Any) -> Iterator[Any]:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
 def test_a_ledger_that_hangs_ends_the_run_in_bounded_time(
     hung_ledger: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

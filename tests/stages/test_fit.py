@@ -61,7 +61,6 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-@pytest.mark.slow
 def test_a_run_whitens_by_a_sample_and_embeds_nothing_twice(
     cluster: Cluster, model: Path, tmp_path: Path, run_out: str
 ) -> None:

@@ -155,7 +155,7 @@ def test_nothing_is_read_once_the_run_is_stopping(ledger: Any) -> None:
     assert (state.rows, state.failure.kind) == (None, "abandoned")
 
 
-@pytest.mark.parametrize("fault", ["busy", pytest.param("half", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["busy", "half"])
 def test_a_read_that_storage_cuts_off_begins_anew(
     ledger: Any,
     s3: S3Server,

@@ -107,9 +107,9 @@ def test_trouble_that_stays_is_one_message_within_the_patience(
     faulty.choose = lambda method, path: "busy"
     started = time.monotonic()
     refused = pytest.raises(AccessError, match="too busy or broken to answer; run again later")
-    with refused, patience(2.0):
+    with refused, patience(4.0):
         objects.list_files(bucket)
-    assert 2.0 <= time.monotonic() - started < 20
+    assert 4.0 <= time.monotonic() - started < 20
     started = time.monotonic()
     with pytest.raises(AccessError), patience(0.0):
         objects.read_bytes(f"{bucket}/seed")

@@ -121,7 +121,6 @@ def vectors(out: Path) -> np.ndarray:
     return np.stack(published(out)["embedding"].to_pylist())
 
 
-@pytest.mark.slow
 def test_each_text_is_embedded_with_what_was_made_of_it(ran: Ran) -> None:
     corpus, result = ran.corpus, ran.result
     assert result.faults == ()
