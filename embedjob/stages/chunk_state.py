@@ -26,7 +26,8 @@ class Failure:
 class ChunkState:
     """One chunk and what has been made of it so far, or why nothing can be made of it.
 
-    `reused` are the lines of old files that it takes over, None where it takes none.
+    `reused` are the lines of old files that it takes over, None where it takes none; `repeated` are
+    the hashes of its texts, one behind the other, that other chunks are to embed too.
     """
 
     chunk: Chunk
@@ -36,6 +37,7 @@ class ChunkState:
     failure: Failure | None = None
     stats: Mapping[str, float] = field(default_factory=dict)
     reused: pa.Table | None = None
+    repeated: bytes = b""
 
 
 def to_block(states: Iterable[ChunkState]) -> pa.Table:
@@ -49,9 +51,9 @@ def from_block(block: pa.Table) -> Iterator[ChunkState]:
     """Yield the states in a block; their rows are views of the block's memory."""
     for cells in zip(block["rows"], block["reused"], block["rest"], strict=True):
         for rows, reused, rest in zip(*(cell.values for cell in cells), strict=True):
-            chunk, views, encoded, failure, stats = pickle.loads(rest.as_buffer())
+            chunk, views, encoded, failure, stats, repeated = pickle.loads(rest.as_buffer())
             tables = (_from_ipc(rows), _from_ipc(reused))
-            yield ChunkState(chunk, tables[0], views, encoded, failure, stats, tables[1])
+            yield ChunkState(chunk, tables[0], views, encoded, failure, stats, tables[1], repeated)
 
 
 def describe(error: BaseException) -> str:
@@ -66,7 +68,14 @@ def _packed(state: ChunkState) -> tuple[pa.Array, pa.Array, pa.Array]:
         rows, reused = (
             None if table is None else _to_ipc(table) for table in (state.rows, state.reused)
         )
-        rest = (state.chunk, state.views, state.encoded, state.failure, dict(state.stats))
+        rest = (
+            state.chunk,
+            state.views,
+            state.encoded,
+            state.failure,
+            dict(state.stats),
+            state.repeated,
+        )
         return _cell(rows), _cell(reused), _cell(pickle.dumps(rest, protocol=5))
     except Exception as error:
         failure = Failure("fault", describe(error))

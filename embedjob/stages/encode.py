@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from embedjob.stages.attempts import begin_attempt, begin_parcel, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, from_block, to_block
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import EncodesViews, Engine
+from embedjob.stages.reuse.repeated import encode_once
 
 REPORT_SECONDS = 2.0
 
@@ -116,10 +118,9 @@ class EncodeActor:
             return ChunkState(state.chunk, failure=failure, stats=state.stats)
         try:
             with limited(attempt.seconds) as moved:
-                reporter = self._reporter(state, moved)
-                encoded = self._encoder.encode_views(
-                    state.views, stop=self._stopping.is_set, on_progress=reporter
-                )
+                stop, reporter = self._stopping.is_set, self._reporter(state, moved)
+                views = partial(self._encoder.encode_views, stop=stop, on_progress=reporter)
+                encoded = encode_once(state, views, self._ledger, stop=stop, moved=moved)
         except InterruptedRunError as error:
             self._ledger.abandon.remote(state.chunk.key)
             return ChunkState(state.chunk, failure=Failure("abandoned", str(error)))

@@ -10,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.job.result import Outcome, Outcomes, Tally
+from embedjob.stages.reuse.repeated import Answer, TextOwners
 
 STAGES = ("read", "generate", "tokenize", "encode", "write")
 # What a task has done with a chunk when it begins a stage with the next one.
@@ -110,6 +111,7 @@ class LedgerState:
         self._notes: dict[str, None] = {}
         self._failed_loads: list[str] = []
         self._lost: list[tuple[str, str]] = []
+        self._texts = TextOwners()
         self._stopping: str | None = None
         self._refusal: str | None = None
         self._seen = time.monotonic()
@@ -288,11 +290,20 @@ class LedgerState:
         """Return which of these chunks have no end yet."""
         return tuple(key for key in keys if hash(key) not in self._ended)
 
+    def ask_texts(self, key: str, hashes: Sequence[bytes], *, insist: bool) -> list[Answer]:
+        """Return what a chunk is to do about texts that others have too, see TextOwners."""
+        return self._texts.ask(key, hashes, insist=insist)
+
+    def text_made(self, key: str, hashes: Sequence[bytes], holder: Sequence[Any]) -> None:
+        """Note that an object has these texts of a chunk embedded."""
+        self._texts.made(key, hashes, holder)
+
     def abandon(self, *keys: str) -> None:
         """Note that chunks were put down unfinished."""
         for key in keys:
             self._partial.pop(key, None)
             self._in_hand.discard(key)
+            self._texts.released(key)
 
     def done(self, *outcomes: Outcome) -> None:
         """Note the ends of chunks; a repeated report changes nothing."""

@@ -36,7 +36,8 @@ def test_exactly_what_is_new_is_encoded_and_the_night_equals_a_full_run() -> Non
     """120,000 rows in three layouts: ids, kept values and vectors, row for row."""
     figures = measured("--only", "nights", "--rows", "120000")["figures"]
     for layout in ("in place", "re-sharded", "shuffled"):
-        assert figures[f"{layout}: texts encoded"] == 2 * 1200
+        # Of 1,200 edited and 1,200 new rows, 120 have the text of another one.
+        assert figures[f"{layout}: texts encoded"] == 2 * 1200 - 120
 
 
 def test_gathering_reads_few_bytes_more_than_the_vectors() -> None:

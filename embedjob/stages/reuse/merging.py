@@ -32,19 +32,26 @@ _FETCH_SECONDS = 300.0
 class Reuse:
     """The vectors that chunks take over: by chunk, its number and the objects in Ray's store.
 
-    `whole` are the chunks whose every good row has one.
+    `whole` are the chunks whose every good row has one. `repeated` are, by chunk, the hashes of its
+    texts that have none, and that other chunks have too, one behind the other.
     """
 
     places: Mapping[str, tuple[int, tuple[Any, ...]]] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
+    repeated: Mapping[str, bytes] = field(default_factory=dict)
 
     def of(self, chunks: Sequence[Chunk]) -> "Reuse":
         """Return what concerns these chunks, to travel with them."""
         keys = [chunk.key for chunk in chunks]
-        return Reuse({key: self.places[key] for key in keys if key in self.places})
+        return Reuse(
+            {key: self.places[key] for key in keys if key in self.places},
+            repeated={key: self.repeated[key] for key in keys if key in self.repeated},
+        )
 
     def attached(self, state: ChunkState) -> ChunkState:
         """Return a state with the old lines of its texts; without, where they were lost."""
+        if repeated := self.repeated.get(state.chunk.key):
+            state = replace(state, repeated=repeated)
         number, objects = self.places.get(state.chunk.key, (0, ()))
         if not objects or state.failure or state.rows is None:
             return state

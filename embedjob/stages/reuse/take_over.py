@@ -9,6 +9,7 @@ cannot be read, or is lost, is embedded.
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -43,6 +44,7 @@ from embedjob.stages.reuse.text_keys import (
     Places,
     TextKeys,
     all_of,
+    hashes_of,
     in_order,
     joined,
     numbers_of,
@@ -107,27 +109,34 @@ def take_over(plan: JobPlan, engine: Engine, *, ledger: Any, say: Callable[[str]
         return Reuse()
     tasks = _Tasks(ledger, plan.job.config.run.stall_seconds)
     found, wanted = _found(plan, engine, files, carried, tasks)
-    places, lines = found
+    joins, lines = found
+    places = [place for place, _ in joins]
     gather = _task(_gathered)
     made = tasks.ended(
         lambda some: gather.remote(some, carried, *places),
         [files.take(group) for group in gather_groups(lines, carried)],
     )
-    return _reuse(plan.left, wanted, made, say)
+    repeated = _by_chunk(plan.left, [one for _, one in joins])
+    return _reuse(plan.left, wanted, made, repeated, say)
 
 
 def _found(
     plan: JobPlan, engine: Engine, files: OldFiles, carried: Carried, tasks: "_Tasks"
 ) -> tuple[tuple[list[Any], Numbers], Numbers]:
-    """Return the places of texts and the lines of each file in them, and each chunk's texts."""
+    """Return what each partition has found, the lines of each file in it, and each chunk's texts.
+
+    Of a partition there are two objects: the places of texts, and the texts to encode once.
+    """
     texts, wanted = _text_keys(plan, engine, tasks)
     olds, there = _old_keys(files, carried, tasks)
     parts = -(-(sum(wanted.values()) + sum(there.values())) // PARTITION_KEYS)
-    join = _task(_joined)
-    found = tasks.outputs(
-        lambda some: join.remote(some, parts, len(texts), *texts, *olds),
-        [[part] for part in range(parts if texts and olds else 0)],
-    )
+    join = _task(_joined, num_returns=3)
+
+    def start(some: Sequence[int]) -> tuple[tuple[Any, Any], Any]:
+        places, repeated, lines = join.remote(some, parts, len(texts), *texts, *olds)
+        return (places, repeated), lines
+
+    found = tasks.outputs(start, [[part] for part in range(parts if texts and olds else 0)])
     return found, wanted
 
 
@@ -149,7 +158,7 @@ def _old_keys(files: OldFiles, carried: Carried, tasks: "_Tasks") -> tuple[list[
 
 
 def _task(function: Callable[..., Any], **options: Any) -> Any:
-    return ray.remote(function).options(num_cpus=1, num_returns=2, **options)
+    return ray.remote(function).options(**{"num_cpus": 1, "num_returns": 2, **options})
 
 
 def new_keys(
@@ -191,13 +200,30 @@ def _counted_old(
 
 def _joined(
     some: Sequence[int], parts: int, texts: int, *keys: Any
-) -> tuple[Places, dict[int, int]]:
-    """Return the places of one partition, and the lines that are wanted of each file."""
+) -> tuple[Places, TextKeys, dict[int, int]]:
+    """Return the places of one partition, its repeated texts, and the lines wanted of each file."""
     [part] = some
-    places = joined(part, parts, keys[:texts], keys[texts:])
+    places, repeated = joined(part, parts, keys[:texts], keys[texts:])
     files, firsts = np.unique(places.file, return_index=True)
     lines = np.add.reduceat(places.lines.astype(np.int64), firsts) if len(files) else files
-    return places, dict(zip(files.tolist(), map(int, lines), strict=True))
+    return places, repeated, dict(zip(files.tolist(), map(int, lines), strict=True))
+
+
+def _by_chunk(chunks: Sequence[Chunk], found: Sequence[Any]) -> dict[str, bytes]:
+    """Return the hashes of each chunk's repeated texts; those that were lost are left out."""
+    parts: list[TextKeys] = []
+    for one in found:
+        with suppress(RayError):
+            parts.append(ray.get(one))
+    every = all_of(parts, NO_TEXTS)
+    order = np.argsort(every.chunk, kind="stable")
+    hashes = hashes_of(every.high[order], every.low[order]).buffers()[1].to_pybytes()
+    numbers, firsts = np.unique(every.chunk[order], return_index=True)
+    ends = np.append(firsts, len(order))[1:]
+    return {
+        chunks[number].key: hashes[16 * first : 16 * end]
+        for number, first, end in zip(numbers.tolist(), firsts, ends, strict=True)
+    }
 
 
 def _gathered(
@@ -293,6 +319,7 @@ def _reuse(
     chunks: Sequence[Chunk],
     wanted: Mapping[int, int],
     made: Sequence[tuple[Any, Mapping[int, int]]],
+    repeated: Mapping[str, bytes],
     say: Callable[[str], None],
 ) -> Reuse:
     objects: dict[int, list[Any]] = defaultdict(list)
@@ -307,4 +334,4 @@ def _reuse(
         f"reuse: {sum(texts.values()):,} of {sum(wanted.values()):,} texts have their vectors in"
         f" files of earlier runs; {len(whole):,} of {len(chunks):,} chunks need no encoder"
     )
-    return Reuse(places, whole)
+    return Reuse(places, whole, repeated)

@@ -108,10 +108,13 @@ NO_OLD = OldKeys(
 )
 
 
-def joined(part: int, parts: int, texts: Sequence[TextKeys], olds: Sequence[OldKeys]) -> Places:
+def joined(
+    part: int, parts: int, texts: Sequence[TextKeys], olds: Sequence[OldKeys]
+) -> tuple[Places, TextKeys]:
     """Return where the vectors of texts lie, of those in partition `part` of `parts`.
 
-    Of several old lines with one text, those in the file of the lowest number are taken.
+    Of several old lines with one text, those in the file of the lowest number are taken. Beside
+    them, the texts that have none and are in several chunks, in the order of chunks.
 
     Args:
         part: the partition, from 0.
@@ -140,7 +143,11 @@ def joined(part: int, parts: int, texts: Sequence[TextKeys], olds: Sequence[OldK
         new.high[text],
         new.low[text],
     )
-    return made.take(np.lexsort((made.line, made.file)))
+    ends = np.append(begins[1:], np.True_)
+    text = order[is_new[order[first]] & ~(begins & ends)] - len(old.high)
+    text = text[np.argsort(new.chunk[text], kind="stable")]
+    repeated = TextKeys(new.high[text], new.low[text], new.chunk[text])
+    return made.take(np.lexsort((made.line, made.file))), repeated
 
 
 def _partition(keys: _KeysT, part: int, parts: int) -> _KeysT:

@@ -1,6 +1,7 @@
 """Keys by sorts in partitions, beside a dictionary that holds all of them."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -56,9 +57,12 @@ def test_each_text_of_each_chunk_is_found_once_in_the_lowest_file_that_has_it(
 ) -> None:
     news = [text_keys(half) for half in halves(texts, seed)]
     before = [old_keys(half) for half in halves(olds, seed)]
-    found, files = [], []
+    found, files, again = [], [], []
     for part in range(parts):
-        places = joined(part, parts, news, before)
+        places, repeated = joined(part, parts, news, before)
+        names = hashes_of(repeated.high, repeated.low).to_pylist()
+        again += zip(repeated.chunk.tolist(), names, strict=True)
+        assert repeated.chunk.tolist() == sorted(repeated.chunk.tolist())
         hashes = hashes_of(places.high, places.low).to_pylist()
         lines = zip(places.file, places.line, places.lines, strict=True)
         found += zip(
@@ -76,6 +80,8 @@ def test_each_text_of_each_chunk_is_found_once_in_the_lowest_file_that_has_it(
         assert file == lowest[one]
         assert (file, one, line, lines) in places_of
     assert all(some == sorted(some) for some in files)
+    left = Counter(one for _, one in texts if one not in lowest)
+    assert sorted(again) == sorted((chunk, one) for chunk, one in texts if left[one] > 1)
 
 
 def test_hashes_come_back_from_their_numbers_also_out_of_a_slice() -> None:
@@ -92,5 +98,7 @@ def test_hashes_come_back_from_their_numbers_also_out_of_a_slice() -> None:
 def test_nothing_is_found_where_nothing_is(parts: int) -> None:
     some = text_keys([(0, bytes(16))])
     for news, olds in (([], []), ([some], []), ([some], [NO_OLD]), ([NO_TEXTS], [])):
-        assert [len(joined(part, parts, news, olds).file) for part in range(parts)] == [0] * parts
+        for part in range(parts):
+            places, repeated = joined(part, parts, news, olds)
+            assert (len(places.file), len(repeated.chunk)) == (0, 0)
     assert all_of([], NO_TEXTS) is NO_TEXTS
