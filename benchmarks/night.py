@@ -2,9 +2,10 @@
 
 120,000 rows behind an encoder that counts texts and takes 2 ms for each, or none; tonight 1 % are
 edited, 1 % deleted, 1 % new, of which some are there twice, in three layouts: edited in place, cut
-into other files in order, shuffled at random. Every row has another kept value than yesterday. What a night leaves is compared
-with an output that was embedded from nothing. Bytes are those that gathering asks storage for. The
-join of keys is measured alone, and beside Ray Data's own on the same keys.
+into other files in order, shuffled at random. Every row has another kept value than yesterday. What
+a night leaves is compared with an output that was embedded from nothing. Bytes are those that
+gathering asks storage for. The join of keys is measured alone, and beside Ray Data's own on the
+same keys.
 
     python -m benchmarks.night [--rows 120000] [--keys 10000000] [--only nights]
 """

@@ -7,6 +7,7 @@ texts without vectors.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,13 +66,18 @@ def run(
 
 
 def plan(
-    job: "str | Path | Mapping[str, Any] | JobSource", *, sets: Sequence[str] = ()
+    job: "str | Path | Mapping[str, Any] | JobSource",
+    *,
+    sets: Sequence[str] = (),
+    reusable: bool = False,
 ) -> "JobPlan":
     """Plan a job: its chunks, those left to be done, and its fingerprint; writes nothing.
 
     Args:
         job: the path of a job file, or its sections as a mapping.
         sets: overrides of its keys, as `--set` takes them.
+        reusable: whether to count `rows_reusable`, of which a run would take the vectors over: it
+            takes the hashes of all texts that are left, which are read for it in this process.
 
     Raises:
         RefusedError: the job does not fit its world, as far as can be known without a write.
@@ -79,7 +85,14 @@ def plan(
     from embedjob.job.planning import plan_job
     from embedjob.job.resolve import as_source
 
-    return plan_job(as_source(job, sets))
+    made = plan_job(as_source(job, sets))
+    if not reusable:
+        return made
+    from embedjob.stages.engine import recipe_engine
+    from embedjob.stages.reuse.take_over import rows_reusable
+
+    engine = recipe_engine(made.job.config, threads=1)
+    return replace(made, rows_reusable=rows_reusable(made, engine))
 
 
 def trajectory_distance(

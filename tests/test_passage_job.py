@@ -16,6 +16,7 @@ import pytest
 import yaml
 from tokenizers import Tokenizer
 
+import embedjob
 from embedjob.encoder.encoder import Encoder
 from embedjob.job.options import Options
 from embedjob.output.claim import read_claims
@@ -159,8 +160,10 @@ def test_an_edited_document_in_another_file_costs_its_new_passages(
     for part, start in enumerate((0, 4)):
         rows = slice(start, start + 4)
         write_shard(tmp_path / "in" / f"part-{part}.parquet", tonight[rows], title=own[rows])
+    plan = embedjob.plan(document, reusable=True)
     night = running.run_with(document, options, counting(tmp_path / "night"))
     assert night.faults == ()
+    assert plan.rows_reusable == night.summary.reused
     running.require_sum(night.summary.as_dict())
     assert (night.summary.embedded, night.summary.reused, night.summary.quarantined) == (2, 4, 1)
     assert running.command("verify", str(tmp_path / "out")).code == 0

@@ -63,7 +63,8 @@ class JobPlan:
     `job` is no output's. `refit` is whether they are to be made again, damaged ones too. `claims`
     are those on the output before the artefacts were looked for. `generated_in` are outputs whose
     generations of the same texts the run takes over: those of its fits. `generation` is what is
-    left to be generated, None where nothing is.
+    left to be generated, None where nothing is. `rows_reusable` are rows whose vectors a run would
+    take over; None where they were not counted.
     """
 
     job: IdentifiedJob
@@ -83,6 +84,7 @@ class JobPlan:
     refit: bool = False
     generated_in: tuple[str, ...] = ()
     generation: PlannedGeneration | None = None
+    rows_reusable: int | None = None
 
     @property
     def shards(self) -> tuple[Shard, ...]:

@@ -88,13 +88,17 @@ def tokenize_rows(
     return _tokenized(rows, tokenizer, long_text, reused)
 
 
-def distinct_texts(rows: pa.Table, engine: Engine) -> list[str]:
-    """Return the distinct good texts of rows, which are their passages where texts are split."""
+def good_lines(rows: pa.Table, engine: Engine) -> pa.Table:
+    """Return the lines of good rows, which are their passages where texts are split."""
     rows = rows.filter(rows["reason"].is_null())
     # A tokenizer takes a second to load, and whole texts need none.
     splitter = _tokenizer(engine).splitter if engine.long_text == "split" else None
-    lines = rows if splitter is None else passage_lines(rows, splitter)
-    texts: list[str] = lines["text"].unique().to_pylist()
+    return rows if splitter is None else passage_lines(rows, splitter)
+
+
+def distinct_texts(rows: pa.Table, engine: Engine) -> list[str]:
+    """Return the distinct good texts of rows, which are their passages where texts are split."""
+    texts: list[str] = good_lines(rows, engine)["text"].unique().to_pylist()
     return texts
 
 

@@ -25,6 +25,7 @@ from embedjob.input.chunks import Chunk, passes, text_of
 from embedjob.input.reading import read_pass
 from embedjob.job.planning import JobPlan
 from embedjob.job.reusable import OldFile, OldFiles, old_files
+from embedjob.output.schema import ROW
 from embedjob.stages.chunk_state import ChunkState, Failure
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import Engine
@@ -49,9 +50,10 @@ from embedjob.stages.reuse.text_keys import (
     joined,
     numbers_of,
 )
-from embedjob.stages.tokenize import distinct_texts, tokenize
+from embedjob.stages.tokenize import distinct_texts, good_lines, tokenize
 from embedjob.stages.write import Committer, write
 from embedjob.storage.retrying import retried
+from embedjob.text.arrays import Ints
 from embedjob.text.conversations import text_hash
 from embedjob.vectors.encoded import Encoded
 
@@ -120,6 +122,53 @@ def take_over(plan: JobPlan, engine: Engine, *, ledger: Any, say: Callable[[str]
     return _reuse(plan.left, wanted, made, repeated, say)
 
 
+def rows_reusable(plan: JobPlan, engine: Engine) -> int:
+    """Return of how many rows a run would take the vectors over, as far as old files are sound.
+
+    Reads and hashes all texts that are left, in this process. A row of passages counts where all
+    of these have vectors.
+    """
+    files, carried = old_files(plan), carried_of(plan) if plan.left else None
+    if carried is None or not len(files):
+        return 0
+    groups = _in_groups(range(len(files)), files.rows, _LINES)
+    olds = [old_keys(files.take(group), carried) for group in groups]
+    row_of, news = [np.empty(0, np.int64)], [NO_TEXTS]
+    number = 0
+    for together in passes(plan.left):
+        read = partial(_lines_of_pass, together, _bare(plan), engine)
+        with suppress(EmbedjobError, OSError):  # its run says why
+            for rows, hashes in retried(read, what=together[0].shard.url):
+                row_of.append(rows + (len(row_of) << 32))
+                line = np.arange(number, number + len(rows), dtype=np.uint32)
+                news.append(in_order(TextKeys(*numbers_of(hashes), line)))
+                number += len(rows)
+    parts = -(-(number + sum(len(one.high) for one in olds)) // PARTITION_KEYS)
+    every, has = np.concatenate(row_of), np.zeros(number, np.bool_)
+    for part in range(parts):
+        has[joined(part, parts, news, olds)[0].chunk] = True
+    return len(np.setdiff1d(every[has], every[~has]))
+
+
+def _lines_of_pass(
+    chunks: Sequence[Chunk], job_input: Input, engine: Engine
+) -> list[tuple[Ints, bytes]]:
+    """Return of each chunk the row of each good line, and their hashes, one behind the other."""
+    lines = (good_lines(rows, engine) for rows in read_pass(chunks, job_input))
+    return [
+        (
+            one[ROW.name].to_numpy().astype(np.int64),
+            b"".join(map(text_hash, one["text"].to_pylist())),
+        )
+        for one in lines
+    ]
+
+
+def _bare(plan: JobPlan) -> Input:
+    """Return the input with what its texts are made of alone."""
+    return plan.job.config.input.model_copy(update={"id": None, "keep": ()})
+
+
 def _found(
     plan: JobPlan, engine: Engine, files: OldFiles, carried: Carried, tasks: "_Tasks"
 ) -> tuple[tuple[list[Any], Numbers], Numbers]:
@@ -143,11 +192,10 @@ def _found(
 def _text_keys(plan: JobPlan, engine: Engine, tasks: "_Tasks") -> tuple[list[Any], Numbers]:
     """Return the keys of the chunks that are left, and how many texts each has, by its number."""
     hash_texts = _task(new_keys, memory=memory_of(plan.left))
-    bare = plan.job.config.input.model_copy(update={"id": None, "keep": ()})
     texts = partial(distinct_texts, engine=engine)
     most = _SPLIT_BYTES if engine.long_text == "split" else _TEXT_BYTES
     groups = [*_text_groups(plan.left, most)]
-    return tasks.outputs(lambda some: hash_texts.remote(some, bare, texts), groups)
+    return tasks.outputs(lambda some: hash_texts.remote(some, _bare(plan), texts), groups)
 
 
 def _old_keys(files: OldFiles, carried: Carried, tasks: "_Tasks") -> tuple[list[Any], Numbers]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import embedjob
 from embedjob.job.options import Options
 from embedjob.job.result import Result
 from embedjob.output import cleanup
@@ -102,9 +103,11 @@ def test_a_night_embeds_the_new_texts_alone_and_equals_a_full_run(
         )
     out = clone(yesterday.folder / "out", tmp_path / "out")
     before = by_text(out)
+    plan = embedjob.plan(yesterday.document(tmp_path / "in", out), reusable=True)
     result = yesterday.night(tmp_path / "in", out, tmp_path / "log")
     assert result.faults == ()
     summary = result.summary.as_dict()
+    assert plan.rows_reusable == summary["reused"]
     running.require_sum(summary)
     assert (summary["embedded"], encoded(tmp_path / "log")) == (2 * NEW + 2, 2 * NEW)
     assert (summary["reused"], summary["quarantined"]) == (len(tonight) - 2 * NEW - 3, 1)
@@ -137,6 +140,8 @@ def test_a_run_that_takes_over_everything_loads_no_model(
     assert by_text(out) == by_text(yesterday.folder / "out")
     again = yesterday.night(tmp_path / "in", out, tmp_path / "log", **sections)
     assert again.summary.chunks_written == 0
+    done = embedjob.plan(yesterday.document(tmp_path / "in", out, **sections), reusable=True)
+    assert (done.left, done.rows_reusable) == ((), 0)
     assert running.command("verify", str(out), "--json").summary["ok"]
 
 
