@@ -280,5 +280,5 @@ class Trajectories:
 
 def _picked(logits_STW: Tensor, ids_ST: Tensor, temperature: float) -> Tensor:
     """Return the log-probabilities [S, T] of the given ids alone."""
-    found_ST = logits_STW.gather(2, ids_ST[:, :, None])[:, :, 0].float() / temperature
-    return found_ST - (logits_STW.float() / temperature).logsumexp(dim=-1)
+    scores_STW = (logits_STW.float() / temperature).log_softmax(dim=-1)
+    return scores_STW.gather(2, ids_ST[:, :, None])[:, :, 0]

@@ -90,6 +90,13 @@ class Nights:
         )
         assert ran.code == 0, ran.err
 
+    def night_of_kills(self, night: int) -> None:
+        """A changed corpus, whose runs are killed up to three times before one is left alone."""
+        self.change()
+        for kill in range(self.chance.randrange(1, 4)):
+            self.killed(f"night-{night}-{kill}")
+        self.run()
+
     def killed(self, name: str) -> None:
         """A run whose driver gets SIGKILL between its lease and its end."""
         job = job_file(self.document, self.folder)
@@ -149,8 +156,5 @@ def test_a_night_whose_driver_is_killed_is_made_whole(
     full = Encoder.from_recipe(Recipe.model_validate_json(json.dumps(nights.document["encoder"])))
     for night in range(1 if seed < SLOW_SEEDS else 3):
         before = nights.vectors()
-        nights.change()
-        for kill in range(chance.randrange(1, 4)):
-            nights.killed(f"night-{night}-{kill}")
-        nights.run()
+        nights.night_of_kills(night)
         nights.require_whole(before, full)

@@ -50,5 +50,4 @@ def log_probabilities(head: LanguageHead, states: ViewStates) -> Tensor:
 
 def _scored(head: LanguageHead, states_UD: Tensor, which_N: Tensor, next_N: Tensor) -> Tensor:
     """Return the log-probabilities of ids [N], each after one of the states."""
-    logits_UW = head.logits(states_UD)
-    return logits_UW[which_N, next_N] - logits_UW.logsumexp(dim=1)[which_N]
+    return head.logits(states_UD).log_softmax(dim=1)[which_N, next_N]
