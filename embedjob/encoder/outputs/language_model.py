@@ -13,8 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from embedjob.errors import ModelError
 
 _PROBE = (1, 2, 3, 4, 5)
-# Logits per call: 16 MiB on a CPU, whose cache is small, 256 MiB on a GPU.
-_MOST_LOGITS, _MOST_LOGITS_ON_GPU = 1 << 22, 1 << 26
+# Logits per call: 32 MiB on a CPU, 256 MiB on a GPU.
+_MOST_LOGITS, _MOST_LOGITS_ON_GPU = 1 << 23, 1 << 26
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 
