@@ -59,11 +59,16 @@ class FaultyS3:
         self.choose = choose
 
     def fail_by_chance(self, chance: random.Random, share: float, *, silent: int = 0) -> None:
-        """Fail this share of all requests, each in any way that it can fail, few by silence."""
-        left = [None] * silent
+        """Fail this share of all requests, each in any way that it can fail, few by silence.
+
+        Of so many requests in a row one fails, so that no run goes without.
+        """
+        left, places, lock = [None] * silent, _one_of(round(1 / share), chance), threading.Lock()
 
         def choose(method: str, path: str) -> str | None:
-            if chance.random() >= share:
+            with lock:
+                fails = next(places)
+            if not fails:
                 return None
             if left and chance.random() < _SILENT_SHARE:
                 left.pop()
@@ -71,6 +76,13 @@ class FaultyS3:
             return chance.choice(_FAULTS if method == "GET" else _FAULTS[:-1])
 
         self.choose = choose
+
+
+def _one_of(count: int, chance: random.Random) -> Iterator[bool]:
+    """Yield for ever, of so many in a row, one true."""
+    while True:
+        chosen = chance.randrange(count)
+        yield from (place == chosen for place in range(count))
 
 
 @contextmanager
