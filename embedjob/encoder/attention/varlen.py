@@ -17,6 +17,7 @@ from torch.nn.attention import varlen
 
 from embedjob.encoder.attention.kernels import Scores, attend, merge_attention
 from embedjob.encoder.batching.transfers import to_device
+from embedjob.text.arrays import Ints
 
 
 @dataclass(frozen=True)
@@ -149,28 +150,50 @@ def _by_length(
     query_NHE, *seen = inputs
     groups = query_NHE.shape[1] // inputs.key_MKE.shape[1]
     seen_MHE = [states.repeat_interleave(groups, dim=1) for states in seen]
-    places, outs, weights = [], [], []
-    for own_SQ, there_ST in _of_one_length(*bounds, device=query_NHE.device):
+    tokens, heads = query_NHE.shape[:2]
+    out_NHE = query_NHE.new_empty(tokens, heads, inputs.value_MKE.shape[-1])
+    weight_NH = query_NHE.new_empty(tokens, heads, dtype=torch.float32)
+    for own, there in _of_one_length(*bounds, device=query_NHE.device):
         query, key, value = (
-            states[place].transpose(1, 2)
-            for states, place in zip(
-                (query_NHE, *seen_MHE), (own_SQ, there_ST, there_ST), strict=True
-            )
+            places.of(states_N).transpose(1, 2)
+            for states_N, places in zip((query_NHE, *seen_MHE), (own, there, there), strict=True)
         )
-        bias = _window(own_SQ.shape[1], options, device=query_NHE.device)
+        bias = _window(query.shape[2], options, device=query_NHE.device)
         causal = options.causal and bias is None
         out, weight = attend(query, key, value, options.scores, causal=causal, bias=bias)
-        places.append(own_SQ.flatten())
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-        weights.append(weight.transpose(1, 2).flatten(0, 1))
-    back_N = torch.cat(places).argsort()
-    return torch.cat(outs)[back_N], torch.cat(weights)[back_N]
+        own.put(out.transpose(1, 2), into=out_NHE)
+        own.put(weight.transpose(1, 2), into=weight_NH)
+    return out_NHE, weight_NH
+
+
+class _Places(NamedTuple):
+    """Where equally long sequences [S, Q] lie in a row; `run` is the first place of a gapless run.
+
+    A run is a view of the row. Copies of states cost a CPU as much as its attention.
+    """
+
+    place_SQ: Tensor
+    run: int | None
+
+    def of(self, states_N: Tensor) -> Tensor:
+        """Return the states [S, Q, ...] at these places."""
+        if self.run is None:
+            return states_N[self.place_SQ]
+        run_N = states_N[self.run : self.run + self.place_SQ.numel()]
+        return run_N.view(*self.place_SQ.shape, *run_N.shape[1:])
+
+    def put(self, found_SQ: Tensor, *, into: Tensor) -> None:
+        """Put what was found for the sequences [S, Q, ...] at their places."""
+        if self.run is None:
+            into[self.place_SQ] = found_SQ.to(into.dtype)
+        else:
+            self.of(into).copy_(found_SQ)
 
 
 def _of_one_length(
     rows: Sequences, seen: Sequences, *, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the places of sequences [S, Q] that are equally long, and so are what they see [S, T].
+) -> Iterator[tuple[_Places, _Places]]:
+    """Yield the places of sequences that are equally long, and so are what they see.
 
     A sequence without tokens has nothing to attend with, and is left out.
     """
@@ -179,10 +202,16 @@ def _of_one_length(
     for kind in np.unique(lengths[lengths[:, 0] > 0], axis=0):
         which = np.flatnonzero((lengths == kind).all(axis=1))
         own, there = (
-            torch.from_numpy(one[which, None] + np.arange(length)).to(device)
+            _placed(one[which], int(length), device)
             for one, length in zip(bounds, kind, strict=True)
         )
         yield own, there
+
+
+def _placed(starts: Ints, length: int, device: torch.device) -> _Places:
+    places = torch.from_numpy(starts[:, None] + np.arange(length)).to(device)
+    gapless = starts[-1] - starts[0] == length * (len(starts) - 1)
+    return _Places(places, int(starts[0]) if gapless else None)
 
 
 def _window(length: int, options: AttentionOptions, *, device: torch.device) -> Tensor | None:
