@@ -27,7 +27,7 @@ def old_lines(plan: JobPlan) -> Mapping[str, pa.Table]:
     texts, _ = new_keys([*enumerate(plan.left)], bare, row_texts)
     every = files.take(range(len(files)))
     olds = old_keys(every, carried)
-    places = [joined(part, PARTS, [texts], [olds]) for part in range(PARTS)]
+    places = [joined(part, PARTS, [texts], [olds])[0] for part in range(PARTS)]
     made = gathered(every, places, carried).table
     return {
         plan.left[number].key: made.filter(pc.equal(made["chunk"], number)).drop_columns(["chunk"])
