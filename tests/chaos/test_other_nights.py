@@ -129,8 +129,8 @@ class TableNights(OtherNights):
 
     def rows(self, ids: list[str], bodies: list[str]) -> pa.Table:
         """Rows of the table as they are appended."""
-        night = pa.array([self.night] * len(ids), pa.int64())
-        return pa.table({"doc_id": ids, "body": bodies, "night": night})
+        kinds = pa.schema([("doc_id", "string"), ("body", "string"), ("night", "int64")])
+        return pa.table([ids, bodies, [self.night] * len(ids)], schema=kinds)
 
     def append(self, ids: list[str], bodies: list[str]) -> None:
         """A file more."""
