@@ -6,6 +6,7 @@ vectors that they had before where there were some, and no committed vector was 
 
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ class OtherNights(Nights):
         return table.sort_by([one for one in order if one[0] in table.column_names])
 
     def _require_nothing_twice(self, before: dict[bytes, bytes], files: set[str]) -> None:
-        """Of the rows in tonight's files, those of old texts were not embedded."""
+        """Rows whose texts had vectors before count as reused in the files of tonight."""
         known = taken = 0
         dataset = open_snapshot(self.out)
         for fragment in dataset.get_fragments():
@@ -94,13 +95,13 @@ class PassageNights(OtherNights):
         self.write()
 
 
-class TableNights(OtherNights):
+class TableNights(OtherNights, ABC):
     """A table of two files and more, of which some rows are deleted, some edited, and some new."""
 
     @property
+    @abstractmethod
     def table(self) -> Job:
         """The section `input.table`."""
-        raise NotImplementedError
 
     @property
     def document(self) -> Job:
@@ -132,13 +133,13 @@ class TableNights(OtherNights):
         kinds = pa.schema([("doc_id", "string"), ("body", "string"), ("night", "int64")])
         return pa.table([ids, bodies, [self.night] * len(ids)], schema=kinds)
 
+    @abstractmethod
     def append(self, ids: list[str], bodies: list[str]) -> None:
-        """A file more."""
-        raise NotImplementedError
+        """Append rows, as one more file."""
 
+    @abstractmethod
     def delete(self, ids: list[str]) -> None:
-        """Files without these rows in place of those that have them."""
-        raise NotImplementedError
+        """Delete these rows; the files that had them are written again."""
 
 
 class DeltaNights(TableNights):

@@ -169,7 +169,7 @@ def _by_length(
 class _Places(NamedTuple):
     """Where equally long sequences [S, Q] lie in a row; `run` is the first place of a gapless run.
 
-    A run is a view of the row. Copies of states cost a CPU as much as its attention.
+    A run is a view of the row. Copies of states cost a CPU nearly as much as attention.
     """
 
     place_SQ: Tensor

@@ -76,7 +76,9 @@ def encode_once(
     stop: Callable[[], bool],
     moved: Callable[[], None],
 ) -> Encoded:
-    """Return a chunk's texts encoded; those that other chunks have encoded are taken from them.
+    """Encode the texts of a chunk, and take the repeated ones from the chunks that encoded them.
+
+    A chunk leaves what it owns before it waits, so that no two chunks wait for each other.
 
     Args:
         state: the chunk with its views.
@@ -102,8 +104,7 @@ def encode_once(
         if len(chosen):
             places.append(chosen)
             parts.append(encode(views.take(chosen)))
-            left = _taken(parts[-1], np.arange(len(plain), len(chosen)))
-            ray.get(ledger.text_made.remote(key, own, [ray.put(left)]))
+            _leave(own, _taken(parts[-1], np.arange(len(plain), len(chosen))), ledger, key)
             plain, since = plain[:0], time.monotonic()
         for some, encoded in _fetched(answers):
             if encoded is None:
@@ -135,6 +136,12 @@ def _ask(ledger: Any, key: str, hashes: Sequence[bytes], *, insist: bool) -> Map
     return dict(zip(hashes, answers, strict=True))
 
 
+def _leave(hashes: Sequence[bytes], encoded: Encoded, ledger: Any, key: str) -> None:
+    """Leave what a chunk owns, if anything, in Ray's store for the others."""
+    if hashes:
+        ray.get(ledger.text_made.remote(key, hashes, [ray.put(encoded)]))
+
+
 def _fetched(
     answers: Mapping[bytes, Answer],
 ) -> Iterator[tuple[list[bytes], Encoded | None]]:
@@ -154,7 +161,7 @@ def _fetched(
 
 
 def _taken(encoded: Encoded, texts: Ints) -> Encoded:
-    """Return these texts in this order; the statistics are of the whole, and stay with it."""
+    """Return these texts in this order, without the statistics, which count all texts."""
     rows, offsets = gather(encoded.line_offsets, texts)
     lines = encoded.lines
     if lines is not None:

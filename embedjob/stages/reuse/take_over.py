@@ -258,7 +258,7 @@ def _joined(
 
 
 def _by_chunk(chunks: Sequence[Chunk], found: Sequence[Any]) -> dict[str, bytes]:
-    """Return the hashes of each chunk's repeated texts; those that were lost are left out."""
+    """Return the hashes of repeated texts by chunk; a partition that was lost gives none."""
     parts: list[TextKeys] = []
     for one in found:
         with suppress(RayError):
