@@ -14,6 +14,11 @@ def in_one_line(error: BaseException, *, most: int = 200) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
 
 
+def amount(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2,000 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def lacking_module(error: ModuleNotFoundError) -> str:
     """Return in one line which Python lacks a module of ours, and the two ways out."""
     return (

@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.config.job import ActorRange, Job, Pool
-from embedjob.errors import AccessError, EmbedjobError, ResourceError, in_one_line
+from embedjob.errors import AccessError, EmbedjobError, ResourceError, amount, in_one_line
 from embedjob.input.chunks import printable
 from embedjob.output.lease import Lease, is_seen, unseen
 from embedjob.stages.encode import PoolSize
@@ -46,24 +47,24 @@ class NodeType:
     count: int
 
     def holds(self, cpus: float, gpus: float) -> int:
-        """How many actors of this size such nodes can hold together."""
+        """Return how many actors of this size such nodes can hold together."""
         shares = [have / need for have, need in ((self.cpus, cpus), (self.gpus, gpus)) if need]
         return int(min(shares) + 1e-6) * self.count if shares else 0
 
 
 def alive() -> list[NodeType]:
-    """The nodes that are there now."""
+    """Return the nodes that are there now."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [_node_type(resources, 1) for resources in nodes]
 
 
 def free() -> list[NodeType]:
-    """What is left now of the nodes that are there: other jobs may hold the rest."""
+    """Return what is left now of the nodes that are there: other jobs may hold the rest."""
     return [_node_type(left, 1) for left in state.available_resources_per_node().values()]
 
 
 def launchable() -> list[NodeType] | None:
-    """The nodes that could be added: none on a static cluster, None where Ray does not say."""
+    """Return the nodes that could be added; None where Ray does not say."""
     config = state.state.get_cluster_config()
     if config and config.node_group_configs:
         groups = config.node_group_configs
@@ -77,7 +78,7 @@ def launchable() -> list[NodeType] | None:
 
 
 def types_in(cluster_file: Mapping[str, Any]) -> list[NodeType]:
-    """The worker node types of a cluster launcher's file."""
+    """Return the worker node types of a cluster launcher's file."""
     head = cluster_file.get("head_node_type")
     return [
         _node_type(kind.get("resources", {}), kind.get("max_workers", cluster_file["max_workers"]))
@@ -87,7 +88,7 @@ def types_in(cluster_file: Mapping[str, Any]) -> list[NodeType]:
 
 
 def is_infeasible() -> bool:
-    """Whether the autoscaler has said that no node type of its own fits what was requested."""
+    """Tell whether the autoscaler has said that no node type of its own fits what was requested."""
     reported = _status().autoscaling_state
     return bool(
         reported.infeasible_cluster_resource_constraints or reported.infeasible_resource_requests
@@ -95,7 +96,7 @@ def is_infeasible() -> bool:
 
 
 def _autoscales() -> bool:
-    """Only an autoscaler names the types of nodes: `node_...` stands for having none."""
+    """Tell whether an autoscaler runs: without one, the names of types begin with `node_`."""
     if any(node.ray_node_type_name for node in _status().cluster_resource_state.node_states):
         return True
     report = json.loads(_internal_kv_get(_STATUS_KEY) or b"{}").get("autoscaler_report") or {}
@@ -167,6 +168,19 @@ def preflight(look: Look, *, but: Set[str] = frozenset()) -> frozenset[str]:
     return frozenset(looked)
 
 
+def preflight_here(look: Look) -> frozenset[str]:
+    """Look from this process, and return its node's id; EmbedjobError as of `preflight`.
+
+    For a Ray that this process has started: that has one node, and its workers have this process's
+    user, environment and files. To wait for the first of them takes more than a second.
+    """
+    try:
+        look()
+    except EmbedjobError as problem:
+        raise type(problem)(f"node {socket.gethostname()}: {problem}") from problem
+    return frozenset({ray.get_runtime_context().get_node_id()})
+
+
 def _look_from(node: str, look: Look) -> Any:
     # No CPU is asked for: on a busy node the task would wait.
     there = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -184,7 +198,7 @@ def _answer(look: Look) -> EmbedjobError | None:
 
 
 def size_pools(config: Job, *, chunks: int, say: Callable[[str], None]) -> PoolSize:
-    """The encoders' pool, with the generators' beside it, waited for while the cluster scales up.
+    """Return the sizes of the encoders' pool and the generators' beside it; wait for both to fit.
 
     Raises:
         ResourceError: as `size_pool`.
@@ -212,7 +226,7 @@ def size_pool(
     what: str = "pool",
     beside: PoolSize | None = None,
 ) -> PoolSize:
-    """The pool that fits this cluster, waited for while it scales up.
+    """Return the size of the pool that fits this cluster; wait while it scales up.
 
     `what` is its section in the job file; `beside` is another pool that has its actors already.
 
@@ -221,10 +235,10 @@ def size_pool(
             left to read with (Ray Data would then wait for ever), or the wait was in vain.
     """
     addable = launchable()
-    if not _most(pool, left(alive(), beside)) and addable is None:
+    if not _most(pool, beside_pool(alive(), beside)) and addable is None:
         # Ray does not say what could be launched: ask for one actor's node, and see.
         _await(PoolSize(1, 1, pool.cpus, pool.gpus_per_actor), wait, say, beside)
-    ever = left([*alive(), *(addable or ())], beside)
+    ever = beside_pool([*alive(), *(addable or ())], beside)
     need = f"one actor needs {pool.cpus:g} CPUs and {pool.gpus_per_actor:g} GPUs"
     most = _most(pool, ever)
     if not most:
@@ -246,8 +260,8 @@ def size_pool(
     return size
 
 
-def left(kinds: Sequence[NodeType], taken: PoolSize | None) -> list[NodeType]:
-    """What nodes have left beside the fewest actors of a pool."""
+def beside_pool(kinds: Sequence[NodeType], taken: PoolSize | None) -> list[NodeType]:
+    """Return what nodes have left beside the fewest actors of a pool."""
     if taken is None:
         return list(kinds)
     rest, need = [], taken.smallest
@@ -264,7 +278,7 @@ def left(kinds: Sequence[NodeType], taken: PoolSize | None) -> list[NodeType]:
 
 
 def _taken(beside: PoolSize | None) -> str:
-    return "" if beside is None else f" beside {beside.smallest} encoders"
+    return "" if beside is None else f" beside {amount(beside.smallest, 'encoder')}"
 
 
 def _sharing(beside: PoolSize | None) -> str:
@@ -274,7 +288,7 @@ def _sharing(beside: PoolSize | None) -> str:
 
 
 def threads_per_actor(size: PoolSize, *, beside: PoolSize | None = None) -> int:
-    """Torch threads for each actor: on CPU the cluster's cores are shared out, beside a GPU one.
+    """Return the torch threads of each actor: a share of the cores, and one beside a GPU.
 
     `beside` is the other pool of the run.
     """
@@ -333,8 +347,8 @@ def _await(
 
 
 def _fits(size: PoolSize, beside: PoolSize | None) -> bool:
-    """Whether the pool fits beside the other one, which has not been started either."""
-    nodes = left(free(), beside)
+    """Tell whether the pool fits beside the other one, which has not been started either."""
+    nodes = beside_pool(free(), beside)
     return sum(kind.holds(size.cpus, size.gpus) for kind in nodes) >= size.smallest
 
 

@@ -9,19 +9,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray._private import auto_init_hook
+from ray._private import auto_init_hook, worker
 from ray._private.services import canonicalize_bootstrap_address, find_bootstrap_address
 from ray.data import DataContext
 
 from embedjob.errors import ResourceError, in_one_line
 from embedjob.stages.execution import is_unfinished
 
-ANSWER_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Give Ray to a run, set up for its chunks.
+def connected(address: str | None) -> Iterator[bool]:
+    """Give Ray to a run, set up for its chunks; yield whether it was started here, for the run.
 
     A Ray that this process has joined before serves the run and stays joined. Otherwise Ray is
     joined at `address`, or where RAY_ADDRESS says, or started here, and left at the end.
@@ -35,17 +35,19 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         _require_joined(address)
         with _chunk_context():
-            yield
+            yield False
         return
-    _join(address)
+    # Not None: Ray would then join whatever it started here last, even where that is long dead.
+    place = address or os.environ.get("RAY_ADDRESS") or "local"
+    _join(place)
     try:
         with _chunk_context():
-            yield
+            yield place == "local"
     finally:
         # Under a thread that still talks to it, Ray's core ends the process with a code of its own;
         # the end of the process ends what Ray runs for it, too.
         if not is_unfinished():
-            ray.shutdown()
+            _leave()
 
 
 @contextmanager
@@ -60,9 +62,7 @@ def _chunk_context() -> Iterator[None]:
         yield
 
 
-def _join(address: str | None) -> None:
-    # Not None: Ray would then join whatever it started here last, even where that is long dead.
-    place = address or os.environ.get("RAY_ADDRESS") or "local"
+def _join(place: str) -> None:
     _require_answer(place)
     # Every actor pool of Ray Data makes the driver's core print a warning about itself as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -84,8 +84,17 @@ def _join(address: str | None) -> None:
     signal.signal(signal.SIGTERM, on_terminate)
 
 
+def _leave() -> None:
+    # A Ray that was started here has a process that would add nodes. It does not end when it is
+    # asked to, and Ray gives it a second. Elsewhere, and perhaps in a later Ray, there is none.
+    node: Any = worker._global_node
+    with suppress(AttributeError):
+        node.kill_monitor(check_alive=False)
+    ray.shutdown()
+
+
 def _require_joined(address: str | None) -> None:
-    """ResourceError where the run is to have another Ray than the process has."""
+    """Raise ResourceError where the run is to have another Ray than the process has."""
     joined = ray.get_runtime_context().gcs_address
     if address is None or address == "auto" or _resolved(address) == _resolved(joined):
         return
@@ -104,14 +113,14 @@ def _resolved(address: str) -> str | None:
 
 
 def _require_answer(address: str) -> None:
-    """ResourceError where nobody listens; Ray itself would try for more than five minutes."""
+    """Raise ResourceError where nobody listens; Ray itself would try for more than five minutes."""
     # With auto, Ray joins the one that was started here last: by then it may be dead.
     latest = (find_bootstrap_address(None) or "") if address == "auto" else address
     host, _, port = latest.rpartition(":")
     if "/" in host or not (host and port.isdigit()):
         return
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise _unanswered(address, error) from error
 

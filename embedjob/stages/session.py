@@ -22,7 +22,13 @@ from embedjob.output.claim import read_claims
 from embedjob.output.lease import Holder, Lease
 from embedjob.stages.calibrating import Calibrate
 from embedjob.stages.claiming import ClaimAndCheck
-from embedjob.stages.cluster import Look, preflight, size_pools, threads_per_actor
+from embedjob.stages.cluster import (
+    Look,
+    preflight,
+    preflight_here,
+    size_pools,
+    threads_per_actor,
+)
 from embedjob.stages.connection import connected
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles, recipe_engine
@@ -32,12 +38,12 @@ from embedjob.stages.reuse.merging import Reuse
 from embedjob.stages.reuse.take_over import take_over, write_whole
 
 # For the outcomes of a million chunks; after an error they are only counted, and it has to end.
-ANSWER_SECONDS = 60.0
+OUTCOMES_SECONDS = 60.0
 BRIEF_SECONDS = 4.0
 EngineOf = Callable[[Job, int], Engine]
 
 
-class Flow(Protocol):
+class RunsStages(Protocol):
     """The stages of a run, from READ to WRITE."""
 
     def __call__(
@@ -56,7 +62,7 @@ class Flow(Protocol):
 
 def run_stages(
     plan: JobPlan,
-    flow: Flow,
+    flow: RunsStages,
     *,
     options: Options,
     console: Console,
@@ -85,10 +91,10 @@ def run_stages(
         return StagesEnd(late="it came before the run could begin to embed")
     _announce(plan, console)
     try:
-        with connected(options.address):
+        with connected(options.address) as started_here:
             shard = plan.left[0].shard.stored.url
             look = Look(engine_of(plan.job.config, 1), _files(plan), shard, holder.lease)
-            looked = preflight(look)
+            looked = preflight_here(look) if started_here else preflight(look)
             run = _Run(
                 plan=plan,
                 flow=flow,
@@ -98,7 +104,7 @@ def run_stages(
                 console=console,
                 engine_of=engine_of,
             )
-            return _ended(run, looked, holder)
+            return _run_parts(run, looked, holder)
     except EmbedjobError as error:
         return StagesEnd(error=error)
 
@@ -133,12 +139,17 @@ class _Run:
     """What the parts of a run share: its chunks and stages, and what they are given."""
 
     plan: JobPlan
-    flow: Flow
+    flow: RunsStages
     look: Look
     claim: ClaimAndCheck
     ledger: Any
     console: Console
     engine_of: EngineOf
+
+    @property
+    def may_take_over(self) -> bool:
+        """Whether anything was published before whose vectors the run could take over."""
+        return self.plan.served is not None or bool(self.plan.job.config.output.reuse_from)
 
     def take_over(self) -> Reuse:
         """Find the vectors that are there already, and write the chunks that need no others.
@@ -172,7 +183,7 @@ def _files(plan: JobPlan) -> PlannedFiles:
 
 
 def _claim(plan: JobPlan, options: Options, lease: Lease) -> ClaimAndCheck:
-    """What each encoder does before its first chunk, as a value that travels to the actors."""
+    """Return what each encoder does before its first chunk; it travels to the actors."""
     config, sample = plan.job.config, calibration_sample(plan)
     rows_of = partial(read_chunk, job_input=config.input)
     return ClaimAndCheck(
@@ -185,7 +196,20 @@ def _claim(plan: JobPlan, options: Options, lease: Lease) -> ClaimAndCheck:
     )
 
 
-def _ended(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
+def _taken_over(run: _Run, watch: Watch) -> tuple[str | None, tuple[Chunk, ...], Reuse]:
+    """Write what needs no encoder; return why that was not done in time, and what it leaves.
+
+    What it leaves are the chunks that have no end yet, and the vectors that they take over.
+    """
+    if not run.may_take_over:
+        # The ledger, which takes a second to start, is not waited for.
+        return None, run.plan.left, Reuse()
+    reuse: list[Reuse] = []
+    late = supervise(lambda: reuse.append(run.take_over()), run.ledger, watch)
+    return (None, run.unended(), reuse[0]) if late is None else (late, (), Reuse())
+
+
+def _run_parts(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
     """Run both parts under supervision: what needs no encoder, and then the rest, if any is left.
 
     No encoder is waited for, and none is loaded, where nothing is left.
@@ -198,14 +222,13 @@ def _ended(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
             watch = Watch(show, holder.lost, config.run.stall_seconds, until)
             # Nothing is shown before a first chunk has ended, or encoders are on their way.
             quiet = replace(watch, show=lambda tally: show(tally) if tally.chunks else None)
-            taken: list[Reuse] = []
-            late = supervise(lambda: taken.append(run.take_over()), run.ledger, quiet)
-            if late is None and (left := run.unended()):
+            late, left, reuse = _taken_over(run, quiet)
+            if left:
                 pool = size_pools(_waiting(config, until), chunks=len(left), say=run.console.say)
                 # Nodes that were started meanwhile.
                 preflight(run.look, but=looked)
                 run.ledger.goes_on.remote()
-                late = supervise(partial(run.encode, left, pool, taken[0]), run.ledger, watch)
+                late = supervise(partial(run.encode, left, pool, reuse), run.ledger, watch)
     except ResourceError as error_of_size:
         if time.time() >= until:
             late = f"the cluster had no room for an encoder in time: {error_of_size}"
@@ -216,7 +239,7 @@ def _ended(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
     except RayError as lost:
         error = cluster_lost(lost)
     try:
-        timeout = BRIEF_SECONDS if error else ANSWER_SECONDS
+        timeout = BRIEF_SECONDS if error else OUTCOMES_SECONDS
         outcomes, notes = outcomes_of(run.ledger, timeout=timeout)
         if isinstance(error, RefusedError) and outcomes.committed:
             # Chunks that need no encoder are written by then, and no longer refused.

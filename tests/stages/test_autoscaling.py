@@ -13,8 +13,8 @@ from embedjob.stages import cluster
 from embedjob.stages.cluster import (
     NodeType,
     alive,
+    beside_pool,
     launchable,
-    left,
     size_pool,
     size_pools,
     threads_per_actor,
@@ -123,18 +123,20 @@ def test_a_fixed_cluster_gives_what_it_has_or_refuses_at_once(
 
 def test_what_a_pool_takes_is_not_there_for_the_other() -> None:
     nodes = [NodeType(4, 1, 2), NodeType(8, 0, 1)]
-    assert left(nodes, None) == nodes
-    assert left(nodes, PoolSize(1, 4, 1.0, 1.0)) == [
+    assert beside_pool(nodes, None) == nodes
+    assert beside_pool(nodes, PoolSize(1, 4, 1.0, 1.0)) == [
         NodeType(3, 0, 1),
         NodeType(4, 1, 1),
         NodeType(8, 0, 1),
     ]
-    assert left(nodes, PoolSize(3, 3, 1.0, 0.5)) == [
+    assert beside_pool(nodes, PoolSize(3, 3, 1.0, 0.5)) == [
         NodeType(2, 0, 1),
         NodeType(3, 0.5, 1),
         NodeType(8, 0, 1),
     ]
-    assert sum(node.cpus * node.count for node in left(nodes, PoolSize(16, 16, 1.0, 0.0))) == 0
+    assert (
+        sum(node.cpus * node.count for node in beside_pool(nodes, PoolSize(16, 16, 1.0, 0.0))) == 0
+    )
 
 
 def generating(**pools: dict[str, Any]) -> Job:
@@ -160,7 +162,7 @@ def generating(**pools: dict[str, Any]) -> Job:
             PoolSize(1, 1, 0.5, 0.0, PoolSize(1, 1, 0.25, 0.0)),
         ),
         (generating(generate={"actors": 3}), r"generate\.pool\.actors: 3 were asked for"),
-        (generating(generate={"gpus_per_actor": 1}), r"generate\.pool: .* beside 1 encoders"),
+        (generating(generate={"gpus_per_actor": 1}), r"generate\.pool: .* beside 1 encoder\."),
         (generating(pool={"actors": 2}), r"generate\.pool\.actors: 1 were asked for"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from embedjob.config.recipe import Recipe
 from embedjob.errors import RefusedError
 from embedjob.output import lease
-from embedjob.stages.cluster import Look, preflight
+from embedjob.stages.cluster import Look, preflight, preflight_here
 from embedjob.stages.connection import connected
 from embedjob.stages.engine import RecipeEngine
 from tests.cluster import Cluster
@@ -28,6 +28,8 @@ def test_a_node_is_refused_by_its_name_unless_it_sees_what_the_driver_has_put(
     host = socket.gethostname()
     with connected(cluster.address):
         [node] = preflight(look)
+        # As from a Ray that this process has started.
+        assert preflight_here(look) == {node}
         assert preflight(look, but={node}) == {node}
         odd = tmp_path / os.fsdecode(b"caf\xe9.parquet")  # no UTF-8
         odd.touch()
@@ -38,5 +40,6 @@ def test_a_node_is_refused_by_its_name_unless_it_sees_what_the_driver_has_put(
             (replace(look, shard=f"{odd}-gone"), r"caf\\udce9\.parquet-gone: the driver sees"),
             (replace(look, files=replace(files, digests=())), r"tokenizer\.json is another file"),
         ):
-            with pytest.raises(RefusedError, match=f"^node {host}: .*{reason}"):
-                preflight(spoiled, but=frozenset())
+            for looks in (preflight, preflight_here):
+                with pytest.raises(RefusedError, match=f"^node {host}: .*{reason}"):
+                    looks(spoiled)

@@ -47,7 +47,8 @@ def test_a_ray_that_was_joined_before_serves_a_run_and_stays_joined(cluster: Clu
         cluster.address,
         cluster.address.replace("127.0.0.1", "localhost"),
     ):
-        with connected(address):
+        with connected(address) as started_here:
+            assert not started_here
             assert DataContext.get_current().target_max_block_size == 1
         assert ray.is_initialized()
         assert DataContext.get_current().target_max_block_size == before
@@ -99,7 +100,8 @@ def dead_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_dead_cluster_is_not_waited_for_when_none_is_asked_for(dead_cluster: str) -> None:
-    with connected(None):
+    with connected(None) as started_here:
+        assert started_here
         assert ray.get_runtime_context().gcs_address != dead_cluster
         assert ray.get(ray.put(1)) == 1
 
