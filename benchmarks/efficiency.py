@@ -37,7 +37,7 @@ from benchmarks.measuring.turns import Turns, take_turns
 from benchmarks.measuring.workers import Workers
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.batching.padding import MicroBatch, bearable_padding
-from embedjob.encoder.batching.padding import assemble as padded
+from embedjob.encoder.batching.padding import pad_views as padded
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.loading import load_model
 from embedjob.models.source import ModelSource, materialize

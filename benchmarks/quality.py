@@ -41,7 +41,7 @@ from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer import load_tokenizer
 from embedjob.output.fingerprint import fingerprint
 from embedjob.reports.method_figures import AS_PUBLISHED, BY_FLOW, BY_IDF, WHITENED
-from embedjob.stages.fits.row_counts import counts_of, fitted_counts
+from embedjob.stages.fits.word_counts import counts_of, fitted_counts
 from embedjob.static.lookup_encoder import LookupEncoder
 from embedjob.text.views import TokenViews
 from embedjob.vectors.finishing import finished

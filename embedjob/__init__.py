@@ -76,8 +76,8 @@ def plan(
     Args:
         job: the path of a job file, or its sections as a mapping.
         sets: overrides of its keys, as `--set` takes them.
-        reusable: whether to count `rows_reusable`, of which a run would take the vectors over: it
-            takes the hashes of all texts that are left, which are read for it in this process.
+        reusable: whether to count `rows_reusable`, the rows whose vectors a run would take over.
+            All texts that are left are read and hashed for this, in this process.
 
     Raises:
         RefusedError: the job does not fit its world, as far as can be known without a write.

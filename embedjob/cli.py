@@ -16,10 +16,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from embedjob.config.fits import FITS
 from embedjob.config.job_file import JobSource, read_job, validate_partial
 from embedjob.config.types import seconds_of
 from embedjob.config.url_secrets import redacted
-from embedjob.errors import ConfigError, EmbedjobError, InterruptedRunError
+from embedjob.errors import ConfigError, EmbedjobError, InterruptedRunError, amount
 
 app = typer.Typer(
     help="Parquet shards in, embedding shards out, exactly once.",
@@ -126,8 +127,8 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command line
     if as_json:
         _print_json(ended.as_dict())
     else:
-        done = f"{ended.chunks} chunks, {ended.chunks_done_before} of them done before"
-        _say(f"{ended.pairs:,} pairs in {done}: {ended.directory}")
+        done = f"{amount(ended.chunks, 'chunk')}, {ended.chunks_done_before:,} of them done before"
+        _say(f"{amount(ended.pairs, 'pair')} in {done}: {ended.directory}")
     for fault in ended.faults:
         _say(f"fault: {fault}")
     if ended.faults:
@@ -168,7 +169,8 @@ def fit(  # noqa: PLR0913 - each parameter is an option of the command line
         if as_json:
             _print_json(one.as_dict())
         elif one.made is not None:
-            typer.echo(f"{one.name}: {one.made.name}, from {one.made.rows:,} vectors")
+            read = "text" if FITS[one.section.kind].of_texts else "vector"
+            typer.echo(f"{one.name}: {one.made.name}, from {amount(one.made.rows, read)}")
 
 
 @app.command()
@@ -201,7 +203,8 @@ def verify(out: OutPath, as_json: AsJson = False) -> None:
         _print_json(report.as_dict())
     else:
         Console().print(
-            f"{report.files} files, {report.rows:,} rows, {len(report.problems)} problems"
+            f"{amount(report.files, 'file')}, {amount(report.rows, 'row')},"
+            f" {amount(len(report.problems), 'problem')}"
         )
         for problem in report.problems:
             _say(problem)
@@ -248,12 +251,14 @@ def prune(
     except ValueError as error:
         raise ConfigError(f"--grace: got {grace}; {error}") from error
     deleted = pruned(out, keep=keep, grace_seconds=seconds, say=_say)
-    generations = f", {deleted.generations} files of generations" if deleted.generations else ""
-    Console().print(f"{deleted.files} files and {deleted.snapshots} snapshots{generations} deleted")
+    kinds = [amount(deleted.files, "file"), amount(deleted.snapshots, "snapshot")]
+    if deleted.generations:
+        kinds.append(f"{amount(deleted.generations, 'file')} of generations")
+    Console().print(f"{', '.join(kinds[:-1])} and {kinds[-1]} deleted")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one command: 0 done, 1 faults, 2 refused, 3 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 faults, 2 refused, 3 interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:
@@ -270,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
-    """Ends this process with the exit code of one command."""
+    """End this process with the exit code of one command."""
     try:
         code = main(argv)
     except ModuleNotFoundError:

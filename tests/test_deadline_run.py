@@ -82,7 +82,7 @@ def test_the_commands_shown_publish_what_is_whole_and_go_on(
     assert rows_by_shard(out) == {"b": 10, "c": 10, "d": 10}
     assert (night.summary["chunks_written"], night.summary["chunks_left"]) == (4, 1)
     assert "run.until: the newest shards come first" in night.err
-    assert f"1 shards with {LARGE:,} rows are left: {tmp_path}/in/a.parquet" in night.err
+    assert f"left: 1 shard with {LARGE:,} rows ({tmp_path}/in/a.parquet)" in night.err
     files = written(out)
     for (name, *arguments), code in shown()[1:]:
         words = [stands_for.get(word, word) for word in arguments]

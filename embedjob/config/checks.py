@@ -94,7 +94,7 @@ REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Found], str]] = {
     ),
     "no decode": (
         lambda recipe: recipe.decode is not None,
-        "{what} reads the prompt and cannot be combined with decode; leave one of both out",
+        "{what} reads the prompt and cannot be combined with decode; leave one of the two out",
     ),
     "no other head": (
         lambda recipe: len(recipe.heads) > 1,
@@ -257,7 +257,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "with method",
         lambda recipe, _: len({*map(type, recipe.interventions)}) < len(recipe.interventions),
-        f"interventions: one of each kind is allowed, {' and '.join(INTERVENTIONS)}",
+        "interventions: got a kind twice; allowed is at most one of each kind"
+        f" ({', '.join(INTERVENTIONS)})",
     ),
     Rule(
         "with method",
@@ -270,17 +271,19 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "with method",
-        lambda recipe, _: bool(
-            recipe.interventions and (recipe.long_text not in OF_ONE_TEXT or recipe.decode)
+        lambda recipe, _: (
+            recipe.interventions
+            and (recipe.long_text not in OF_ONE_TEXT or recipe.decode is not None)
+            and {"got": recipe.long_text + ("" if recipe.decode is None else ", with decode")}
         ),
-        "interventions: got long_text: {recipe.long_text} and decode: {recipe.decode}; allowed is"
-        " long_text: truncate, split or bad, without decode",
+        "interventions: got long_text: {got}; allowed is long_text: truncate, split or bad, without"
+        " decode",
     ),
     Rule(
         "with method",
         lambda recipe, _: recipe.word_cut is not None and recipe.long_text not in WHOLE,
-        "word_cut drops what long_text: {recipe.long_text} would embed in parts; leave one of both"
-        " out",
+        "word_cut drops what long_text: {recipe.long_text} would embed in parts; leave one of the"
+        " two out",
     ),
     Rule(
         "with method",
@@ -343,8 +346,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "with model",
         lacks_terms,
-        "encoder.heads: got {got}bag_of_words, and encoder.model: {recipe.model}; a vocabulary and"
-        " this head need each other: {{model: fit:NAME, heads: [{{bag_of_words: {{}}}}]}}",
+        "encoder.heads: got {got}bag_of_words with encoder.model: {recipe.model}; the head and a"
+        " vocabulary need each other: set {{model: fit:NAME, heads: [{{bag_of_words: {{}}}}]}}",
     ),
     Rule(
         "with model",

@@ -111,7 +111,7 @@ class Flow(FitSection):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
 
 
-class Vocabulary(FitSection):
+class VocabularyFit(FitSection):
     """The terms of all texts, and in how many texts each is: the model of `tfidf` and `bow`.
 
     `min_df` and `max_df` bound the texts of a term, as a number or as a share of all texts;
@@ -148,7 +148,7 @@ class CommonComponent(FitSection):
 
 
 class SampledContinuations(FitSection):
-    """What the model goes on with after some texts: the anchors by which all texts are compared.
+    """What the model goes on with after texts: the continuations by which all texts are compared.
 
     After each of `sample` distinct texts, under the job's template, `count` sequences of up to
     `max_new_tokens` tokens are drawn from all tokens of the model by their probabilities, without a
@@ -227,7 +227,7 @@ FITS: Mapping[str, FitKind] = {
     ),
     "calibrate": FitKind(Calibrate, is_step=False, fewest=lambda section, width: 2, before=True),
     "vocabulary": FitKind(
-        Vocabulary,
+        VocabularyFit,
         is_step=False,
         fewest=lambda section, width: 1,
         before=True,
@@ -378,7 +378,9 @@ def _check_ranges(fit: Calibrate, fits: Sequence[Any], recipe: AnyRecipe) -> Non
             f" {recipe.vector_dtype}; leave the fit out"
         )
     if [one.kind for one in fits].count("calibrate") > 1:
-        raise ValueError("fit: got calibrate twice; an output has one set of ranges")
+        raise ValueError(
+            "fit: got calibrate twice, and an output has one set of ranges; leave one out"
+        )
 
 
 def _check_step(step: FitStep, kinds: Mapping[str, str]) -> None:

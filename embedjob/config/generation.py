@@ -14,7 +14,7 @@ from embedjob.config.types import Positive, Section, Words
 SLOT = "{text}"
 GeneratorEngine = Literal["transformers", "vllm"]
 # Without blanks: a summary has its kind's name and a word more.
-Kind = Annotated[str, Field(pattern=r"^\w+$")]
+KindName = Annotated[str, Field(pattern=r"^\w+$")]
 
 
 class Transformation(Section):
@@ -50,7 +50,7 @@ class Generation(Section):
 
     model: str | None = None
     revision: str | None = None
-    kinds: dict[Kind, Transformation] = Field(default_factory=dict)
+    kinds: dict[KindName, Transformation] = Field(default_factory=dict)
     count: Positive = 1
     shots: Annotated[int, Field(ge=0)] = 5
     acknowledgement: Words = "Alright."
@@ -78,7 +78,7 @@ class Generation(Section):
 
     @property
     def texts(self) -> int:
-        """Return how many texts are embedded beside each text."""
+        """How many texts are embedded beside each text."""
         return len(self.kinds) * self.count
 
 

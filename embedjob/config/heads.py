@@ -24,7 +24,9 @@ _MODULE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
 def _inside(path: str) -> str:
     if not _MODULE_PATH.fullmatch(path):
-        raise ValueError(f"got {path!r}, allowed is a directory inside the model folder: 2_Dense")
+        raise ValueError(
+            f"got {path!r}, allowed is a directory inside the model folder, such as 2_Dense"
+        )
     return path
 
 

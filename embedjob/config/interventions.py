@@ -38,7 +38,7 @@ class Prepend(Section):
         if self.embedding is not None and self.seed:
             raise ValueError(
                 f"seed draws an embedding, and embedding: {self.embedding!r} names one; leave one"
-                " of both out"
+                " of the two out"
             )
         return self
 

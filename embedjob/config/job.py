@@ -89,7 +89,7 @@ class Input(Section):
 
     @property
     def source(self) -> str | tuple[str, ...]:
-        """Return the paths, or the table's name, to be shown."""
+        """The paths, or the table's name, to be shown."""
         return self.path if self.table is None else table_name(self.table.model_dump()) or ""
 
 

@@ -100,7 +100,7 @@ class JobSource:
 
     @property
     def input_paths(self) -> tuple[str, ...]:
-        """Return `input.path` before `${...}` is replaced: a dated folder is one input.
+        """`input.path` before `${...}` is replaced: a dated folder is one input.
 
         A table is one input, too, whatever its version.
         """

@@ -106,6 +106,6 @@ def unread_by_table(recipe: AnyRecipe, model: ModelSizes) -> Found:
 
 
 def lacks_terms(recipe: AnyRecipe, model: ModelSizes) -> Found:
-    """Return whether a head of terms is there, where it or a vocabulary has not the other."""
+    """Return what is there, where only one of a `bag_of_words` head and a vocabulary is."""
     asked = any(kind.reads == "terms" for _, kind, _ in kinds_of(recipe.heads))
     return asked != model.counts_terms and {"got": "" if asked else "no "}

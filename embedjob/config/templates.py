@@ -127,7 +127,7 @@ class FilledSegment:
 
 
 @dataclass(frozen=True)
-class Template:
+class FilledTemplate:
     """The segments of a view, whether they are tokenized as one string, and the view's weight."""
 
     segments: tuple[FilledSegment, ...]
@@ -135,7 +135,7 @@ class Template:
     weight: float = 1.0
 
 
-def templates(recipe: Recipe) -> tuple[Template, ...]:
+def templates(recipe: Recipe) -> tuple[FilledTemplate, ...]:
     """Return the recipe's templates, filled; ConfigError if they do not fit its other keys."""
     filled_templates = tuple(
         continued
@@ -204,7 +204,7 @@ def span_rule(recipe: Recipe) -> tuple[str, int]:
     return (span.rule, span.offset) if isinstance(span, SpanOffset) else (span, 0)
 
 
-def tokenized_alone(recipe: Recipe) -> tuple[Template, ...]:
+def tokenized_alone(recipe: Recipe) -> tuple[FilledTemplate, ...]:
     """Return per template the segments that are also tokenized alone; empty without `span.alone`.
 
     Raises:
@@ -222,22 +222,24 @@ def tokenized_alone(recipe: Recipe) -> tuple[Template, ...]:
                 "encoder.span: alone counts the last segments of a joint template, the text among"
                 " them; set rule: pooled, and pool: true on the text and on all that follows it"
             )
-        alone.append(Template(marked, weight=one.weight))
+        alone.append(FilledTemplate(marked, weight=one.weight))
     return tuple(alone)
 
 
-def _template(template: object, recipe: Recipe) -> Template:
+def _template(template: object, recipe: Recipe) -> FilledTemplate:
     if isinstance(template, WeightedTemplate):
         as_one_string = template.join == "joint"
-        return Template(
+        return FilledTemplate(
             _segments(template.template, recipe, as_one_string), as_one_string, template.weight
         )
     if isinstance(template, str | tuple):
-        return Template(_segments(template, recipe, True))
+        return FilledTemplate(_segments(template, recipe, True))
     raise ConfigError(f"encoder.templates: got {template!r}; allowed is a string or segments")
 
 
-def _continued(template: Template, continuations: Sequence[Continuation]) -> tuple[Template, ...]:
+def _continued(
+    template: FilledTemplate, continuations: Sequence[Continuation]
+) -> tuple[FilledTemplate, ...]:
     """Return the template before each continuation, or by itself where there are none.
 
     Ids are no part of a template: they follow the ids of its views.
@@ -313,7 +315,7 @@ def _values(recipe: Recipe) -> dict[str, Callable[[], str]]:
 
 
 def _require_marks_are_read(template: Sequence[Segment], recipe: Recipe) -> None:
-    """Refuse marks that the span does not read, as one of both must be a mistake."""
+    """Refuse marks that the span does not read, as one of the two must be a mistake."""
     span = recipe.span
     rule = span.rule if isinstance(span, SpanOffset) else span
     got = f"tag: {span.tag}" if isinstance(span, SpanTag) else rule

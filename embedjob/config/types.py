@@ -86,7 +86,7 @@ def keyed_union(
     name: str,
     also: Mapping[str, type[Section]] | None = None,
 ) -> Any:
-    """Return the union of sections of which each has the key that it stands under.
+    """Return the union of sections, told apart by the key that each is written under.
 
     A mistake is then reported for the kind whose key is written, and not once for every kind.
     `also` are second spellings of keys.

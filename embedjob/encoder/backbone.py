@@ -65,7 +65,7 @@ class LayerReader:
 
     @property
     def blocks(self) -> nn.ModuleList | None:
-        """The model's blocks, if the input of block i has been proven to be hidden state i."""
+        """Return the model's blocks, if the input of block i is proven to be hidden state i."""
         self.prepare()
         return self.stack if self._reads_blocks else None
 
@@ -174,33 +174,33 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """The device of the embeddings: ids go in there, and states are returned there."""
+        """Return the device of the embeddings: ids go in there, and states are returned there."""
         place: torch.device = self.model.get_input_embeddings().weight.device
         return place
 
     @property
     def width(self) -> int:
-        """The length of one hidden state."""
+        """Return the length of one hidden state."""
         return self.info.hidden_size
 
     @property
     def vocabulary(self) -> int:
-        """The number of token ids that have an embedding."""
+        """Return the number of token ids that have an embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def stack(self) -> nn.ModuleList | None:
-        """The model's list of modules, one per layer, if there is one; inputs unchecked."""
+        """Return the model's list of modules, one per layer, if there is one; inputs unchecked."""
         return self._reader.stack
 
     @property
     def blocks(self) -> nn.ModuleList | None:
-        """The model's blocks, if the input of block i is hidden state i."""
+        """Return the model's blocks, if the input of block i is hidden state i."""
         return self._reader.blocks
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """The lengths of the model's sliding windows in tokens; none if attention has no limit."""
+        """Return the lengths of the sliding windows in tokens; none if attention has no limit."""
         # The config as it runs: the number that Gemma 3 writes to a file is another one.
         config = self.model.config
         return windows_of({**vars(config), "text": vars(config.get_text_config())})

@@ -195,14 +195,14 @@ class Encoder:
     def encode_views(
         self, views: TokenViews, *, role: Role | None = None, **callbacks: Any
     ) -> Encoded:
-        """The embeddings of the views' texts, and why some of them have none.
+        """Return the embeddings of the views' texts, and why some of them have none.
 
         `callbacks` are those of `ViewEncoder.encode_views`.
         """
         return self._views.encode_views(views, role=role, **callbacks)
 
     def encode(self, texts: Sequence[str], role: Role | None = None) -> Vectors:
-        """The embeddings [R, D] of texts, by the recipe of a role; InputError if one has none.
+        """Return the embeddings [R, D] of texts, by a role's recipe; InputError if one has none.
 
         With `aggregation: keep` they are those of the V views [R, V, D]. With `long_text:
         late_chunk` or `split` a longer text has several: `encode_parts` gives them.
@@ -218,7 +218,7 @@ class Encoder:
     def encode_parts(
         self, texts: Sequence[str], role: Role | None = None, headings: Headings = None
     ) -> tuple[Vectors, Lines]:
-        """All embeddings [L, D] of texts, and which of them are whose and of which characters.
+        """Return all embeddings [L, D] of texts, and the text and the characters of each.
 
         They are what the lines of an output would hold; InputError if a text has none. `headings`
         stand before the passages of each text, as the columns of `split.carry` in a job.
@@ -229,7 +229,7 @@ class Encoder:
     def outputs(
         self, texts: Sequence[str], role: Role | None = None, headings: Headings = None
     ) -> Encoded:
-        """All that the recipe of a role makes of texts: embeddings, lines, sparse and routers.
+        """Return all that a role's recipe makes of texts: embeddings, lines, sparse and routers.
 
         `sparse.row(r)` are the indices and values of text r, or of line r where texts are split.
         `headings` are those of `encode_parts`. InputError if a text has no embedding.
@@ -257,7 +257,7 @@ class Encoder:
         return outputs
 
     def generated(self, texts: Sequence[str], role: Role | None = None) -> list[list[str]]:
-        """The texts that are embedded beside each text, as the recipe's generator makes them.
+        """Return the texts that are embedded beside each text, made by the recipe's generator.
 
         The generator is loaded at the first call, on the encoder's device. ConfigError where the
         recipe generates nothing.
@@ -278,7 +278,7 @@ class Encoder:
         return [embedded_texts(text, by_text[text]) for text in texts]
 
     def encode_stored(self, texts: Sequence[str], role: Role | None = None) -> Codes:
-        """The embeddings of texts in the `vector_dtype` of the documents, as an output holds them.
+        """Return the embeddings of texts in the documents' `vector_dtype`, as an output holds them.
 
         int8 and uint8 go by `ranges`, which are those of the output that the encoder is from;
         ConfigError where there are none, or where embeddings are given in another output's space.

@@ -9,9 +9,10 @@ from transformers import (
 )
 
 from embedjob.config.recipe import Recipe
+from embedjob.encoder.backbone import first_device
 from embedjob.encoder.batching.scheduler import is_out_of_memory, raising_device_lost
 from embedjob.encoder.loading import load_model
-from embedjob.encoder.sampling import Callbacks, Sampling, continued
+from embedjob.encoder.sampling import Sampling, StepCallbacks, continued
 from embedjob.errors import EmbedjobError, ModelError
 from embedjob.models.components import generator_recipe
 from embedjob.models.questions import Question, Questioner, load_questioner
@@ -75,7 +76,7 @@ class Generator:
             raise ModelError("generate: the recipe has no generator; use a method that has one")
         if threads is not None:
             torch.set_num_threads(threads)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = device or first_device()
         loaded = load_model(own, device=torch.device(place), gpus=gpus)
         return cls(loaded.model, load_questioner(recipe), sequences=sequences)
 
@@ -97,14 +98,14 @@ class Generator:
             InterruptedRunError: `stop`, which is asked at every step, returned true.
             DeviceLostError: the device failed, and its process must end.
         """
-        callbacks = Callbacks(stop, moved)
+        callbacks = StepCallbacks(stop, moved)
         self._tell, self._so_far = answered, (0, 0)
         made: list[Variants] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             made += self._block(texts[start : start + _TEXTS_AT_ONCE], callbacks)
         return made
 
-    def _block(self, texts: Sequence[str], callbacks: Callbacks) -> list[Variants]:
+    def _block(self, texts: Sequence[str], callbacks: StepCallbacks) -> list[Variants]:
         first = self._variants(self._questions.transformations(texts), len(texts), callbacks)
         if not self._generation.summaries:
             return first
@@ -113,7 +114,7 @@ class Generator:
         return [(*one, *other) for one, other in zip(first, second, strict=True)]
 
     def _variants(
-        self, questions: Sequence[Question], texts: int, callbacks: Callbacks
+        self, questions: Sequence[Question], texts: int, callbacks: StepCallbacks
     ) -> list[Variants]:
         """Return the answers to the questions about each of so many texts."""
         of: list[list[Variant]] = [[] for _ in range(texts)]
@@ -122,7 +123,7 @@ class Generator:
             of[question.about].append(Variant(question.kind, question.number, text, len(ids)))
         return [tuple(variants) for variants in of]
 
-    def _answers(self, questions: Sequence[Question], callbacks: Callbacks) -> list[list[int]]:
+    def _answers(self, questions: Sequence[Question], callbacks: StepCallbacks) -> list[list[int]]:
         """Return the ids of each answer; prompts of about the same length go together."""
         answers: list[list[int]] = [[] for _ in questions]
         order = sorted(range(len(questions)), key=lambda one: -len(questions[one].ids))
@@ -136,7 +137,7 @@ class Generator:
             self._tell(*self._so_far)
         return answers
 
-    def _attempt(self, asked: Sequence[Question], callbacks: Callbacks) -> list[list[int]]:
+    def _attempt(self, asked: Sequence[Question], callbacks: StepCallbacks) -> list[list[int]]:
         """Return the answers of one batch, in halves where it fails; none to what fails alone."""
         try:
             with raising_device_lost():
@@ -158,7 +159,7 @@ class Generator:
             for ids in self._attempt(half, callbacks)
         ]
 
-    def _answered(self, asked: Sequence[Question], callbacks: Callbacks) -> list[list[int]]:
+    def _answered(self, asked: Sequence[Question], callbacks: StepCallbacks) -> list[list[int]]:
         keys = [one.key for one in asked]
         prompts = [one.ids for one in asked]
         found = continued(self._model, prompts, keys, self._sampling, callbacks)

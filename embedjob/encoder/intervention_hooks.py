@@ -18,7 +18,7 @@ from embedjob.config.interventions import Contrast, Prepend, given
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.shared_prefix import Prefixes
 from embedjob.encoder.backbone import Backbone
-from embedjob.encoder.batching.padding import MicroBatch, Side, assemble
+from embedjob.encoder.batching.padding import MicroBatch, Side, pad_views
 from embedjob.encoder.batching.transfers import to_device
 from embedjob.errors import ModelError
 from embedjob.text.arrays import Ints
@@ -57,7 +57,7 @@ Prepare = Callable[[SteeredBatch], Put]
 
 @dataclass(frozen=True)
 class Host:
-    """A model that is intervened in; `others` are the interventions on its auxiliary passes."""
+    """A model in which hooks are installed; `others` are those of its auxiliary passes."""
 
     prefixes: Prefixes
     blocks: nn.ModuleList
@@ -66,7 +66,7 @@ class Host:
 
     @property
     def backbone(self) -> Backbone:
-        """The loaded model."""
+        """Return the loaded model."""
         return self.prefixes.backbone
 
 
@@ -182,7 +182,7 @@ def _auxiliary_heads(projection: nn.Module, steered: SteeredBatch, host: Host) -
     longest = int(views.lengths[texts].max())
     share = steered.skip > 0 and bool((views.prefix[texts] == 0).all())
     share = share and host.prefixes.serves(len(shared), longest)
-    batch = assemble(views, texts, side=host.side, whole=not share)
+    batch = pad_views(views, texts, side=host.side, whole=not share)
     lasts_on = at(_last(batch.mask_VT))
     captured: list[Tensor] = []
 

@@ -40,7 +40,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Callbacks:
+class StepCallbacks:
     """Called at every step: whether to stop, and that the generator got on."""
 
     stop: Callable[[], bool]
@@ -56,7 +56,7 @@ class SeededSampling(LogitsProcessor):
     """
 
     def __init__(
-        self, numbers_ST: Tensor, sampling: Sampling, *, prompt: int, callbacks: Callbacks
+        self, numbers_ST: Tensor, sampling: Sampling, *, prompt: int, callbacks: StepCallbacks
     ) -> None:
         """Take a number for each sequence and step; padded prompts have the length `prompt`."""
         self._temperature = sampling.temperature
@@ -76,11 +76,11 @@ class SeededSampling(LogitsProcessor):
         if self._nucleus is not None:
             warm_SW = self._nucleus(input_ids, warm_SW)
         step = input_ids.shape[1] - self._prompt
-        drawn_S1 = drawn(warm_SW, self._numbers_ST[:, step : step + 1])
+        drawn_S1 = drawn_tokens(warm_SW, self._numbers_ST[:, step : step + 1])
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn_S1, 0.0)
 
 
-def drawn(scores_SW: Tensor, number_S1: Tensor) -> Tensor:
+def drawn_tokens(scores_SW: Tensor, number_S1: Tensor) -> Tensor:
     """Return the token [S, 1] that each sequence's number in [0, 1) picks by its scores.
 
     The first token, in the order of ids, up to which probabilities sum up to more than the number.
@@ -97,7 +97,7 @@ def continued(
     prompts: Sequence[Sequence[int]],
     keys: Sequence[bytes],
     sampling: Sampling,
-    callbacks: Callbacks,
+    callbacks: StepCallbacks,
 ) -> list[list[int]]:
     """Return the ids with which a model goes on after each prompt, together and padded at the end.
 
@@ -135,8 +135,8 @@ def continued(
         ),
         logits_processor=LogitsProcessorList([drawing]),
     )
-    said: list[list[int]] = whole_ST[:, ids_ST.shape[1] :].tolist()
-    return said
+    new_ids: list[list[int]] = whole_ST[:, ids_ST.shape[1] :].tolist()
+    return new_ids
 
 
 def _padded(rows: Sequence[Sequence[int]], *, pad: int) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,11 @@ from embedjob.config.fits import SampledContinuations
 from embedjob.config.generation import SLOT, TrajectorySettings
 from embedjob.config.heads import Decode
 from embedjob.config.recipe import Recipe
+from embedjob.encoder.backbone import first_device
 from embedjob.encoder.batching.scheduler import raising_device_lost
 from embedjob.encoder.loading import load_model
-from embedjob.encoder.sampling import Callbacks, Sampling, continued
-from embedjob.errors import InputError, ModelError
+from embedjob.encoder.sampling import Sampling, StepCallbacks, continued
+from embedjob.errors import InputError, ModelError, amount
 from embedjob.models.architecture import config_of, info_of, is_causal
 from embedjob.models.chat_template import special_tokens, stop_ids
 from embedjob.models.source import materialize, source_of
@@ -48,13 +49,13 @@ class Draw:
     sampling: Sampling
 
 
-def drawn(
+def drawn_continuations(
     model: PreTrainedModel,
     prompts: Mapping[str, _Ids],
     draw: Draw,
     *,
     most: int,
-    callbacks: Callbacks,
+    callbacks: StepCallbacks,
 ) -> list[list[_Ids]]:
     """Return the continuations of each text after its prompt, as many as `draw` says.
 
@@ -110,14 +111,14 @@ def sampled_after(
         raise InputError(f"text {texts[rows.index([])]!r} has no token; leave it out")
     directory = materialize(source_of(asked), tokenizer_only=True)
     stops = stop_ids(directory, special_tokens(directory))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or first_device())
     model = load_model(asked, device=place, gpus=gpus).model.eval()
     draw = Draw(
         section.count, section.seed, Sampling(1.0, 1.0, section.max_new_tokens, tuple(stops))
     )
-    unwatched = Callbacks(lambda: False, lambda: None)
+    unwatched = StepCallbacks(lambda: False, lambda: None)
     prompts = dict(zip(texts, rows, strict=True))
-    found = drawn(model, prompts, draw, most=_SEQUENCES, callbacks=unwatched)
+    found = drawn_continuations(model, prompts, draw, most=_SEQUENCES, callbacks=unwatched)
     return [ids for each in found for ids in each]
 
 
@@ -161,7 +162,7 @@ class Trajectories:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(device or first_device())
         kind = dtype or ("float32" if place.type == "cpu" else "bfloat16")
         recipe = Recipe(model=model, dtype=kind, span="last_token", decode=Decode())
         directory = materialize(source_of(recipe), tokenizer_only=True)
@@ -209,10 +210,10 @@ class Trajectories:
         """
         if len(left) != len(right):
             raise InputError(
-                f"got {len(left)} texts on the left and {len(right)} on the right; pairs need as"
-                " many"
+                f"got {amount(len(left), 'text')} on the left and {len(right):,} on the right;"
+                " pairs need equally many on both sides"
             )
-        callbacks = Callbacks(stop, moved)
+        callbacks = StepCallbacks(stop, moved)
         texts = list(dict.fromkeys([*left, *right]))
         prompts = dict(zip(texts, self._prompts(texts), strict=True))
         sampled = dict(zip(texts, self._sampled(prompts, callbacks), strict=True))
@@ -237,15 +238,15 @@ class Trajectories:
                 )
         return rows
 
-    def _sampled(self, prompts: Mapping[str, _Ids], callbacks: Callbacks) -> list[list[_Ids]]:
+    def _sampled(self, prompts: Mapping[str, _Ids], callbacks: StepCallbacks) -> list[list[_Ids]]:
         """Return the continuations of each text."""
         settings = self._settings
         draw = Draw(settings.count, settings.seed, self._sampling)
-        return drawn(self._model, prompts, draw, most=self._most, callbacks=callbacks)
+        return drawn_continuations(self._model, prompts, draw, most=self._most, callbacks=callbacks)
 
     @torch.inference_mode()
     def _scores(
-        self, prompt: _Ids, continuations: Sequence[_Ids], callbacks: Callbacks
+        self, prompt: _Ids, continuations: Sequence[_Ids], callbacks: StepCallbacks
     ) -> Distances:
         """Return the mean log-probability of the tokens of each continuation [C]."""
         scores: list[float] = []

@@ -74,7 +74,7 @@ class ViewEncoder:
         on_progress: Callable[[int, int], None] = lambda texts, tokens: None,
         role: Role | None = None,
     ) -> Encoded:
-        """The embeddings of the views' texts, and why some of them have none.
+        """Return the embeddings of the views' texts, and why some of them have none.
 
         Equal views go through the model once. `stop` is asked between micro-batches, and answers
         with InterruptedRunError; `on_progress` is told the texts and tokens done so far. A device
@@ -105,7 +105,7 @@ class ViewEncoder:
         )
 
     def _budget_for(self, views: TokenViews, loaded: Loaded) -> int:
-        """The tokens that go through the model together, measured when there are enough to do."""
+        """Return the token budget of a micro-batch, measured where the views have enough tokens."""
         if self._budget is not None:
             return self._budget
         # A view without a span is not run.

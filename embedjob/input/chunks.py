@@ -122,11 +122,6 @@ class Chunk:
         """Return the number of rows to read."""
         return self.stop - self.start
 
-    @property
-    def decoded_rows(self) -> int:
-        """Return the number of rows to decode: more than `rows` if a large group is split."""
-        return self.stop - self.first_row
-
 
 def ranges(
     group_rows: Sequence[int], group_text_bytes: Sequence[int], *, chunk_rows: int

@@ -33,7 +33,7 @@ Tail = tuple[bytes, int]
 
 
 class Wanted(NamedTuple):
-    """Name the columns whose text is measured, all columns that are read, and the filtered ones.
+    """The columns whose text is measured, all columns that are read, and the filtered ones.
 
     A column that is not among them is not looked at, however damaged.
     """
@@ -140,7 +140,7 @@ class Decoder:
         return Footer(rows, text_bytes, layout.schema, length, layout.fine_schema)
 
     def decode_all(self, tails: Sequence[Tail]) -> list[Footer | str]:
-        """Return of each file the footer, or what is wrong with it."""
+        """Return each file's footer, or what is wrong with it."""
         return [self._decoded(*tail) for tail in tails]
 
     def _decoded(self, tail: bytes, size: int) -> Footer | str:

@@ -25,12 +25,12 @@ def stored_unit(metadata: pq.FileMetaData, names: Sequence[str]) -> str | None:
 
     None where it does not say. pa.ArrowInvalid where it had several.
     """
-    said = metadata.metadata or {}
+    footer = metadata.metadata or {}
     if not _paths(metadata, names):
         return "us"
-    if _ARROW not in said:
-        return "us" if any(key in said for key in _SPARK) else None
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said[_ARROW])))
+    if _ARROW not in footer:
+        return "us" if any(key in footer for key in _SPARK) else None
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(footer[_ARROW])))
     units = {unit for field in schema if field.name in names for unit in units_in(field.type)}
     if "ns" in units and len(units) > 1:
         raise pa.ArrowInvalid(
@@ -53,7 +53,7 @@ def read_schema(metadata: pq.FileMetaData, names: Sequence[str], unit: str) -> p
 def exact_units(
     source: BinaryIO, metadata: pq.FileMetaData, groups: Sequence[int], names: Sequence[str]
 ) -> list[str]:
-    """Return in which of UNITS each moment that int96 in the columns `names` holds is exact.
+    """Return those of UNITS in which every int96 moment in the columns `names` is exact.
 
     Only these columns of the row groups are read. pa.ArrowInvalid where neither unit is exact.
     """

@@ -16,7 +16,7 @@ from embedjob.errors import InputChangedError, in_one_line
 from embedjob.input.chunks import Chunk, LineRange, RowRange, Shard
 from embedjob.input.footers import Footer, Wanted
 from embedjob.input.json_types import (
-    Kind,
+    JsonKind,
     arrow_type,
     fraction_of,
     has_nulls_alone,
@@ -32,8 +32,8 @@ from embedjob.storage.retrying import is_passing, retried
 _NAMES = (".jsonl", ".ndjson")
 _NAMED = (*_NAMES, ".json")
 _CODECS: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd"}
-# Where one of both is reached, a block of lines ends, which is what a row group is to Parquet. A
-# border is part of a file's name: other numbers here would have outputs made again.
+# Where one of the two is reached, a block of lines ends, which is what a row group is to Parquet.
+# A border is part of a file's name: other numbers here would have outputs made again.
 _BLOCK_ROWS, _BLOCK_BYTES = 1000, 4 * 2**20
 _READ_BYTES = 4 * 2**20
 _TABLE_ROWS = 8192
@@ -68,7 +68,7 @@ def scan_lines(file: Stored, wanted: Wanted) -> Footer | str:
     """Read a file once; return its blocks of lines as a footer has row groups, or what is wrong.
 
     The blocks' bytes of text are their bytes in the file, where it is not compressed. A compressed
-    file is one block: who reads a part of it reads what lies before it.
+    file is one block: to read a part of it is to read all that lies before it.
     """
     try:
         with open_unchanged(file) as source:
@@ -109,7 +109,7 @@ class _Columns:
 
     def __init__(self, wanted: Wanted) -> None:
         self._text = frozenset(wanted.text)
-        self._kinds: dict[str, Kind] = {}
+        self._kinds: dict[str, JsonKind] = {}
         self._needed = wanted.needed
         self._others: dict[str, None] = {}
         self._empty = True
@@ -246,8 +246,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
     if isinstance(found, dict):
         return found
     raise ValueError(
-        f"got {_KINDS_OF[type(found)]}; allowed is an object, of one row, in each line (such as"
-        " `jq -c '.[]'` writes the objects of a list)"
+        f"got {_KINDS_OF[type(found)]}; allowed is one object, a row, in each line; `jq -c '.[]'`"
+        " turns a list of objects into such lines"
     )
 
 

@@ -16,7 +16,7 @@ from embedjob.input.column_types import TEXT
 
 # "null", "bool", "whole", "long", "fraction", "text", ("list", kind), ("object", {name: kind}). A
 # long number is a whole one that float64 would round.
-Kind = Any
+JsonKind = Any
 _ARROW: Mapping[str, pa.DataType] = {
     "null": pa.null(),
     "bool": pa.bool_(),
@@ -53,7 +53,7 @@ def fraction_of(literal: str) -> float:
     return Overflow(value) if math.isinf(value) else value
 
 
-def kind_of(value: Any, *, any_text: bool = False) -> Kind:
+def kind_of(value: Any, *, any_text: bool = False) -> JsonKind:
     """Return the kind of a value; ValueError where no column can hold it.
 
     With `any_text` a text may hold what UTF-8 does not: its row is a bad one.
@@ -61,17 +61,17 @@ def kind_of(value: Any, *, any_text: bool = False) -> Kind:
     return _KIND_OF[type(value)](value, any_text)
 
 
-def _whole(value: int, any_text: bool) -> Kind:
+def _whole(value: int, any_text: bool) -> JsonKind:
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"got {value}, which 64 bits do not hold; write it as a text")
     return "whole" if abs(value) <= _EXACT else "long"
 
 
-def _overflow(value: Overflow, any_text: bool) -> Kind:
+def _overflow(value: Overflow, any_text: bool) -> JsonKind:
     raise ValueError("a number is larger than 64 bits hold; write it as a text")
 
 
-def _text(value: str, any_text: bool) -> Kind:
+def _text(value: str, any_text: bool) -> JsonKind:
     if not any_text:
         _require_utf8(value, "a text")
     return "text"
@@ -85,17 +85,17 @@ def _require_utf8(value: str, what: str) -> None:
             raise ValueError(f"{what} is not UTF-8") from error
 
 
-def _list(value: list[Any], any_text: bool) -> Kind:
+def _list(value: list[Any], any_text: bool) -> JsonKind:
     return "list", reduce(joined_kind, (kind_of(one) for one in value), "null")
 
 
-def _object(value: dict[str, Any], any_text: bool) -> Kind:
+def _object(value: dict[str, Any], any_text: bool) -> JsonKind:
     for name in value:
         _require_utf8(name, "a name in an object")
     return _of_fields({name: kind_of(one) for name, one in value.items()})
 
 
-def _of_fields(fields: dict[str, Kind]) -> Kind:
+def _of_fields(fields: dict[str, JsonKind]) -> JsonKind:
     if len(fields) > _MAX_NAMES:
         raise ValueError(
             f"objects with more than {_MAX_NAMES} names in all lines; write them as texts, or as"
@@ -104,7 +104,7 @@ def _of_fields(fields: dict[str, Kind]) -> Kind:
     return "object", fields
 
 
-_KIND_OF: Mapping[type, Callable[[Any, bool], Kind]] = {
+_KIND_OF: Mapping[type, Callable[[Any, bool], JsonKind]] = {
     type(None): lambda value, any_text: "null",
     bool: lambda value, any_text: "bool",
     int: _whole,
@@ -116,7 +116,7 @@ _KIND_OF: Mapping[type, Callable[[Any, bool], Kind]] = {
 }
 
 
-def joined_kind(left: Kind, right: Kind) -> Kind:
+def joined_kind(left: JsonKind, right: JsonKind) -> JsonKind:
     """Return the kind of values of both kinds; ValueError where a column cannot hold both."""
     if left == right or right == "null":
         return left
@@ -135,7 +135,7 @@ def joined_kind(left: Kind, right: Kind) -> Kind:
     return joined
 
 
-def arrow_type(kind: Kind, *, fractions: bool = False) -> pa.DataType:
+def arrow_type(kind: JsonKind, *, fractions: bool = False) -> pa.DataType:
     """Return the type of a column of a kind; with `fractions`, float64 wherever it is exact."""
     name = _name(kind)
     if name == "list":
@@ -163,7 +163,7 @@ def without_empty(value: Any, kind: pa.DataType) -> Any:
     return value
 
 
-def has_whole_numbers(kind: Kind) -> bool:
+def has_whole_numbers(kind: JsonKind) -> bool:
     """Return whether a kind has whole numbers that float64 holds as well."""
     if _name(kind) == "list":
         return has_whole_numbers(kind[1])
@@ -172,5 +172,5 @@ def has_whole_numbers(kind: Kind) -> bool:
     return bool(kind == "whole")
 
 
-def _name(kind: Kind) -> str:
+def _name(kind: JsonKind) -> str:
     return kind if isinstance(kind, str) else str(kind[0])

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedjob.errors import InputChangedError, InputError, in_one_line
+from embedjob.errors import InputChangedError, InputError, amount, in_one_line
 from embedjob.input.chunks import WHOLE_BUT, Shard, printable
 from embedjob.input.decoders import Decode, decoders
 from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse
@@ -64,7 +64,7 @@ _DUCKDB = slice(8, 12)
 
 @dataclass(frozen=True)
 class Found:
-    """The files of an input: its shards, and the files beside them that nobody reads."""
+    """The files of an input: its shards, and the files beside them that are not read."""
 
     shards: tuple[Shard, ...]
     unread: tuple[str, ...]
@@ -82,8 +82,8 @@ def find_files(path: str | Sequence[str]) -> Found:
     for pattern, files in listed.items():
         if not input_files(pattern, files):
             raise InputError(
-                f"input.path: no Parquet file at {pattern} ({len(files)} files listed); looked"
-                f" for that file, for files that match it as a glob, and for"
+                f"input.path: no Parquet file at {pattern} (listed: {amount(len(files), 'file')});"
+                f" looked for that file, for files that match it as a glob, and for"
                 f" {', '.join(PARQUET_NAMES)} files below that directory, and then for JSON Lines"
                 " (.jsonl, .ndjson, also with .gz or .zst); names that begin with . or _ are left"
                 " out"
@@ -99,19 +99,19 @@ def described_unread(urls: Sequence[str]) -> str:
         return ""
     likely = sorted(urls, key=lambda url: ("parq" not in url.lower(), "." in Path(url).name, url))
     shown = [f"{printable(url)} ({_unread(url)})" for url in likely[:_EXAMPLES]]
-    return f"{len(urls):,} files beside the shards, such as {', '.join(shown)}"
+    return f"{amount(len(urls), 'file')} beside the shards, such as {', '.join(shown)}"
 
 
 def _unread(url: str) -> str:
     file = stat(url)
     if file is None:
         return "gone"
-    said = _nature(file)
+    nature = _nature(file)
     if is_json_lines(url, named=False):
         return "JSON Lines beside Parquet; name them in input.path, as *.jsonl"
-    if said.startswith("the beginning of a Parquet file"):
+    if nature.startswith("the beginning of a Parquet file"):
         return "Parquet by its first bytes; name it in input.path, or rename it to *.parquet"
-    return said
+    return nature
 
 
 def check_apart(path: str | Sequence[str], out: str, shards: Sequence[Shard] = ()) -> None:
@@ -216,9 +216,11 @@ def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | st
         try:
             tails[file.url] = _tail(file, FIRST_READ), file.size
         except pa.ArrowInvalid as error:
-            said = str(error)
-            whole = said.startswith(WHOLE_BUT)
-            reasons[file.url] = said if whole else f"{_DAMAGED}: {said}; it is {_nature(file)}"
+            message = str(error)
+            whole = message.startswith(WHOLE_BUT)
+            reasons[file.url] = (
+                message if whole else f"{_DAMAGED}: {message}; it is {_nature(file)}"
+            )
         except (InputChangedError, FileNotFoundError) as error:
             reasons[file.url] = f"{_CHANGED}: {error}"
     decoded = dict(zip(tails, decode([*tails.values()]), strict=True)) if tails else {}
@@ -250,8 +252,9 @@ def _settled(file: Stored, tail: Tail, footer: Footer) -> Footer | str:
     except (InputChangedError, FileNotFoundError) as error:
         return f"{_CHANGED}: {error}"
     except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
-        return said if said.startswith(WHOLE_BUT) else f"its timestamps cannot be read: {said}"
+        message = " ".join(str(error).split())
+        whole = message.startswith(WHOLE_BUT)
+        return message if whole else f"its timestamps cannot be read: {message}"
     if units == ["ns"]:
         return replace(footer, schema=footer.fine_schema, fine_schema=None)
     return footer if "ns" in units else replace(footer, fine_schema=None)

@@ -284,7 +284,7 @@ def _parts(
     names: list[str],
     wanted: Sequence[tuple[int, int]],
 ) -> Iterator[pa.Table]:
-    """Yield rows [first, last) of the groups' rows, for each, in order and in one pass.
+    """Yield the groups' rows [first, last) of each pair in `wanted`, in order and in one pass.
 
     Nothing behind the last is fetched or decoded, but int96 whose unit the file does not say.
     """

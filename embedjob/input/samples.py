@@ -84,13 +84,18 @@ def chunk_key(shard: str, start: int, *, seed: int) -> int:
 
 def row_keys(shard: str, rows: Sequence[int] | npt.NDArray[np.integer], *, seed: int) -> Keys:
     """Return the keys of rows of a shard [R]."""
-    begin = np.uint64(_digest(f"embedjob row 1: {seed} {shard}"))
+    begin = _digest(f"embedjob row 1: {seed} {shard}")
+    return mixed(np.asarray(rows).astype(np.uint64), begin)
+
+
+def mixed(numbers: Keys, begin: int = 0) -> Keys:
+    """Return what SplitMix64 draws in these places from `begin` on: a hash of each number."""
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
-        state = begin + (np.asarray(rows).astype(np.uint64) + np.uint64(1)) * np.uint64(_INCREMENT)
+        state = np.uint64(begin) + (numbers + np.uint64(1)) * np.uint64(_INCREMENT)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
-    keys: Keys = state ^ (state >> np.uint64(31))
-    return keys
+    drawn: Keys = state ^ (state >> np.uint64(31))
+    return drawn
 
 
 def _digest(text: str) -> int:

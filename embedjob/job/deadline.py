@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from embedjob.errors import amount
 from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options
 from embedjob.job.planning import JobPlan, committed_files
@@ -67,8 +68,8 @@ def why_unpublished(plan: JobPlan, snapshot: Snapshot, options: Options) -> str 
     if with_all < fewest:
         return None
     return (
-        f"run.max_shrink: {now} rows would replace {before}, allowed is {most:.0%} less"
-        " (--allow-shrink publishes it, if that is meant)"
+        f"run.max_shrink: {amount(now, 'row')} would replace {before:,}, allowed is a loss of at"
+        f" most {most:.0%} (--allow-shrink publishes it, if that is meant)"
     )
 
 
@@ -97,6 +98,6 @@ def described_left(left: Sequence[LeftShard], *, why: str) -> str:
     named = ", ".join(one.shard for one in left[:SHARDS_SHOWN])
     more = f" and {len(left) - SHARDS_SHOWN:,} more" if len(left) > SHARDS_SHOWN else ""
     return (
-        f"run.until: {why}; {len(left):,} shards with {rows:,} rows are left: {named}{more}. Run"
-        " again to go on with them"
+        f"run.until: {why}; left: {amount(len(left), 'shard')} with {amount(rows, 'row')}"
+        f" ({named}{more}). Run again to go on with them"
     )

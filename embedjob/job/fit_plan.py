@@ -151,7 +151,9 @@ def other_vectors(fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
     return VectorSource(other, snapshot)
 
 
-def check_fits(fits: Sequence[PlannedFit], places: Sequence[Place], job: IdentifiedJob) -> None:
+def check_planned_fits(
+    fits: Sequence[PlannedFit], places: Sequence[Place], job: IdentifiedJob
+) -> None:
     """Check that what fits are yet to be made of is there, as far as can be known before.
 
     Raises:
@@ -268,19 +270,20 @@ def _width(job: IdentifiedJob, recipe: Recipe, made: Mapping[str, Head]) -> int:
 
 
 def _require_named(job: IdentifiedJob) -> None:
-    """ConfigError where another role's recipe names a fit that the job's own does not have."""
+    """Raise ConfigError where another role's recipe names a fit that the job's own lacks."""
     own = [step for step in job.config.encoder.finish if isinstance(step, FitStep)]
     sampled = job.config.encoder.continuations_fit
     for role, recipe in job.recipes.items():
         if recipe.continuations_fit not in (None, sampled):
             raise ConfigError(
-                f"encoder.heads: continuations: {recipe.continuations_fit} is of the role {role}"
-                f" and not of {job.config.encoder.role}, whose texts are sampled; give both roles"
-                " the same"
+                f"encoder.heads: continuations: the role {role} names {recipe.continuations_fit},"
+                f" and the role {job.config.encoder.role}, whose texts are sampled, does not; name"
+                " the same fit in both"
             )
         for step in recipe.finish:
             if isinstance(step, FitStep) and step not in own:
                 raise ConfigError(
-                    f"encoder.finish: {step.kind}: {step.name} is a step of the role {role} and not"
-                    f" of {job.config.encoder.role}, whose vectors are fitted; give both roles it"
+                    f"encoder.finish: {step.kind}: {step.name} is a step of the role {role}, and"
+                    f" not of the role {job.config.encoder.role}, whose vectors are fitted; give"
+                    " both roles this step"
                 )

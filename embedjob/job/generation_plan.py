@@ -12,7 +12,7 @@ from embedjob.storage.objects import list_files
 
 @dataclass(frozen=True)
 class PlannedGeneration:
-    """What a run's generator is left with: so many texts, of so many tokens together, at most.
+    """What is left for a run's generator: at most `texts` texts, of `tokens` tokens in all.
 
     Fewer are made where texts are equal, blank or filtered out, and where an answer is short.
     """

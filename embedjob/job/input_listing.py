@@ -21,8 +21,8 @@ from embedjob.output.snapshot import Snapshot
 class InputListing:
     """The shards of an input, and of each by URL its footer, or why it has none.
 
-    Of a table, `version` is that of which the shards are, `place` its folder, and `deleted` the
-    numbers of the rows, by shard, that it has no more. `wanted` is what footers were read for.
+    For a table, `version` is the version that the shards belong to, `place` its folder, and
+    `deleted` the numbers of its deleted rows, by shard. `wanted` is what footers were read for.
     """
 
     shards: tuple[Shard, ...]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedjob.errors import OutputError
+from embedjob.errors import OutputError, amount
 from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options, Say
 from embedjob.job.planning import JobPlan, relisted
@@ -189,7 +189,7 @@ def _check_claimed(plan: JobPlan, claim: Claim) -> None:
 def _check_input(
     job: IdentifiedJob, claims: Sequence[Claim], newest: Snapshot | None, options: Options
 ) -> None:
-    """OutputError where the output serves, or was begun with, the corpus of another input."""
+    """Raise OutputError where the output serves, or was begun with, the corpus of another input."""
     begun = claims[0].input if claims else None
     served = begun if newest is None else newest.input
     if served is None or served == job.input_paths or options.new_input:
@@ -221,7 +221,7 @@ def chunks_to_redo(plan: JobPlan, options: Options, say: Say) -> frozenset[str]:
     ):
         if asked:
             names = find(job.out, job.fingerprint) & {chunk.name for chunk in plan.chunks}
-            say(f"{option}: {len(names)} chunks are to be made again")
+            say(f"{option}: to be made again: {amount(len(names), 'chunk')}")
             redo |= names
     return redo
 

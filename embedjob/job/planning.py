@@ -21,7 +21,7 @@ from embedjob.input.footers import Footer
 from embedjob.input.json_lines import line_ranges
 from embedjob.input.listing import check_apart
 from embedjob.input.samples import Place, has_chunk
-from embedjob.job.fit_plan import check_fits, settled
+from embedjob.job.fit_plan import check_planned_fits, settled
 from embedjob.job.generation_plan import PlannedGeneration, planned_generation
 from embedjob.job.input_listing import InputListing, list_input
 from embedjob.job.planned_fits import PlannedFit
@@ -98,7 +98,7 @@ class JobPlan:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """The files beside the shards that nobody reads."""
+        """The files beside the shards that are not read."""
         return self.listing.unread
 
     @property
@@ -169,7 +169,7 @@ def plan_settled(
     job, fits = settled(named, refit=refit)
     standing = standing_types(claims, served, job.fingerprint)
     made = plan(job, listing, listed=_listed(job), served=served, standing=standing)
-    check_fits(fits, made.places, job)
+    check_planned_fits(fits, made.places, job)
     samples = tuple(vectors_place(job.out, fit.vectors) for fit in fits if fit.vectors)
     return replace(made, named=named, claims=claims, fits=fits, refit=refit, generated_in=samples)
 

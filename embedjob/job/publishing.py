@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedjob.errors import AccessError, FaultError, RefusedError
+from embedjob.errors import AccessError, FaultError, RefusedError, amount
 from embedjob.input.chunks import Chunk
 from embedjob.input.columns import columns_of
 from embedjob.input.listing import described_unread
@@ -143,7 +143,7 @@ def _files(
 def _shards(
     plan: JobPlan, unfinished: set[str], layouts: dict[Layout, int]
 ) -> tuple[dict[str, Any], ...]:
-    """Every shard once, the empty ones with no rows, the unfinished ones named so."""
+    """Return every shard once, the empty ones with no rows, the unfinished ones named so."""
     rows = {shard.url: 0 for shard in plan.empty}
     etags = {shard.url: shard.etag for shard in plan.empty}
     for chunk in plan.chunks:
@@ -248,7 +248,7 @@ def _refusals_as_faults() -> Iterator[None]:
 
 
 def _failed(plan: JobPlan, outcomes: Outcomes) -> tuple[dict[str, str], ...]:
-    """The shards and rows that failed, as readers of a partial snapshot see them."""
+    """Return the shards and rows that failed, as readers of a partial snapshot see them."""
     planned = [{"shard": url, "reason": reason} for url, reason in plan.faults]
     ended = [
         {"shard": end.shard, "reason": f"rows {end.start} to {end.stop}: {_without_place(end)}"}
@@ -266,7 +266,7 @@ def _without_place(end: Outcome) -> str:
 def _gone(
     plan: JobPlan, outcomes: Outcomes, listed: Sequence[Stored], *, but: Collection[str]
 ) -> Iterator[dict[str, str]]:
-    """Chunks that are neither there nor known to have failed: somebody deleted their files.
+    """Yield chunks that are neither there nor known to have failed: somebody deleted their files.
 
     `but` are the keys of those that a deadline left.
     """
@@ -298,9 +298,9 @@ def _shrunk(plan: JobPlan, snapshot: Snapshot) -> Iterator[str]:
     if now < before * (1 - most):
         removed = drift_of(plan).shards_removed
         yield (
-            f"run.max_shrink: {now} rows would replace {before}, allowed is {most:.0%} less;"
-            f" {removed} shards are gone from the input. Is it listed whole? --allow-shrink"
-            " publishes it, if that is meant"
+            f"run.max_shrink: {amount(now, 'row')} would replace {before:,}, allowed is a loss of"
+            f" at most {most:.0%}; gone from the input: {amount(removed, 'shard')}. Is it listed"
+            " whole? --allow-shrink publishes it, if that is meant"
         )
 
 
@@ -309,8 +309,8 @@ def _why_empty(plan: JobPlan, snapshot: Snapshot) -> str | None:
     if snapshot.counts.get("rows"):
         return None
     if not plan.rows:
-        return f"none of the input's {len(plan.shards):,} shards has a row"
-    return f"none of the input's {plan.rows:,} rows passes input.filter"
+        return f"the input has no row in {amount(len(plan.shards), 'shard')}"
+    return f"input.filter lets none of {amount(plan.rows, 'row')} pass"
 
 
 def drift_of(plan: JobPlan) -> Drift:
@@ -337,7 +337,7 @@ def verdict_of(faults: Sequence[str], url: str | None) -> str:
     lines = [f"fault: {fault}" for fault in faults[:FAULTS_SHOWN]]
     lines += [f"further faults: {rest}"] if rest > 0 else []
     end = f"published in part: {url}" if url else "nothing was published"
-    number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    number = amount(len(faults), "fault")
     return "\n".join([*lines, f"{number}; everything else is committed; {end}"])
 
 

@@ -36,8 +36,8 @@ from embedjob.job.resolve_generation import resolve_generation
 from embedjob.methods.catalogue import (
     check_adapters,
     fits_of,
+    merged_encoder,
     on_cpus,
-    over_each_other,
     read_method,
     setting_for,
 )
@@ -194,28 +194,28 @@ def resolve_encoder(
     folder = materialize(_model_source(source), tokenizer_only=True)
     source = on_cpus(source, is_table=may_be_static(folder), set_gpus=True)
     resolved = _settled(source, folder)
-    if resolved.recipe.model.startswith(FIT_NAME):
-        raise ConfigError(
-            f"encoder.model: {resolved.recipe.model} is fitted on a corpus: run a job that has it,"
-            " and open its output with Encoder.from_output"
-        )
-    if isinstance(resolved.recipe.pooling, WordWeights):
-        raise ConfigError(
-            f"encoder.pooling: {resolved.recipe.pooling.name} is fitted on a corpus: run a job that"
-            " has it, and open its output with Encoder.from_output"
-        )
-    if (named := resolved.recipe.continuations_fit) is not None:
-        raise ConfigError(
-            f"encoder.heads: continuations: {FIT_NAME}{named} is sampled on a corpus: run a job"
-            " that has it, and open its output with Encoder.from_output"
-        )
-    for step in resolved.recipe.finish:
-        if isinstance(step, FitStep):
-            raise ConfigError(
-                f"encoder.finish: {step.kind}: {step.name} is fitted on a corpus: run a job that"
-                " has it, and open its output with Encoder.from_output; or set finish without it"
-            )
+    _require_no_corpus(resolved.recipe)
     return resolved
+
+
+def _require_no_corpus(recipe: Recipe) -> None:
+    """Raise ConfigError where a part of the recipe is made of a corpus, which only a run reads."""
+    parts = []
+    if recipe.model.startswith(FIT_NAME):
+        parts.append(f"model: {recipe.model}")
+    if isinstance(recipe.pooling, WordWeights):
+        parts.append(f"pooling: {recipe.pooling.name}")
+    if recipe.continuations_fit is not None:
+        parts.append(f"heads: continuations: {FIT_NAME}{recipe.continuations_fit}")
+    parts += [
+        f"finish: {one.kind}: {one.name}" for one in recipe.finish if isinstance(one, FitStep)
+    ]
+    if parts:
+        without = "; or set finish without it" if parts[0].startswith("finish") else ""
+        raise ConfigError(
+            f"encoder.{parts[0]} is fitted on a corpus: run a job that has it, and open its output"
+            f" with Encoder.from_output{without}"
+        )
 
 
 def identify(job: ResolvedJob) -> IdentifiedJob:
@@ -333,7 +333,7 @@ def with_default_model(source: JobSource) -> JobSource:
 
 
 def _model_source(source: JobSource) -> ModelSource:
-    """Where the job's model comes from, before its other keys are resolved."""
+    """Return where the job's model comes from, before its other keys are resolved."""
     model = ModelSource(
         model=source.get("encoder.model"),
         revision=source.get("encoder.revision"),
@@ -346,14 +346,14 @@ def _model_source(source: JobSource) -> ModelSource:
 
 
 def _located(job: ResolvedJob, place: Mapping[str, Any]) -> ResolvedJob:
-    """The same job with its model named so that every node and every day finds the same."""
+    """Return the same job with its model named so that every node and every day finds the same."""
     recipes = {role: recipe.model_copy(update=place) for role, recipe in job.recipes.items()}
     config = job.config.model_copy(update={"encoder": recipes[job.config.encoder.role]})
     return replace(job, config=config, recipes=recipes)
 
 
 def _with_dtype(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The `encoder` keys with `dtype: auto` settled: it decides vectors, so it is hashed."""
+    """Return the `encoder` keys with `dtype: auto` settled: it decides vectors, so it is hashed."""
     encoder, pool = dict(document["encoder"]), document.get("pool") or {}
     if encoder.get("dtype", "auto") == "auto":
         on_gpu = pool.get("gpus_per_actor", 1) if isinstance(pool, Mapping) else 1
@@ -365,6 +365,6 @@ def _by_role(
     origin: str, encoder: Mapping[str, Any], roles: Mapping[Any, Mapping[str, Any]]
 ) -> dict[Role, Layer]:
     return {
-        role: Layer(origin, over_each_other(encoder, roles.get(role, {}), origin=origin))
+        role: Layer(origin, merged_encoder(encoder, roles.get(role, {}), origin=origin))
         for role in ROLES
     }

@@ -179,7 +179,7 @@ def _check_engine(section: Generate, source: JobSource) -> None:
         )
     if section.summaries:
         raise ConfigError(
-            "generate.summaries: is not available with engine: vllm; leave one of both out"
+            "generate.summaries: is not available with engine: vllm; leave one of the two out"
         )
     gpus = section.pool.gpus_per_actor
     if (_gpus(source) if gpus == "auto" else gpus) < 1:

@@ -37,8 +37,8 @@ class Outcome:
 class Outcomes:
     """How chunks ended: committed files as columns, faults as they are, statistics as sums.
 
-    A million files take some 200 MB so, and as objects eight times that. `stats` are of the
-    committed chunks.
+    In columns a million files take some 200 MB, an eighth of what they take as objects. `stats`
+    sums the committed chunks' statistics.
     """
 
     def __init__(self, ends: Iterable[Outcome] = ()) -> None:
@@ -63,12 +63,12 @@ class Outcomes:
 
     @property
     def files(self) -> pa.Table:
-        """Return the committed files: name, rows, etag, counts."""
+        """The committed files: name, rows, etag, counts."""
         return pa.concat_tables([*self._files, as_table(self._latest, _FILES)])
 
     @property
     def committed(self) -> int:
-        """Return the number of committed chunks."""
+        """The number of committed chunks."""
         return sum(map(len, self._files)) + len(self._latest)
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Tally:
-    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are of ended chunks.
+    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are those of ended chunks.
 
     `reused` are the rows of ended chunks whose vectors were there already.
 
@@ -130,14 +130,14 @@ class Summary:
     `rows_before` and the shards added, changed and removed compare the corpus with that of the
     snapshot that was served when the run began.
 
-    `tokens` went through the model: those of a text that is there twice count once. Of what the
-    device could have done in the encoders' `compute` seconds, `flops_utilization` went into it, a
-    share of at most one: what it can do is the fastest that was seen of it, a matmul or a pass. In
-    those seconds, all is that is done with a chunk beside waiting for it and copying from a GPU.
+    `tokens` went through the model; equal texts count once. `flops_utilization` is the model's
+    FLOPs in the encoders' compute seconds, as a share (at most 1) of what the device does at its
+    fastest, measured by a matmul or a pass. Compute seconds are all time spent on a chunk, except
+    waiting for it and copying from a GPU.
 
     `generated` are the texts that this run's generator made, of `generated_tokens` together, and
-    `generations_reused` those that were there already. For `generation_fallbacks` of both the
-    generator had failed or said nothing, and the row's own text stands for them.
+    `generations_reused` those that were there already. `generation_fallbacks` counts those of both
+    kinds for which the generator failed or gave no text: the row's own text takes their place.
 
     `chunks_left` of `shards_left` could not be done before the run's deadline.
 
@@ -269,7 +269,7 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """Return 0 where all is done, 1 where there are faults, 3 where a deadline left shards."""
+        """The exit code: 0 if all is done, 1 if there are faults, 3 if a deadline left shards."""
         if self.faults:
             return 1
         return 3 if self.left else 0

@@ -56,7 +56,7 @@ class OldFiles:
 
     @property
     def rows(self) -> list[int]:
-        """Return the lines of each file."""
+        """The number of lines of each file."""
         rows: list[int] = self._table["rows"].to_pylist()
         return rows
 

@@ -57,7 +57,7 @@ class MethodFile(Section):
     `encoder` and `roles` are the paper's own; what was chosen for one model is in `for_models`,
     under the name of that model. `differs` says where the authors' code does something else. `fit`
     is the job's section of that name, for the steps that `encoder.finish` has of fits.
-    `licence` is of the default model's weights; `model` is null where none were published. A
+    `licence` is that of the default model's weights; `model` is null where none were published. A
     `static` method takes a table of vectors as its model, and runs no transformer.
     `generate` are the keys of that section of a job, where the method embeds generated texts too.
     """
@@ -78,13 +78,17 @@ class MethodFile(Section):
 
 
 def names() -> list[str]:
-    """The methods that come with the library, in alphabetical order."""
+    """Return the methods that come with the library, in alphabetical order."""
     files = resources.files("embedjob.methods").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def read_method(method: str) -> MethodFile:
-    """The method of this name, or of this path; ConfigError if there is none or it is malformed."""
+    """Return the method of this name, or in the file at this path.
+
+    Raises:
+        ConfigError: there is none, or it is malformed.
+    """
     if method in names():
         path = Path(str(resources.files("embedjob.methods") / f"{method}.yaml"))
     elif method.endswith((".yaml", ".yml")):
@@ -176,8 +180,8 @@ def on_cpus(source: JobSource, *, is_table: bool, set_gpus: bool = False) -> Job
     return JobSource((*source.layers, without) if set_gpus else (without, *source.layers))
 
 
-def over_each_other(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """What of the `encoder` section the keys of one place make together, last wins."""
+def merged_encoder(*encoders: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Merge `encoder` keys of one place; later ones win."""
     return merge([Layer(origin, {"encoder": encoder}) for encoder in encoders])[0]
 
 
@@ -203,7 +207,7 @@ def _require_sound_setting(file: MethodFile, setting: ModelSetting, place: str) 
                 f" set it in {place}.roles.{role} too"
             )
     for keys in ({}, *roles.values()):
-        both = over_each_other(setting.encoder, keys, origin=place)["encoder"]
+        both = merged_encoder(setting.encoder, keys, origin=place)["encoder"]
         _require_sound(file, place, both, _OF_A_JOB | _OF_A_METHOD)
 
 
@@ -218,10 +222,10 @@ def _require_sound_generation(values: Mapping[str, Any], place: str) -> None:
 def _require_sound(
     file: MethodFile, place: str, values: Mapping[str, Any], forbidden: frozenset[str]
 ) -> None:
-    """ConfigError naming the place in the file if these keys, over its own, make no recipe."""
+    """Raise ConfigError naming the place if these keys, over the file's own, make no recipe."""
     if wrong := sorted(forbidden & values.keys()):
         raise ConfigError(f"{place}: a method cannot set {', '.join(wrong)} there; remove it")
-    merged = over_each_other({"model": file.model or "-"}, file.encoder, values, origin=place)
+    merged = merged_encoder({"model": file.model or "-"}, file.encoder, values, origin=place)
     try:
         recipe = recipe_from(merged["encoder"], {})
         check(recipe, "in a job")

@@ -137,7 +137,7 @@ class ModelInfo:
     @property
     def kind(self) -> str:
         """What it is, for people."""
-        table = "a static table, of which the rows of a text's words are taken together"
+        table = "a static table, in which words are looked up without a transformer"
         return table if self.static else "a transformer"
 
 

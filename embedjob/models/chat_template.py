@@ -83,8 +83,8 @@ def read_chat_template(directory: Path, *, model: str) -> ChatTemplate:
     if template is None:
         raise ModelError(
             f"generate.model: {model} has no chat template (chat_template.jinja, or chat_template"
-            " in tokenizer_config.json): a generator has to follow instructions. Give a model that"
-            " was instructed, or set generate.chat_template"
+            " in tokenizer_config.json): a generator has to follow instructions. Give an"
+            " instruction-tuned model, or set generate.chat_template"
         )
     tokens = special_tokens(directory)
     return ChatTemplate(template, tokens, stop_ids(directory, tokens))

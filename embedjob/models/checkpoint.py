@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedjob.errors import ModelError
+from embedjob.errors import ModelError, amount
 from embedjob.models.tables.word_tables import is_table, is_vocabulary
 from embedjob.storage import objects
 from embedjob.storage.objects import Stored
@@ -87,7 +87,7 @@ class ModelFile:
 
     @property
     def version(self) -> str:
-        """Return a text that changes when the file's bytes may have changed."""
+        """A text that changes when the file's bytes may have changed."""
         return f"{self.stored.url}:{self.stored.size}:{self.stored.etag}"
 
 
@@ -149,8 +149,8 @@ def check_shards(names: Iterable[str], index: Mapping[str, Any] | None, *, model
         return
     if index is None:
         raise ModelError(
-            f"encoder.model: {model} has {len(shards)} shards and no {INDEX}, which says what each"
-            " shard holds; copy it from where the shards come from"
+            f"encoder.model: {model} has {amount(len(shards), 'shard')} and no {INDEX}, which says"
+            " what each shard holds; copy it from where the shards come from"
         )
     missing = sorted({*map(str, index.get("weight_map", {}).values())} - there)
     if missing:

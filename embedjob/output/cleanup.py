@@ -59,8 +59,8 @@ def prune(
 ) -> Pruned:
     """Delete files that no kept snapshot names, and the snapshots that are not kept.
 
-    So are the vectors that were embedded for a fit, once its artefact is recorded; no artefact is.
-    So are the generations of generators that no kept snapshot's recipe has.
+    Vectors that were embedded for a fit whose artefact is recorded are deleted too, and so are the
+    generations of generators that no kept snapshot's recipe has. Artefacts never are.
 
     Kept are the newest `keep`, and those that were replaced less than `grace_seconds` ago: their
     readers may still read. The newest is published once more, under the number of this prune, so

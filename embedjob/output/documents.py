@@ -46,7 +46,7 @@ def numbered(names: Iterable[str]) -> list[int]:
     return [int(stem) for stem in stems if _NUMBER.fullmatch(stem) and f"{int(stem):08d}" == stem]
 
 
-def moment(value: Any) -> bool:
+def is_moment(value: Any) -> bool:
     """Tell whether a value is a time with its zone, as text."""
     try:
         return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
@@ -55,7 +55,7 @@ def moment(value: Any) -> bool:
 
 
 def _misfit(value: Any, kind: Kind, path: str) -> str | None:
-    """Return where a value, or one inside it, is of another kind, and what is there."""
+    """Return where a value, or one inside it, has another kind, and what is there."""
     if isinstance(kind, tuple):
         misfits = [_misfit(value, one, path) for one in kind]
         return None if None in misfits else misfits[0]

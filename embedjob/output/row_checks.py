@@ -76,11 +76,13 @@ def passage_problems(
 ) -> Iterator[str]:
     """Yield what is wrong with the passages of a chunk, whose bad ones are in a file of their own.
 
-    Of each row all passages must be there once, in one of both files, and leave no character out.
+    Of each row all passages must be there once, in one of the two files, and leave no character
+    out.
     """
     both = [table for table in (good, bad) if table is not None]
     if any(_kinds(table) != _PLACES.types for table in both):
-        yield f"has not the columns of passages ({', '.join(_PLACES.names)})"
+        names = ", ".join(_PLACES.names)
+        yield f"lacks columns of passages, or has them in other types ({names})"
         return
     tables = [table.select(_PLACES.names).cast(_PLACES) for table in both]
     lines = pa.concat_tables(tables).sort_by([(ROW.name, "ascending"), (PART.name, "ascending")])

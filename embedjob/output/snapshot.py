@@ -18,7 +18,7 @@ from embedjob.output.documents import (
     EVERY,
     NONE,
     Kind,
-    moment,
+    is_moment,
     numbered,
     read_document,
     require_kinds,
@@ -47,7 +47,7 @@ _KINDS: Kind = {
     "projection": (NONE, str),
     "pruned": (NONE, int),
     "original": (NONE, int),
-    "created": moment,
+    "created": is_moment,
     "footers": (
         NONE,
         {

@@ -12,7 +12,8 @@ Every method that runs a language model as it is, with SmolLM2-135M-Instruct, by
 bench-quality`: Spearman x 100 of cosine against the score, for texts that are compared with each
 other. STS-B dev has 1,500 pairs. The authors of many prompts chose them on it, and these methods
 look 7 to 17 points better there than on STS-B test. SICK-R dev has 500 pairs, on which nothing here
-was chosen. `promptreps` and `moee` need a model that was instructed, or has experts.
+was chosen. Missing are `promptreps`, whose template is Llama-3's, and `moee`, which needs a mixture
+of experts.
 
 "Tokens" are those of all views of a text of SICK-R dev, on average; "computed" are those among them
 that no view before has computed: what views begin with alike goes through the model once. "Time" is
@@ -49,8 +50,8 @@ What generates or samples would take hours with all pairs, and is measured on 20
 a seed has drawn, beside two methods that do not (`python -m benchmarks.generated`, one thread). The
 one model embeds, generates and samples. GenEOL averages a text with one text of each of its four
 kinds under the prompt of `knowledge_enhanced`; `trajectories` compares by the L1 distance of its 40
-anchors, pairwise by the distance of the paper (`embedjob score`), 20 continuations of each text.
-"CPU seconds" are those of all 200 pairs, generation and sampling included.
+continuations, pairwise by the distance of the paper (`embedjob score`), 20 continuations of each
+text. "CPU seconds" are those of all 200 pairs, generation and sampling included.
 
 | Method | 200 pairs of STS-B dev | CPU seconds |
 |---|---|---|
@@ -96,7 +97,7 @@ Figures = Mapping[str, _OfMethods]
 
 
 def figures_chapter(figures: Figures) -> str:
-    """The table of what was measured, best first."""
+    """Return the table of what was measured, best first."""
     stsb, sickr = (figures.get(data) or {} for data in (_STSB, _SICKR))
     known = {**stsb, **sickr}
     best = sorted(known, key=lambda name: -float(stsb.get(name, known[name])["spearman"]))
@@ -114,7 +115,7 @@ def figures_chapter(figures: Figures) -> str:
 
 
 def _of_pairs(taken: _OfMethods) -> str:
-    """The table of what generates or samples; nothing where none was measured."""
+    """Return the table of what generates or samples; nothing where none was measured."""
     best = sorted(taken, key=lambda name: -float(taken[name]["spearman"]))
     rows = (
         f"| {name} | {taken[name]['spearman']:.2f} | {taken[name]['cpu_seconds']:,.0f} |\n"
@@ -124,7 +125,7 @@ def _of_pairs(taken: _OfMethods) -> str:
 
 
 def _retrieved(taken: _OfMethods) -> str:
-    """The table of retrieval; nothing where none was measured."""
+    """Return the table of retrieval; nothing where none was measured."""
     best = sorted(taken, key=lambda name: -float(taken[name][_NDCG]))
     rows = (f"| {name} | {taken[name][_NDCG]:.4f} | {taken[name]['date']} |\n" for name in best)
     return _RETRIEVAL + "".join(rows) if taken else ""
@@ -144,7 +145,7 @@ def _figure_row(
 
 
 def _advice(figures: Figures) -> str:
-    """What follows from the figures; nothing while one of those that it names is lacking."""
+    """Return what follows from the figures; nothing while one of those that it names is lacking."""
 
     def gain(match: re.Match[str]) -> str:
         better, worse, data = match.groups()

@@ -13,7 +13,7 @@ from embedjob.reports.method_pages import reference
 
 
 def show_methods(console: Console) -> None:
-    """Prints a line for each method."""
+    """Print a line for each method."""
     table = Table("method", "paper", "forward tokens", "good for", box=None)
     for name in names():
         method = read_method(name)
@@ -25,7 +25,7 @@ def show_methods(console: Console) -> None:
 
 
 def show_method(name: str, console: Console) -> None:
-    """Prints what one method is, where it comes from, and its knobs."""
+    """Print what one method is, where it comes from, and its knobs."""
     method = read_method(name)
     console.print(Text.assemble((name, "bold"), f": {method.summary.strip()}"), highlight=False)
     if method.differs:

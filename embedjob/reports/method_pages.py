@@ -21,9 +21,9 @@ A method file is its paper's: the knobs are those of the authors, and what diffe
 is said. Two things differ everywhere: a special token that is spelled in a text is text here, and
 vectors have unit length where authors keep raw states and compare them by cosine. What was chosen
 for one model, by the authors or by us, stands in the file under that model's name in `for_models`,
-and no other model gets it. A model is told by values of its `config.json`, so that it is the same
-model on the hub, in a folder and in a GGUF file; a model trained further from it that kept these
-values counts as it. `--resolved` says which model a method takes yours for.
+and no other model gets it. A model is recognised by values of its `config.json`, so that it is the
+same model on the hub, in a folder and in a GGUF file; a model trained further from it that kept
+these values counts as it. `--resolved` says which model a method takes yours for.
 
 "Needs" is what is done beside passes over the texts, generated ones too: fits are made once for an
 output, before its first vector.
@@ -42,7 +42,7 @@ templates:
   - join: separate                       # beside `template`; joint if left out, or if a bare list
     template:
       - {literal: "<s>Instruct:"}        # special tokens in it are parsed, in texts never
-      - {instruction: {after: ","}}      # `after` is of the same piece
+      - {instruction: {after: ","}}      # `after` belongs to the same segment
       - {literal: "\\nQuery:"}
       - {text: {max_tokens: 300}}        # a budget of its own, with join: separate
       - {literal: "\\nQuery again:"}
@@ -173,7 +173,7 @@ drawn as the corpus was.
 
 
 def page(quality: str | Path) -> str:
-    """The text of docs/methods.md: a table of all methods, their figures, a paragraph on each.
+    """Return docs/methods.md: a table of all methods, their figures, a paragraph on each.
 
     `quality` is the file that `make bench-quality` writes.
     """
@@ -198,7 +198,7 @@ def _row(name: str, method: MethodFile) -> str:
 
 
 def _passes(recipe: Recipe, texts: int) -> str:
-    """How often a text goes through the model, in whole and in part, as so many texts."""
+    """Return how often a text goes through the model, in whole and in part, as so many texts."""
     whole = str(recipe.views * texts)
     if blocks := sum(one.kind.extra_blocks(one.settings) for one in given(recipe.interventions)):
         return f"{whole} + {blocks} blocks"

@@ -10,7 +10,7 @@ from rich.text import Text
 from embedjob.config.job_file import JobSource
 from embedjob.config.recipe import Recipe
 from embedjob.config.tables import FIT_NAME
-from embedjob.errors import ConfigError, InputError
+from embedjob.errors import ConfigError, InputError, amount
 from embedjob.input.listing import described_unread
 from embedjob.input.reading import HEADING, read_chunk
 from embedjob.job.input_listing import list_input
@@ -55,7 +55,12 @@ def preview(
     for url, reason in cut.faults[:_FAULTS]:
         say(f"fault: {url}: {reason}")
     if not cut.chunks and cut.faults:
-        raise InputError(f"input.path: {len(cut.faults)} shards have faults, and no other has rows")
+        rest = len(cut.faults) - _FAULTS
+        named = "named above" if rest <= 0 else f"the first {_FAULTS} are named above"
+        raise InputError(
+            f"input.path: no shard can be shown: {amount(len(cut.faults), 'fault')} ({named}), and"
+            " no rows in the other shards; repair or remove the shards with faults"
+        )
     if not cut.chunks:
         raise InputError("input.path: every shard is empty; there is nothing to preview")
     chunks = limited(cut.chunks, rows)
@@ -117,12 +122,12 @@ def _described(
 
 
 def _words(views: TokenViews, text: int, tokenizer: TokenizesTexts) -> dict[str, Any]:
-    """The tokens of the text's own words, where sparse weights are kept of these alone."""
+    """Return the tokens of the text's own words, where sparse weights are kept of these alone."""
     return {} if views.words is None else {"words": tokenizer.tokens(views.words.of(text).tolist())}
 
 
 def _part(views: TokenViews, text: int, unit: int) -> dict[str, Any]:
-    """Which part of its text a view is, or the tokens and characters of the parts that it has."""
+    """Return which part of its text a view is, or the tokens and characters of its parts."""
     if views.parts is not None:
         mine = slice(*views.parts.offsets[text : text + 2])
         spans, chars = views.parts.span[mine].tolist(), views.parts.chars[mine].tolist()
@@ -131,7 +136,7 @@ def _part(views: TokenViews, text: int, unit: int) -> dict[str, Any]:
 
 
 def _passage(passages: Passages, number: int) -> dict[str, Any]:
-    """Which passage of its row a text is, and its characters in the text as read."""
+    """Return which passage of its row a text is, and its characters in the text as read."""
     first = int(passages.offsets[passages.owners[number]])
     return {"part": number - first, "chars": passages.chars[number].tolist()}
 
@@ -142,7 +147,7 @@ def _places(views: TokenViews) -> dict[int, int]:
 
 
 def show(described: Sequence[dict[str, Any]], console: Console) -> None:
-    """Prints each view, its span underlined and its shared prefix dimmed, then what is asked."""
+    """Print each view, its span underlined and its shared prefix dimmed, then what is asked."""
     for view in described:
         if "prompt" in view:
             console.print(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from embedjob.errors import amount
 from embedjob.job.generation_plan import PlannedGeneration
 from embedjob.job.planning import JobPlan
 from embedjob.job.result import Tally
@@ -83,10 +84,10 @@ def line(now: Tally, total: Total, elapsed: float, generated: str | None = None)
         f"{now.tokens:,} tokens",
         f"{rate} tokens/s",
         f"ETA {_clock(guess.seconds)}",
-        f"{now.actors} encoders",
+        amount(now.actors, "encoder"),
     ]
     parts += [f"{now.reused:,} reused"] if now.reused else []
-    parts += [f"{now.faults} faults"] if now.faults else []
+    parts += [amount(now.faults, "fault")] if now.faults else []
     return ", ".join(parts) + (f"; {generated}" if generated else "")
 
 
@@ -124,7 +125,7 @@ class _Lines:
 
     def __call__(self, now: Tally) -> None:
         elapsed = self._clock.elapsed(now)
-        generated = self._generator.said(now)
+        generated = self._generator.status(now)
         finishes = now.chunks == self._total.chunks and not self._finished
         if time.monotonic() - self._printed >= LINE_SECONDS or finishes:
             self._printed = time.monotonic()
@@ -147,7 +148,7 @@ def _bar(total: Total) -> Iterator[Callable[[Tally], None]]:
 
         def show(now: Tally) -> None:
             guess = estimate(now, total, clock.elapsed(now))
-            generated = generator.said(now)
+            generated = generator.status(now)
             if guess.tokens is None or guess.rate is None:
                 if generated and now.answers:
                     progress.update(task, status=generated)
@@ -181,7 +182,7 @@ class _GeneratorClock:
         self._first: Tally | None = None
         self._since = 0.0
 
-    def said(self, now: Tally) -> str | None:
+    def status(self, now: Tally) -> str | None:
         if self._first is None and now.answers:
             self._first, self._since = now, time.monotonic()
         elapsed = time.monotonic() - self._since

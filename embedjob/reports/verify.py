@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedjob.errors import EmbedjobError, OutputError
+from embedjob.errors import EmbedjobError, OutputError, amount
 from embedjob.output.chunk_file import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY, committed
 from embedjob.output.claim import Claim, read_claims
 from embedjob.output.file_names import is_left_by_others
@@ -41,7 +41,7 @@ _EXAMPLES = 3
 class Report:
     """The result of `verify`: files and rows that a reader would see, and every broken promise.
 
-    `notes` are no faults: files of nobody's concern.
+    `notes` are no faults: files that embedjob did not write and does not read.
     """
 
     files: int
@@ -247,15 +247,16 @@ def _set_aside(
     url = join(out, file.path.replace("data/", "quarantine/", 1))
     if not bad:
         return None, ()
+    promised = f"should hold {amount(bad, 'quarantined row')}"
     if url not in listed:
-        return None, (f"{url}: is missing, but {bad} rows are quarantined in it",)
+        return None, (f"{url}: is missing, and {promised}",)
     try:
         with open_unchanged(listed[url]) as source:
             table = pq.ParquetFile(source, page_checksum_verification=True).read()
     except (EmbedjobError, OSError, pa.ArrowException) as error:
         return None, (f"{url}: cannot be read: {error}",)
     rows = len(table["row"].unique()) if _split(claim) else len(table)
-    return table, () if rows == bad else (f"{url}: has {rows} rows, but {bad} are quarantined",)
+    return table, () if rows == bad else (f"{url}: has {amount(rows, 'row')}, and {promised}",)
 
 
 def _rows(table: pa.Table, file: SnapshotFile, claim: Claim) -> Iterator[str]:

@@ -60,7 +60,7 @@ def begin_attempt(
 
 @contextmanager
 def limited(seconds: float) -> Iterator[Callable[[], None]]:
-    """End this process if the block hangs: neither ends nor calls what it is given in `seconds`.
+    """End this process if, for `seconds`, the block neither ends nor calls what it is given.
 
     The stacks of all threads go to the process's log. The watch needs no thread of Python, since
     what hangs may hold the interpreter's lock.

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from ray.exceptions import RayError
 
-from embedjob.errors import EmbedjobError
+from embedjob.errors import EmbedjobError, FaultError
 from embedjob.input.chunks import Chunk
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
@@ -60,6 +61,19 @@ def describe(error: BaseException) -> str:
     """Return the error in one line; errors that are not embedjob's own keep their type."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, EmbedjobError) else f"{type(error).__name__}: {text}"
+
+
+def raised_in_worker(error: Exception, what: str) -> Exception:
+    """Return the error that a worker raised: Ray wraps it in the worker's traceback.
+
+    Any other error of Ray's is a fault, and `what` says what cannot be done for it.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, EmbedjobError):
+        return cause
+    if isinstance(error, RayError):
+        return FaultError(f"{what}: {describe(cause or error)}; run again to resume")
+    return error
 
 
 def _packed(state: ChunkState) -> tuple[pa.Array, pa.Array, pa.Array]:

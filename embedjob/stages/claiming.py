@@ -68,7 +68,7 @@ class ClaimAndCheck:
         check_probes(stands, ids=probes.ids, vectors=probes.vectors, dtype=self.dtype)
 
     def _ranges(self, encoder: EncodesViews, engine: Engine) -> Calibration | None:
-        """The ranges to claim with; None where nothing needs them, or a claim has them already."""
+        """Return the ranges to claim with; None if nothing needs them, or a claim has them."""
         claims = read_claims(self.lease.out)
         stands = any(one.fingerprint == self.claim.fingerprint for one in claims)
         if stands or self.calibrate is None:
@@ -77,7 +77,7 @@ class ClaimAndCheck:
 
 
 def _ids(views: TokenViews) -> list[list[int]]:
-    """Per text, the ids of all its views, one after the other."""
+    """Return, per text, the ids of all its views, one after the other."""
     return [
         np.concatenate([views.full_ids(view) for view in range(first, stop)]).tolist()
         for first, stop in pairwise(views.text_views.tolist())
@@ -85,7 +85,7 @@ def _ids(views: TokenViews) -> list[list[int]]:
 
 
 def _vectors(encoded: Encoded) -> list[list[float]]:
-    """Per text, all its embeddings, one after the other."""
+    """Return, per text, all its embeddings, one after the other."""
     wide = encoded.embeddings.astype(np.float64)
     edges = pairwise(encoded.line_offsets.tolist())
     return [wide[first:stop].reshape(-1).tolist() for first, stop in edges]

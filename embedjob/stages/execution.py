@@ -22,11 +22,11 @@ LEASE_SECONDS = 10.0
 # A run ends so soon after a signal: the longest wait for one answer of the ledger, the drain, and
 # the time in which Ray Data may come to its end, with some seconds left for the last puts.
 END_SECONDS = 30.0
-ANSWER_SECONDS = 3.0
+TALLY_SECONDS = 3.0
 DRAIN_SECONDS = 15.0
 SETTLE_SECONDS = 4.0
 # A ledger that is silent for so long is lost; on a busy node, answers take seconds.
-SILENT_SECONDS = 60.0
+LEDGER_SILENT_SECONDS = 60.0
 # Without any encoder a run waits for machines, or for a model to be fetched, and not for ever.
 ABSENT_STALLS = 8
 _THREAD = "embedjob-pipeline"
@@ -121,7 +121,7 @@ class _Counts:
         self._answered = time.monotonic()
         self.last: Tally | None = None
 
-    def tally(self, seconds: float = ANSWER_SECONDS) -> Tally | None:
+    def tally(self, seconds: float = TALLY_SECONDS) -> Tally | None:
         """Return the state of the run; None where the ledger does not answer in time."""
         self._asked = self._asked or self._ledger.tally.remote()
         try:
@@ -133,12 +133,12 @@ class _Counts:
 
     @property
     def lost(self) -> FaultError | None:
-        """Return the fault of a run whose ledger has been silent for too long."""
-        if time.monotonic() - self._answered < SILENT_SECONDS:
+        """The fault of a run whose ledger has been silent for too long."""
+        if time.monotonic() - self._answered < LEDGER_SILENT_SECONDS:
             return None
         return FaultError(
-            f"the run's ledger, a process on this node, has not answered for {SILENT_SECONDS:g} s;"
-            " finished chunks are committed; run again to resume"
+            "the run's ledger, a process on this node, has not answered for"
+            f" {LEDGER_SILENT_SECONDS:g} s; finished chunks are committed; run again to resume"
         )
 
 
@@ -216,7 +216,7 @@ def _drain(ledger: Any, worker: threading.Thread, counts: _Counts, reason: str) 
     ledger.stop.remote(reason)
     deadline = time.monotonic() + DRAIN_SECONDS
     while worker.is_alive() and (left := deadline - time.monotonic()) > 0:
-        tally = counts.tally(min(ANSWER_SECONDS, left))
+        tally = counts.tally(min(TALLY_SECONDS, left))
         if tally is not None and not tally.in_hand:
             break
         time.sleep(POLL_SECONDS)

@@ -205,7 +205,7 @@ def _tokenized(
 
 
 def _unclear(rows: pa.Table, old: Ints, reused: pa.Table | None) -> Flags:
-    """Tell of which texts it takes a tokenizer to know whether they are cut, although they are old.
+    """Tell which old texts must be tokenized to know whether they are cut.
 
     An old line says so of a passage, or of what stood before it there.
     """

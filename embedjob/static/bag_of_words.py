@@ -18,6 +18,7 @@ import numpy.typing as npt
 from embedjob.config.heads import BagOfWords
 from embedjob.config.recipe import Recipe
 from embedjob.errors import InterruptedRunError
+from embedjob.input.samples import mixed
 from embedjob.models.source import materialize, source_of
 from embedjob.models.tables.static_tables import read_vocabulary
 from embedjob.static.lookup_encoder import LookupEncoder
@@ -30,8 +31,6 @@ from embedjob.vectors.sparse import Sparse
 from embedjob.vectors.vocabulary import SKETCH, Vocabulary
 
 _TEXTS_AT_ONCE = 4096
-# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-_INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _NOTHING = ("empty_span", "no term of the text is in the vocabulary")
 
 
@@ -117,11 +116,7 @@ class BagOfWordsEncoder:
 
 def sketches(rows: Sparse) -> Vectors:
     """Return the sketch of each sparse row [R, D]; the sketch of an empty row is 0."""
-    with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
-        state = (rows.indices.astype(np.uint64) + np.uint64(1)) * np.uint64(_INCREMENT)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
-    hashed_N = state ^ (state >> np.uint64(31))
+    hashed_N = mixed(rows.indices.astype(np.uint64))
     place_N = (hashed_N % np.uint64(SKETCH)).astype(np.int64)
     sign_N = np.where(hashed_N >> np.uint64(63), -1.0, 1.0)
     row_N = np.repeat(np.arange(len(rows)), np.diff(rows.offsets))

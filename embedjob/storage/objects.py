@@ -40,7 +40,7 @@ class Stored:
 
     @property
     def name(self) -> str:
-        """Return the last part of the URL."""
+        """The last part of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 

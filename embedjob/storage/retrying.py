@@ -17,7 +17,7 @@ T = TypeVar("T")
 # How long one call is repeated where its caller does not say.
 CALL_SECONDS = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-_SAID_PAUSE = 4.0  # a pause from here on is logged: a few short ones concern nobody
+_LOGGED_PAUSE = 4.0  # a pause from here on is logged: a few short ones concern nobody
 # Connections that broke, by the class of a client's error. Before the first answer from a place
 # they, and codes that are no words of S3, mean that the endpoint in the environment is wrong.
 _CUT_OFF = frozenset(
@@ -92,7 +92,7 @@ def retried(call: Callable[[], T], *, what: str, reached: bool = True) -> T:
             left = deadline - time.monotonic()
             if left <= 0 or not is_passing(error, reached=reached):
                 raise
-            if pause >= _SAID_PAUSE:
+            if pause >= _LOGGED_PAUSE:
                 _log.warning("%s: %s; asked again for %.0f s", what, error_code(error), left)
             # Jitter: all workers of a cluster meet the same trouble at the same moment.
             if not _waited(min(left, pause * random.uniform(0.5, 1.5))):

@@ -7,7 +7,7 @@ from itertools import takewhile
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedjob.config.templates import FilledSegment, Template
+from embedjob.config.templates import FilledSegment, FilledTemplate
 from embedjob.errors import ConfigError
 from embedjob.text.arrays import Ints
 from embedjob.text.encoding import PromptEncoder
@@ -36,7 +36,7 @@ class SegmentFitter:
     """Encodes texts once, and puts their ids between those of each template."""
 
     def __init__(
-        self, tokenizer: Tokenizer, templates: Sequence[Template], *, special_tokens: bool
+        self, tokenizer: Tokenizer, templates: Sequence[FilledTemplate], *, special_tokens: bool
     ) -> None:
         """Tokenize the templates; `special_tokens` puts the tokenizer's own around the ids."""
         self._encoder = PromptEncoder(tokenizer, (_BARE,), special_tokens=False)
@@ -132,7 +132,7 @@ class SegmentFitter:
         return ids[len(ids) - take :] if self._left else ids[:take]
 
 
-def _read(tokenizer: Tokenizer, template: Template) -> _SeparateTemplate:
+def _read(tokenizer: Tokenizer, template: FilledTemplate) -> _SeparateTemplate:
     marked = [number for number, segment in enumerate(template.segments) if segment.marked]
     texts = [segment for segment in template.segments if segment.content is None]
     whole = "|".join("{text}" if p.content is None else p.content for p in template.segments)

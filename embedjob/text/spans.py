@@ -12,7 +12,7 @@ NEED_TEXT = frozenset({"text", "last_text", "from_text", "tail", "pooled"})
 
 
 @dataclass(frozen=True)
-class Layout:
+class Positions:
     """Positions in N views, in tokens without padding.
 
     `text_start` and `text_stop` bound the tokens that overlap the text (its last copy if there are
@@ -31,70 +31,70 @@ class Layout:
     prompt: Ints
 
 
-def spans(layout: Layout, *, rule: str, offset: int = 0) -> npt.NDArray[np.int32]:
+def spans(positions: Positions, *, rule: str, offset: int = 0) -> npt.NDArray[np.int32]:
     """Return start and stop [N, 2] of every view's span; start == stop where it is empty.
 
     The offset moves the start, at most to the ends of the view and of the span.
     """
-    start, stop = {**SPANS, **_HEAD_SPANS}[rule](layout)
+    start, stop = {**SPANS, **_HEAD_SPANS}[rule](positions)
     start = np.minimum(np.maximum(start + offset, 0), stop)
     return np.stack([start, stop], axis=1).astype(np.int32)
 
 
-def _all(layout: Layout) -> tuple[Ints, Ints]:
+def _all(positions: Positions) -> tuple[Ints, Ints]:
     """Select every token, special tokens included."""
-    return np.zeros_like(layout.length), layout.length
+    return np.zeros_like(positions.length), positions.length
 
 
-def _text(layout: Layout) -> tuple[Ints, Ints]:
+def _text(positions: Positions) -> tuple[Ints, Ints]:
     """Select the tokens that overlap the text's characters."""
-    return layout.text_start, layout.text_stop
+    return positions.text_start, positions.text_stop
 
 
-def _last_text(layout: Layout) -> tuple[Ints, Ints]:
+def _last_text(positions: Positions) -> tuple[Ints, Ints]:
     """Select the last token that overlaps the text's characters."""
-    return np.maximum(layout.text_start, layout.text_stop - 1), layout.text_stop
+    return np.maximum(positions.text_start, positions.text_stop - 1), positions.text_stop
 
 
-def _from_text(layout: Layout) -> tuple[Ints, Ints]:
+def _from_text(positions: Positions) -> tuple[Ints, Ints]:
     """Select from the text's first token to the very end, closing special tokens included."""
-    return layout.text_start, layout.length
+    return positions.text_start, positions.length
 
 
-def _after_prompt(layout: Layout) -> tuple[Ints, Ints]:
+def _after_prompt(positions: Positions) -> tuple[Ints, Ints]:
     """Skip as many tokens as the prompt has alone: where it meets the text, tokens may merge."""
-    return np.minimum(layout.prompt, layout.length), layout.length
+    return np.minimum(positions.prompt, positions.length), positions.length
 
 
-def _pooled(layout: Layout) -> tuple[Ints, Ints]:
+def _pooled(positions: Positions) -> tuple[Ints, Ints]:
     """Select the tokens that overlap the segments with `pool: true`, or with the span's tag."""
-    return layout.marked_start, layout.marked_stop
+    return positions.marked_start, positions.marked_stop
 
 
-def _continuation(layout: Layout) -> tuple[Ints, Ints]:
-    """A continuation's tokens and the token before them; empty where there is none before."""
-    start = np.maximum(layout.marked_start - 1, 0)
-    return start, np.where(layout.marked_start > 0, layout.marked_stop, start)
+def _continuation(positions: Positions) -> tuple[Ints, Ints]:
+    """Select a continuation's tokens and the token before them; empty if there is none before."""
+    start = np.maximum(positions.marked_start - 1, 0)
+    return start, np.where(positions.marked_start > 0, positions.marked_stop, start)
 
 
-def _last_token(layout: Layout) -> tuple[Ints, Ints]:
+def _last_token(positions: Positions) -> tuple[Ints, Ints]:
     """Select the last token, EOS included."""
-    return np.maximum(layout.length - 1, 0), layout.length
+    return np.maximum(positions.length - 1, 0), positions.length
 
 
-def _first_token(layout: Layout) -> tuple[Ints, Ints]:
+def _first_token(positions: Positions) -> tuple[Ints, Ints]:
     """Select the first token, BOS included."""
-    return np.zeros_like(layout.length), np.minimum(layout.length, 1)
+    return np.zeros_like(positions.length), np.minimum(positions.length, 1)
 
 
-def _tail(layout: Layout) -> tuple[Ints, Ints]:
+def _tail(positions: Positions) -> tuple[Ints, Ints]:
     """Select the template's tokens after the text, or the closing special tokens if it has none."""
-    open_end = layout.length - layout.closing
-    stop = np.where(open_end > layout.text_stop, open_end, layout.length)
-    return layout.text_stop, stop
+    open_end = positions.length - positions.closing
+    stop = np.where(open_end > positions.text_stop, open_end, positions.length)
+    return positions.text_stop, stop
 
 
-SPANS: dict[str, Callable[[Layout], tuple[Ints, Ints]]] = {
+SPANS: dict[str, Callable[[Positions], tuple[Ints, Ints]]] = {
     "all": _all,
     "text": _text,
     "last_text": _last_text,

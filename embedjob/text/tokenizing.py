@@ -20,7 +20,7 @@ from embedjob.text.passages.splitting import PassageSplitter
 from embedjob.text.prompts import prepare, tails
 from embedjob.text.separate import special_id
 from embedjob.text.slots import PROBES, add_tokens, auxiliary_recipe, slot_position, stand_in_id
-from embedjob.text.spans import Layout, spans
+from embedjob.text.spans import Positions, spans
 from embedjob.text.truncation import FittedViews, WordCutter
 from embedjob.text.views import TokenViews, assemble
 from embedjob.text.words import WordIds, stops
@@ -157,7 +157,7 @@ class ViewTokenizer:
                 row[self._slots[view]] = self._standing
         return assemble(
             ids,
-            span=spans(self._layout(fitted, which), rule=self._rule, offset=self._offset),
+            span=spans(self._positions(fitted, which), rule=self._rule, offset=self._offset),
             truncated=fitted.truncated,
             prefixes=prefixes,
             # At its slot a view holds what only its own last token has seen.
@@ -165,14 +165,14 @@ class ViewTokenizer:
             scored=self._scores,
         )
 
-    def _layout(self, fitted: FittedViews, which: Sequence[int]) -> Layout:
+    def _positions(self, fitted: FittedViews, which: Sequence[int]) -> Positions:
         template = np.asarray(which, np.int64)
         ending: Ints = self._ending_lengths[template]
         before = np.fromiter(map(len, fitted.ids), np.int64, len(which))
         marked = fitted.marked
         if self._scores_ids:
             marked = np.stack([before, before + ending], axis=1)
-        return Layout(
+        return Positions(
             length=before + ending,
             text_start=fitted.text[:, 0],
             text_stop=fitted.text[:, 1],

@@ -23,10 +23,8 @@ class Words:
 
     def take(self, texts: npt.NDArray[np.integer]) -> "Words":
         """Return the words of these texts, in this order."""
-        sizes = np.diff(self.offsets)[texts]
-        offsets = offsets_of(sizes)
-        source = np.repeat(self.offsets[texts] - offsets[:-1], sizes)
-        return Words(self.ids[source + np.arange(offsets[-1])], offsets)
+        entries, offsets = gather(self.offsets, np.asarray(texts, np.int64))
+        return Words(self.ids[entries], offsets)
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ class TokenizesTexts(Protocol):
 
     @property
     def splitter(self) -> Splits | None:
-        """What cuts texts into the passages whose views are asked for."""
+        """Return what cuts texts into the passages whose views are asked for."""
         ...
 
     def views(self, texts: Sequence[str]) -> TokenViews:

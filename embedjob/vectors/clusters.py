@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedjob.errors import FitError
+from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide
+from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
 
 # The sample in which k-means++ looks: so many vectors for each centroid, within so much memory.
 _SEEDS_EACH, _FEWEST_SEEDS, _SEED_NUMBERS = 16, 4096, 16 * 2**20
@@ -52,7 +52,7 @@ class SeedPass:
 
     def partial(self, block: Block) -> Seeds:
         """Return the vectors of a block with the smallest keys."""
-        _require_finite(block.vectors_RD)
+        require_finite(block.vectors_RD)
         return self._fewest(len(block.keys_R), block.keys_R, block.vectors_RD)
 
     def merge(self, left: Seeds, right: Seeds) -> Seeds:
@@ -65,8 +65,8 @@ class SeedPass:
         """Return the first of Lloyd's passes; FitError where there are fewer vectors than asked."""
         if state.rows < self.clusters:
             raise FitError(
-                f"got {state.rows} vectors, and {self.clusters} clusters need as many at least; set"
-                " fewer clusters, or a larger sample"
+                f"got {amount(state.rows, 'vector')}, and {self.clusters} clusters need as many at"
+                " least; set fewer clusters, or a larger sample"
             )
         vectors_RD = _scaled(state.vectors_RD.astype(np.float64), self.spherical)
         chosen = np.random.default_rng(self.seed)
@@ -159,14 +159,9 @@ def _squared_distances(vectors_RD: Wide, centroids_CD: Wide) -> Wide:
 
 
 def _scaled(vectors_RD: Wide, spherical: bool) -> Wide:
-    """Return unit vectors where clusters are of directions; a zero vector stays zero."""
+    """Return unit vectors where directions are clustered; a zero vector stays zero."""
     if not spherical:
         return vectors_RD
     norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
     scaled_RD: Wide = vectors_RD / np.where(norms_R1 == 0, 1, norms_R1)
     return scaled_RD
-
-
-def _require_finite(vectors_RD: Vectors) -> None:
-    if not np.isfinite(vectors_RD).all():
-        raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")

@@ -72,11 +72,11 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
         check=flow_problem,
     ),
     "calibrate": Arithmetic(lambda fit: CalibratePass(), {"ranges": "2D"}),
-    # It is counted in texts, by stages/fits/word_counts.py.
+    # It is counted in texts, by stages/fits/term_counts.py.
     "vocabulary": Arithmetic(None, None, check=vocabulary_problem),
     # The same, of the rows of a table.
     "word_counts": Arithmetic(None, None, check=word_counts_problem),
-    # They are sampled after texts, by stages/fits/sampling_texts.py.
+    # They are sampled after texts, by stages/fits/continuations.py.
     "continuations": Arithmetic(None, None, check=continuations_problem),
     "common_component": Arithmetic(
         lambda fit: CommonComponentPass(), {"direction": "D"}, without_common_component

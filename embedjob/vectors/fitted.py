@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from embedjob.errors import FitError
 from embedjob.vectors.encoded import Vectors
 
 Wide = npt.NDArray[np.float64]
@@ -71,3 +72,9 @@ class Training(Protocol):
     def train(self, blocks: Iterable[Block], device: Literal["cpu", "cuda"] = "cpu") -> Fitted:
         """Return what the fit leaves; FitError where it cannot be computed."""
         ...
+
+
+def require_finite(*arrays: npt.NDArray[Any]) -> None:
+    """Raise FitError where a number of vectors, or of what is made of them, is not finite."""
+    if not all(np.isfinite(one).all() for one in arrays):
+        raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")

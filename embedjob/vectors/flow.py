@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from embedjob.config.fits import halving_problem
-from embedjob.errors import FitError
+from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide
+from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +64,7 @@ class FlowTraining:
                 if problem := halving_problem(block.vectors_RD.shape[1], self.levels):
                     raise FitError(problem)
                 kept = _OnDisk(block.vectors_RD.shape[1])
-            if not np.isfinite(block.vectors_RD).all():
-                raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")
+            require_finite(block.vectors_RD)
             keys.append(block.keys_R)
             kept.add(block.vectors_RD)
         keys_R = np.concatenate([np.empty(0, np.uint64), *keys])
@@ -73,7 +72,8 @@ class FlowTraining:
         held_R = keys_R[order_R] % _HELD_OUT == 0
         if kept is None or held_R.sum() < 2 or (~held_R).sum() < 2:
             raise FitError(
-                f"got {len(keys_R)} vectors, and a flow needs some tens; set a larger sample"
+                f"got {amount(len(keys_R), 'vector')}, and a flow needs some tens; set a larger"
+                " sample"
             )
         return _trained(self, kept, order_R[~held_R], order_R[held_R], device)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedjob.errors import FitError
+from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide
+from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
 
 # So many rows are in float64 at a time.
 _ROWS_AT_ONCE = 8192
@@ -77,7 +77,7 @@ class StandardizePass:
 
     def finish(self, state: Moments) -> Fitted:
         """Return the mean [D] and the scale [D], 1 where a dimension does not vary."""
-        _require_finite(state)
+        require_finite(state.mean_D, state.scatter)
         deviation_D = np.sqrt(state.scatter / max(1, state.rows))
         # Rounding alone: a dimension that is the same everywhere is 0 afterwards.
         still_D = deviation_D <= np.finfo(np.float32).eps * np.abs(state.mean_D)
@@ -108,11 +108,11 @@ class ComponentsPass:
         FitError where the vectors vary in fewer than K directions.
         """
         kept = self.dimensions or state.width
-        _require_finite(state)
+        require_finite(state.mean_D, state.scatter)
         if state.rows <= kept:
             raise FitError(
-                f"got {state.rows} vectors, and {kept} dimensions need {kept + 1} at least; set"
-                " fewer dimensions, or a larger sample"
+                f"got {amount(state.rows, 'vector')}, and {kept} dimensions need {kept + 1} at"
+                " least; set fewer dimensions, or a larger sample"
             )
         variances_D, directions_DD = np.linalg.eigh(state.scatter / (state.rows - 1))
         variances_D, directions_DD = variances_D[::-1], directions_DD[:, ::-1]
@@ -152,8 +152,3 @@ def _rounding(state: Moments, largest: float) -> float:
     of_sums = largest * state.width * np.finfo(np.float64).eps
     of_numbers = (np.finfo(np.float32).eps * np.abs(state.mean_D).max()) ** 2
     return float(max(of_sums, of_numbers))
-
-
-def _require_finite(state: Moments) -> None:
-    if not (np.isfinite(state.mean_D).all() and np.isfinite(state.scatter).all()):
-        raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")

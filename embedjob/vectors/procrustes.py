@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedjob.errors import FitError
+from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide
+from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
 
 # A tenth of the rows is left out of the rotation, and measures it.
 _MEASURED = np.uint64(10)
 
 
 @dataclass(frozen=True)
-class Products:
+class CrossProducts:
     """The products of the vectors of so many rows with those of the other space [D, K]."""
 
     rows: int
@@ -30,24 +30,23 @@ class Products:
 class RotationPass:
     """Sums the products of both spaces; the rotation follows from their singular vectors."""
 
-    def partial(self, block: Block) -> Products:
+    def partial(self, block: Block) -> CrossProducts:
         """Return the products of a block's rows, but for those that measure."""
         left_RD, right_RK = _pairs(block, measured=False)
-        return Products(len(left_RD), left_RD.T @ right_RK)
+        return CrossProducts(len(left_RD), left_RD.T @ right_RK)
 
-    def merge(self, left: Products, right: Products) -> Products:
+    def merge(self, left: CrossProducts, right: CrossProducts) -> CrossProducts:
         """Return the products of both."""
-        return Products(left.rows + right.rows, left.products_DK + right.products_DK)
+        return CrossProducts(left.rows + right.rows, left.products_DK + right.products_DK)
 
-    def finish(self, state: Products) -> "LossPass":
+    def finish(self, state: CrossProducts) -> "LossPass":
         """Return the pass that measures the rotation; FitError where too few rows give it."""
-        if not np.isfinite(state.products_DK).all():
-            raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")
+        require_finite(state.products_DK)
         least = max(state.products_DK.shape)
         if state.rows < least:
             raise FitError(
-                f"got {state.rows} rows that both outputs have, and {least} are needed at least;"
-                " set a larger sample, or give an output of the same input as from"
+                f"got {amount(state.rows, 'row')} that both outputs have, and {least} are needed at"
+                " least; set a larger sample, or give an output of the same input as from"
             )
         left_DN, _, right_NK = np.linalg.svd(state.products_DK, full_matrices=False)
         return LossPass(left_DN @ right_NK, state.rows)

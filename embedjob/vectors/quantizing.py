@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedjob.errors import ConfigError, FitError
+from embedjob.errors import ConfigError, FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted
+from embedjob.vectors.fitted import Block, Fitted, require_finite
 
 Codes = npt.NDArray[np.floating] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
@@ -62,8 +62,7 @@ class CalibratePass:
 
     def partial(self, block: Block) -> Ranges:
         """Return the ranges of a block; FitError where a number is not finite."""
-        if not np.isfinite(block.vectors_RD).all():
-            raise FitError("got vectors with NaN or infinite numbers, allowed are finite ones")
+        require_finite(block.vectors_RD)
         return Ranges(len(block.vectors_RD), ranges_of(block.vectors_RD))
 
     def merge(self, left: Ranges, right: Ranges) -> Ranges:
@@ -72,9 +71,12 @@ class CalibratePass:
         return Ranges(left.rows + right.rows, ranges_of(both))
 
     def finish(self, state: Ranges) -> Fitted:
-        """Return the ranges; FitError where they are of fewer than two vectors."""
+        """Return the ranges; FitError where there are fewer than two vectors."""
         if state.rows < 2:
-            raise FitError(f"got {state.rows} vectors, and ranges need 2 at least")
+            raise FitError(
+                f"got {amount(state.rows, 'vector')}, and ranges need at least 2; set a larger"
+                " sample, or leave the fit out"
+            )
         width = state.ranges_2D.shape[1]
         return Fitted("calibrate", state.rows, width, {"ranges": state.ranges_2D})
 

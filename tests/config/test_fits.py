@@ -131,7 +131,7 @@ REFUSED = {
     "ranges twice": (
         [{"kind": "calibrate", "name": "r"}, {"kind": "calibrate", "name": "s"}],
         {"vector_dtype": "int8"},
-        "got calibrate twice",
+        "got calibrate twice, and an output has one set of ranges; leave one out",
     ),
     "a rotation of several vectors": (
         [{"kind": "align", "name": "a", "from": "old"}],

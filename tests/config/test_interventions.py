@@ -39,7 +39,10 @@ def test_token_views_carry_the_slot_and_the_auxiliary_view_of_one_kind_each() ->
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ([PREPEND, PREPEND], "one of each kind"),
+        (
+            [PREPEND, PREPEND],
+            r"got a kind twice; allowed is at most one of each kind \(prepend, contrast\)",
+        ),
         ([{"steer": {}}], "one of the keys prepend, contrast"),
         ([_prepend(start=3)], "start must be less than exit; got 3 and 3"),
         ([_prepend(start=-1)], '"start": -1.* allowed is greater than or equal to 0'),
@@ -47,7 +50,7 @@ def test_token_views_carry_the_slot_and_the_auxiliary_view_of_one_kind_each() ->
         ([_prepend(embedding="")], r"embedding"),
         (
             [_prepend(embedding="!", seed=3)],
-            "seed draws an embedding, and embedding: '!' names one",
+            "seed draws an embedding, and embedding: '!' names one; leave one of the two out",
         ),
         ([_contrast(mode="half")], "mode"),
         ([_contrast(alpha=None)], "alpha belongs to mode: scaled, which needs it"),
@@ -67,5 +70,12 @@ def test_attention_that_sees_the_end_needs_none() -> None:
 
 @pytest.mark.parametrize("long_text", ["chunk_mean", "late_chunk"])
 def test_chunks_of_a_text_are_not_intervened_in(long_text: str) -> None:
-    with pytest.raises(ConfigError, match=f"interventions: .*long_text: {long_text}"):
+    with pytest.raises(ConfigError, match=f"interventions: got long_text: {long_text}; allowed"):
         recipe_from({"model": "m", "long_text": long_text, "interventions": [PREPEND]}, {})
+
+
+def test_what_is_decoded_is_not_intervened_in() -> None:
+    knobs = {"model": "m", "decode": {}, "span": "last_token", "interventions": [PREPEND]}
+    said = "interventions: got long_text: truncate, with decode; allowed is .*, without decode"
+    with pytest.raises(ConfigError, match=said):
+        recipe_from(knobs, {})

@@ -19,8 +19,14 @@ HEADS = {
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown head": ({"heads": [{"denser": "2_Dense"}]}, "object with one of the keys pooler"),
-    "a folder elsewhere": ({"heads": [{"dense": "../2_Dense"}]}, "inside the model folder"),
-    "an absolute folder": ({"heads": [{"layer_norm": "/norm"}]}, "inside the model folder"),
+    "a folder elsewhere": (
+        {"heads": [{"dense": "../2_Dense"}]},
+        "inside the model folder, such as",
+    ),
+    "an absolute folder": (
+        {"heads": [{"layer_norm": "/norm"}]},
+        "inside the model folder, such as",
+    ),
     "an unknown pooling": ({"pooling": "median"}, "pooling"),
     "no part": ({"pooling": []}, "pooling"),
     "a weight of nothing": ({"pooling": [{"weighted_mean": 0}]}, "greater than or equal to 1"),

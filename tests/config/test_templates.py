@@ -9,7 +9,7 @@ import pytest
 
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
-from embedjob.config.templates import FilledSegment, Template, slots_read, templates
+from embedjob.config.templates import FilledSegment, FilledTemplate, slots_read, templates
 from embedjob.errors import ConfigError
 
 TEXT: dict[str, Any] = {"text": {}}
@@ -20,7 +20,7 @@ def recipe(*found: Any, **knobs: Any) -> Recipe:
     return recipe_from({"model": "m", "templates": list(found), **knobs}, {})
 
 
-def one(*segments: Any, **knobs: Any) -> Template:
+def one(*segments: Any, **knobs: Any) -> FilledTemplate:
     return templates(recipe(list(segments), **knobs))[0]
 
 
@@ -42,7 +42,7 @@ def test_segments_are_filled_in_order() -> None:
         demonstration="{{{text}}} {instruction} {answer}; ",
         span="pooled",
     )
-    assert found == Template(
+    assert found == FilledTemplate(
         (
             FilledSegment("<s>", special=True),
             FilledSegment("{x} "),
@@ -69,7 +69,7 @@ def test_a_tag_marks_its_own_segments() -> None:
 def test_join_and_weight_stand_beside_the_segments() -> None:
     written = {"template": [TEXT, {"literal": "!"}], "join": "separate", "weight": 2.0}
     assert templates(recipe(written)) == (
-        Template((FilledSegment(None), FilledSegment("!")), False, 2.0),
+        FilledTemplate((FilledSegment(None), FilledSegment("!")), False, 2.0),
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from embedjob.encoder.sampling import Callbacks, Sampling, continued
+from embedjob.encoder.sampling import Sampling, StepCallbacks, continued
 from embedjob.errors import ModelError
 from embedjob.text.conversations import draw_key, text_hash, uniforms
 from tests.encoder.tiny import DECODERS, model
@@ -11,7 +11,7 @@ from tests.encoder.tiny import DECODERS, model
 PROMPTS = [[5, 9, 14], [7], [3, 30, 300, 301, 302, 303, 304, 8], [11, 12]]
 KEYS = [draw_key(text_hash(str(n)), seed=1, kind="k", number=0) for n in range(len(PROMPTS))]
 SAMPLING = Sampling(1.0, 0.9, 8, (2, 40, 41, 42, 43))
-QUIET = Callbacks(lambda: False, lambda: None)
+QUIET = StepCallbacks(lambda: False, lambda: None)
 
 
 @torch.inference_mode()

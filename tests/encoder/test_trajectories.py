@@ -10,7 +10,7 @@ import embedjob
 from embedjob.config.fits import SampledContinuations
 from embedjob.config.generation import TrajectorySettings
 from embedjob.encoder.encoder import Encoder
-from embedjob.encoder.sampling import Callbacks
+from embedjob.encoder.sampling import StepCallbacks
 from embedjob.encoder.trajectories import Trajectories, sampled_after
 from embedjob.errors import ConfigError, EmbedjobError, InputError, ModelError
 from embedjob.job.resolve import resolve_encoder
@@ -60,7 +60,7 @@ def test_more_continuations_are_not_limited_by_rank(folder: Path) -> None:
     settings = TrajectorySettings(count=400, max_new_tokens=1, temperature=20.0)
     trajectories = Trajectories.load(str(folder), settings, device="cpu")
     prompts = dict(zip(LEFT[:1], trajectories._prompts(LEFT[:1]), strict=True))
-    [sampled] = trajectories._sampled(prompts, Callbacks(lambda: False, lambda: None))
+    [sampled] = trajectories._sampled(prompts, StepCallbacks(lambda: False, lambda: None))
     assert len({one[0] for one in sampled}) > 120
 
 
@@ -91,7 +91,12 @@ def test_the_vectors_of_a_pairs_own_continuations_are_as_far_apart_as_the_pair(
 @pytest.mark.parametrize(
     ("texts", "keys", "error", "said"),
     [
-        ((["a"], []), {}, InputError, "got 1 texts on the left and 0 on the right"),
+        (
+            (["a"], []),
+            {},
+            InputError,
+            "got 1 text on the left and 0 on the right; pairs need equally",
+        ),
         (([""], ["a"]), {}, InputError, "text '' has no token"),
         ((["a"], ["a"]), {"count": 0}, ConfigError, "settings.count: got 0"),
         ((["a"], ["a"]), {"cuont": 1}, ConfigError, "unknown key cuont"),

@@ -158,7 +158,7 @@ def read_one(path: Path, wanted: Any) -> Footer | str:
 
 
 NOT_ROWS: tuple[tuple[str, str], ...] = (
-    ("null", "line 2: got null; allowed is an object"),
+    ("null", "line 2: got null; allowed is one object, a row, in each line; "),
     ('[{"t": "a"}]', "line 2: got a list; allowed is .*jq -c"),
     ("1", "line 2: got a number"),
     ('{"t": "a"}{"t": "b"}', "line 2: Extra data"),

@@ -78,7 +78,7 @@ def test_whole_shards_are_published_and_the_next_night_goes_on(world: Dated) -> 
     assert [(Path(one.shard).stem, one.rows) for one in first.result.left] == [("old", 13)]
     lines = first.result.verdict.splitlines()
     assert lines[0] == f"published {world.out}/snapshots/00000001.json"
-    assert "run.until: there was no time; 1 shards with 13 rows are left: " in lines[1]
+    assert "run.until: there was no time; left: 1 shard with 13 rows (" in lines[1]
     summary = json.loads(Path(world.out, "runs", "00000001.json").read_text())
     assert (summary["chunks_written"], summary["chunks_left"], summary["shards_left"]) == (3, 2, 1)
     # What is committed of the third shard is no orphan, and no prune takes it.
@@ -172,7 +172,8 @@ def test_fewer_rows_than_max_shrink_allows_are_not_published(world: Dated) -> No
     (world.inputs / "in" / "next.parquet").unlink()
     world.write("in/old", 40, 2)
     ended = run(world, late=1)
-    assert "run.max_shrink: 30 rows would replace 37, allowed is 10% less" in ended.result.verdict
+    said = "run.max_shrink: 30 rows would replace 37, allowed is a loss of at most 10% ("
+    assert said in ended.result.verdict
     assert visible(world) == {"new": 6, "next": 6, "old": 22}
     run(world, code=0)
     assert visible(world) == {"new": 6, "old": 39}
@@ -195,7 +196,7 @@ def test_faults_keep_a_snapshot_back_and_count_more(world: Dated) -> None:
     assert (ended.code, ended.result.summary.snapshot) == (1, None)
     assert [Path(one.shard).stem for one in ended.result.left] == ["old"]
     said = ended.result.verdict.splitlines()
-    assert said[-1].startswith("run.until: there was no time; 1 shards with 23 rows are left")
+    assert said[-1].startswith("run.until: there was no time; left: 1 shard with 23 rows (")
     ended = world.run(Options(publish_partial=True), late=1, fails=0)
     assert (ended.code, ended.result.summary.snapshot is not None) == (1, True)
     assert visible(world) == {"next": 6}

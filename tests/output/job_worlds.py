@@ -32,7 +32,7 @@ from embedjob.output.file_names import data_directory, parse
 from embedjob.output.snapshot import newest
 from embedjob.stages.chunk_state import ChunkState
 from embedjob.stages.engine import RecipeEngine, recipe_engine
-from embedjob.stages.fits import fit, row_counts, word_counts
+from embedjob.stages.fits import fit, term_counts, word_counts
 from embedjob.stages.fits import reduce as reducing
 from embedjob.stages.language.generate import SeenTexts, standing
 from embedjob.stages.tokenize import VARIANTS, tokenize_rows
@@ -73,9 +73,9 @@ class JobWorld(World):
         with super().running(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(fit, "connected", lambda address: nullcontext())
             patch.setattr(reducing, "_merged", _merged_here)
-            for module in (word_counts, row_counts):
+            for module in (term_counts, word_counts):
                 patch.setattr(module, "memory_of", lambda chunks: 0)
-            for module in (fit, word_counts, row_counts):
+            for module in (fit, term_counts, word_counts):
                 patch.setattr(module, "ray", _RayHere)
             yield self
 

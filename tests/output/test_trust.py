@@ -265,8 +265,9 @@ def test_an_input_that_lists_short_is_not_published(world: World) -> None:
     assert ended.code == 1
     [fault] = ended.result.faults
     assert (
-        "run.max_shrink: 7 rows would replace 30, allowed is 10% less; 1 shards are gone" in fault
-    )
+        "run.max_shrink: 7 rows would replace 30, allowed is a loss of at most 10%; gone from the"
+        " input: 1 shard. "
+    ) in fault
     summary = ended.result.summary
     assert (summary.rows_before, summary.shards_removed, summary.snapshot) == (30, 1, None)
     assert newest(world.out) == before

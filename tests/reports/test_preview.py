@@ -46,6 +46,23 @@ def test_every_good_row_is_shown_as_the_model_would_see_it(folder: Path) -> None
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(1, "1 fault (named above)"), (23, "23 faults (the first 20 are named above)")],
+)
+def test_where_no_shard_can_be_shown_faults_are_named_and_counted(
+    folder: Path, number: int, told: str
+) -> None:
+    write_shard(folder / "in" / "a.parquet", [])
+    for one in range(number):
+        (folder / "in" / f"{one}.parquet").write_bytes(b"PAR1")
+    said: list[str] = []
+    with pytest.raises(InputError) as refused:
+        preview(draft(folder), 3, said.append)
+    assert f"input.path: no shard can be shown: {told}, and no rows" in str(refused.value)
+    assert sum(line.startswith("fault: ") for line in said) == min(number, 20)
+
+
 def test_each_template_is_a_view(folder: Path) -> None:
     found = preview(draft(folder, templates=["It says: {text}", "{text} means"]), 3)
     assert [(view["row"], view["view"]) for view in found] == [(0, 0), (0, 1), (2, 0), (2, 1)]

@@ -64,6 +64,7 @@ def test_a_line_says_rows_tokens_rate_and_eta() -> None:
     assert line(tally(rows=100, reused=90), TOTAL, 1.0).endswith(", 0 encoders, 90 reused")
     assert line(tally(), TOTAL, 0.0).endswith("- tokens/s, ETA -, 0 encoders")
     assert line(tally(faults=3), TOTAL, 0.0).endswith("0 encoders, 3 faults")
+    assert line(tally(actors=1, faults=1), TOTAL, 0.0).endswith(", 1 encoder, 1 fault")
 
 
 GENERATING = replace(TOTAL, generation=PlannedGeneration(texts=1000, tokens=50_000))

@@ -184,7 +184,7 @@ def hung_ledger(ledger: Any) -> Iterator[Any]:
 def test_a_ledger_that_hangs_ends_the_run_in_bounded_time(
     hung_ledger: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(execution, "LEDGER_SILENT_SECONDS", 2.0)
     monkeypatch.setattr(execution, "DRAIN_SECONDS", 1.0)
     over, started = threading.Event(), time.monotonic()
     with pytest.raises(FaultError, match="ledger, a process on this node, has not answered"):

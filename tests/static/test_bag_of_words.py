@@ -1,6 +1,6 @@
 """Vocabularies and their sparse rows, against scikit-learn, however the corpus is cut.
 
-Covers: embedjob.config.tables, embedjob.stages.fits.word_counts, embedjob.text.lookup.terms,
+Covers: embedjob.config.tables, embedjob.stages.fits.term_counts, embedjob.text.lookup.terms,
 embedjob.vectors.vocabulary
 """
 
@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 import embedjob
-from embedjob.config.fits import Vocabulary as Section
+from embedjob.config.fits import VocabularyFit as Section
 from embedjob.config.job_file import job_source
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, FitError, InputError, ModelError
@@ -30,7 +30,7 @@ from embedjob.output.fits.artefacts import put_artefact
 from embedjob.output.fits.records import Record, put_record
 from embedjob.reports.preview import preview
 from embedjob.stages.engine import PlannedFiles, recipe_engine
-from embedjob.stages.fits.word_counts import (
+from embedjob.stages.fits.term_counts import (
     added,
     by_partition,
     count_group,

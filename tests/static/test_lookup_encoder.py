@@ -200,7 +200,7 @@ def test_a_run_that_stops_is_left_between_two_blocks(glove: Path) -> None:
 
 
 REFUSED = {
-    "layer": (-2, "layer: got -2, but .* is a static table"),
+    "layer": (-2, "layer: got -2, but .* is a static table, in which words are"),
     "templates": (['This sentence: "{text}" means'], "templates: got .*; allowed is .*{text}"),
     "attention": ("causal", "attention: got causal.*allowed is bidirectional"),
     "pooling": ("max", "pooling: got max.*allowed is mean"),

@@ -1,6 +1,6 @@
 """Weights of words and SIF: against literal references, over texts that are cut anywhere.
 
-Covers: embedjob.stages.fits.row_counts, embedjob.vectors.rare_words
+Covers: embedjob.stages.fits.word_counts, embedjob.vectors.rare_words
 """
 
 from itertools import pairwise
@@ -21,14 +21,14 @@ from embedjob.job.resolve import identify, resolve
 from embedjob.output.fits.artefacts import put_artefact, read_fitted
 from embedjob.output.fits.records import Record, put_record
 from embedjob.stages.engine import recipe_engine
-from embedjob.stages.fits.row_counts import (
-    count_rows,
+from embedjob.stages.fits.term_counts import grouped
+from embedjob.stages.fits.word_counts import (
+    count_words,
     counts_of,
     fitted_counts,
     no_counts,
     sum_of,
 )
-from embedjob.stages.fits.word_counts import grouped
 from embedjob.stages.tokenize import tokenize_rows
 from embedjob.static.lookup_encoder import LookupEncoder
 from embedjob.text.lookup.word_lookup import WordLookup
@@ -159,7 +159,7 @@ def test_a_plan_takes_the_counts_that_were_made(
     assert (plan.unfitted, fit.width, fit.is_first) == (("c",), len(WORDS), True)
     engine = recipe_engine(plan.job.config, 1)
     parts = [
-        count_rows(group, plan.job.config.input, engine, fit.width)
+        count_words(group, plan.job.config.input, engine, fit.width)
         for group in grouped(plan.corpus)
     ]
     made = fitted_counts(sum_of(*parts))

@@ -5,16 +5,16 @@ import pytest
 
 from embedjob.config.pooling import SpanOffset
 from embedjob.config.recipe import Recipe
-from embedjob.text.spans import NEED_TEXT, SPANS, Layout, spans
+from embedjob.text.spans import NEED_TEXT, SPANS, Positions, spans
 
 # Every view of up to four tokens per part: specials before, template, text, template, closing.
 PARTS = list(product(range(2), range(3), range(4), range(3), range(3)))
 
 
-def _layout() -> Layout:
+def _positions() -> Positions:
     parts = np.array(PARTS, np.int64)
     start = parts[:, :2].sum(axis=1)
-    return Layout(
+    return Positions(
         length=parts.sum(axis=1),
         text_start=start,
         text_stop=start + parts[:, 2],
@@ -44,7 +44,7 @@ def _expected(rule: str, parts: tuple[int, ...]) -> list[str]:
 
 @pytest.mark.parametrize("rule", sorted(SPANS))
 def test_every_rule_on_every_small_view(rule: str) -> None:
-    found = spans(_layout(), rule=rule)
+    found = spans(_positions(), rule=rule)
     assert found.dtype == np.int32
     for parts, (start, stop) in zip(PARTS, found.tolist(), strict=True):
         bos, before, text, after, closing = parts
@@ -57,8 +57,8 @@ def test_every_rule_on_every_small_view(rule: str) -> None:
 @pytest.mark.parametrize("rule", sorted(SPANS))
 @pytest.mark.parametrize("offset", [-9, -1, 0, 1, 9])
 def test_an_offset_moves_the_start_within_the_view(rule: str, offset: int) -> None:
-    plain = spans(_layout(), rule=rule)
-    moved = spans(_layout(), rule=rule, offset=offset)
+    plain = spans(_positions(), rule=rule)
+    moved = spans(_positions(), rule=rule, offset=offset)
     for (start, stop), (new_start, new_stop) in zip(plain.tolist(), moved.tolist(), strict=True):
         assert new_stop == stop
         assert new_start == min(max(start + offset, 0), stop)

@@ -103,7 +103,7 @@ def test_ranges_are_the_same_however_vectors_are_cut(cuts: list[int]) -> None:
 def test_ranges_of_one_vector_and_of_no_numbers_are_refused() -> None:
     step = first_pass(Calibrate(kind="calibrate", name="r"))
     keys = np.zeros(1, np.uint64)
-    with pytest.raises(FitError, match="got 1 vectors, and ranges need 2 at least"):
+    with pytest.raises(FitError, match="got 1 vector, and ranges need at least 2; set a larger"):
         step.finish(step.partial(Block(np.ones((1, 3), np.float32), keys)))
     with pytest.raises(FitError, match="NaN"):
         step.partial(Block(np.full((1, 3), np.nan, np.float32), keys))

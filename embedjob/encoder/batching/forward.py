@@ -23,8 +23,8 @@ from embedjob.encoder.attention.tree import build_tree_batch
 from embedjob.encoder.batching.padding import (
     MicroBatch,
     Side,
-    assemble,
     bearable_padding,
+    pad_views,
 )
 from embedjob.encoder.intervention_hooks import InterventionHooks
 from embedjob.encoder.outputs.decoding import decode, draws_of
@@ -122,7 +122,7 @@ class ViewForward:
         group = int(self.groups[which[0]])
         if group < 0 and not self._packed(which):
             return self._whole(which)
-        batch = assemble(self._views, self._chosen[which], whole=group < 0)
+        batch = pad_views(self._views, self._chosen[which], whole=group < 0)
         prefix = None if group < 0 else self._views.prefixes[group]
         hidden_VTD = self._states(which, batch, prefix)
         return self._read(which, hidden_VTD, batch.parts or (batch.span_VT,), batch.ids_VT)
@@ -153,7 +153,7 @@ class ViewForward:
         return self._packing.serves(longest, shared=bool(self.groups[which[0]] >= 0))
 
     def _whole(self, which: Ints) -> Tensor:
-        batch = assemble(self._views, self._chosen[which], side=self._side)
+        batch = pad_views(self._views, self._chosen[which], side=self._side)
         if self._recipe.decode is not None:
             return self._decoded(which, batch)
         layer = self._recipe.layer

@@ -38,7 +38,7 @@ def bearable_padding(device: torch.device) -> int:
     return _BEARABLE_PADDING.get(device.type, _ON_OTHER_DEVICES)
 
 
-def assemble(
+def pad_views(
     views: TokenViews, which: Ints, *, side: Side = "right", whole: bool = True
 ) -> MicroBatch:
     """Return the chosen views padded to the longest, without their prefixes unless `whole`."""

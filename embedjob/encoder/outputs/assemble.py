@@ -39,7 +39,7 @@ def encoded(
     With them come the columns of heads: sparse rows, and router scores averaged over views.
     `fitted` is what the fits of finishing steps left.
     """
-    vectors_VD, routers_VE = split(passed.vectors_VD, router_width, recipe)
+    vectors_VD, routers_VE = without_routers(passed.vectors_VD, router_width, recipe)
     finished, troubles = embeddings(vectors_VD, passed.which_RV, recipe, views.cuts, fitted)
     lines = lines_of(views, recipe)
     lined = Encoded(finished, {}, lines=lines)
@@ -107,7 +107,7 @@ def _rows(vectors_VD: Vectors, which_RV: Ints, texts: slice, cuts: TextUnits | N
     )
 
 
-def split(
+def without_routers(
     readings_VD: Vectors, router_width: int, recipe: Recipe
 ) -> tuple[Vectors, Vectors | None]:
     """Split the vectors of views from the router scores [V, E]; None if these are no column."""

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from embedjob.config.heads import Decode
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.outputs.language_model import LanguageHead
-from embedjob.encoder.sampling import drawn
+from embedjob.encoder.sampling import drawn_tokens
 from embedjob.text.arrays import Ids
 from embedjob.text.conversations import draw_key, uniforms
 
@@ -38,9 +38,9 @@ class Draws(NamedTuple):
         most = head.most_states(state_VD.device)
         number_V1 = self.numbers_VS[:, step : step + 1]
         parts = zip(state_VD.split(most), number_V1.split(most), strict=True)
-        return torch.cat([drawn(self._warm(head.logits(one)), number) for one, number in parts])[
-            :, 0
-        ]
+        return torch.cat(
+            [drawn_tokens(self._warm(head.logits(one)), number) for one, number in parts]
+        )[:, 0]
 
     def _warm(self, logits_VW: Tensor) -> Tensor:
         """Return scores in float64, the largest 0: no temperature makes it infinite, or nothing."""

@@ -76,7 +76,7 @@ class StaticTable:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return what a config.json would say."""
+        """What a config.json would say."""
         return {
             "model_type": STATIC,
             "hidden_size": self.width,

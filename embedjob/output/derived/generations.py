@@ -171,7 +171,8 @@ def _problem(table: pa.Table, folder: str) -> str | None:
     """Return why a table is not the generations of a chunk by a folder's generator."""
     made_by = ((table.schema.metadata or {}).get(FINGERPRINT) or b"").decode(errors="replace")
     if made_by[:12] != folder:
-        return f"its footer names the generator {made_by[:12] or 'of nobody'}, not {folder}"
+        named = f"the generator {made_by[:12]}" if made_by else "no generator"
+        return f"its footer names {named}, and its folder names {folder}"
     answers = table.select(["text_hash", "kind", "index"])
     if len(answers.group_by(answers.column_names).aggregate([])) != len(answers):
         return "it has an answer twice"

@@ -6,10 +6,8 @@ distinct good texts with the smallest keys are taken. So any cluster draws the s
 
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
@@ -17,17 +15,16 @@ from embedjob.config.fits import SampledContinuations
 from embedjob.config.job import Input, Sample, SampledInput
 from embedjob.config.recipe import Recipe
 from embedjob.errors import FitError
-from embedjob.input.chunks import Chunk, passes
-from embedjob.input.reading import read_pass
+from embedjob.input.chunks import Chunk
 from embedjob.input.samples import Place, has_chunk, row_keys, sample_of
 from embedjob.job.options import Console
 from embedjob.job.resolve import IdentifiedJob
 from embedjob.job.text_fits import before_heads
+from embedjob.stages.chunk_state import raised_in_worker
 from embedjob.stages.cluster import size_pool, threads_per_actor
 from embedjob.stages.engine import PlannedFiles
-from embedjob.stages.fits.word_counts import grouped, plain
+from embedjob.stages.fits.term_counts import good_rows, grouped
 from embedjob.stages.read import memory_of
-from embedjob.storage.retrying import retried
 from embedjob.vectors.continuation_ids import fitted_continuations
 from embedjob.vectors.fitted import Fitted
 
@@ -84,7 +81,7 @@ def sampled(
         place = ray.remote(continued_texts).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
         ids = ray.get(place.remote(texts, sampler))
     except RayError as error:
-        raise plain(error, "continuations cannot be sampled") from error
+        raise raised_in_worker(error, "continuations cannot be sampled") from error
     return fitted_continuations(ids, texts=len(texts))
 
 
@@ -118,25 +115,16 @@ def first_texts(
     found: list[Drawn] = []
     if sample is not None:
         job_input = SampledInput.model_construct(**{**dict(job_input), "sample": sample})
-    for together in passes(group):
-        # As a whole: a read that is cut off half-way begins anew.
-        read = partial(_read, together, job_input)
-        for chunk, rows in zip(together, retried(read, what=together[0].shard.url), strict=True):
-            good = rows.filter(rows["reason"].is_null())
-            keys = row_keys(chunk.shard.url, good["row"].to_numpy(), seed=section.seed).tolist()
-            texts, numbers = good["text"].to_pylist(), good["row"].to_pylist()
-            places = zip(keys, numbers, texts, strict=True)
-            found += [
-                Drawn(key, chunk.shard.url, number, text)
-                for key, number, text in places
-                if text.strip()
-            ]
-            found = distinct(found)[: section.sample]
+    for chunk, good in good_rows(group, job_input):
+        keys = row_keys(chunk.shard.url, good["row"].to_numpy(), seed=section.seed).tolist()
+        texts, numbers = good["text"].to_pylist(), good["row"].to_pylist()
+        found += [
+            Drawn(key, chunk.shard.url, number, text)
+            for key, number, text in zip(keys, numbers, texts, strict=True)
+            if text.strip()
+        ]
+        found = distinct(found)[: section.sample]
     return found
-
-
-def _read(together: Sequence[Chunk], job_input: Input) -> list[pa.Table]:
-    return [*read_pass(together, job_input)]
 
 
 def distinct(drawn: Iterable[Drawn]) -> list[Drawn]:

@@ -23,6 +23,7 @@ from embedjob.errors import (
     FitError,
     InterruptedRunError,
     RefusedError,
+    amount,
 )
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import passing_rows
@@ -39,11 +40,12 @@ from embedjob.output.snapshot import newest
 from embedjob.stages.connection import connected
 from embedjob.stages.fits.continuations import sampled
 from embedjob.stages.fits.reduce import reduced
-from embedjob.stages.fits.row_counts import counted_rows
-from embedjob.stages.fits.word_counts import counted
+from embedjob.stages.fits.term_counts import counted_vocabulary
+from embedjob.stages.fits.word_counts import counted_words
 from embedjob.storage.create_only import require_create_only
 from embedjob.storage.retrying import retried
 from embedjob.vectors.fit_arithmetic import first_pass
+from embedjob.vectors.fitted import Fitted
 
 # So many chunks are filtered ahead of the one that is counted.
 _READ_AHEAD = 8
@@ -131,8 +133,8 @@ def _all_made(plan: JobPlan, maker: Maker, wanted: Callable[[PlannedFit], bool])
         if fit is None:
             return plan
         head = _make(plan, fit, maker)
-        of_what = "texts" if FITS[fit.section.kind].of_texts else "vectors"
-        maker.console.say(f"fit {fit.name}: {head.name} from {head.rows:,} {of_what}")
+        what = "text" if FITS[fit.section.kind].of_texts else "vector"
+        maker.console.say(f"fit {fit.name}: {head.name} from {amount(head.rows, what)}")
         made.add(fit.key)
         plan = replanned(plan)
 
@@ -150,11 +152,18 @@ def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
         result = reduced(first_pass(fit.section), source, earlier, gpus=gpus)
     except FitError as error:
         raise FitError(f"fit: {fit.name}: {error}") from error
-    parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})
-    maker.holder.require()
-    head = put_artefact(job.out, result, encoder=fit.fingerprint, parameters=parameters)
     vectors = fit.vectors if source.embedded else None
-    put_record(job.out, Record(fit.key, fit.number + 1, head.kind, head.sha256, fit.name, vectors))
+    return _put(job.out, fit, result, holder=maker.holder, vectors=vectors)
+
+
+def _put(
+    out: str, fit: PlannedFit, result: Fitted, *, holder: Holder, vectors: str | None = None
+) -> Head:
+    """Put the artefact of a fit, and its record; `vectors` is where they were embedded for it."""
+    parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})
+    holder.require()
+    head = put_artefact(out, result, encoder=fit.fingerprint, parameters=parameters)
+    put_record(out, Record(fit.key, fit.number + 1, head.kind, head.sha256, fit.name, vectors))
     return head
 
 
@@ -164,19 +173,14 @@ def _of_texts(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
         raise FaultError(f"fit: {fit.name}: {plan.faults[0][0]}: {plan.faults[0][1]}")
     try:
         if fit.section.kind == "vocabulary":
-            result = counted(plan.corpus, plan.job.config.input, fit.section)
+            result = counted_vocabulary(plan.corpus, plan.job.config.input, fit.section)
         elif fit.section.kind == "word_counts":
-            result = counted_rows(plan.corpus, plan.job.config, rows=fit.width)
+            result = counted_words(plan.corpus, plan.job.config, rows=fit.width)
         else:
             result = sampled(plan.corpus, plan.job, fit.section, maker.console)
     except FitError as error:
         raise FitError(f"fit: {fit.name}: {error}") from error
-    parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})
-    maker.holder.require()
-    head = put_artefact(plan.job.out, result, encoder=fit.fingerprint, parameters=parameters)
-    record = Record(fit.key, fit.number + 1, head.kind, head.sha256, fit.name, None)
-    put_record(plan.job.out, record)
-    return head
+    return _put(plan.job.out, fit, result, holder=maker.holder)
 
 
 def _embedded(plan: JobPlan, fit: PlannedFit, maker: Maker) -> VectorSource:

@@ -18,13 +18,12 @@ import ray
 from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import RayError
 
-from embedjob.errors import EmbedjobError, FaultError, FitError
+from embedjob.errors import FitError
 from embedjob.input.samples import has_chunk, row_keys
 from embedjob.job.fit_plan import VectorSource
 from embedjob.output.schema import vectors_of
-from embedjob.stages.chunk_state import describe
+from embedjob.stages.chunk_state import raised_in_worker
 from embedjob.storage.objects import Stored, join, open_unchanged
 from embedjob.storage.retrying import retried
 from embedjob.vectors.encoded import Vectors
@@ -33,6 +32,7 @@ from embedjob.vectors.fitted import Block, Fitted, Pass, State, Training
 
 GROUP_ROWS = 131_072
 _BATCH_ROWS = 8192
+_UNREAD = "vectors cannot be read"
 _COLUMNS = ["row", "embedding", "text_hash"]
 
 
@@ -89,7 +89,7 @@ def _trained(
     try:
         made: Fitted = ray.get(task.remote(step, groups, source, fitted, device))
     except Exception as error:
-        raise _plain(error) from error
+        raise raised_in_worker(error, _UNREAD) from error
     return made
 
 
@@ -249,20 +249,8 @@ def _merged(step: Pass, groups: Sequence[Group], state_of: StateOf) -> State:
                 for cell in batch["state"]:
                     state = _both(step, state, pickle.loads(cell.as_buffer()))
     except Exception as error:
-        raise _plain(error) from error
+        raise raised_in_worker(error, _UNREAD) from error
     return state
-
-
-def _plain(error: Exception) -> Exception:
-    """Return the error that a worker raised: Ray wraps it in the worker's traceback."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, EmbedjobError):
-        return cause
-    if isinstance(error, RayError):
-        return FaultError(
-            f"vectors cannot be read: {describe(cause or error)}; run again to resume"
-        )
-    return error
 
 
 class GroupSource(Datasource):

@@ -159,9 +159,9 @@ class PutAnswers:
     def _variant(self, row: Mapping[str, Any]) -> Variant:
         answer = [] if row.get(ERROR) else list(row.get(ANSWER) or ())
         stops = set(_generation(self._of).stop_ids or ())
-        said = [token for token in answer if token not in stops]
-        text = cleaned(_questioner(self._of).decode(said))
-        return Variant(row["kind"], row["index"], text, len(said))
+        kept = [token for token in answer if token not in stops]
+        text = cleaned(_questioner(self._of).decode(kept))
+        return Variant(row["kind"], row["index"], text, len(kept))
 
     def _put(self, number: int, answers: Sequence[tuple[str, Variant]]) -> None:
         kinds = list(_generation(self._of).kinds)

@@ -113,7 +113,7 @@ def merged(made: pa.Table, taken: pa.Table, reused: pa.Table) -> pa.Table:
 
 
 def _lines_of_each(reused: pa.Table) -> Ints:
-    """Return for each line how many lines there are from it to the last one of its text."""
+    """Return the number of lines from each line to the last line of its text."""
     high, low = column_numbers(reused["text_hash"])
     ends = np.ones(len(high), np.bool_)
     ends[:-1] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])

@@ -73,15 +73,15 @@ class Carried:
 
     def allows(self, parquet: pq.ParquetFile) -> bool:
         """Return whether a file has the run's recipe, its columns and its ranges."""
-        said = parquet.metadata.metadata or {}
-        if said.get(FINGERPRINT, b"").decode() != self.fingerprint:
+        footer = parquet.metadata.metadata or {}
+        if footer.get(FINGERPRINT, b"").decode() != self.fingerprint:
             return False
         own = parquet.schema_arrow
         if not all(_alike(own.field(field.name).type, field.type) for field in self.fields):
             return False
         if self.calibration is None:
             return True
-        ranges = json.loads(said.get(CALIBRATION, b"{}")).get("ranges", [])
+        ranges = json.loads(footer.get(CALIBRATION, b"{}")).get("ranges", [])
         return np.array_equal(np.asarray(ranges, np.float32), self.calibration.array)
 
 

@@ -121,7 +121,7 @@ def encode_once(
 
 
 def _repeated_in(state: ChunkState) -> dict[bytes, int]:
-    """Return of each repeated text that is to be encoded its place among the chunk's texts."""
+    """Return the place, among the chunk's texts, of each repeated text that is to be encoded."""
     if not state.repeated or state.rows is None:
         return {}
     rows = state.rows.select(["text_hash", "unique"])

@@ -123,7 +123,7 @@ def take_over(plan: JobPlan, engine: Engine, *, ledger: Any, say: Callable[[str]
 
 
 def rows_reusable(plan: JobPlan, engine: Engine) -> int:
-    """Return of how many rows a run would take the vectors over, as far as old files are sound.
+    """Return the number of rows whose vectors a run would take over, as far as old files are sound.
 
     Reads and hashes all texts that are left, in this process. A row of passages counts where all
     of these have vectors.
@@ -153,7 +153,7 @@ def rows_reusable(plan: JobPlan, engine: Engine) -> int:
 def _lines_of_pass(
     chunks: Sequence[Chunk], job_input: Input, engine: Engine
 ) -> list[tuple[Ints, bytes]]:
-    """Return of each chunk the row of each good line, and their hashes, one behind the other."""
+    """Return the rows of each chunk's good lines, and their hashes, one behind the other."""
     lines = (good_lines(rows, engine) for rows in read_pass(chunks, job_input))
     return [
         (
@@ -300,7 +300,7 @@ class _Tasks:
     def ended(
         self, start: _Start, groups: Sequence[Sequence[Any]]
     ) -> list[tuple[Any, Mapping[int, int]]]:
-        """Return of each group the object and the numbers.
+        """Return the object and the numbers of each group.
 
         A group, or a member of it, that gives none is left out; all are where the run stops.
         """

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedjob.encoder.batching.padding import Side, assemble, distinct
+from embedjob.encoder.batching.padding import Side, distinct, pad_views
 from embedjob.text.arrays import offsets_of
 from embedjob.text.views import TokenViews
 
@@ -33,7 +33,7 @@ def test_nothing_of_a_view_is_lost_or_added_by_padding(
     shared = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     views = views_of(rows, [7, 8], shared)
     which = np.array(data.draw(st.permutations(range(len(rows)))))
-    batch = assemble(views, which, side=side)
+    batch = pad_views(views, which, side=side)
     for row, view in enumerate(which):
         ids = views.full_ids(int(view)).tolist()
         assert batch.ids_VT[row][batch.mask_VT[row]].tolist() == ids
@@ -44,7 +44,7 @@ def test_nothing_of_a_view_is_lost_or_added_by_padding(
 @given(rows=ROWS)
 def test_without_its_prefix_a_view_is_its_own_ids(rows: list[list[int]]) -> None:
     views = views_of(rows, [7, 8], [True] * len(rows))
-    batch = assemble(views, np.arange(len(rows)), whole=False)
+    batch = pad_views(views, np.arange(len(rows)), whole=False)
     for row, ids in enumerate(rows):
         assert batch.ids_VT[row][batch.mask_VT[row]].tolist() == ids
         assert batch.ids_VT[row][batch.span_VT[row]].tolist() == ids[-1:]

@@ -313,8 +313,10 @@ def test_verify_names_each_damage_of_a_generation(world: JobWorld) -> None:
     [problem] = verify(world.out).problems
     assert f"{path}: cannot be read" in problem
     changes: dict[str, Callable[[pa.Table], pa.Table]] = {
-        "names the generator of nobody": lambda table: table.replace_schema_metadata(),
-        "names the generator eeeeeeeeeeee": lambda table: table.replace_schema_metadata(
+        f"names no generator, and its folder names {folder}": lambda table: (
+            table.replace_schema_metadata()
+        ),
+        "names the generator eeeeeeeeeeee, and its": lambda table: table.replace_schema_metadata(
             {b"embedjob.generator": b"e" * 64}
         ),
         "has an answer twice": lambda table: pa.concat_tables([table, table.slice(0, 1)]),
