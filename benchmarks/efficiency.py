@@ -257,16 +257,16 @@ def start_once(folder: str, born: float) -> dict[str, float]:
     def marked(name: str, call: Any) -> Any:
         def timed(*given: Any, **named: Any) -> Any:
             found = call(*given, **named)
-            marks[name] = time.time()
+            marks.setdefault(name, time.time())
             return found
 
         return timed
 
     @contextmanager
-    def connected(address: str | None) -> Iterator[None]:
-        with connect(address):
+    def connected(address: str | None) -> Iterator[bool]:
+        with connect(address) as started_here:
             marks["Ray"] = time.time()
-            yield
+            yield started_here
 
     @contextmanager
     def shown(_: Any) -> Iterator[Any]:
@@ -275,7 +275,7 @@ def start_once(folder: str, born: float) -> dict[str, float]:
     connect = session.connected
     session.connected = connected
     pipeline.plan_job = marked("plan", pipeline.plan_job)
-    session.preflight = marked("preflight", session.preflight)
+    session.preflight_here = marked("preflight", session.preflight_here)
     sets = [f"output.path={folder}/out", "run.limit=200"]
     pipeline.embed(read_job(QUICKSTART, sets), Options(), Console(print, shown))
     # The driver looks every half second: this one mark is that coarse.

@@ -284,7 +284,7 @@ class TestWrongCredentials:
         document = {**done.document, "output": {"path": f"{bucket}/out", "chunk_rows": 10}}
         ran = running.run(document, tmp_path, "--address", dashboard_cluster.address)
         self._require(ran, {})
-        assert "encoders" not in ran.err
+        assert "progress:" not in ran.err
         assert written(f"{bucket}/out") == {}
 
     def _require(self, ran: Ran, wrong: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from embedjob.config.recipe import Recipe
-from embedjob.errors import ModelError
+from embedjob.errors import EmbedjobError, ModelError
 from embedjob.models.architecture import config_of, info_of
 from embedjob.models.source import materialize, source_of, transformer_directory
 from embedjob.models.tables.static_tables import lookup, static_table
@@ -38,6 +38,8 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     path = read_files(inner).path
     try:
         return bare(Tokenizer.from_file(str(path)))
+    except EmbedjobError:
+        raise  # a signal, which ends the run
     except Exception as error:
         # The library raises bare Exception, with the reason and without the path.
         raise ModelError(f"encoder.model: no tokenizer can be read in {inner}: {error}") from error

@@ -21,7 +21,14 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedjob.config.job import ActorRange, Job, Pool
-from embedjob.errors import AccessError, EmbedjobError, ResourceError, amount, in_one_line
+from embedjob.errors import (
+    AccessError,
+    EmbedjobError,
+    InterruptedRunError,
+    ResourceError,
+    amount,
+    in_one_line,
+)
 from embedjob.input.chunks import printable
 from embedjob.output.lease import Lease, is_seen, unseen
 from embedjob.stages.encode import PoolSize
@@ -174,10 +181,15 @@ def preflight_here(look: Look) -> frozenset[str]:
     For a Ray that this process has started: that has one node, and its workers have this process's
     user, environment and files. To wait for the first of them takes more than a second.
     """
+    host = socket.gethostname()
     try:
         look()
+    except InterruptedRunError:
+        raise
     except EmbedjobError as problem:
-        raise type(problem)(f"node {socket.gethostname()}: {problem}") from problem
+        raise type(problem)(f"node {host}: {problem}") from problem
+    except Exception as error:
+        raise ResourceError(f"node {host}: cannot look ({in_one_line(error)})") from error
     return frozenset({ray.get_runtime_context().get_node_id()})
 
 

@@ -89,7 +89,7 @@ def _supervise(work: Callable[[], None], ledger: Any, watch: Watch) -> str | Non
         # Ray's message is the worker's whole traceback; its cause is the error itself.
         cause = getattr(worker.error, "cause", None) or worker.error
         raise FaultError(f"the pipeline failed: {describe(cause)}") from worker.error
-    return _why_late(tally) if tally.late else None
+    return why_late(tally) if tally.late else None
 
 
 class _OutOfTime(Exception):
@@ -100,10 +100,10 @@ def _settled(ending: Exception, interrupted: list[str], last: Tally | None) -> E
     """Return how a run ends that has put what it had: by a signal that came meanwhile, if late."""
     if not isinstance(ending, _OutOfTime):
         return ending
-    return _interruption(interrupted) if interrupted else _OutOfTime(_why_late(last))
+    return _interruption(interrupted) if interrupted else _OutOfTime(why_late(last))
 
 
-def _why_late(tally: Tally | None) -> str:
+def why_late(tally: Tally | None) -> str:
     """Return what kept chunks from being done before the deadline."""
     if tally is None or not tally.actors:
         return "no encoder was ready in time (give the run more time than its start takes)"

@@ -32,7 +32,7 @@ from embedjob.stages.cluster import (
 from embedjob.stages.connection import connected
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import Engine, PlannedFiles, recipe_engine
-from embedjob.stages.execution import Watch, cluster_lost, supervise
+from embedjob.stages.execution import Watch, cluster_lost, supervise, why_late
 from embedjob.stages.ledger import new_ledger, outcomes_of
 from embedjob.stages.reuse.merging import Reuse
 from embedjob.stages.reuse.take_over import take_over, write_whole
@@ -202,6 +202,8 @@ def _taken_over(run: _Run, watch: Watch) -> tuple[str | None, tuple[Chunk, ...],
     What it leaves are the chunks that have no end yet, and the vectors that they take over.
     """
     if not run.may_take_over:
+        if time.time() >= watch.until:
+            return why_late(None), (), Reuse()
         # The ledger, which takes a second to start, is not waited for.
         return None, run.plan.left, Reuse()
     reuse: list[Reuse] = []
@@ -216,6 +218,7 @@ def _run_parts(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
     """
     error: EmbedjobError | None = None
     late: str | None = None
+    begun = run.may_take_over
     config, until = run.plan.job.config, _seconds(run.plan)
     try:
         with run.console.shown(run.plan) as show:
@@ -228,6 +231,7 @@ def _run_parts(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
                 # Nodes that were started meanwhile.
                 preflight(run.look, but=looked)
                 run.ledger.goes_on.remote()
+                begun = True
                 late = supervise(partial(run.encode, left, pool, reuse), run.ledger, watch)
     except ResourceError as error_of_size:
         if time.time() >= until:
@@ -238,6 +242,11 @@ def _run_parts(run: _Run, looked: frozenset[str], holder: Holder) -> StagesEnd:
         error = stopped
     except RayError as lost:
         error = cluster_lost(lost)
+    return _end(run, error, late) if begun else StagesEnd(error=error, late=late)
+
+
+def _end(run: _Run, error: EmbedjobError | None, late: str | None) -> StagesEnd:
+    """Return how the stages ended: what the ledger knows, and the error that stopped them."""
     try:
         timeout = BRIEF_SECONDS if error else OUTCOMES_SECONDS
         outcomes, notes = outcomes_of(run.ledger, timeout=timeout)

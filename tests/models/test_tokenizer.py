@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from transformers import BertTokenizer
 
 from embedjob.config.recipe import Recipe, SpecialTokens
-from embedjob.errors import ModelError
+from embedjob.errors import InterruptedRunError, ModelError
+from embedjob.models import tokenizer
 from embedjob.models.tokenizer import load_tokenizer, lowercases, read_tokenizer
 from tests.encoder import tiny
 
@@ -36,6 +38,21 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="no tokenizer can be read in"):
         read_tokenizer(folder)
+
+
+def test_a_signal_while_a_tokenizer_is_read_is_no_fault_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        """A signal is handled as soon as the library's own code has ended."""
+
+        @staticmethod
+        def from_file(_: str) -> NoReturn:
+            raise InterruptedRunError("stopped by SIGTERM")
+
+    monkeypatch.setattr(tokenizer, "Tokenizer", Interrupted)
+    with pytest.raises(InterruptedRunError, match=r"^stopped by SIGTERM$"):
+        read_tokenizer(tiny.save("llama", tmp_path))
 
 
 def test_a_tokenizer_of_the_folders_own_code_is_refused_and_nobody_is_asked(

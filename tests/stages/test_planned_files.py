@@ -1,16 +1,19 @@
-"""The model's files on a node are compared with the files of the plan.
+"""What an engine loads: the files of the plan, and nothing of how it loads them stays.
 
 Covers: embedjob.stages.engine
 """
 
+import gc
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from embedjob.config.recipe import Recipe
+from embedjob.encoder.batching import transfers
 from embedjob.errors import ModelError
-from embedjob.stages.engine import PlannedFiles
+from embedjob.stages.engine import PlannedFiles, RecipeEngine
 from tests.planned import files_of
 
 
@@ -60,3 +63,25 @@ def test_a_file_that_only_one_node_has_is_named(planned: PlannedFiles, own: Path
     (own / "model.safetensors").rename(own / "model-00001-of-00001.safetensors")
     with pytest.raises(ModelError):
         planned.check()
+
+
+@pytest.fixture(params=[True, False])
+def collects(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether garbage is collected in this process."""
+    before = gc.isenabled()
+    (gc.enable if request.param else gc.disable)()
+    yield request.param
+    (gc.enable if before else gc.disable)()
+
+
+def test_a_load_leaves_the_garbage_collector_as_it_was(
+    own: Path, collects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This process is not the encoder's own.
+    monkeypatch.setattr(transfers, "keep_freed_memory", lambda: None)
+    RecipeEngine(Recipe(model=str(own)).model_dump_json()).load_encoder()
+    assert gc.isenabled() is collects
+    (own / "model.safetensors").unlink()
+    with pytest.raises(ModelError):
+        RecipeEngine(Recipe(model=str(own)).model_dump_json()).load_encoder()
+    assert gc.isenabled() is collects
