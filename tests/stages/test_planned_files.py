@@ -79,9 +79,10 @@ def test_a_load_leaves_the_garbage_collector_as_it_was(
 ) -> None:
     # This process is not the encoder's own.
     monkeypatch.setattr(transfers, "keep_freed_memory", lambda: None)
-    RecipeEngine(Recipe(model=str(own)).model_dump_json()).load_encoder()
+    engine = RecipeEngine(Recipe(model=str(own), max_tokens=24).model_dump_json())
+    engine.load_encoder()
     assert gc.isenabled() is collects
     (own / "model.safetensors").unlink()
     with pytest.raises(ModelError):
-        RecipeEngine(Recipe(model=str(own)).model_dump_json()).load_encoder()
+        engine.load_encoder()
     assert gc.isenabled() is collects
