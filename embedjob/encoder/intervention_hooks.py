@@ -57,7 +57,7 @@ Prepare = Callable[[SteeredBatch], Put]
 
 @dataclass(frozen=True)
 class Host:
-    """A model in which hooks are installed; `others` are those of its auxiliary passes."""
+    """A model with its hooks installed; `others` are the interventions on its auxiliary passes."""
 
     prefixes: Prefixes
     blocks: nn.ModuleList

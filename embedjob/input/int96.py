@@ -53,7 +53,7 @@ def read_schema(metadata: pq.FileMetaData, names: Sequence[str], unit: str) -> p
 def exact_units(
     source: BinaryIO, metadata: pq.FileMetaData, groups: Sequence[int], names: Sequence[str]
 ) -> list[str]:
-    """Return those of UNITS in which every int96 moment in the columns `names` is exact.
+    """Return the units that hold every int96 moment in the columns `names` exactly.
 
     Only these columns of the row groups are read. pa.ArrowInvalid where neither unit is exact.
     """

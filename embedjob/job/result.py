@@ -78,7 +78,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Tally:
-    """The state of a run at one moment; `chunk_tokens` and `text_bytes` are those of ended chunks.
+    """The state of a run at one moment; `chunk_tokens` and `text_bytes` count ended chunks alone.
 
     `reused` are the rows of ended chunks whose vectors were there already.
 

@@ -145,7 +145,7 @@ def _figure_row(
 
 
 def _advice(figures: Figures) -> str:
-    """Return what follows from the figures; nothing while one of those that it names is lacking."""
+    """Return what follows from the figures; nothing while a figure that it names is lacking."""
 
     def gain(match: re.Match[str]) -> str:
         better, worse, data = match.groups()

@@ -37,7 +37,7 @@ def connected(address: str | None) -> Iterator[bool]:
         with _chunk_context():
             yield False
         return
-    # Not None: Ray would then join whatever it started here last, even where that is long dead.
+    # `local` in place of None: with None, Ray joins the last Ray of this machine, even a dead one.
     place = address or os.environ.get("RAY_ADDRESS") or "local"
     _join(place)
     try:

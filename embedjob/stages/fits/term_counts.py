@@ -115,7 +115,7 @@ def _partitions(
 def grouped(
     chunks: Sequence[Chunk], *, rows: int = _GROUP_ROWS, size: int = _GROUP_BYTES
 ) -> Iterator[tuple[Chunk, ...]]:
-    """Yield the chunks in groups of at least so many rows or bytes; those of a pass together."""
+    """Yield groups of at least so many rows or bytes; the chunks of a pass stay together."""
     group: list[Chunk] = []
     held_rows = held_bytes = 0
     for together in passes(chunks):
