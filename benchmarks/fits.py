@@ -29,14 +29,14 @@ import pyarrow.parquet as pq
 
 from benchmarks.measuring.claims import Claim, report
 from benchmarks.measuring.machine import watched
-from embedjob.config.fits import Flow, Whiten
+from embedjob.config.fits.fit_kinds import Flow, Whiten
 from embedjob.job.fit_plan import VectorSource
 from embedjob.output.manifest import FileList, SnapshotFile
 from embedjob.output.snapshot import Snapshot
 from embedjob.stages.fits.reduce import groups_of, state_of_group, train
 from embedjob.storage.objects import stat
-from embedjob.vectors.fit_arithmetic import applied, first_pass
-from embedjob.vectors.fitted import Fitted, Training
+from embedjob.vectors.fits.fit_arithmetic import applied, first_pass
+from embedjob.vectors.fits.fitted import Fitted, Training
 
 PACKAGES = ("numpy", "pyarrow")
 FILE_ROWS, BATCH_ROWS, GIB = 16_384, 8192, 2**30

@@ -256,7 +256,7 @@ def gathered_bytes(work: Path, name: str, out: str) -> tuple[float, int]:
     texts = partial(distinct_texts, engine=CountingEngine(os.devnull, 0.0))
     keys, _ = take_over.new_keys([*enumerate(plan.left)], plan.job.config.input, texts)
     old = old_vectors.old_keys(files.take(range(len(files))), carried)
-    places, _ = text_keys.joined(0, 1, [keys], [old])
+    places, _ = text_keys.join_partition(0, 1, [keys], [old])
     numbers, lines = np.unique(places.file, return_counts=True)
     wanted = dict(zip(numbers.tolist(), lines.tolist(), strict=True))
     fetched = taken = 0
@@ -306,12 +306,12 @@ def simulated(keys: int) -> tuple[list[Any], list[Any]]:
 
 def joined_by_ours(keys: int, parts: int) -> tuple[int, float]:
     """The texts that our join finds in two threads, partition by partition; and its seconds."""
-    from embedjob.stages.reuse.text_keys import joined
+    from embedjob.stages.reuse.text_keys import join_partition
 
     news, olds = simulated(keys)
     started = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        found = [*pool.map(lambda part: joined(part, parts, news, olds), range(parts))]
+        found = [*pool.map(lambda part: join_partition(part, parts, news, olds), range(parts))]
     return sum(len(places.file) for places, _ in found), time.monotonic() - started
 
 
@@ -319,7 +319,7 @@ def joined_by_our_tasks(keys: int, parts: int) -> tuple[int, float]:
     """The same as a run does it: a Ray task for each partition, keys and places in Ray's store."""
     import ray
 
-    from embedjob.stages.reuse.text_keys import joined
+    from embedjob.stages.reuse.text_keys import join_partition
 
     news, olds = simulated(keys)
     sides = [[ray.put(one) for one in side] for side in (news, olds)]
@@ -327,7 +327,7 @@ def joined_by_our_tasks(keys: int, parts: int) -> tuple[int, float]:
     del news, olds
 
     def places(part: int, *given: Any) -> tuple[Any, int]:
-        made, _ = joined(part, parts, given[:count], given[count:])
+        made, _ = join_partition(part, parts, given[:count], given[count:])
         return made, len(made.file)
 
     started = time.monotonic()

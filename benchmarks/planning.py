@@ -34,7 +34,7 @@ from embedjob.job.result import Outcome, Outcomes
 from embedjob.models.architecture import HeadWidths, ModelInfo
 from embedjob.output.chunk_file import Committed
 from embedjob.output.manifest import remembered
-from embedjob.output.snapshot import newest, publish
+from embedjob.output.snapshot import newest_snapshot, publish
 from embedjob.storage.objects import Stored
 
 PACKAGES = ("pyarrow",)
@@ -133,7 +133,7 @@ def measure(shards: int, out: str) -> tuple[Steps, float]:
         publish(out, snapshot)
     del whole, ends, snapshot
     with steps.step("read the newest snapshot"):
-        served = newest(out)
+        served = newest_snapshot(out)
     assert served is not None
     with steps.step("plan of an unchanged night"):
         known = remembered(served.shards, served.footers, columns_of(mine.config.input).wanted)

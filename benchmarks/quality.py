@@ -45,9 +45,9 @@ from embedjob.stages.fits.word_counts import counts_of, fitted_counts
 from embedjob.static.lookup_encoder import LookupEncoder
 from embedjob.text.views import TokenViews
 from embedjob.vectors.finishing import finished
-from embedjob.vectors.fit_arithmetic import first_pass
-from embedjob.vectors.fitted import Block, Fitted
-from embedjob.vectors.rare_words import CommonComponentPass
+from embedjob.vectors.fits.fit_arithmetic import first_pass
+from embedjob.vectors.fits.fitted import Block, Fitted
+from embedjob.vectors.fits.rare_words import CommonComponentPass
 from embedjob.vectors.sparse import Sparse
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from embedjob.config.fits import FITS
+from embedjob.config.fits.fit_kinds import FITS
 from embedjob.config.job_file import JobSource, read_job, validate_partial
 from embedjob.config.types import seconds_of
 from embedjob.config.url_secrets import redacted

@@ -15,7 +15,7 @@ from embedjob.job.output import check_output, is_published, planned_under_lease
 from embedjob.job.planning import JobPlan, plan_job
 from embedjob.job.publishing import nothing_to_do, publish_run
 from embedjob.job.result import Result
-from embedjob.output.lease import claim, held
+from embedjob.output.lease import acquire, held
 from embedjob.storage.create_only import require_create_only
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def embed_plan(
     name = f"{plan.job.config.input.source} -> {out}"
     vectors = partial(embed_plan, console=console, engine_of=engine_of)
     with (
-        held(claim(out, job=name, takeover=options.takeover, say=console.say)) as holder,
+        held(acquire(out, job=name, takeover=options.takeover, say=console.say)) as holder,
         fit.fitted(plan, vectors, options=options, console=console, holder=holder) as fitted,
     ):
         plan = planned_under_lease(fitted, options, epoch=holder.epoch, say=console.say)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedjob.output.manifest import FileList, SnapshotFile, put_parts
-from embedjob.output.snapshot import newest, read_snapshot
+from embedjob.output.snapshot import newest_snapshot, read_snapshot
 from embedjob.storage.objects import absolute, list_files
 
 
@@ -25,7 +25,7 @@ def written(out: str | Path) -> dict[str, str]:
 
 def published(out: str | Path) -> pa.Table:
     """All rows of the newest snapshot, its files one after the other as it lists them."""
-    snapshot = newest(str(out))
+    snapshot = newest_snapshot(str(out))
     assert snapshot is not None, f"no snapshot in {out}"
     tables = [pq.read_table(f"{out}/{file.path}") for file in snapshot.files]
     return pa.concat_tables(tables)

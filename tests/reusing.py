@@ -12,7 +12,7 @@ from embedjob.job.reusable import old_files
 from embedjob.output.snapshot import published, read_snapshot
 from embedjob.stages.reuse.old_vectors import carried_of, gathered, old_keys
 from embedjob.stages.reuse.take_over import new_keys
-from embedjob.stages.reuse.text_keys import joined
+from embedjob.stages.reuse.text_keys import join_partition
 from embedjob.storage.objects import stat
 
 PARTS = 3
@@ -27,7 +27,7 @@ def old_lines(plan: JobPlan) -> Mapping[str, pa.Table]:
     texts, _ = new_keys([*enumerate(plan.left)], bare, row_texts)
     every = files.take(range(len(files)))
     olds = old_keys(every, carried)
-    places = [joined(part, PARTS, [texts], [olds])[0] for part in range(PARTS)]
+    places = [join_partition(part, PARTS, [texts], [olds])[0] for part in range(PARTS)]
     made = gathered(every, places, carried).table
     return {
         plan.left[number].key: made.filter(pc.equal(made["chunk"], number)).drop_columns(["chunk"])

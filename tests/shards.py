@@ -15,7 +15,7 @@ from embedjob.input.chunks import Chunk, Shard
 from embedjob.input.columns import Standing, columns_of
 from embedjob.input.footers import Decoder, Footer
 from embedjob.input.json_lines import is_json_lines, scan_lines
-from embedjob.input.listing import find_shards, read_batch
+from embedjob.input.listing import find_files, read_batch
 from embedjob.job.input_listing import InputListing
 from embedjob.job.planning import JobPlan, plan
 from embedjob.job.resolve import IdentifiedJob
@@ -76,7 +76,7 @@ def plan_of(
     served: Snapshot | None = None,
     standing: Standing | None = None,
 ) -> JobPlan:
-    shards = tuple(find_shards(job_input.path))
+    shards = tuple(find_files(job_input.path).shards)
     listing = InputListing(shards, footers_of(shards, job_input))
     job = job_of(job_input, chunk_rows=chunk_rows, limit=limit)
     return plan(job, listing, listed=listed, served=served, standing=standing)

@@ -15,8 +15,8 @@ import pytest
 
 import embedjob
 from embedjob.encoder.encoder import Encoder
-from embedjob.output.file_names import parse
-from embedjob.output.snapshot import newest
+from embedjob.output.file_names import parse_name
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.stages import session
 from tests import running
 from tests.cluster import Cluster
@@ -92,7 +92,7 @@ def test_the_commands_shown_publish_what_is_whole_and_go_on(
         if name != "run":
             assert written(out) == files
     assert (ended.summary["chunks_written"], ended.summary["chunks_left"]) == (1, 0)
-    assert {parse(name).chunk for name in written(out)} == names
+    assert {parse_name(name).chunk for name in written(out)} == names
     assert rows_by_shard(out) == {"a": LARGE + 10, "b": 10, "c": 10, "d": 10}
     _check_vectors(out, tmp_path / "in")
 
@@ -118,7 +118,7 @@ def test_a_start_that_takes_longer_than_the_run_has_is_said(
     assert ended.code == 3, ended.err
     assert re.search(r"run\.until: (no encoder was ready in time|it came before the)", ended.err)
     assert "nothing new was published: no shard is whole yet" in ended.err
-    assert newest(str(tmp_path / "out")) is None
+    assert newest_snapshot(str(tmp_path / "out")) is None
     assert ended.summary["chunks_left"] == 1
     del document["run"]["until"]
     assert running.run(document, tmp_path, "--address", cluster.address).code == 0

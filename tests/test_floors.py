@@ -129,18 +129,39 @@ def test_heavy_libraries_stay_at_home(path: str) -> None:
 
 @pytest.mark.parametrize("path", MODULES + PROGRAMS)
 def test_modules_are_short_and_well_named(path: str) -> None:
-    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{path}: move what belongs together to a module of its own"
     assert not BANNED_NAMES.intersection(Path(path).with_suffix("").parts)
 
 
 def test_folders_are_small() -> None:
     sizes = Counter(Path(path).parent.as_posix() for path in MODULES if "__init__" not in path)
-    assert {folder: size for folder, size in sizes.items() if size > MAX_FILES} == {}
+    full = {folder: size for folder, size in sizes.items() if size > MAX_FILES}
+    assert full == {}, "move modules that belong together to a folder of their own"
 
 
 def test_no_two_modules_share_a_name() -> None:
     names = Counter(Path(path).stem for path in MODULES if not path.endswith("__init__.py"))
     assert [name for name, times in names.items() if times > 1] == []
+
+
+def _defined(path: str) -> Iterator[str]:
+    """The public names that a module itself gives a meaning."""
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        names: list[str] = []
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [one.id for one in targets if isinstance(one, ast.Name)]
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_no_public_name_has_two_meanings() -> None:
+    # A command, and what `import embedjob` offers, is called as what it opens.
+    doors = {"embedjob/__init__.py", "embedjob/cli.py"}
+    times = Counter(name for path in MODULES if path not in doors for name in _defined(path))
+    assert [name for name, number in times.items() if number > 1] == []
 
 
 def test_small_modules_have_several_importers_or_are_entries_of_a_table() -> None:

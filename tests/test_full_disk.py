@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from embedjob.output.snapshot import newest
+from embedjob.output.snapshot import newest_snapshot
 from tests import running
 from tests.cluster import Cluster
 from tests.outputs import published, written
@@ -42,7 +42,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert full.code == 1, full.err
     assert "No space left on device" in full.err
     assert "Traceback" not in full.err
-    assert newest(str(out)) is None
+    assert newest_snapshot(str(out)) is None
     before = written(out)
     assert 0 < len(before) < ROWS // 10
     for name in before:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from embedjob.encoder.encoder import Encoder
-from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.output.snapshot import newest_snapshot, open_snapshot
 from embedjob.storage.objects import create, delete, list_files
 from tests import running
 from tests.cluster import Cluster
@@ -71,7 +71,7 @@ def test_it_verifies(job: Job) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_lost_chunk_alone_is_made_again(job: Job, cluster: Cluster, tmp_path: Path) -> None:
-    snapshot, table, before = newest(OUT), rows(), standing()
+    snapshot, table, before = newest_snapshot(OUT), rows(), standing()
     assert snapshot is not None
     lost = f"{OUT}/{snapshot.files[1].path}"
     delete(lost)

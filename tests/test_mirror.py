@@ -49,3 +49,14 @@ def test_each_module_has_a_test_file_of_its_name_or_is_named_in_one() -> None:
 def test_what_test_files_cover_exists() -> None:
     unknown = {str(path): modules - set(MODULES) for path, modules in COVERED.items()}
     assert {path: modules for path, modules in unknown.items() if modules} == {}
+
+
+def test_no_test_file_is_imported_by_another() -> None:
+    """What several of them need is in a module that is no test."""
+    imports = {
+        f"{path.relative_to(TESTS)}: {node.module}"
+        for path in TESTS.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and re.match(r"tests\b.*\btest_\w+$", node.module or "")
+    }
+    assert imports == set()

@@ -24,8 +24,8 @@ from embedjob.encoder.encoder import Encoder
 from embedjob.errors import OutputError
 from embedjob.job.options import Options
 from embedjob.output.claim import read_claims
-from embedjob.output.file_names import parse, with_generation
-from embedjob.output.snapshot import newest, open_snapshot, read_snapshot
+from embedjob.output.file_names import parse_name, with_generation
+from embedjob.output.snapshot import newest_snapshot, open_snapshot, read_snapshot
 from embedjob.output.snapshot import published as snapshot_numbers
 from tests import running
 from tests.cluster import Cluster
@@ -160,13 +160,13 @@ class TestOneRun:
             (3, "a-3", "null_text"),
             (14, "a-14", "invalid_utf8"),
         ]
-        snapshot = newest(str(corpus.out))
+        snapshot = newest_snapshot(str(corpus.out))
         assert [str(corpus.out / path) for path in snapshot.quarantine] == list(map(str, files))
         embedded = published(corpus.out).filter(pc.equal(pc.field("id"), "a-20"))
         assert len(embedded) == 1
 
     def test_the_empty_shard_is_named_in_the_snapshot(self, corpus: Corpus) -> None:
-        shards = {shard["url"]: shard for shard in newest(str(corpus.out)).shards}
+        shards = {shard["url"]: shard for shard in newest_snapshot(str(corpus.out)).shards}
         empty = shards[str(corpus.folder / "in" / "b.parquet")]
         assert (empty["rows"], empty["complete"]) == (0, True)
         assert len(shards) == 4
@@ -293,7 +293,7 @@ class TestOtherRecipes:
         self, corpus: Corpus, cluster: Cluster, tmp_path: Path
     ) -> None:
         out = clone(corpus.out, tmp_path / "out")
-        before, first = written(out), newest(str(out))
+        before, first = written(out), newest_snapshot(str(out))
         other = corpus.to(out, encoder={"pooling": "max"}, input={"path": _one_shard(corpus)})
         refused = running.run(other, tmp_path, "--address", NOWHERE)
         assert refused.code == 2
@@ -304,7 +304,7 @@ class TestOtherRecipes:
         assert (refused.code, "--new-input" in refused.err) == (2, True)
         ran = running.run(other, tmp_path, *options, "--new-input")
         assert ran.code == 0, ran.err
-        second = newest(str(out))
+        second = newest_snapshot(str(out))
         assert second.fingerprint == ran.summary["fingerprint"] != first.fingerprint
         assert second.fingerprint[:12] in ran.summary["snapshot"] or second.epoch == 2
         assert {name: written(out)[name] for name in before} == before
@@ -320,7 +320,7 @@ class TestOtherRecipes:
         assert (refused.code, "--new-fingerprint" in refused.err) == (2, True)
         again = running.run(back, tmp_path, "--address", NOWHERE, "--new-fingerprint")
         assert again.code == 0, again.err
-        assert newest(str(out)).fingerprint == first.fingerprint
+        assert newest_snapshot(str(out)).fingerprint == first.fingerprint
 
     def test_other_chunk_rows_are_refused_with_their_cost(
         self, corpus: Corpus, tmp_path: Path
@@ -361,7 +361,7 @@ class TestOtherRecipes:
         # It held the lease, so that its summary says that nothing was written.
         kept = json.loads((out / "runs" / "00000002.json").read_text())
         assert (kept["chunks_written"], kept["snapshot"]) == (0, None)
-        assert newest(str(out)).epoch == 1
+        assert newest_snapshot(str(out)).epoch == 1
 
 
 def _one_shard(corpus: Corpus) -> str:
@@ -447,7 +447,7 @@ class TestBadRows:
         assert "nothing was published" in ran.err
         assert (ran.summary["chunks_written"], ran.summary["snapshot"]) == (5, None)
         assert json.loads((out / "runs" / "00000001.json").read_text()) == ran.summary
-        assert newest(str(out)) is None
+        assert newest_snapshot(str(out)) is None
         problems = running.command("verify", str(out), "--json").summary["problems"]
         assert any("no snapshot is published" in problem for problem in problems)
         files = written(out)
@@ -524,8 +524,8 @@ class TestTroubleWithTheModel:
         after = written(out)
         assert {name: after[name] for name in before} == before
         [again] = after.keys() - before.keys()
-        assert parse(again).chunk in before
-        assert newest(str(out)).quarantine == ()
+        assert parse_name(again).chunk in before
+        assert newest_snapshot(str(out)).quarantine == ()
         table = published(out)
         assert table["row"].to_pylist() == list(range(40))
         assert _cosines(_vectors(table), _reference(document, bodies)).min() >= 0.99999
@@ -563,7 +563,7 @@ class TestTroubleWithTheModel:
         for fault, words in zip(told, wanted, strict=True):
             assert [word for word in words if word not in fault] == []
         assert (result.summary.chunks_written, result.summary.chunks_failed) == (3, 2)
-        assert (len(written(out)), newest(str(out))) == (3, None)
+        assert (len(written(out)), newest_snapshot(str(out))) == (3, None)
         # Mended, a plain run does what is left: the one chunk, the whole shards.
         before = written(out)
         whole.write_bytes(cut)

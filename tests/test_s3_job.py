@@ -21,7 +21,7 @@ from embedjob.encoder.encoder import Encoder
 from embedjob.job.options import Options
 from embedjob.job.planning import plan_job
 from embedjob.output import lease
-from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.output.snapshot import newest_snapshot, open_snapshot
 from embedjob.stages.engine import Engine, recipe_engine
 from embedjob.storage import objects
 from tests import running
@@ -103,7 +103,7 @@ def test_it_resumes_with_what_is_left(done: Done, cluster: Cluster, tmp_path: Pa
     before = written(done.out)
     assert len(before) == 6
     lost = sorted(before)[2]
-    found = newest(done.out)
+    found = newest_snapshot(done.out)
     objects.delete(f"{done.out}/data/{found.fingerprint[:12]}/{lost}")
     ran = running.run(done.document, tmp_path, "--address", cluster.address)
     assert ran.code == 0, ran.err
@@ -175,7 +175,7 @@ def test_a_replaced_object_is_a_fault_and_the_next_run_takes_it(
     assert (len(result.faults), result.summary.chunks_written) == (1, 2)
     assert victim in result.faults[0]
     assert "it was replaced or removed" in result.faults[0]
-    assert newest(f"{bucket}/out") is None
+    assert newest_snapshot(f"{bucket}/out") is None
     ran = running.run(document, tmp_path, "--address", cluster.address)
     assert ran.code == 0, ran.err
     assert (ran.summary["chunks_done_before"], ran.summary["chunks_written"]) == (2, 1)
@@ -221,7 +221,7 @@ def test_of_two_runs_at_once_one_wins_and_the_other_names_it(
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     try:
-        _until(lambda: lease.newest(f"{bucket}/out"), holder)
+        _until(lambda: lease.newest_lease(f"{bucket}/out"), holder)
         ran = running.run(document, tmp_path, "--address", cluster.address)
         assert ran.code == 1, ran.err
         for word in (

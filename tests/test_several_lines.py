@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from embedjob.encoder.encoder import Encoder
-from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.output.snapshot import newest_snapshot, open_snapshot
 from embedjob.reports.verify import verify
 from tests import running
 from tests.cluster import Cluster
@@ -44,7 +44,7 @@ def test_long_texts_are_embedded_part_by_part(
     table = published(out)
     assert table.column_names[-3:] == ["part", "char_start", "char_stop"]
     assert open_snapshot(out).count_rows() == len(table)
-    snapshot = newest(out)
+    snapshot = newest_snapshot(out)
     assert snapshot is not None
     assert snapshot.counts["rows"] == 12
     assert sum(file.rows for file in snapshot.files) == len(table)

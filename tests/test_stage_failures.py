@@ -12,7 +12,7 @@ from embedjob.errors import RefusedError
 from embedjob.job.options import Options
 from embedjob.job.result import Result
 from embedjob.output.claim import read_claims
-from embedjob.output.snapshot import newest
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.stages import read
 from embedjob.storage.objects import list_files
 from tests import running, troubles
@@ -111,4 +111,4 @@ def test_weights_that_change_after_the_plan_are_never_claimed(
     changed = r"model\.safetensors is another file on node .* than in the plan"
     with pytest.raises(RefusedError, match=changed):
         running.run_with(document, options, replacing(weights, bytes(other)))
-    assert (read_claims(str(out)), written(out), newest(str(out))) == ((), {}, None)
+    assert (read_claims(str(out)), written(out), newest_snapshot(str(out))) == ((), {}, None)

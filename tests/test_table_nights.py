@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.output.snapshot import newest_snapshot, open_snapshot
 from tests import running
 from tests.cluster import Cluster
 from tests.connection import NOWHERE
@@ -59,7 +59,7 @@ def test_a_table_as_the_document_has_it(
     assert sorted((row["id"], row["lang"]) for row in found) == [
         *(("b", "de"), ("c", "en"), ("d", "de")),
     ]
-    snapshot = newest("outputs/docs-table")
+    snapshot = newest_snapshot("outputs/docs-table")
     assert snapshot is not None
     assert snapshot.input == ("delta table ./docs-table",)
     assert snapshot.input_version == "2"

@@ -113,7 +113,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copytree(
         ROOT / "embedjob", place / "embedjob", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for diff in _diffs().values():
+    for title, diff in _diffs().items():
         applied = subprocess.run(
             ["git", "apply", "--verbose", "-"],
             input=diff,
@@ -123,7 +123,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             text=True,
             check=False,
         )
-        assert applied.returncode == 0, applied.stderr
+        assert applied.returncode == 0, (
+            f"the diff under '{title}' in docs/architecture.md does not apply: the lines around it"
+            f" were changed. Write its context there anew.\n{applied.stderr}"
+        )
     paths = os.pathsep.join([str(place), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(place / "model")],
@@ -152,4 +155,4 @@ def test_vectors_follow_the_formula_that_was_added(change: str, report: dict[str
 def test_what_the_new_entries_cannot_do_is_refused(report: dict[str, Any]) -> None:
     divided, misread = report["refused"]
     assert "pooling: got scored_mean, and with long_text: late_chunk" in divided
-    assert re.search(r'interventions\.0\.scale: .*"half".*allowed is a valid number', misread)
+    assert 'interventions.0.scale.factor: got "half", allowed is a valid number' in misread

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedjob.config.fits import SampledContinuations
+from embedjob.config.fits.fit_kinds import SampledContinuations
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.trajectories import sampled_after
 from embedjob.input.samples import row_keys

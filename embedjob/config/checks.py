@@ -12,8 +12,7 @@ from typing import Any, Literal
 from embedjob.config.heads import HEADS, SUMMANDS, WeightedSum, kinds_of
 from embedjob.config.interventions import INTERVENTIONS, given
 from embedjob.config.model_rules import (
-    AnyRecipe,
-    Found,
+    Breach,
     ModelSizes,
     first_other,
     lacking_block,
@@ -25,6 +24,7 @@ from embedjob.config.model_rules import (
 from embedjob.config.pooling import DIVISIBLE_SPANS, POOLINGS, FitStep
 from embedjob.config.segments import WeightedTemplate, holds_one_text
 from embedjob.config.tables import OF_ONE_TEXT, WHOLE
+from embedjob.config.types import AnyRecipe
 from embedjob.errors import ConfigError, ModelError
 
 # `with folder`: all keys are there, those of the model's folder too. `in a job`: a key that is set
@@ -45,11 +45,11 @@ class Rule:
     """
 
     when: When
-    broken: Callable[[AnyRecipe, Any], Found]
+    broken: Callable[[AnyRecipe, Any], Breach]
     message: str
 
 
-def check(recipe: AnyRecipe, *when: When, model: ModelSizes | None = None) -> None:
+def check_rules(recipe: AnyRecipe, *when: When, model: ModelSizes | None = None) -> None:
     """Raise at the first broken rule of these times.
 
     Raises:
@@ -77,7 +77,7 @@ _SCORED: Mapping[str, Any] = {
 
 
 # Rules that kinds of heads, and decoding, require by name; `what` is the key that requires one.
-REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Found], str]] = {
+REQUIREMENTS: Mapping[str, tuple[Callable[[AnyRecipe], Breach], str]] = {
     "last layer": (
         lambda recipe: recipe.layer not in (-1, (-1,)),
         "{what} reads the last layer; got layer: {recipe.layer}, allowed is -1",
@@ -128,7 +128,7 @@ def _required(
     for name in requirements:
         test, message = REQUIREMENTS[name]
 
-        def broken(recipe: AnyRecipe, _: Any, test: Callable[..., Found] = test) -> Found:
+        def broken(recipe: AnyRecipe, _: Any, test: Callable[..., Breach] = test) -> Breach:
             found = is_asked(recipe) and test(recipe)
             return (
                 {"what": what, **(found if isinstance(found, Mapping) else {})} if found else False
@@ -154,11 +154,11 @@ def _count(recipe: AnyRecipe, *, section: type) -> int:
     return sum(isinstance(head, section) for head in recipe.heads)
 
 
-def _repeated(recipe: AnyRecipe, _: Any, *, key: str, count: Callable[[AnyRecipe], int]) -> Found:
+def _repeated(recipe: AnyRecipe, _: Any, *, key: str, count: Callable[[AnyRecipe], int]) -> Breach:
     return {"key": key, "number": count(recipe)} if count(recipe) > 1 else False
 
 
-def _misnamed(recipe: AnyRecipe) -> Found:
+def _misnamed(recipe: AnyRecipe) -> Breach:
     """Return the keys of the first finishing step that has none, or several."""
     steps = (step for step in recipe.finish if isinstance(step, FitStep))
     wrong = (step.given for step in steps if len(step.given) != 1)
@@ -172,13 +172,13 @@ def _named_summands(recipe: AnyRecipe) -> list[str] | None:
     return [name for name in SUMMANDS if getattr(recipe.similarity, name) is not None]
 
 
-def _lacking_summand(recipe: AnyRecipe) -> Found:
+def _lacking_summand(recipe: AnyRecipe) -> Breach:
     written = {column for _, kind, head in kinds_of(recipe.heads) for column in kind.writes(head)}
     named = _named_summands(recipe) or ()
     return next(({"name": name} for name in named if SUMMANDS[name] not in written), False)
 
 
-def _indivisible(recipe: AnyRecipe) -> Found:
+def _indivisible(recipe: AnyRecipe) -> Breach:
     """Return the first key by which the parts of a long text cannot be pooled."""
     divisible = {
         "span": DIVISIBLE_SPANS,
@@ -197,7 +197,7 @@ def _indivisible(recipe: AnyRecipe) -> Found:
     )
 
 
-def _ungenerated(recipe: AnyRecipe) -> Found:
+def _ungenerated(recipe: AnyRecipe) -> Breach:
     """Return the first key by which a text cannot be averaged with what a generator makes of it."""
     if recipe.generate is None:
         return False
@@ -216,7 +216,7 @@ def _ungenerated(recipe: AnyRecipe) -> Found:
     return wrong[0] if wrong else False
 
 
-def _idle_split(recipe: AnyRecipe) -> Found:
+def _idle_split(recipe: AnyRecipe) -> Breach:
     """Return the first key of `split` by which no passage could be cut."""
     split = recipe.split
     if 2 * split.overlap > split.max_tokens:
@@ -226,7 +226,7 @@ def _idle_split(recipe: AnyRecipe) -> Found:
     return {"key": "carry", "got": f"{twice[0]} twice", "allowed": "once"} if twice else False
 
 
-def _unread_weight(recipe: AnyRecipe) -> Found:
+def _unread_weight(recipe: AnyRecipe) -> Breach:
     if recipe.aggregation == "weighted":
         return False
     weights = [one.weight for one in recipe.templates if isinstance(one, WeightedTemplate)]

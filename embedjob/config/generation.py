@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from embedjob.config.segments import Demonstration
-from embedjob.config.types import Positive, Section, Words
+from embedjob.config.types import NonEmptyStr, Positive, Section
 
 # What stands for the text in `summary`.
 SLOT = "{text}"
@@ -23,7 +23,7 @@ class Transformation(Section):
     Each example is a turn of the user (`text`) and the answer to it.
     """
 
-    instruction: Words
+    instruction: NonEmptyStr
     demonstrations: tuple[Demonstration, ...] = ()
 
     @model_validator(mode="after")
@@ -53,9 +53,9 @@ class Generation(Section):
     kinds: dict[KindName, Transformation] = Field(default_factory=dict)
     count: Positive = 1
     shots: Annotated[int, Field(ge=0)] = 5
-    acknowledgement: Words = "Alright."
+    acknowledgement: NonEmptyStr = "Alright."
     summaries: bool = False
-    summary: Words = (
+    summary: NonEmptyStr = (
         "Summarize the input sentence while preserving the exact meaning of the sentence. Do not"
         " output any additional explanation. Only output the summary.\nSentence: {text}"
     )
@@ -66,7 +66,7 @@ class Generation(Section):
     max_prompt_tokens: Positive = 1024
     seed: int = 42
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    chat_template: Words | None = None
+    chat_template: NonEmptyStr | None = None
     chat_tokens: dict[str, str] | None = None
     stop_ids: tuple[int, ...] | None = None
 

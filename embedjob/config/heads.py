@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model
 
 from embedjob.config.pooling import Normalize
 from embedjob.config.tables import FIT_NAME
-from embedjob.config.types import Positive, Section, Words, keyed_union
+from embedjob.config.types import NonEmptyStr, Positive, Section, keyed_union
 
 Measure = Literal["cosine", "dot", "euclidean", "manhattan"]
 
@@ -165,7 +165,7 @@ class Decode(Section):
     """
 
     max_tokens: Positive = 10
-    until: Words = '"'
+    until: NonEmptyStr = '"'
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     seed: int = _SEED
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from embedjob.config.fits import Fits, check_fits
+from embedjob.config.fits.fit_kinds import Fits
+from embedjob.config.fits.fit_rules import check_fits
 from embedjob.config.generation import Generation
 from embedjob.config.recipe import PARTIAL, Recipe
 from embedjob.config.types import Fraction, Positive, Section, moment_of, seconds_of

@@ -1,20 +1,17 @@
 """Job files: YAML and `--set` overrides to a validated job, with the origin of every key."""
 
-import datetime
-import difflib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from embedjob.config.fits import FITS
+from embedjob.config.explaining import as_text, explained, unknown_key
 from embedjob.config.generation import TrajectorySettings
 from embedjob.config.job import PATHS, Job, table_name
 from embedjob.config.recipe import PARTIAL, Recipe
@@ -125,7 +122,7 @@ def job_source(
     """
     unknown = [key for key in document if key not in _SECTIONS]
     if unknown:
-        raise ConfigError(f"{origin}: {_unknown(unknown[0], _SECTIONS)}")
+        raise ConfigError(f"{origin}: {unknown_key(unknown[0], _SECTIONS)}")
     written = Layer(origin, _expanded(dict(document)), document)
     sets = tuple(_override(text) for text in overrides)
     return JobSource((written, *sets))
@@ -193,25 +190,12 @@ def validate(
     refuse_secrets(document, at)
     try:
         # Strict JSON mode takes YAML's lists for tuples, and still refuses "3" for 3.
-        written = json.dumps(document, default=_as_text)
+        written = json.dumps(document, default=as_text)
         return model.model_validate_json(written, context={PARTIAL: partial})
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{at or 'config'}: {error}") from error
-        raise ConfigError(_explain(error, document, at, origins or {})) from error
-
-
-def _as_text(value: Any) -> str:
-    """Return a value that JSON has not as the text that a job file would have in its place."""
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return f"{value.total_seconds():f}s"
-    if isinstance(value, bytes):
-        return value.decode()  # UnicodeDecodeError is a ValueError
-    if isinstance(value, Decimal):
-        return str(value)
-    raise TypeError(f"got {type(value).__name__}, allowed are text, numbers, lists and mappings")
+        raise ConfigError(explained(error, document, at, origins or {})) from error
 
 
 def validate_partial(source: JobSource) -> None:
@@ -327,72 +311,3 @@ def _expand(value: Any, path: str) -> Any:
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", variable, value)
-
-
-def _unknown(key: str, allowed: Iterable[str]) -> str:
-    names = list(allowed)
-    near = difflib.get_close_matches(key, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown key {key}; allowed are {', '.join(names)}{hint}"
-
-
-def _explain(
-    error: ValidationError, document: Mapping[str, Any], at: str, origins: Mapping[str, str]
-) -> str:
-    problems: dict[str, list[str]] = {}
-    for one in error.errors(include_url=False):
-        path, got = _locate(document, one["loc"], at)
-        message = str(one["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-        if one["type"] == "extra_forbidden":
-            kind = str(one["loc"][2]) if one["loc"][0] == "fit" and len(one["loc"]) > 2 else None
-            message = _unknown(str(one["loc"][-1]), _siblings(path, kind))
-        elif one["type"] == "missing":
-            path, message = _missing(path, one["loc"])
-        elif one["type"] != "value_error":
-            message = f"got {json.dumps(got, default=_as_text)}, allowed is {message}"
-        notes = problems.setdefault(path, [])
-        if message not in notes:
-            notes.append(message)
-    return "\n".join(_line(path, notes, origins) for path, notes in problems.items())
-
-
-def _line(path: str, notes: Sequence[str], origins: Mapping[str, str]) -> str:
-    origin = origins.get(".".join(path.split(".")[:2]))
-    said = notes[0] + "".join(f", or {n.rpartition('allowed is ')[2]}" for n in notes[1:])
-    return f"{path or 'job'}: {said}" + (f" (set by {origin})" if origin else "")
-
-
-def _locate(document: Mapping[str, Any], loc: Sequence[str | int], at: str) -> tuple[str, Any]:
-    """Return the path of a key as written: pydantic adds the branches of unions."""
-    path, value = [at] if at else [], document
-    here: Any = value
-    for part in loc:
-        if isinstance(here, Mapping) and here.get("kind") == part:  # the branch of a fit
-            continue
-        inside = isinstance(here, Mapping) and part in here
-        if not inside and not (isinstance(here, list) and isinstance(part, int)):
-            break
-        here = here[part]
-        path.append(str(part))
-    return ".".join(path), here
-
-
-def _missing(path: str, loc: Sequence[str | int]) -> tuple[str, str]:
-    return ".".join(filter(None, (path, str(loc[-1])))), "is required and was not given"
-
-
-def _siblings(path: str, kind: str | None = None) -> tuple[str, ...]:
-    """Return the keys that may stand beside the one at a path; `kind` is that of its fit."""
-    if kind is not None and kind in FITS:
-        fields = FITS[kind].section.model_fields
-        return tuple(field.alias or name for name, field in fields.items())
-    model: Any = Job
-    for part in path.split(".")[:-1]:
-        field = model.model_fields.get(part)
-        kind = field.annotation if field else None
-        # Of a section that may be null, the section.
-        members = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
-        model = next((one for one in members if issubclass(one, Section)), None)
-        if model is None:
-            return ()
-    return tuple(model.model_fields)

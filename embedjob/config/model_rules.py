@@ -7,11 +7,10 @@ from embedjob.config.heads import kinds_of
 from embedjob.config.interventions import given
 from embedjob.config.pooling import WordWeights
 from embedjob.config.tables import looked_up
+from embedjob.config.types import AnyRecipe
 
 # What a test finds for the message: nothing where the rule is kept.
-Found = Mapping[str, Any] | bool
-# A recipe: its module imports this module.
-AnyRecipe = Any
+Breach = Mapping[str, Any] | bool
 
 
 class ModelSizes(Protocol):
@@ -46,7 +45,7 @@ class ModelSizes(Protocol):
         """Whether it is a vocabulary, whose terms are counted."""
 
 
-def first_other(recipe: AnyRecipe, allowed: Mapping[str, Any]) -> Found:
+def first_other(recipe: AnyRecipe, allowed: Mapping[str, Any]) -> Breach:
     """Return the first key that has another value than the allowed one."""
     return next(
         (
@@ -62,14 +61,14 @@ def _layers(recipe: AnyRecipe) -> tuple[int, ...]:
     return (recipe.layer,) if isinstance(recipe.layer, int) else tuple(recipe.layer)
 
 
-def lacking_layer(recipe: AnyRecipe, model: ModelSizes) -> Found:
+def lacking_layer(recipe: AnyRecipe, model: ModelSizes) -> Breach:
     """Return the first layer that the model does not have."""
     lowest = -model.layers - 1
     lacking = (layer for layer in _layers(recipe) if not lowest <= layer <= model.layers)
     return next(({"got": layer, "lowest": lowest} for layer in lacking), False)
 
 
-def lacking_block(recipe: AnyRecipe, model: ModelSizes) -> Found:
+def lacking_block(recipe: AnyRecipe, model: ModelSizes) -> Breach:
     """Return the first block of an intervention that changes nothing that is read."""
     lowest = min(layer % (model.layers + 1) for layer in _layers(recipe))
     limits = {"before what is read": lowest - 1, "of the model": model.layers}
@@ -88,7 +87,7 @@ def lacking_block(recipe: AnyRecipe, model: ModelSizes) -> Found:
     )
 
 
-def too_long(recipe: AnyRecipe, model: ModelSizes) -> Found:
+def too_long(recipe: AnyRecipe, model: ModelSizes) -> Breach:
     """Return how many tokens the model reads, where the recipe has more."""
     decoded = recipe.decode.max_tokens - 1 if recipe.decode else 0
     if model.max_positions is None or recipe.max_tokens + decoded <= model.max_positions:
@@ -97,7 +96,7 @@ def too_long(recipe: AnyRecipe, model: ModelSizes) -> Found:
     return {"why": bound if model.length_bound else "", "most": model.max_positions - decoded}
 
 
-def unread_by_table(recipe: AnyRecipe, model: ModelSizes) -> Found:
+def unread_by_table(recipe: AnyRecipe, model: ModelSizes) -> Breach:
     """Return the first key that a static table cannot follow."""
     if model.static:
         return first_other(recipe, looked_up(recipe, counts_terms=model.counts_terms))
@@ -105,7 +104,7 @@ def unread_by_table(recipe: AnyRecipe, model: ModelSizes) -> Found:
     return weighted and {"key": "pooling", "got": "weights of words", "allowed": "no weight"}
 
 
-def lacks_terms(recipe: AnyRecipe, model: ModelSizes) -> Found:
+def lacks_terms(recipe: AnyRecipe, model: ModelSizes) -> Breach:
     """Return what is there, where only one of a `bag_of_words` head and a vocabulary is."""
     asked = any(kind.reads == "terms" for _, kind, _ in kinds_of(recipe.heads))
     return asked != model.counts_terms and {"got": "" if asked else "no "}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from embedjob.config.types import Positive, Section
+from embedjob.config.types import Positive, Section, keyed_union
 
 SpanRule = Literal[
     "all",
@@ -158,3 +158,16 @@ class FitStep(Section):
     def settled(self, sha256: str) -> "FitStep":
         """Return the step that names an artefact."""
         return self.model_copy(update={self.kind: sha256})
+
+
+if TYPE_CHECKING:
+    FinishingStep = Normalize | Truncate | FitStep
+else:
+    FinishingStep = keyed_union(
+        {
+            "normalize": Normalize,
+            "truncate": Truncate,
+            **dict.fromkeys(FitStep.model_fields, FitStep),
+        },
+        name="step",
+    )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from embedjob.config.checks import check
+from embedjob.config.checks import check_rules
 from embedjob.config.generation import Generation
 from embedjob.config.heads import (
     EMBEDDING,
@@ -17,14 +17,13 @@ from embedjob.config.heads import (
 )
 from embedjob.config.interventions import Intervention
 from embedjob.config.pooling import (
-    FitStep,
+    FinishingStep,
     Normalize,
     Pooling,
     PoolingParts,
     SpanOffset,
     SpanRule,
     SpanTag,
-    Truncate,
     WeightedFrom,
     WordWeights,
 )
@@ -107,7 +106,7 @@ class Recipe(Section):
     interventions: tuple[Intervention, ...] = ()
     heads: tuple[Head, ...] = ()
     decode: Decode | None = None
-    finish: tuple[Normalize | Truncate | FitStep, ...] = (Normalize(normalize=True),)
+    finish: tuple[FinishingStep, ...] = (Normalize(normalize=True),)
     vector_dtype: VectorDtype = "float32"
     max_tokens: Positive = 512
     long_text: Literal["truncate", "chunk_mean", "late_chunk", "split", "bad"] = "truncate"
@@ -121,9 +120,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _goes_together(self, info: ValidationInfo) -> "Recipe":
         partial = bool((info.context or {}).get(PARTIAL))
-        check(self, "as written", *(() if partial else ("with folder",)))
+        check_rules(self, "as written", *(() if partial else ("with folder",)))
         if not partial or self.method is None:
-            check(self, "with method")
+            check_rules(self, "with method")
         return self
 
     @property

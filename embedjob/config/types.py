@@ -12,7 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Words = Annotated[str, Field(min_length=1)]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+# A recipe, in modules that its own module imports.
+AnyRecipe = Any
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _ItemT = TypeVar("_ItemT")
 
@@ -88,8 +90,8 @@ def keyed_union(
 ) -> Any:
     """Return the union of sections, told apart by the key that each is written under.
 
-    A mistake is then reported for the kind whose key is written, and not once for every kind.
-    `also` are second spellings of keys.
+    A mistake is then reported for the kind whose key is written, and not once for every kind. A
+    section may have several keys; `also` are second spellings, which are not offered.
     """
     spellings = {**kinds, **(also or {})}
     tags = {section: kind for kind, section in kinds.items()}
@@ -99,7 +101,7 @@ def keyed_union(
             return tags.get(type(written))
         return next((tags[one] for key, one in spellings.items() if key in written), None)
 
-    members = tuple(Annotated[section, Tag(kind)] for kind, section in kinds.items())
+    members = tuple(Annotated[section, Tag(kind)] for section, kind in tags.items())
     told_apart = Discriminator(
         kind_of,
         custom_error_type=name,

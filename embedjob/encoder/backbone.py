@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel
 from embedjob.config.recipe import Recipe
 from embedjob.encoder.attention.direction import Attention, set_attention
 from embedjob.encoder.batching.transfers import to_device
-from embedjob.encoder.loading import dequantized, load_model, quantize
+from embedjob.encoder.loading import dequantized, load_model, quantize_weights
 from embedjob.encoder.outputs.language_model import LanguageHead
 from embedjob.errors import ConfigError, ModelError
 from embedjob.models.architecture import ModelInfo, check_quantizer, info_of, windows_of
@@ -308,7 +308,7 @@ def load_backbone(recipe: Recipe, *, device: torch.device, gpus: int = 1) -> Bac
         head=head,
     )
     if recipe.quantize != "none":
-        quantize(backbone.stack, recipe)
+        quantize_weights(backbone.stack, recipe)
     elif device.type == "cpu" and backbone.model.dtype == torch.float32:
         optimize_for_cpu(backbone)
     return backbone

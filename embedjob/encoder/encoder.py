@@ -26,8 +26,8 @@ from embedjob.text.variants import views_with_variants
 from embedjob.text.views import Headings, TokenizesTexts, TokenViews
 from embedjob.vectors.encoded import Encoded, Lines, Vectors
 from embedjob.vectors.finishing import NO_FITS, finished
-from embedjob.vectors.fit_arithmetic import applied
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fit_arithmetic import applied
+from embedjob.vectors.fits.fitted import Fitted
 from embedjob.vectors.quantizing import Codes, quantize
 
 if TYPE_CHECKING:

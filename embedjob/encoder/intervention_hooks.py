@@ -37,7 +37,7 @@ PROJECTIONS = (
     "attention.o_proj",
     "attn.attention.out_proj",
 )
-Places = tuple[Tensor, Tensor]
+TokenPlaces = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -239,17 +239,17 @@ def before_block(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Remova
     return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _last(mask_VT: Tensor) -> Places:
+def _last(mask_VT: Tensor) -> TokenPlaces:
     """Return each view's number [V] and the place of its last token [V], on either padding side."""
     longest = mask_VT.shape[1]
     return torch.arange(len(mask_VT)), longest - 1 - mask_VT.flip(1).int().argmax(dim=1)
 
 
-def at(places: Places) -> Callable[[torch.device], Places]:
+def at(places: TokenPlaces) -> Callable[[torch.device], TokenPlaces]:
     """Return the places on any device: the blocks of a spread model are on several."""
 
     @cache
-    def there(device: torch.device) -> Places:
+    def there(device: torch.device) -> TokenPlaces:
         return to_device(places[0], device), to_device(places[1], device)
 
     return there

@@ -315,7 +315,7 @@ def spread(model: PreTrainedModel, places: DeviceMap) -> None:
     dispatch_model(model, places, skip_keys=skipped, force_hooks=True)
 
 
-def quantize(blocks: nn.ModuleList | None, recipe: Recipe) -> None:
+def quantize_weights(blocks: nn.ModuleList | None, recipe: Recipe) -> None:
     """Quantise the weights of the linear layers in these blocks; ModelError if there are none.
 
     Activations are not rounded: a last bit, which differs between micro-batches, would become a

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from embedjob.config.fits import SampledContinuations
+from embedjob.config.fits.fit_kinds import SampledContinuations
 from embedjob.config.generation import SLOT, TrajectorySettings
 from embedjob.config.heads import Decode
 from embedjob.config.recipe import Recipe

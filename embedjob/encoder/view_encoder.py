@@ -25,7 +25,7 @@ from embedjob.encoder.outputs.pool_and_heads import Readout
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
 from embedjob.vectors.finishing import NO_FITS
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 
 
 class ViewEncoder:

@@ -23,7 +23,7 @@ from embedjob.errors import FaultError
 from embedjob.input.chunks import WHOLE_BUT
 from embedjob.input.footers import Decoder, Footer, Tail, Wanted
 
-Decode = Callable[[Sequence[Tail]], list[Footer | str]]
+DecodesFooters = Callable[[Sequence[Tail]], list[Footer | str]]
 PATIENCE_SECONDS = 120.0
 _ATTEMPTS = 2  # a process may be ended from outside, too
 _FILES_PER_PROCESS = 250
@@ -46,7 +46,9 @@ class _LostError(Exception):
 
 
 @contextmanager
-def decoders(wanted: Wanted, *, files: int, patience: float = PATIENCE_SECONDS) -> Iterator[Decode]:
+def decoders(
+    wanted: Wanted, *, files: int, patience: float = PATIENCE_SECONDS
+) -> Iterator[DecodesFooters]:
     """Give a function that returns footers, or what is wrong with them; threads may share it.
 
     A footer is wrong that makes no sense, that ended two processes, or that kept each busy for more

@@ -61,7 +61,7 @@ def filter_columns(written: Sequence[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(term[0] for group in alternatives(written) for term in group))
 
 
-def fitted(written: Sequence[Any], kinds: Mapping[str, pa.DataType]) -> list[list[Term]]:
+def typed_filter(written: Sequence[Any], kinds: Mapping[str, pa.DataType]) -> list[list[Term]]:
     """Return the filter as conjunctions of comparisons with values of the columns' types.
 
     Values are pa.Scalar, or lists of them; ConfigError where a column cannot have such a value.
@@ -80,7 +80,7 @@ def filter_rows(table: pa.Table, written: Sequence[Any]) -> pa.Table:
     kinds = {field.name: field.type for field in table.schema}
     groups = [
         reduce(operator.and_, [_expression(term, kinds[term[0]]) for term in group])
-        for group in fitted(written, kinds)
+        for group in typed_filter(written, kinds)
     ]
     steps = [
         acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
@@ -106,7 +106,7 @@ def never_passes(
 
     With `kinds`, the columns' types, values are compared as `filter_rows` compares them.
     """
-    groups = alternatives(written) if kinds is None else fitted(written, kinds)
+    groups = alternatives(written) if kinds is None else typed_filter(written, kinds)
     return all(any(_term_excludes(term, bounds) for term in group) for group in groups)
 
 

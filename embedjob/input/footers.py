@@ -97,7 +97,7 @@ def footer_length(tail: bytes, size: int) -> int:
     return length
 
 
-def parse(tail: bytes) -> pq.FileMetaData:
+def parse_footer(tail: bytes) -> pq.FileMetaData:
     """Return the metadata in the last bytes of a file; ArrowInvalid where they are no footer."""
     try:
         # No list or string can be longer than the footer: a claim beyond it asks for memory only.
@@ -125,7 +125,7 @@ class Decoder:
         Some damage ends the process instead.
         """
         try:
-            metadata = parse(tail)
+            metadata = parse_footer(tail)
             layout = self._layout(metadata)
             rows, text_bytes = _groups(metadata, size, layout.leaves)
             for group in range(len(rows)) if self._wanted.filter else ():

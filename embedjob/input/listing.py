@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from embedjob.errors import InputChangedError, InputError, amount, in_one_line
 from embedjob.input.chunks import WHOLE_BUT, Shard, printable
-from embedjob.input.decoders import Decode, decoders
-from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse
+from embedjob.input.decoders import DecodesFooters, decoders
+from embedjob.input.footers import Footer, Tail, Wanted, footer_length, parse_footer
 from embedjob.input.int96 import exact_units
 from embedjob.input.json_lines import is_json_lines, scan_lines
 from embedjob.storage.backend import DANGLING
@@ -63,19 +63,14 @@ _DUCKDB = slice(8, 12)
 
 
 @dataclass(frozen=True)
-class Found:
+class InputFiles:
     """The files of an input: its shards, and the files beside them that are not read."""
 
     shards: tuple[Shard, ...]
     unread: tuple[str, ...]
 
 
-def find_shards(path: str | Sequence[str]) -> tuple[Shard, ...]:
-    """Return the shards that the patterns name, each once, by url; InputError without any."""
-    return find_files(path).shards
-
-
-def find_files(path: str | Sequence[str]) -> Found:
+def find_files(path: str | Sequence[str]) -> InputFiles:
     """Return the files that the patterns list, each once, by url; InputError without a shard."""
     patterns = (path,) if isinstance(path, str) else tuple(path)
     listed = {pattern: find(pattern) for pattern in patterns}
@@ -90,7 +85,7 @@ def find_files(path: str | Sequence[str]) -> Found:
             )
     shards = shards_of(listed)
     every = {file.url for files in listed.values() for file in files}
-    return Found(shards, tuple(sorted(every - {shard.stored.url for shard in shards})))
+    return InputFiles(shards, tuple(sorted(every - {shard.stored.url for shard in shards})))
 
 
 def described_unread(urls: Sequence[str]) -> str:
@@ -203,7 +198,7 @@ def read_footers(
     return found
 
 
-def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | str]:
+def read_batch(files: Sequence[Stored], decode: DecodesFooters) -> dict[str, Footer | str]:
     """Read footers one after the other, and decode them together; return them by shards' urls."""
     tails: dict[str, Tail] = {}
     reasons: dict[str, str] = {}
@@ -245,7 +240,7 @@ def _settled(file: Stored, tail: Tail, footer: Footer) -> Footer | str:
 
     def look() -> list[str]:
         with open_unchanged(file) as source:
-            return exact_units(source, parse(tail[0]), range(len(footer.group_rows)), names)
+            return exact_units(source, parse_footer(tail[0]), range(len(footer.group_rows)), names)
 
     try:
         units = retried(look, what=file.url)
@@ -276,7 +271,7 @@ def read_metadata(file: Stored, *, length: int) -> tuple[pq.FileMetaData, int]:
     pa.ArrowInvalid where the file does not end in a whole footer.
     """
     tail = _tail(file, length)
-    return parse(tail), footer_length(tail, file.size)
+    return parse_footer(tail), footer_length(tail, file.size)
 
 
 def _tail(file: Stored, length: int) -> bytes:

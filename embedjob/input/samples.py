@@ -23,7 +23,7 @@ _READ_PER_ROW = 4
 _INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-class Place(NamedTuple):
+class SamplePlace(NamedTuple):
     """Rows [start, stop) of a shard that are read, or left out, together."""
 
     shard: str
@@ -31,17 +31,17 @@ class Place(NamedTuple):
     stop: int
 
 
-def all_rows(places: Sequence[Place]) -> Iterable[Rows]:
+def all_rows(places: Sequence[SamplePlace]) -> Iterable[Rows]:
     """Return the numbers of all rows of each place."""
     return (np.arange(place.start, place.stop) for place in places)
 
 
 def sample_of(
-    places: Iterable[Place],
+    places: Iterable[SamplePlace],
     *,
     rows: int,
     seed: int,
-    counted: Callable[[Sequence[Place]], Iterable[Rows]] = all_rows,
+    counted: Callable[[Sequence[SamplePlace]], Iterable[Rows]] = all_rows,
 ) -> Sample | None:
     """Return the sample of so many rows; None where there are no more rows than that.
 

@@ -9,7 +9,7 @@ from embedjob.input.chunks import Chunk
 from embedjob.job.options import Options
 from embedjob.job.planning import JobPlan, committed_files
 from embedjob.job.result import Outcomes
-from embedjob.output.file_names import data_folder, parse
+from embedjob.output.file_names import data_folder, parse_name
 from embedjob.output.snapshot import LeftShard, Snapshot
 from embedjob.storage.objects import Stored
 
@@ -19,13 +19,13 @@ SHARDS_SHOWN = 5
 def chunks_left(plan: JobPlan, outcomes: Outcomes, listed: Sequence[Stored]) -> tuple[Chunk, ...]:
     """Return the chunks that a run had to do, and that neither were committed nor failed."""
     here = committed_files(listed, plan.served, plan.chunks)
-    ended = {parse(name).chunk for name in outcomes.files["name"].to_pylist()}
+    ended = {parse_name(name).chunk for name in outcomes.files["name"].to_pylist()}
     ended |= {end.key for end in outcomes.faults}
 
     def is_put(chunk: Chunk) -> bool:
         # A writer may have put it when nobody counted any more.
         file = here.get(chunk.name)
-        return file is not None and parse(file.name).generation >= chunk.generation
+        return file is not None and parse_name(file.name).generation >= chunk.generation
 
     return tuple(chunk for chunk in plan.left if chunk.name not in ended and not is_put(chunk))
 

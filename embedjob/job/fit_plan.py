@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedjob.config.fits import FITS, views_once_fitted
+from embedjob.config.fits.fit_kinds import FITS
+from embedjob.config.fits.fit_rules import views_once_fitted
 from embedjob.config.job import Job, Sample
 from embedjob.config.pooling import FitStep, WordWeights
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, FitError, OutputError
-from embedjob.input.samples import Place, Rows, all_rows, sample_of
+from embedjob.input.samples import Rows, SamplePlace, all_rows, sample_of
 from embedjob.job.planned_fits import PlannedFit, corpus_of, recorded_fit
 from embedjob.job.resolve import IdentifiedJob
 from embedjob.job.text_fits import with_text_fits
@@ -28,7 +29,7 @@ from embedjob.output.fingerprint import canonical, fingerprint
 from embedjob.output.fits.artefacts import Head
 from embedjob.output.fits.records import read_records
 from embedjob.output.manifest import SnapshotFile
-from embedjob.output.snapshot import Snapshot, newest
+from embedjob.output.snapshot import Snapshot, newest_snapshot
 from embedjob.storage.objects import Stored, absolute, join, open_unchanged
 from embedjob.vectors.finishing import width
 
@@ -84,12 +85,12 @@ def served_vectors(out: str, fit: PlannedFit, job: IdentifiedJob) -> VectorSourc
 
     They do where its recipe is the base recipe, or ends in fewer of the same finishing steps.
     """
-    snapshot = newest(out)
+    snapshot = newest_snapshot(out)
     assert fit.base is not None
     for kept in range(len(fit.base.finish), -1, -1):
         recipe = fit.base.model_copy(update={"finish": fit.base.finish[:kept]})
         if snapshot is not None and fingerprint(recipe, job.digests) == snapshot.fingerprint:
-            files = {Place(one.shard, one.start, one.stop): one for one in snapshot.files}
+            files = {SamplePlace(one.shard, one.start, one.stop): one for one in snapshot.files}
             # Without a filter the rows are known: but for bad ones, they are all there.
             filtered = job.config.input.filter is not None
             counted = partial(_rows_there, out, files) if filtered else all_rows
@@ -129,7 +130,7 @@ def other_vectors(fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
     if not FITS[fit.section.kind].pairs:
         return None
     other = absolute(fit.section.source)
-    snapshot = newest(other)
+    snapshot = newest_snapshot(other)
     claims = [] if snapshot is None else read_claims(other)
     recipes = [
         one.recipes["document"]
@@ -152,7 +153,7 @@ def other_vectors(fit: PlannedFit, job: IdentifiedJob) -> VectorSource | None:
 
 
 def check_planned_fits(
-    fits: Sequence[PlannedFit], places: Sequence[Place], job: IdentifiedJob
+    fits: Sequence[PlannedFit], places: Sequence[SamplePlace], job: IdentifiedJob
 ) -> None:
     """Check that what fits are yet to be made of is there, as far as can be known before.
 
@@ -183,8 +184,8 @@ def check_planned_fits(
 
 def sample_for(
     fit: PlannedFit,
-    places: Iterable[Place],
-    counted: Callable[[Sequence[Place]], Iterable[Rows]] = all_rows,
+    places: Iterable[SamplePlace],
+    counted: Callable[[Sequence[SamplePlace]], Iterable[Rows]] = all_rows,
 ) -> Sample | None:
     """Return which rows of these places a fit takes; None for all. `counted` as in `sample_of`."""
     rows, seed = fit.section.sample, fit.section.seed
@@ -192,7 +193,7 @@ def sample_for(
 
 
 def _rows_there(
-    out: str, files: Mapping[Place, SnapshotFile], places: Sequence[Place]
+    out: str, files: Mapping[SamplePlace, SnapshotFile], places: Sequence[SamplePlace]
 ) -> Iterator[Rows]:
     """Yield the numbers of the rows that an output's files hold."""
     for place in places:

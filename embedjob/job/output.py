@@ -17,9 +17,9 @@ from embedjob.job.reusable import check_reuse_from
 from embedjob.models.source import transformer_directory
 from embedjob.models.tables.static_tables import may_be_static
 from embedjob.models.tokenizer_files import note
-from embedjob.output.calibration import ENOUGH_VECTORS, Calibration, sampled
+from embedjob.output.calibration import ENOUGH_VECTORS, Calibration, sampled_chunks
 from embedjob.output.chunk_file import file_bytes
-from embedjob.output.claim import Claim, Probes, check, read_claims
+from embedjob.output.claim import Claim, Probes, check_claims, read_claims
 from embedjob.output.cleanup import damaged, quarantined
 from embedjob.output.file_names import data_folder
 from embedjob.output.fits.artefacts import read_artefact
@@ -45,7 +45,7 @@ def check_output(plan: JobPlan, options: Options) -> Snapshot | None:
     job, run = plan.job, plan.job.config.run
     # Another run may have made the artefacts since; its claim is looked at under the lease.
     claims = plan.claims if plan.unfitted else read_claims(job.out)
-    check(
+    check_claims(
         claims,
         fingerprint=job.fingerprint,
         chunk_rows=job.config.output.chunk_rows,
@@ -271,7 +271,7 @@ def calibration_sample(plan: JobPlan) -> tuple[Chunk, ...] | None:
     """
     dtype = plan.job.config.encoder.vector_dtype
     fitted = any(fit.section.kind == "calibrate" for fit in plan.fits)
-    return sampled(plan.corpus) if dtype in CALIBRATED and not fitted else None
+    return sampled_chunks(plan.corpus) if dtype in CALIBRATED and not fitted else None
 
 
 def tokenizer_notes(job: ResolvedJob) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from embedjob.config.fits import FITS
+from embedjob.config.fits.fit_kinds import FITS
 from embedjob.config.job import Input
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError

@@ -20,7 +20,7 @@ from embedjob.input.columns import Standing, agree
 from embedjob.input.footers import Footer
 from embedjob.input.json_lines import line_ranges
 from embedjob.input.listing import check_apart
-from embedjob.input.samples import Place, has_chunk
+from embedjob.input.samples import SamplePlace, has_chunk
 from embedjob.job.fit_plan import check_planned_fits, settled
 from embedjob.job.generation_plan import PlannedGeneration, planned_generation
 from embedjob.job.input_listing import InputListing, list_input
@@ -29,10 +29,10 @@ from embedjob.job.resolve import IdentifiedJob, identify, input_of, resolve, run
 from embedjob.models.source import asked_once
 from embedjob.output import fingerprint as hashes
 from embedjob.output.claim import Claim, read_claims
-from embedjob.output.file_names import chunk_name, data_directory, parse, parsed
+from embedjob.output.file_names import chunk_name, data_directory, parse_name, parsed
 from embedjob.output.fits.records import vectors_place
 from embedjob.output.schema import types_from
-from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
+from embedjob.output.snapshot import Snapshot, newest_snapshot, published, read_snapshot
 from embedjob.storage.objects import Stored, absolute, list_files
 
 _NONE: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -107,9 +107,9 @@ class JobPlan:
         return tuple(fit.name for fit in self.fits if fit.made is None)
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[SamplePlace, ...]:
         """The rows of the corpus, by chunk."""
-        return tuple(Place(one.shard.url, one.start, one.stop) for one in self.corpus)
+        return tuple(SamplePlace(one.shard.url, one.start, one.stop) for one in self.corpus)
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ def plan_settled(
     `served` is the newest snapshot of its output, read here if None; `refit` as in `plan_job`.
     """
     # Before the artefacts: of a run that goes on meanwhile, the claim comes after these.
-    claims, served = read_claims(named.out), served or newest(named.out)
+    claims, served = read_claims(named.out), served or newest_snapshot(named.out)
     job, fits = settled(named, refit=refit)
     standing = standing_types(claims, served, job.fingerprint)
     made = plan(job, listing, listed=_listed(job), served=served, standing=standing)
@@ -199,7 +199,7 @@ def plan(
     )
     chunks = cut.chunks
     if config.run.limit is not None:
-        chunks = tuple(limited(chunks, config.run.limit))
+        chunks = tuple(first_rows(chunks, config.run.limit))
     files = committed_files(listed, served, chunks)
     left = tuple(chunk for chunk in chunks if chunk.name not in files)
     return JobPlan(
@@ -263,7 +263,7 @@ def committed_files(
         if (chunk := planned.get(name.chunk)) is None:
             continue
         other = last.get(chunk)
-        if other is None or name.generation >= parse(other.name).generation:
+        if other is None or name.generation >= parse_name(other.name).generation:
             last[chunk] = file
     return last
 
@@ -324,7 +324,7 @@ def standing_types(claims: Sequence[Claim], served: Snapshot | None, fingerprint
     return Standing(types, names)
 
 
-def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
+def first_rows(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
     """Yield the first chunks that read `rows` rows together; the last one is cut, and named so."""
     for chunk in chunks:
         if rows <= 0:
@@ -336,7 +336,7 @@ def limited(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
 def _served(source: JobSource) -> Snapshot | None:
     """Return the newest snapshot where it can be read; why it cannot is said in its turn."""
     with suppress(RefusedError, OSError):
-        return newest(absolute(source.get("output.path") or ""))
+        return newest_snapshot(absolute(source.get("output.path") or ""))
     return None
 
 
@@ -351,7 +351,7 @@ def _chunk_of(name: str) -> str | None:
 
 def _cut(chunk: Chunk, rows: int) -> Chunk:
     stop = chunk.start + rows
-    name = chunk_name(chunk.shard.url, parse(chunk.name).version, chunk.start, stop)
+    name = chunk_name(chunk.shard.url, parse_name(chunk.name).version, chunk.start, stop)
     return replace(chunk, stop=stop, name=name, text_bytes=chunk.text_bytes * rows // chunk.rows)
 
 

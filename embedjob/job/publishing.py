@@ -36,7 +36,7 @@ from embedjob.job.result import (
     summarize,
 )
 from embedjob.output.chunk_file import read_all_committed
-from embedjob.output.file_names import data_directory, data_folder, parse
+from embedjob.output.file_names import data_directory, data_folder, parse_name
 from embedjob.output.fingerprint import version
 from embedjob.output.lease import Holder
 from embedjob.output.manifest import (
@@ -109,7 +109,7 @@ def _standing(before: FileList, listed: Sequence[Stored], plan: JobPlan) -> Iter
             continue
         made = version(file.shard_etag, plan.job.fingerprint, plan.projection)
         # Without a shard that can be read, no columns are known, and none are written.
-        if not plan.projection or parse(file.name).version == made:
+        if not plan.projection or parse_name(file.name).version == made:
             yield file
 
 

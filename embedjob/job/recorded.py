@@ -14,11 +14,11 @@ from embedjob.models.tables.word_tables import is_vocabulary
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, changed_since, read_claims
 from embedjob.output.fingerprint import fingerprint
-from embedjob.output.fits.artefacts import FOLDER, read_artefact, read_fitted, read_head
+from embedjob.output.fits.artefacts import ARTEFACTS_FOLDER, read_artefact, read_fitted, read_head
 from embedjob.output.fits.records import read_records
-from embedjob.output.snapshot import newest
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.storage.objects import absolute, join
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def recorded_recipes(
     # A vocabulary lies in the output, wherever that lies today.
     named = str(claim.recipes["document"].get("model")).rpartition("/")[2]
     if is_vocabulary(named) and "model" not in copied:
-        copied["model"] = join(out, FOLDER, named)
+        copied["model"] = join(out, ARTEFACTS_FOLDER, named)
     moved: dict[str, Any] = {"revision": None} if "model" in copied else {}
     moved |= {key: copied[key] for key in ("model", "base", "adapters") if key in copied}
     kept = [
@@ -105,7 +105,7 @@ def _newest_claim(out: str) -> Claim:
     claims = read_claims(out)
     if not claims:
         raise OutputError(f"{out}: there is no _embedjob.json; give the output of a run")
-    snapshot = newest(out)
+    snapshot = newest_snapshot(out)
     if snapshot is None:
         return claims[0]
     claim = next((one for one in claims if one.fingerprint == snapshot.fingerprint), None)

@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from embedjob.config.checks import check
-from embedjob.config.fits import views_once_fitted
+from embedjob.config.checks import check_rules
+from embedjob.config.fits.fit_rules import views_once_fitted
 from embedjob.config.interventions import slotted
 from embedjob.config.job import Generate, Input, Job, Run, with_headings
 from embedjob.config.job_file import (
@@ -284,7 +284,7 @@ def layer_recipes(
         recipes[other] = recipe_from({**_with_dtype(merged), "role": other}, origins)
     check_slots(source, recipes.values())
     for recipe in recipes.values():
-        check(recipe, "in a job")
+        check_rules(recipe, "in a job")
     return ResolvedRecipes(role, recipes, origins)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from embedjob.config.checks import check
+from embedjob.config.checks import check_rules
 from embedjob.config.generation import Generation
 from embedjob.config.job import Generate
 from embedjob.config.job_file import JobSource, Layer, merge, validate
@@ -44,7 +44,7 @@ class ResolvedGeneration:
         keys = {key: getattr(self.section, key) for key in Generation.model_fields}
         made = recipe.model_copy(update={"generate": Generation.model_construct(**keys)})
         try:
-            check(made, "with method")
+            check_rules(made, "with method")
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return made

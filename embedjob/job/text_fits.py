@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from embedjob.config.fits import FITS
-from embedjob.config.heads import Continuations
+from embedjob.config.fits.fit_kinds import FITS
+from embedjob.config.heads import Continuations, TokenIds
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError
 from embedjob.job.planned_fits import PlannedFit, corpus_of, recorded_fit
@@ -19,7 +19,7 @@ from embedjob.output.file_names import digest
 from embedjob.output.fingerprint import canonical, fingerprint
 from embedjob.output.fits.artefacts import Head, read_artefact, tensors_url
 from embedjob.output.fits.records import Record
-from embedjob.vectors.continuation_ids import Ids, continuation_ids
+from embedjob.vectors.fits.continuation_ids import continuation_ids
 from embedjob.vectors.vocabulary import SKETCH
 
 # Takes the place of the fingerprint of a fit that needs no encoder.
@@ -101,7 +101,7 @@ def _in_head(job: IdentifiedJob, name: str, head: Head, made: dict[str, Head]) -
 _TAKEN = {"vocabulary": _as_model, "word_counts": _as_weights, "continuations": _in_head}
 
 
-def _with_ids(recipe: Recipe, name: str, ids: tuple[Ids, ...]) -> Recipe:
+def _with_ids(recipe: Recipe, name: str, ids: tuple[TokenIds, ...]) -> Recipe:
     heads = tuple(
         head.settled(ids) if isinstance(head, Continuations) and head.fit == name else head
         for head in recipe.heads

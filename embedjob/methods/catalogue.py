@@ -5,8 +5,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from embedjob.config.checks import check
-from embedjob.config.fits import Fits, check_fits
+from embedjob.config.checks import check_rules
+from embedjob.config.fits.fit_kinds import Fits
+from embedjob.config.fits.fit_rules import check_fits
 from embedjob.config.job import Generate
 from embedjob.config.job_file import (
     JobSource,
@@ -228,7 +229,7 @@ def _require_sound(
     merged = merged_encoder({"model": file.model or "-"}, file.encoder, values, origin=place)
     try:
         recipe = recipe_from(merged["encoder"], {})
-        check(recipe, "in a job")
+        check_rules(recipe, "in a job")
         # The instruction may be left to the job.
         given = recipe.model_copy(update={"instruction": recipe.instruction or ""})
         templates(given)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from embedjob.config.checks import check
+from embedjob.config.checks import check_rules
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError, ModelError
 from embedjob.models import gguf, hub, nvembed
@@ -216,7 +216,7 @@ def is_causal(config: Mapping[str, Any]) -> bool:
 
 def check_model(recipe: Recipe, info: ModelInfo) -> None:
     """Raise ModelError if the model cannot have the recipe's attention, layer, blocks or length."""
-    check(recipe, "with model", model=info)
+    check_rules(recipe, "with model", model=info)
 
 
 def check_quantizer(recipe: Recipe) -> None:

@@ -45,7 +45,7 @@ class Calibration:
         return asdict(self)
 
 
-def sampled(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
+def sampled_chunks(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
     """Return a deterministic sample of a corpus' chunks, ordered by a hash of their place."""
     return tuple(heapq.nsmallest(_CHUNKS, chunks, key=_order))
 

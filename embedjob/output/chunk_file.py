@@ -21,10 +21,10 @@ from embedjob.output.head_columns import ROUTER, VALUES
 from embedjob.output.schema import FORMAT_VERSION, OutputSpec
 from embedjob.storage.objects import Stored
 
-FINGERPRINT = b"embedjob.fingerprint"
-COUNTS = b"embedjob.counts"
-VOCABULARY = b"embedjob.vocabulary"
-CALIBRATION = b"embedjob.calibration"
+FINGERPRINT_KEY = b"embedjob.fingerprint"
+COUNTS_KEY = b"embedjob.counts"
+VOCABULARY_KEY = b"embedjob.vocabulary"
+CALIBRATION_KEY = b"embedjob.calibration"
 
 # Readers hold a row group in memory, and some of them count its bytes in 31 bits.
 GROUP_BYTES = 64 * 2**20
@@ -95,7 +95,7 @@ def file_bytes(
         if spec.calibration is not None:
             # Not in the schema, which the footer holds a second time.
             document = json.dumps(spec.calibration.as_dict(), separators=(",", ":"))
-            writer.add_key_value_metadata({CALIBRATION: document.encode()})
+            writer.add_key_value_metadata({CALIBRATION_KEY: document.encode()})
     return memoryview(sink.getvalue())
 
 
@@ -116,14 +116,14 @@ def file_metadata(file: Stored) -> pq.FileMetaData:
         metadata, _ = read_metadata(file, length=FIRST_READ)
     except pa.ArrowException as error:
         raise OutputError(f"{file.url}: is not a whole Parquet file ({error})") from error
-    if COUNTS not in (metadata.metadata or {}):
+    if COUNTS_KEY not in (metadata.metadata or {}):
         raise OutputError(f"{file.url}: is a Parquet file that embedjob did not write")
     return metadata
 
 
 def committed(file: Stored, metadata: pq.FileMetaData) -> Committed:
     """Return a file and its footer as a value."""
-    counts = json.loads(metadata.metadata[COUNTS])
+    counts = json.loads(metadata.metadata[COUNTS_KEY])
     name = file.url.rsplit("/", 1)[-1]
     return Committed(name, metadata.num_rows, file.size, file.etag, counts, written=False)
 
@@ -175,8 +175,8 @@ def _stamp(shard: Shard, spec: OutputSpec, counts: Mapping[str, int]) -> dict[by
         "embedjob.versions": json.dumps(dict(spec.versions), sort_keys=True),
     }
     stamp = {key.encode(): value.encode() for key, value in metadata.items()}
-    stamp[FINGERPRINT] = spec.fingerprint.encode()
-    return stamp | {COUNTS: json.dumps(dict(counts), sort_keys=True).encode()}
+    stamp[FINGERPRINT_KEY] = spec.fingerprint.encode()
+    return stamp | {COUNTS_KEY: json.dumps(dict(counts), sort_keys=True).encode()}
 
 
 def _embedding(

@@ -12,7 +12,7 @@ import numpy as np
 
 from embedjob.errors import OutputError
 from embedjob.output.calibration import Calibration
-from embedjob.output.changes import Side, reasons
+from embedjob.output.changes import Compared, reasons
 from embedjob.output.documents import EVERY, NONE, Kind, read_document, require_kinds
 from embedjob.output.file_names import is_left_by_others
 from embedjob.output.fingerprint import NOT_HASHED
@@ -81,7 +81,7 @@ def read_claims(out: str) -> tuple[Claim, ...]:
     return (first, *(claim for claim in later if claim is not None))
 
 
-def check(
+def check_claims(
     claims: Sequence[Claim],
     *,
     fingerprint: str,
@@ -123,7 +123,7 @@ def put_claim(out: str, claim: Claim, *, new_fingerprint: bool = False) -> Claim
     The first claim is never rewritten; a further fingerprint is a further file beside it.
     """
     checked = partial(
-        check,
+        check_claims,
         fingerprint=claim.fingerprint,
         chunk_rows=claim.chunk_rows,
         recipes=claim.recipes,
@@ -165,7 +165,7 @@ def changed_since(
     claim: Claim, recipes: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str]
 ) -> str:
     """Return a line for each change between releases that makes recipes differ from a claim's."""
-    then, now = Side(claim.recipes, claim.digests), Side(recipes, digests)
+    then, now = Compared(claim.recipes, claim.digests), Compared(recipes, digests)
     return "".join(
         f"Changed in a release since then (see CHANGELOG.md): {reason}.\n"
         for reason in reasons(then, now)

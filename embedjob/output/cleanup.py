@@ -13,16 +13,16 @@ from embedjob.errors import EmbedjobError, OutputError
 from embedjob.output import lease
 from embedjob.output.chunk_file import read_committed
 from embedjob.output.claim import read_claims
-from embedjob.output.derived.generations import FOLDER as GENERATIONS
+from embedjob.output.derived.generations import GENERATIONS_FOLDER as GENERATIONS
 from embedjob.output.derived.generations import used_generators
 from embedjob.output.file_names import (
     data_directory,
-    parse,
+    parse_name,
     parsed,
     quarantine_directory,
 )
 from embedjob.output.fits.artefacts import artefact_problems
-from embedjob.output.fits.records import VECTORS, read_records
+from embedjob.output.fits.records import VECTORS_FOLDER, read_records
 from embedjob.output.snapshot import (
     Snapshot,
     publish,
@@ -33,7 +33,7 @@ from embedjob.output.snapshot import (
 from embedjob.storage.local import SCRATCH
 from embedjob.storage.objects import Stored, absolute, delete, join, list_files, open_unchanged
 
-THREADS = 8
+DELETE_THREADS = 8
 
 
 GRACE_SECONDS = 24 * 3600.0
@@ -76,7 +76,7 @@ def prune(
             f"{out}: no snapshot was published here, so every file would be deleted; run its job to"
             " the end first, or delete the folder yourself"
         )
-    with lease.held(lease.claim(out, job="prune", say=say)) as holder:
+    with lease.held(lease.acquire(out, job="prune", say=say)) as holder:
         # Under the lease no fit is being made.
         spare = [*_spare_vectors(out)]
         # Listed under the lease: the run that held it before may have published at its very end.
@@ -156,7 +156,7 @@ def _spare_vectors(out: str) -> Iterator[str]:
         if record.vectors is not None and not artefact_problems(
             out, [{record.kind: record.artefact}]
         ):
-            folder = join(absolute(out), VECTORS, record.vectors)
+            folder = join(absolute(out), VECTORS_FOLDER, record.vectors)
             # The leases stay: numbers of snapshots go on from them. The claim, whose name is the
             # first, goes last: what is left beside it can be made whole again.
             leases = join(folder, "leases/")
@@ -168,7 +168,7 @@ def _delete(urls: Sequence[str], holder: lease.Holder) -> None:
     """Delete files, some at a time, and none once the output is another's."""
     for start in range(0, len(urls), _BATCH):
         holder.require()
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(DELETE_THREADS) as pool:
             list(pool.map(delete, urls[start : start + _BATCH]))
 
 
@@ -176,11 +176,11 @@ def damaged(out: str, fingerprint: str) -> frozenset[str]:
     """Return the names of chunks whose last file cannot be read whole, or was only half put."""
     data = _last(list_files(data_directory(out, fingerprint)))
     quarantine = {file.name: file for file in _last(_bad_rows(out, fingerprint))}
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(DELETE_THREADS) as pool:
         sound = list(pool.map(lambda file: _is_sound(file, quarantine.get(file.name)), data))
     unsound = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
     halves = quarantine.keys() - {file.name for file in data}
-    return frozenset(parse(name).chunk for name in unsound | halves)
+    return frozenset(parse_name(name).chunk for name in unsound | halves)
 
 
 def quarantined(out: str, fingerprint: str) -> frozenset[str]:
@@ -188,7 +188,7 @@ def quarantined(out: str, fingerprint: str) -> frozenset[str]:
     # An earlier generation may have had bad rows that the last has not.
     data = {file.name for file in _last(list_files(data_directory(out, fingerprint)))}
     bad = {file.name for file in _bad_rows(out, fingerprint)}
-    return frozenset(parse(name).chunk for name in data & bad)
+    return frozenset(parse_name(name).chunk for name in data & bad)
 
 
 def _bad_rows(out: str, fingerprint: str) -> list[Stored]:
@@ -201,7 +201,7 @@ def _last(files: Iterable[Stored]) -> list[Stored]:
     for file in files:
         if name := parsed(file.name):
             before = last.get(name.chunk)
-            if before is None or parse(before.name).generation < name.generation:
+            if before is None or parse_name(before.name).generation < name.generation:
                 last[name.chunk] = file
     return [*last.values()]
 

@@ -11,7 +11,7 @@ from embedjob.errors import ChunkError, OutputError
 from embedjob.input.chunks import Chunk
 from embedjob.input.column_types import plain_type
 from embedjob.output.chunk_file import (
-    FINGERPRINT,
+    FINGERPRINT_KEY,
     Committed,
     committed,
     data_table,
@@ -116,7 +116,7 @@ def _agreed(file: Stored, rows: int, spec: OutputSpec) -> Committed:
     except OutputError as error:
         raise ChunkError(f"{error}; `run --repair` makes the chunk again") from error
     schema = metadata.schema.to_arrow_schema()
-    fingerprint = metadata.metadata[FINGERPRINT].decode()
+    fingerprint = metadata.metadata[FINGERPRINT_KEY].decode()
     for what, theirs, ours in (
         ("rows", existing.rows, rows),
         ("fingerprint", fingerprint[:12], spec.fingerprint[:12]),

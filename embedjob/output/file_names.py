@@ -76,7 +76,7 @@ def parsed(name: str) -> ChunkName | None:
     return ChunkName(f"{slug}-{digits}", version, int(start), int(stop), int(generation or 0))
 
 
-def parse(name: str) -> ChunkName:
+def parse_name(name: str) -> ChunkName:
     """Split a file name into its fields; OutputError when it is not the name of a chunk."""
     fields = parsed(name)
     if fields is None:

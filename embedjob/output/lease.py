@@ -42,7 +42,7 @@ _KINDS: Kind = {
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to publish under `epoch`, until a newer epoch is claimed."""
+    """The right to publish under `epoch`, until a newer epoch is taken."""
 
     out: str
     epoch: int
@@ -60,7 +60,7 @@ class Lease:
         return join(self.out, "leases", f"{self.epoch:08d}.json")
 
 
-def claim(
+def acquire(
     out: str,
     *,
     job: str,
@@ -68,12 +68,12 @@ def claim(
     say: Callable[[str], object] = lambda line: None,
     watch_seconds: float = WATCH_SECONDS,
 ) -> Lease:
-    """Claim the next epoch; LeaseHeldError while another run's heartbeat moves.
+    """Take the lease of the next epoch; LeaseHeldError while another run's heartbeat moves.
 
     `takeover` skips watching the heartbeat, for a restart after a crash of one's own; `say` takes a
     line where it is watched, which may last for `watch_seconds`.
     """
-    last = newest(out)
+    last = newest_lease(out)
     if last is not None and not last.released and not takeover:
         say(
             f"{out}: the lease of process {last.pid} on {last.host} was not released; waiting up to"
@@ -91,14 +91,14 @@ def claim(
     return mine
 
 
-def newest(out: str) -> Lease | None:
+def newest_lease(out: str) -> Lease | None:
     """Return the lease of the highest epoch."""
     epochs = _epochs(out)
     return _read(out, max(epochs)) if epochs else None
 
 
 def superseded(lease: Lease) -> bool:
-    """Return whether a newer epoch was claimed; this run may then not publish the newest state."""
+    """Return whether a newer epoch was taken; this run may then not publish the newest state."""
     return max(_epochs(lease.out), default=0) > lease.epoch
 
 
@@ -173,7 +173,7 @@ class Holder:
         """Raise FaultError unless the output is this holder's to change, at this moment.
 
         A holder that was not heard for a while, because it slept or storage was away, renews its
-        lease first, and then looks whether another run has claimed the output meanwhile.
+        lease first, and then looks whether another run has taken the output meanwhile.
         """
         out = self.lease.out
         try:
@@ -233,7 +233,7 @@ def _watched(last: Lease, *, seconds: float) -> None:
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         time.sleep(min(_LOOK_SECONDS, seconds / 10))
-        now = newest(last.out) or last
+        now = newest_lease(last.out) or last
         if now.released:
             return
         if now != last:

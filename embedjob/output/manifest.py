@@ -1,6 +1,5 @@
 """Manifest: the file entries and shards of a snapshot, as Parquet parts beside its JSON head."""
 
-import base64
 import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from embedjob.errors import OutputError
 from embedjob.input.column_types import units_in
 from embedjob.input.footers import Footer, Wanted
 from embedjob.output.file_names import parsed
+from embedjob.output.schema import decoded_schema, encoded_schema
 from embedjob.storage.objects import create, join, read_bytes
 
 COUNTS = (
@@ -238,8 +238,10 @@ class Footers:
         """Return plain JSON values."""
         return {
             "wanted": self.wanted._asdict(),
-            "schemas": [*map(_coded, self.schemas)],
-            "fine_schemas": [*map(_coded, self.fine_schemas)],
+            "schemas": [*map(encoded_schema, self.schemas)],
+            "fine_schemas": [
+                None if fine is None else encoded_schema(fine) for fine in self.fine_schemas
+            ],
             "exact": self.exact,
         }
 
@@ -247,33 +249,19 @@ class Footers:
     def from_dict(cls, document: Mapping[str, Any]) -> "Footers":
         """Read what `as_dict` gave; ValueError where a schema cannot be decoded."""
         wanted = {name: tuple(columns) for name, columns in document["wanted"].items()}
-        schemas = tuple(map(_decoded, document["schemas"]))
+        schemas = tuple(map(decoded_schema, document["schemas"]))
         # Without them, the values of int96 were not looked at.
         fine = document.get("fine_schemas")
         exact = bool(document.get("exact")) and fine is not None
-        fine_schemas = tuple(None if coded is None else _decoded(coded) for coded in fine or ())
+        fine_schemas = tuple(
+            None if coded is None else decoded_schema(coded) for coded in fine or ()
+        )
         return cls(Wanted(**wanted), schemas, fine_schemas, exact)
 
     def layout(self, place: int) -> Layout:
         """Return the schemas in that place."""
         fine = self.fine_schemas[place] if place < len(self.fine_schemas) else None
         return self.schemas[place], fine
-
-
-def _coded(schema: pa.Schema | None) -> str | None:
-    if schema is None:
-        return None
-    return base64.b64encode(schema.serialize().to_pybytes()).decode()
-
-
-def _decoded(coded: str) -> pa.Schema:
-    """Return a schema that `_coded` wrote; ValueError where it was edited."""
-    try:
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(coded)))
-    except OSError as error:  # what Arrow raises for most damage
-        raise ValueError(f"a schema cannot be decoded ({error})") from error
-    str(schema)  # names are decoded late, and may be no UTF-8
-    return schema
 
 
 def described(footer: Footer | str | None, layouts: dict[Layout, int]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ PART = pa.field("part", pa.uint32(), nullable=False)
 CHARS = ("char_start", "char_stop")
 SHARD = pa.field("shard", pa.string(), nullable=False)
 # The columns whose lists `output.vector_list` is about.
-VECTORS = ("embedding", "router")
+VECTOR_COLUMNS = ("embedding", "router")
 # Beside `embedding` on the way to a file: vectors of other files, in the type that files have.
 STORED = "stored"
 
@@ -184,17 +184,27 @@ def vectors_of(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.generic]:
 
 def types_text(types: Mapping[str, pa.DataType]) -> str:
     """Return exact types, by column, as text for a JSON document."""
-    return base64.b64encode(pa.schema([*types.items()]).serialize().to_pybytes()).decode()
+    return encoded_schema(pa.schema([*types.items()]))
 
 
 def types_from(text: str) -> dict[str, pa.DataType]:
     """Return the types that `types_text` wrote; ValueError where the text was edited."""
+    return {field.name: field.type for field in decoded_schema(text)}
+
+
+def encoded_schema(schema: pa.Schema) -> str:
+    """Return a schema, metadata and all, as text for a JSON document."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def decoded_schema(text: str) -> pa.Schema:
+    """Return the schema that `encoded_schema` wrote; ValueError where the text was edited."""
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
         str(schema)  # names are decoded late, and may be no UTF-8
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"types cannot be decoded ({error})") from error
-    return {field.name: field.type for field in schema}
+        raise ValueError(f"a schema cannot be decoded ({error})") from error
+    return schema
 
 
 def schema_text(schema: pa.Schema) -> dict[str, str]:
@@ -203,7 +213,7 @@ def schema_text(schema: pa.Schema) -> dict[str, str]:
 
 
 def _variable(field: pa.Field) -> pa.Field:
-    if field.name not in VECTORS or not pa.types.is_fixed_size_list(field.type):
+    if field.name not in VECTOR_COLUMNS or not pa.types.is_fixed_size_list(field.type):
         return field
     return field.with_type(pa.list_(field.type.value_field))
 

@@ -174,7 +174,7 @@ def publish(out: str, snapshot: Snapshot) -> None:
         )
 
 
-def newest(out: str) -> Snapshot | None:
+def newest_snapshot(out: str) -> Snapshot | None:
     """Return the snapshot of the highest number; None where none was published."""
     epochs = published(out)
     return read_snapshot(out, epochs[-1]) if epochs else None
@@ -238,7 +238,7 @@ def open_snapshot(out: str) -> "ds.Dataset":
     # With it comes pandas: most of a second, for readers only.
     import pyarrow.dataset as ds
 
-    snapshot = newest(out)
+    snapshot = newest_snapshot(out)
     if snapshot is None:
         raise OutputError(
             f"{out}: no snapshot was published here; a run publishes a snapshot when it ends"

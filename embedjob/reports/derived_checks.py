@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from embedjob.config.heads import TokenIds
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe
 from embedjob.errors import EmbedjobError, OutputError
@@ -13,7 +14,7 @@ from embedjob.output.claim import Claim
 from embedjob.output.derived.generations import generation_problems
 from embedjob.output.fingerprint import fingerprint
 from embedjob.output.fits.artefacts import (
-    FOLDER,
+    ARTEFACTS_FOLDER,
     artefact_name,
     artefact_problems,
     read_artefact,
@@ -21,7 +22,7 @@ from embedjob.output.fits.artefacts import (
 )
 from embedjob.output.fits.records import Record, read_records
 from embedjob.storage.objects import join, list_files, read_bytes
-from embedjob.vectors.continuation_ids import Ids, continuation_ids
+from embedjob.vectors.fits.continuation_ids import continuation_ids
 
 _SAMPLED = "continuations"
 
@@ -37,7 +38,7 @@ class Sampled(NamedTuple):
     """The continuations of an artefact, and the fingerprint of the views before them."""
 
     encoder: str
-    continuations: tuple[Ids, ...]
+    continuations: tuple[TokenIds, ...]
 
 
 def derived_problems(out: str, claims: Sequence[Claim]) -> Derived:
@@ -54,7 +55,7 @@ def derived_problems(out: str, claims: Sequence[Claim]) -> Derived:
     for claim in claims:
         model = str(claim.recipes["document"].get("model")).rpartition("/")[2]
         if is_vocabulary(model) and model.removesuffix(".safetensors") not in names:
-            problems += _replaced_vocabulary(join(out, FOLDER, model), claim)
+            problems += _replaced_vocabulary(join(out, ARTEFACTS_FOLDER, model), claim)
     lost = [*_without_artefact(out, claims, records)]
     problems += [line for line, is_sampled in lost if is_sampled]
     problems += generation_problems(out)
@@ -105,16 +106,16 @@ def _without_artefact(
         )
         if not alike:
             yield (
-                f"{join(out, FOLDER)}: no artefact has {which}: they were written into its job, or"
-                " what a fit has left was deleted, and the next run samples anew",
+                f"{join(out, ARTEFACTS_FOLDER)}: no artefact has {which}: they were written into"
+                " its job, or what a fit has left was deleted, and the next run samples anew",
                 False,
             )
             continue
         same = any(one.encoder == own.encoder for one in alike)
         others = "others of the same views" if same else "those of another model or template"
         yield (
-            f"{join(out, FOLDER)}: is without {which}, and has {others}; was it copied or edited?"
-            " Restore it from a copy of the output",
+            f"{join(out, ARTEFACTS_FOLDER)}: is without {which}, and has {others}; was it copied or"
+            " edited? Restore it from a copy of the output",
             True,
         )
 
@@ -130,13 +131,13 @@ def _scoring_ids(claim: Claim) -> Recipe | None:
     return recipe if in_ids and recipe.dtype != "auto" else None
 
 
-def _ids(recipe: Recipe) -> tuple[Ids, ...]:
+def _ids(recipe: Recipe) -> tuple[TokenIds, ...]:
     return tuple(tuple(one) for one in recipe.continuations if not isinstance(one, str))
 
 
 def _kept(out: str) -> Iterator[Sampled]:
     """Yield the continuations of every whole artefact, also where --refit has replaced it."""
-    for file in list_files(join(out, FOLDER)):
+    for file in list_files(join(out, ARTEFACTS_FOLDER)):
         if not (file.name.startswith(f"{_SAMPLED}-") and file.name.endswith(".json")):
             continue
         sha256 = hashlib.sha256(read_bytes(file.url)).hexdigest()

@@ -84,7 +84,7 @@ WHITENED, BY_FLOW, BY_IDF = ", whitened", ", flow", ", idf"
 # What was generated of each text; the exact distance of pairs; what retrieval compares.
 OF_FOUR, PAIRWISE, WITH_MINILM = ", m = 4", ", pairwise", ", with all-MiniLM-L6-v2"
 DENSE, SPARSE, HYBRID = ", dense", ", sparse", ", hybrid"
-VARIANTS = (
+FIGURE_VARIANTS = (
     *(AS_PUBLISHED, WHITENED, BY_FLOW, BY_IDF),
     *(OF_FOUR, PAIRWISE, WITH_MINILM, DENSE, SPARSE, HYBRID),
 )

@@ -14,7 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedjob.errors import EmbedjobError, OutputError, amount
-from embedjob.output.chunk_file import CALIBRATION, COUNTS, FINGERPRINT, VOCABULARY, committed
+from embedjob.output.chunk_file import (
+    CALIBRATION_KEY,
+    COUNTS_KEY,
+    FINGERPRINT_KEY,
+    VOCABULARY_KEY,
+    committed,
+)
 from embedjob.output.claim import Claim, read_claims
 from embedjob.output.file_names import is_left_by_others
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES, head_column_problems
@@ -32,7 +38,7 @@ from embedjob.storage.objects import (
 )
 
 PARTS = ("data", "quarantine")
-THREADS = 4
+_THREADS = 4
 NORM_TOLERANCE = 2e-3
 _EXAMPLES = 3
 
@@ -90,7 +96,7 @@ def verify(out: str) -> Report:
     if claim is None and newest.files:
         unclaimed = f"no claim has fingerprint {newest.fingerprint[:12]} of snapshot {newest.epoch}"
         return Report(0, 0, (*problems, f"{out}: {unclaimed}; was it deleted?"), notes)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         checked = [*pool.map(partial(_file, out, listed=listed, claim=claim), newest.files)]
     problems += [problem for file in checked for problem in file.problems]
     problems += _odd_columns(checked)
@@ -172,11 +178,11 @@ def _odd_columns(checked: Sequence[Checked]) -> Iterator[str]:
 def _contents(
     stored: Stored, file: SnapshotFile, table: pa.Table, metadata: pq.FileMetaData, claim: Claim
 ) -> Iterator[str]:
-    if COUNTS not in (metadata.metadata or {}):
+    if COUNTS_KEY not in (metadata.metadata or {}):
         yield f"{stored.url}: is a Parquet file that embedjob did not write"
         return
     counts = committed(stored, metadata).counts
-    if (metadata.metadata or {}).get(FINGERPRINT, b"").decode() != claim.fingerprint:
+    if (metadata.metadata or {}).get(FINGERPRINT_KEY, b"").decode() != claim.fingerprint:
         yield f"{stored.url}: its footer names another fingerprint"
     columns = schema_text(table.schema)
     for name in ("embedding", INDICES, VALUES, ROUTER):
@@ -206,7 +212,7 @@ def _head_problems(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> 
     if not claim.recipes["document"].get("heads"):
         return
     names = [name for name in (INDICES, VALUES, ROUTER) if name in table.column_names]
-    vocabulary = metadata.metadata.get(VOCABULARY)
+    vocabulary = metadata.metadata.get(VOCABULARY_KEY)
     made = table.select(["embedding", *names])
     for place, what in head_column_problems(
         made, vocabulary=int(vocabulary) if vocabulary else None
@@ -219,7 +225,7 @@ def _ranges(table: pa.Table, metadata: pq.FileMetaData, claim: Claim) -> Iterato
     if claim.recipes["document"].get("vector_dtype") not in ("int8", "uint8"):
         return
     claimed = claim.calibration.ranges if claim.calibration else []
-    stamped = json.loads((metadata.metadata or {}).get(CALIBRATION, b"{}"))
+    stamped = json.loads((metadata.metadata or {}).get(CALIBRATION_KEY, b"{}"))
     if stamped.get("ranges", []) != claimed:
         yield "its footer has other ranges than the claim"
     width = _width(table)

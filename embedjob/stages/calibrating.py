@@ -29,7 +29,7 @@ _CAST = frozenset({"float32", "float16"})
 
 
 @dataclass(frozen=True)
-class Calibrate:
+class FindRanges:
     """Finds the ranges of an output that has none yet; a row that fails is left out."""
 
     chunks: tuple[Chunk, ...]

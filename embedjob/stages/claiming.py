@@ -9,7 +9,7 @@ from embedjob.errors import AccessError, OutputError
 from embedjob.output.calibration import Calibration
 from embedjob.output.claim import Claim, Probes, check_probes, put_claim, read_claims
 from embedjob.output.lease import Lease, is_seen, unseen
-from embedjob.stages.calibrating import Calibrate
+from embedjob.stages.calibrating import FindRanges
 from embedjob.stages.engine import EncodesViews, Engine, PlannedFiles
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
@@ -42,7 +42,7 @@ class ClaimAndCheck:
     dtype: str
     files: PlannedFiles
     new_fingerprint: bool = False
-    calibrate: Calibrate | None = None
+    calibrate: FindRanges | None = None
 
     def __call__(self, encoder: EncodesViews, engine: Engine) -> None:
         """Claim or check, after the encoder was loaded.

@@ -39,7 +39,7 @@ from embedjob.storage.create_only import require_create_only
 # Where `ray up` leaves the cluster's own file, on the head, which is where submitted jobs run.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 LOOK_SECONDS = 600.0
-POLL_SECONDS = 2.0
+_POLL_SECONDS = 2.0
 SAY_SECONDS = 30.0
 GRACE_POLLS = 3
 _STATUS_KEY = b"__autoscaling_status"
@@ -336,7 +336,7 @@ def _await(
         if _fits(size, beside):
             return
         # Ray takes a moment to count what a task of this run has given back.
-        time.sleep(POLL_SECONDS / 2)
+        time.sleep(_POLL_SECONDS / 2)
     bundle = {"CPU": size.cpus, **({"GPU": size.gpus} if size.gpus else {})}
     request_resources(bundles=[bundle] * size.smallest)
     deadline, said = time.monotonic() + wait, -math.inf
@@ -353,7 +353,7 @@ def _await(
             if time.monotonic() - said >= SAY_SECONDS:
                 said = time.monotonic()
                 say(f"waiting for {size.smallest} x {bundle}, {left:.0f} s left")
-            time.sleep(min(POLL_SECONDS, left))
+            time.sleep(min(_POLL_SECONDS, left))
     finally:
         request_resources(bundles=[])
 

@@ -20,7 +20,7 @@ from embedjob.input.chunks import (
 )
 from embedjob.stages.attempts import STORAGE_SHARE, begin_attempt, begin_parcel, limited
 from embedjob.stages.chunk_state import ChunkState, Failure, describe, to_block
-from embedjob.stages.reuse.merging import NOTHING, Reuse
+from embedjob.stages.reuse.merging import NO_REUSE, Reuse
 from embedjob.storage.retrying import patience, retried
 
 ReadRows = Callable[[Sequence[Chunk]], Iterator[pa.Table]]
@@ -41,7 +41,7 @@ def read(  # noqa: PLR0913 - each parameter is a part of the stage
     actors: int,
     ledger: Any,
     newest: bool = False,
-    reuse: Reuse = NOTHING,
+    reuse: Reuse = NO_REUSE,
 ) -> ray.data.Dataset:
     """Return a dataset of the states of all chunks, the largest first, in parcels.
 
@@ -85,7 +85,7 @@ class ChunkSource(Datasource):
         actors: int,
         ledger: Any,
         newest: bool = False,
-        reuse: Reuse = NOTHING,
+        reuse: Reuse = NO_REUSE,
     ) -> None:
         """Take what `read` takes."""
         super().__init__()

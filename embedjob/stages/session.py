@@ -20,7 +20,7 @@ from embedjob.job.planning import JobPlan
 from embedjob.job.result import StagesEnd
 from embedjob.output.claim import read_claims
 from embedjob.output.lease import Holder, Lease
-from embedjob.stages.calibrating import Calibrate
+from embedjob.stages.calibrating import FindRanges
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.cluster import (
     Look,
@@ -192,7 +192,7 @@ def _claim(plan: JobPlan, options: Options, lease: Lease) -> ClaimAndCheck:
         dtype=config.encoder.dtype,
         files=_files(plan),
         new_fingerprint=options.new_fingerprint,
-        calibrate=None if sample is None else Calibrate(sample, rows_of),
+        calibrate=None if sample is None else FindRanges(sample, rows_of),
     )
 
 

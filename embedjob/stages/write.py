@@ -54,11 +54,11 @@ class ChunkSink(Datasink[None]):
             keys = [state.chunk.key for state in states]
             begin_parcel(("write",), dict.fromkeys(keys, 0.0), self._ledger)
             befores = [None, *keys]
-            ends = [self._ended(*one) for one in zip(states, befores, strict=False)]
+            ends = [self._attempt(*one) for one in zip(states, befores, strict=False)]
             done = self._ledger.done.remote(*filter(None, ends))
             ray.get([done, self._ledger.abandon.remote(*keys)])
 
-    def _ended(self, state: ChunkState, before: str | None) -> Outcome | None:
+    def _attempt(self, state: ChunkState, before: str | None) -> Outcome | None:
         """Commit within an attempt: Ray Data repeats a write whose process died without end."""
         if state.failure is not None:
             return outcome_of(state, self._commit)

@@ -26,7 +26,7 @@ from embedjob.text.arrays import Ints, offsets_of
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Vectors
 from embedjob.vectors.finishing import NO_FITS
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 from embedjob.vectors.sparse import Sparse
 from embedjob.vectors.vocabulary import SKETCH, Vocabulary
 

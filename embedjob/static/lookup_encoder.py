@@ -17,9 +17,9 @@ from embedjob.text.arrays import Ids, Ints
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded, Vectors
 from embedjob.vectors.finishing import NO_FITS, finished, width
-from embedjob.vectors.fit_arithmetic import width_after
-from embedjob.vectors.fitted import Fitted
-from embedjob.vectors.rare_words import word_weights
+from embedjob.vectors.fits.fit_arithmetic import width_after
+from embedjob.vectors.fits.fitted import Fitted
+from embedjob.vectors.fits.rare_words import word_weights
 
 # So many numbers of the table are gathered at a time: they stay in a core's cache.
 _NUMBERS_AT_ONCE = 1 << 20

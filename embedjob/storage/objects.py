@@ -22,7 +22,7 @@ from embedjob.storage.locate import locate, split
 from embedjob.storage.patterns import is_hidden, is_magic, matches, may_lead
 from embedjob.storage.retrying import retried
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _COPY_BYTES = 16 * 2**20
 
 
@@ -226,7 +226,7 @@ def holds(folder: str) -> bool:
         return next(backend.entries(path, ()), None) is not None
 
 
-def _asked(backend: Backend, url: str, call: Callable[[], T]) -> T:
+def _asked(backend: Backend, url: str, call: Callable[[], _T]) -> _T:
     """Return storage's answer, waited for while its trouble may pass."""
     answer = retried(call, what=url, reached=backend.reached)
     backend.note_reached()

@@ -12,7 +12,7 @@ from typing import TypeVar
 from embedjob.errors import AccessError, ChunkError
 from embedjob.storage.access import BUSY, error_code
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # How long one call is repeated where its caller does not say.
 CALL_SECONDS = 120.0
@@ -73,7 +73,7 @@ def is_passing(error: BaseException, *, reached: bool = True) -> bool:
     return cut and reached
 
 
-def retried(call: Callable[[], T], *, what: str, reached: bool = True) -> T:
+def retried(call: Callable[[], _T], *, what: str, reached: bool = True) -> _T:
     """Return what `call` returns, repeated while its errors may pass and patience lasts.
 
     Calls inside `call` share its patience.

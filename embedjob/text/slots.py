@@ -10,7 +10,7 @@ from embedjob.errors import ConfigError
 from embedjob.text.fitting import template_fitter
 
 # Texts that have no token in common: ids that all their views share belong to the template.
-PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
+TEMPLATE_PROBES = ("a", "The", "zebra", "Oh", "7", "Éa", "日本", "не")
 
 
 def slot_position(rows: Sequence[Sequence[int]], slot: int, *, of: Given, template: str) -> int:
@@ -69,7 +69,7 @@ def _probe_ids(recipe: Recipe, tokenizer: Tokenizer) -> list[list[int]]:
     copy = Tokenizer.from_str(tokenizer.to_str())
     add_tokens(copy, recipe)
     fitter = template_fitter(copy, recipe)
-    return [fitter.whole(n, probe) for n in range(recipe.views) for probe in PROBES[:2]]
+    return [fitter.whole(n, probe) for n in range(recipe.views) for probe in TEMPLATE_PROBES[:2]]
 
 
 def stand_in_id(tokenizer: Tokenizer, one: Given | None) -> int | None:

@@ -19,7 +19,13 @@ from embedjob.text.long_text import MOST_TOKENS, Cutter, divide_span, regroup_un
 from embedjob.text.passages.splitting import PassageSplitter
 from embedjob.text.prompts import prepare, tails
 from embedjob.text.separate import special_id
-from embedjob.text.slots import PROBES, add_tokens, auxiliary_recipe, slot_position, stand_in_id
+from embedjob.text.slots import (
+    TEMPLATE_PROBES,
+    add_tokens,
+    auxiliary_recipe,
+    slot_position,
+    stand_in_id,
+)
 from embedjob.text.spans import Positions, spans
 from embedjob.text.truncation import FittedViews, WordCutter
 from embedjob.text.views import TokenViews, assemble
@@ -194,7 +200,7 @@ class ViewTokenizer:
         slot = special_id(tokenizer, str(intervention.slot))
         return tuple(
             slot_position(
-                [self._fitter.whole(number, probe) for probe in PROBES],
+                [self._fitter.whole(number, probe) for probe in TEMPLATE_PROBES],
                 slot,
                 of=intervention,
                 template=self._fitter.shown(number),
@@ -206,7 +212,7 @@ class ViewTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         specials = {token for token, entry in added.items() if entry.special}
         for number in range(self._templates):
-            if not specials.intersection(self._fitter.whole(number, PROBES[0])[:1]):
+            if not specials.intersection(self._fitter.whole(number, TEMPLATE_PROBES[0])[:1]):
                 raise ConfigError(
                     "encoder.special_tokens.bos: got literal, but the template"
                     f" {self._fitter.shown(number)} begins with no special token of this"
@@ -231,7 +237,7 @@ class ViewTokenizer:
                 " set encoder.special_tokens.eos_id, or eos: none"
             )
         return tuple(
-            () if self._fitter.whole(number, PROBES[0])[-1:] == [eos] else (eos,)
+            () if self._fitter.whole(number, TEMPLATE_PROBES[0])[-1:] == [eos] else (eos,)
             for number in range(self._templates)
         )
 
@@ -243,7 +249,9 @@ class ViewTokenizer:
         if not continuations:
             return np.zeros(self._templates, np.int64)
         each = range(self._templates)
-        sizes = np.array([len(self._fitter.whole(number, PROBES[0])) for number in each], np.int64)
+        sizes = np.array(
+            [len(self._fitter.whole(number, TEMPLATE_PROBES[0])) for number in each], np.int64
+        )
         by_template = (sizes + self._ending_lengths).reshape(-1, continuations)
         shorter: Ints = (by_template.max(axis=1, keepdims=True) - by_template).reshape(-1)
         return shorter
@@ -251,7 +259,7 @@ class ViewTokenizer:
     def _check_room(self, limits: Ints) -> None:
         for number, max_tokens in enumerate(limits.tolist()):
             empty = len(self._fitter.whole(number, ""))
-            filled = min(len(self._fitter.whole(number, probe)) for probe in PROBES)
+            filled = min(len(self._fitter.whole(number, probe)) for probe in TEMPLATE_PROBES)
             needed = max(empty, filled) + len(self._endings[number])
             if needed > max_tokens:
                 raise ConfigError(
@@ -264,7 +272,9 @@ class ViewTokenizer:
     def _shared_prefixes(self) -> tuple[tuple[int, ...], ...]:
         """Return per template the ids that all its views begin with and no span can hold."""
         nothing: tuple[tuple[int, ...], ...] = ((),) * self._templates
-        probes = self._assembled(self._fit([self._prepare(probe) for probe in PROBES]), nothing)
+        probes = self._assembled(
+            self._fit([self._prepare(probe) for probe in TEMPLATE_PROBES]), nothing
+        )
         self._check_span(probes)
         if not self._shares:
             return nothing
@@ -284,7 +294,7 @@ class ViewTokenizer:
         empty = (probes.span[:, 0] == probes.span[:, 1]).reshape(-1, self._templates)
         hollow = empty.any(axis=0) if self._offset > 0 else empty.all(axis=0)
         for number in np.flatnonzero(hollow):
-            text = PROBES[int(empty[:, number].argmax())]
+            text = TEMPLATE_PROBES[int(empty[:, number].argmax())]
             raise ConfigError(
                 f"encoder.span: {self._rule!r} with offset {self._offset} holds no token for the"
                 f" text {text!r} under the template {self._fitter.shown(int(number))}; choose"

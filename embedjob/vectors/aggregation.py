@@ -12,7 +12,7 @@ from torch import Tensor
 from embedjob.vectors.finishing import normalize
 
 
-def mean(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
+def mean_over_views(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
     """Return the mean over views [R, D]."""
     return vectors_RVD.float().mean(dim=1)
 
@@ -28,7 +28,7 @@ def weighted(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
     return (vectors_RVD.float() * weights_V1).sum(dim=1) / weights_V1.sum()
 
 
-def maximum(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
+def maximum_over_views(vectors_RVD: Tensor, weights_V: Tensor) -> Tensor:
     """Return the largest value over views in each dimension [R, D]."""
     return vectors_RVD.float().amax(dim=1)
 
@@ -55,10 +55,10 @@ def joined_parts(vectors_UVD: Tensor, tokens_UV: Tensor, counts_R: Tensor) -> Te
 
 
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": mean,
+    "mean": mean_over_views,
     "mean_of_normalized": mean_of_normalized,
     "weighted": weighted,
-    "max": maximum,
+    "max": maximum_over_views,
     "concat": concat,
     "keep": keep,
 }

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedjob.config.pooling import FitStep, Normalize, Truncate
+from embedjob.config.pooling import FinishingStep, Normalize, Truncate
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fit_arithmetic import applied
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fit_arithmetic import applied
+from embedjob.vectors.fits.fitted import Fitted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ NO_FITS: Mapping[str, Fitted] = MappingProxyType({})
 
 def finish(
     embeddings_RD: "Tensor",
-    steps: Sequence[Normalize | Truncate | FitStep],
+    steps: Sequence[FinishingStep],
     fitted: Mapping[str, Fitted] = NO_FITS,
 ) -> "Tensor":
     """Return the embeddings after every step, in float32.
@@ -48,7 +48,7 @@ def finish(
 
 def finished(
     vectors_RD: Vectors,
-    steps: Sequence[Normalize | Truncate | FitStep],
+    steps: Sequence[FinishingStep],
     fitted: Mapping[str, Fitted] = NO_FITS,
 ) -> Vectors:
     """Return vectors after every step, as `finish`, of numpy's arrays and without torch."""

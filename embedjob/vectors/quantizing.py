@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from embedjob.errors import ConfigError, FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, require_finite
+from embedjob.vectors.fits.fitted import Block, Fitted, require_finite
 
 Codes = npt.NDArray[np.floating] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ Offsets = npt.NDArray[np.int64]
 EntryIds = npt.NDArray[np.uint32]
 Weights = npt.NDArray[np.float32]
 Row = tuple[EntryIds, Weights]
-NOTHING: Row = (np.empty(0, np.uint32), np.empty(0, np.float32))
+NO_ENTRIES: Row = (np.empty(0, np.uint32), np.empty(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Sparse:
 def sparse(rows: Sequence[Row]) -> Sparse:
     """Join rows into one Sparse."""
     sizes = np.fromiter((len(indices) for indices, _ in rows), np.int64, len(rows))
-    indices = np.concatenate([NOTHING[0], *(ids for ids, _ in rows)])
-    values = np.concatenate([NOTHING[1], *(weights for _, weights in rows)])
+    indices = np.concatenate([NO_ENTRIES[0], *(ids for ids, _ in rows)])
+    values = np.concatenate([NO_ENTRIES[1], *(weights for _, weights in rows)])
     return Sparse(_offsets(sizes), indices, values)
 
 

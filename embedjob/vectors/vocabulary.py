@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedjob.errors import FitError
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 
 # The numbers of a sparse row's sketch, which stands in `embedding`.
 SKETCH = 256

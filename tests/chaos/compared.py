@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedjob.job.options import Options
-from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.output.snapshot import newest_snapshot, open_snapshot
 from tests import running
 from tests.cluster import Cluster
 from tests.engines import counting, texts_encoded
@@ -50,7 +50,7 @@ def done(
     out = document["output"]["path"]
     assert result.faults == ()
     assert running.command("verify", out, "--json").summary["problems"] == []
-    snapshot = newest(out)
+    snapshot = newest_snapshot(out)
     assert snapshot is not None
     files = [(file.name, file.rows) for file in snapshot.files]
     return Done(open_snapshot(out).to_table(), files, texts_encoded(log), seconds)

@@ -195,7 +195,7 @@ def test_a_stopped_run_keeps_its_files_and_resumes(stop: End, bench: Bench, tmp_
         run.until_files(1)
         stop(run)
     # The next run does not watch a lease that was given back.
-    last = lease.newest(str(tmp_path / "out"))
+    last = lease.newest_lease(str(tmp_path / "out"))
     assert last is not None
     assert last.released
     # What was in flight may have been all the rest: then the next run has only to publish.

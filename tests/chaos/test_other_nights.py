@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedjob.output.chunk_file import COUNTS
-from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.output.chunk_file import COUNTS_KEY
+from embedjob.output.snapshot import newest_snapshot, open_snapshot
 from tests import running
-from tests.chaos.test_nights import Nights
+from tests.chaos.nights import Nights
 from tests.cluster import Cluster
 from tests.drivers import chance_of
 from tests.input.tables import test_iceberg
@@ -50,7 +50,7 @@ class OtherNights(Nights):
 
     def files(self) -> set[str]:
         """The files that readers have."""
-        snapshot = newest(self.out)
+        snapshot = newest_snapshot(self.out)
         assert snapshot is not None
         return {file.path for file in snapshot.files}
 
@@ -72,7 +72,7 @@ class OtherNights(Nights):
             for row, one in zip(*(table[n].to_pylist() for n in ("row", "text_hash")), strict=True):
                 of_row.setdefault(row, []).append(one in before)
             known += sum(all(lines) for lines in of_row.values())
-            taken += json.loads(table.schema.metadata[COUNTS]).get("reused", 0)
+            taken += json.loads(table.schema.metadata[COUNTS_KEY]).get("reused", 0)
         assert known > 0
         assert taken >= known
 

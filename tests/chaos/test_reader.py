@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 
 from embedjob.output.manifest import SnapshotFile
-from embedjob.output.snapshot import newest, open_snapshot, publish
+from embedjob.output.snapshot import newest_snapshot, open_snapshot, publish
 from embedjob.storage import objects
 from tests import running
 from tests.cluster import Cluster, wait
@@ -65,7 +65,7 @@ class Reader(threading.Thread):
 
     def _look(self) -> str | None:
         """What is not as the newest snapshot says."""
-        snapshot = newest(self.out)
+        snapshot = newest_snapshot(self.out)
         if snapshot is None:
             return "the snapshots are gone" if self.epochs else None
         if snapshot.epoch not in self.epochs[-1:]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from embedjob.config.checks import REQUIREMENTS, RULES, check
+from embedjob.config.checks import REQUIREMENTS, RULES, check_rules
 from embedjob.config.heads import HEADS
 from embedjob.config.job_file import recipe_from
 from embedjob.config.recipe import Recipe, Split
@@ -39,8 +39,8 @@ def test_passages_fit_the_views_and_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"got 400, but encoder.max_tokens is 32"):
         recipe(long_text="split")
     with pytest.raises(ConfigError, match=r"only long_text: split reads it, got .* bad; set"):
-        check(recipe(long_text="bad", split=Split(overlap=1)), "in a job")
-    check(recipe(long_text="split", split=Split(max_tokens=30)), "in a job")
+        check_rules(recipe(long_text="bad", split=Split(overlap=1)), "in a job")
+    check_rules(recipe(long_text="split", split=Split(max_tokens=30)), "in a job")
 
 
 def test_heads_require_rules_that_there_are() -> None:
@@ -71,22 +71,22 @@ def test_what_the_model_cannot_do_is_known_with_the_model(
 ) -> None:
     made = recipe(**knobs)
     with pytest.raises(ModelError, match=said):
-        check(made, "with model", model=sizes)
-    check(recipe(), "with model", model=Sizes())
+        check_rules(made, "with model", model=sizes)
+    check_rules(recipe(), "with model", model=Sizes())
 
 
 def test_words_that_are_decoded_need_positions_too() -> None:
     knobs = {"max_tokens": 60, "span": "last_token", "decode": {"max_tokens": 6}}
     made = recipe_from({"model": "m", **knobs}, {})
     with pytest.raises(ModelError, match=r"max_tokens: got 60, but m has 64 .*max_tokens: 59$"):
-        check(made, "with model", model=Sizes())
+        check_rules(made, "with model", model=Sizes())
 
 
 def test_a_weight_that_nothing_reads_is_refused_in_a_job_alone() -> None:
     knobs = {"templates": [{"template": "{text}", "weight": 0.5}]}
     made = recipe_from({"model": "m", **knobs}, {})
     with pytest.raises(ConfigError, match=r"aggregation: got mean, but .* weight: 0.5"):
-        check(made, "in a job")
+        check_rules(made, "in a job")
 
 
 def test_the_first_broken_rule_of_the_table_is_told() -> None:

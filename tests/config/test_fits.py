@@ -1,15 +1,23 @@
+"""Fits as config values: each kind, and what fits and the recipe must keep of each other.
+
+Covers: embedjob.config.fits.fit_kinds, embedjob.config.fits.fit_rules
+"""
+
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedjob.config.fits import FITS, views_once_fitted
+from embedjob.config.fits.fit_kinds import FITS
+from embedjob.config.fits.fit_rules import views_once_fitted
 from embedjob.config.heads import Continuations
 from embedjob.config.job import Input, Job, SampledInput
 from embedjob.config.job_file import JobSource, job_source, merge, validate, validate_partial
 from embedjob.config.pooling import FitStep
 from embedjob.errors import ConfigError
 
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 WHITEN = {"kind": "whiten", "name": "w", "dimensions": 3}
 STEPS = {"finish": [{"whiten": "w"}, {"normalize": True}]}
 
@@ -59,6 +67,12 @@ def test_a_job_may_have_none(nothing: Any) -> None:
 
 def test_each_kind_of_a_step_is_a_key_of_finishing_steps() -> None:
     assert {kind for kind, one in FITS.items() if one.is_step} == {*FitStep.model_fields}
+
+
+def test_the_docs_list_every_kind_and_say_which_serve_a_step() -> None:
+    table = OPERATIONS.partition("| Kind | Gives | Serves a step |\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (yes|no)\b[^|]*\|$", table, re.MULTILINE)
+    assert dict(rows) == {kind: "yes" if one.is_step else "no" for kind, one in FITS.items()}
 
 
 SCORED = {"heads": [{"continuations": "fit:c"}], "aggregation": "concat", "finish": []}
@@ -116,7 +130,7 @@ REFUSED = {
         {"finish": [{"whiten": "w", "pca": "w"}]},
         "finish: a step has exactly one key; got whiten and pca, allowed is",
     ),
-    "no key in a step": ([], {"finish": [{}]}, "a step has exactly one key; got none"),
+    "no key in a step": ([], {"finish": [{}]}, "allowed is an object with one of the keys"),
     "a name with blanks": ([{**WHITEN, "name": "my fit"}], STEPS, "fit.0.name: got"),
     "a variable that is not set": (
         [{**WHITEN, "from": "${EMBEDJOB_TEST_UNSET}/x"}],

@@ -1,6 +1,6 @@
 """Job files: merged, checked, and refused by the key that is wrong.
 
-Covers: embedjob.config.recipe
+Covers: embedjob.config.recipe, embedjob.config.explaining
 """
 
 import datetime

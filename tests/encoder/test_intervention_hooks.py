@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CTRLConfig, CTRLModel
 
-from embedjob.config.interventions import Prepend, Prepending
+from embedjob.config.interventions import INTERVENTIONS, Prepend, Prepending
 from embedjob.encoder.backbone import Backbone
 from embedjob.encoder.encoder import Encoder
+from embedjob.encoder.intervention_hooks import INSTALL
 from embedjob.errors import ModelError
 from embedjob.models.architecture import check_model
 from embedjob.text.views import TokenViews
@@ -31,6 +32,12 @@ from tests.encoder.steering import (
     texts,
     views,
 )
+
+
+def test_each_kind_of_intervention_has_its_hooks() -> None:
+    kinds = INTERVENTIONS.items()
+    assert INSTALL.keys() == {kind.section.model_fields[key].annotation for key, kind in kinds}
+
 
 BLOCKS = {"gpt2": "h", "neox": "layers", "opt": "decoder.layers"}
 PROJECTIONS = {"gpt2": "attn.c_proj", "neox": "attention.dense", "opt": "self_attn.out_proj"}

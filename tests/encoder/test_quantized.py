@@ -99,7 +99,7 @@ def test_a_spread_model_is_quantised_where_its_parts_are() -> None:
         if hooked:
             spread(model, {part: "cpu" for part, _ in model.named_children()})
         backbone = Backbone(model, attention="causal")
-        loading.quantize(backbone.stack, Recipe(model="m", quantize="int8"))
+        loading.quantize_weights(backbone.stack, Recipe(model="m", quantize="int8"))
         ids = torch.arange(3, 12)[None]
         states.append(backbone.states(ids, torch.ones_like(ids).bool(), layer=-1))
     assert torch.equal(*states)
@@ -115,7 +115,7 @@ def test_what_chooses_experts_or_weighs_them_stays_as_it_is() -> None:
     sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
     config = Qwen2MoeConfig(**tiny.GROUPED, **sizes, num_experts=6, num_experts_per_tok=2)
     layers = Qwen2MoeForCausalLM(config).model.layers
-    loading.quantize(layers, Recipe(model="m", quantize="int8"))
+    loading.quantize_weights(layers, Recipe(model="m", quantize="int8"))
     names = {name for name, weight in layers.named_parameters() if hasattr(weight, "qdata")}
     assert any(name.endswith("shared_expert.up_proj.weight") for name in names)
     assert not any("gate.weight" in name for name in names)

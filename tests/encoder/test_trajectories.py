@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import embedjob
-from embedjob.config.fits import SampledContinuations
+from embedjob.config.fits.fit_kinds import SampledContinuations
 from embedjob.config.generation import TrajectorySettings
 from embedjob.encoder.encoder import Encoder
 from embedjob.encoder.sampling import StepCallbacks

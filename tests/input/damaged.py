@@ -16,8 +16,8 @@ from typing import Any
 from embedjob.config.job import Input
 from embedjob.errors import EmbedjobError
 from embedjob.input.columns import columns_of
-from embedjob.input.decoders import Decode, decoders
-from embedjob.input.listing import find_shards, read_batch
+from embedjob.input.decoders import DecodesFooters, decoders
+from embedjob.input.listing import find_files, read_batch
 from embedjob.input.reading import read_chunk
 from embedjob.job.input_listing import InputListing
 from embedjob.job.planning import cut_input
@@ -56,8 +56,8 @@ class Reader:
         self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT)
 
 
-def _answer(path: Path, job_input: Input, decode: Decode) -> Answer:
-    (shard,) = find_shards(str(path))
+def _answer(path: Path, job_input: Input, decode: DecodesFooters) -> Answer:
+    (shard,) = find_files(str(path)).shards
     listing = InputListing((shard,), read_batch([shard.stored], decode))
     try:
         cut = cut_input(job_input, listing, chunk_rows=CHUNK_ROWS, fingerprint="0" * 64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from embedjob.errors import InputError
-from embedjob.input.listing import check_apart, find_shards
+from embedjob.input.listing import check_apart, find_files
 from tests.shards import write_shard
 
 
@@ -52,7 +52,7 @@ def test_an_input_inside_the_output_is_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "out" / "data" / "a.parquet", {"t": ["a"]})
     inside = str(tmp_path / "out" / "data")
     with pytest.raises(InputError, match=r"a\.parquet lies in it"):
-        check_apart(inside, str(tmp_path / "out"), find_shards(inside))
+        check_apart(inside, str(tmp_path / "out"), find_files(inside).shards)
 
 
 def test_a_link_hides_no_overlap(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedjob.errors import FaultError
-from embedjob.input.decoders import Decode, decoders
+from embedjob.input.decoders import DecodesFooters, decoders
 from embedjob.input.footers import Footer, Wanted
 from embedjob.input.listing import read_footers
 from embedjob.storage.objects import stat
@@ -22,7 +22,7 @@ def _deadly(whole: bytes) -> bytes:
     return whole.replace(optional, required)
 
 
-def _rows(decode: Decode, whole: bytes) -> int:
+def _rows(decode: DecodesFooters, whole: bytes) -> int:
     (footer,) = decode([(whole, len(whole))])
     assert isinstance(footer, Footer)
     return footer.rows

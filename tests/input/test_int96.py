@@ -16,7 +16,7 @@ from embedjob.errors import InputError
 from embedjob.input.columns import Standing
 from embedjob.input.footers import Footer, Wanted
 from embedjob.input.int96 import exact_units, stored_unit
-from embedjob.input.listing import find_shards
+from embedjob.input.listing import find_files
 from embedjob.input.reading import read_chunk
 from embedjob.output.chunk_file import data_table, file_bytes
 from embedjob.output.manifest import Footers, described, remembered
@@ -199,7 +199,7 @@ def test_damaged_pages_are_named_at_planning(tmp_path: Path) -> None:
     whole[column.data_page_offset + column.total_compressed_size - 1] ^= 1
     path.write_bytes(whole)
     job_input = Input(path=str(path), text="t", keep=("at",))
-    footer = footers_of(find_shards(str(path)), job_input)[str(path)]
+    footer = footers_of(find_files(str(path)).shards, job_input)[str(path)]
     assert "its timestamps cannot be read" in str(footer)
 
 
@@ -208,7 +208,7 @@ def test_the_choice_is_remembered_with_the_footer(tmp_path: Path) -> None:
     job_input = Input(path=str(tmp_path), text="t", keep=("at",))
     for name, moments in {"a": [FINE], "b": [NEAR], "c": [FAR]}.items():
         written(tmp_path / f"{name}.parquet", pa.array(moments, NS if name == "a" else US))
-    shards = find_shards(job_input.path)
+    shards = find_files(job_input.path).shards
     footers = footers_of(shards, job_input)
     found = [footers[shard.url] for shard in shards]
     assert [isinstance(one, Footer) and one.fine_schema is not None for one in found] == [

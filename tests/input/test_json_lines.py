@@ -26,7 +26,7 @@ from embedjob.input.chunks import passes
 from embedjob.input.columns import Standing, columns_of
 from embedjob.input.footers import Footer
 from embedjob.input.json_lines import is_json_lines, scan_lines
-from embedjob.input.listing import described_unread, find_files, find_shards, read_footers
+from embedjob.input.listing import described_unread, find_files, read_footers
 from embedjob.input.reading import read_chunk, read_pass
 from embedjob.job.planning import JobPlan
 from embedjob.output.committing import commit
@@ -153,7 +153,7 @@ def test_a_file_that_is_cut_anywhere_is_a_fault_or_has_the_rows_that_are_whole(
 
 
 def read_one(path: Path, wanted: Any) -> Footer | str:
-    (shard,) = find_shards(str(path))
+    (shard,) = find_files(str(path)).shards
     return scan_lines(shard.stored, wanted)
 
 
@@ -372,7 +372,7 @@ def test_which_files_count(tmp_path: Path) -> None:
         _file(tmp_path / name, [{"t": "a"}])
 
     def shards(pattern: str) -> list[str]:
-        return [shard.url.rsplit("/")[-1] for shard in find_shards(f"{tmp_path}{pattern}")]
+        return [shard.url.rsplit("/")[-1] for shard in find_files(f"{tmp_path}{pattern}").shards]
 
     assert shards("") == ["a.jsonl", "b.ndjson.gz", "c.json.zst"]
     assert shards("/*.json") == ["d.json"]
@@ -383,7 +383,7 @@ def test_which_files_count(tmp_path: Path) -> None:
     said = described_unread(find_files(str(tmp_path)).unread)
     assert "JSON Lines beside Parquet; name them in input.path" in said
     (tmp_path / "lost.jsonl").symlink_to("/nowhere")
-    found = find_shards(f"{tmp_path}/*.jsonl")
+    found = find_files(f"{tmp_path}/*.jsonl").shards
     assert [shard.url.rsplit("/")[-1] for shard in found] == ["a.jsonl", "lost.jsonl"]
     wanted = columns_of(Input(path="p", text="t")).wanted
     footers = read_footers([shard.stored for shard in found], wanted)
@@ -429,7 +429,7 @@ def test_blocks_of_every_file_end_where_they_always_did(tmp_path: Path) -> None:
     _file(tmp_path / "c.jsonl.zst", [{"t": f"{i:06}"} for i in range(2500)])
     _file(tmp_path / "d.jsonl", [])
     job_input = Input(path=str(tmp_path), text="t")
-    footers = footers_of(find_shards(str(tmp_path)), job_input)
+    footers = footers_of(find_files(str(tmp_path)).shards, job_input)
     groups = {url[-9:]: footer for url, footer in footers.items() if isinstance(footer, Footer)}
     assert [footer.group_rows for footer in groups.values()] == [
         *((1000, 1000, 500), (4, 4, 1), (2500,), ()),

@@ -14,7 +14,6 @@ from embedjob.errors import InputError
 from embedjob.input.listing import (
     described_unread,
     find_files,
-    find_shards,
     partitions,
     shards_of,
 )
@@ -33,7 +32,7 @@ def _touch(folder: Path, *names: str) -> None:
 
 
 def _names(folder: Path, *patterns: str) -> list[str]:
-    found = find_shards([f"{folder}/{pattern}" for pattern in patterns])
+    found = find_files([f"{folder}/{pattern}" for pattern in patterns]).shards
     return [shard.url.removeprefix(f"{folder}/") for shard in found]
 
 
@@ -60,7 +59,7 @@ def test_overlapping_patterns_give_each_file_once(tmp_path: Path) -> None:
 def test_a_pattern_that_finds_nothing_is_named(tmp_path: Path, missing: str) -> None:
     _touch(tmp_path, "data/a.parquet", "empty/README.md")
     with pytest.raises(InputError, match=r"no Parquet file at .*looked for"):
-        find_shards([f"{tmp_path}/data", f"{tmp_path}/{missing}"])
+        find_files([f"{tmp_path}/data", f"{tmp_path}/{missing}"])
 
 
 def test_hive_directories_are_columns() -> None:
@@ -74,7 +73,7 @@ def test_hive_directories_are_columns() -> None:
 def test_shards_of_a_bucket(bucket: str) -> None:
     for name in ("docs/k=v/a.parquet", "docs/_x.parquet", "docs/b.txt"):
         create(f"{bucket}/{name}", b"x")
-    (shard,) = find_shards(f"{bucket}/docs")
+    (shard,) = find_files(f"{bucket}/docs").shards
     assert shard.url == f"{bucket}/docs/k=v/a.parquet"
     assert shard.partitions == (("k", "v"),)
 
@@ -101,7 +100,7 @@ def test_a_link_that_leads_nowhere_is_a_fault(tmp_path: Path, pattern: str) -> N
     (tmp_path / "volume").symlink_to("/nowhere")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "_tools").symlink_to("/nowhere")
-    shards = find_shards(f"{tmp_path}/{pattern}".rstrip("/"))
+    shards = find_files(f"{tmp_path}/{pattern}".rstrip("/")).shards
     named = {shard.url: shard for shard in shards}
     assert f"{tmp_path}/_tools" not in named
     lost = {"x.parquet"} if pattern in ("*.parquet", "x.parquet") else {"volume", "loop"}
@@ -132,7 +131,7 @@ def test_a_link_that_leads_nowhere_is_a_fault(tmp_path: Path, pattern: str) -> N
 def test_what_a_file_is_that_is_no_parquet(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
-    reason = footers_of(find_shards(str(path)), Input(path="p", text="t"))[str(path)]
+    reason = footers_of(find_files(str(path)).shards, Input(path="p", text="t"))[str(path)]
     assert f"it is {said}" in str(reason)
 
 

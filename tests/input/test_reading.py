@@ -16,7 +16,7 @@ from embedjob.errors import ChunkError, InputChangedError
 from embedjob.input import reading
 from embedjob.input.chunks import passes
 from embedjob.input.column_types import TEXT, in_type
-from embedjob.input.listing import find_shards
+from embedjob.input.listing import find_files
 from embedjob.input.reading import passing_rows, read_chunk, read_pass
 from embedjob.storage import objects
 from tests.shards import footers_of, only, plan_of, strings, write_shard
@@ -319,7 +319,7 @@ def test_int96_of_several_units_cannot_be_told_apart(tmp_path: Path) -> None:
     alone = Input(path=str(path), text="t", keep=("ns",))
     assert _read(alone).column("keep.ns").cast(pa.int64()).to_pylist() == [1]
     both_kept = Input(path=str(path), text="t", keep=("us", "ns"))
-    footer = footers_of(find_shards(str(path)), both_kept)[str(path)]
+    footer = footers_of(find_files(str(path)).shards, both_kept)[str(path)]
     assert "int96 timestamps of several units (ns, us)" in str(footer)
 
 

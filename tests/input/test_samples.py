@@ -6,14 +6,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedjob.config.job import Sample
-from embedjob.input.samples import Place, chunk_key, has_chunk, row_keys, sample_of, sampled_rows
+from embedjob.input.samples import (
+    SamplePlace,
+    chunk_key,
+    has_chunk,
+    row_keys,
+    sample_of,
+    sampled_rows,
+)
 
 CHUNK = 11765059617652949654
 ROWS = [16211959942521569297, 18099530173063040896, 2527744445583904361]
-PLACES = [Place(f"s3://in/{n}.parquet", start, start + 50) for n in range(8) for start in (0, 50)]
+PLACES = [
+    SamplePlace(f"s3://in/{n}.parquet", start, start + 50) for n in range(8) for start in (0, 50)
+]
 
 
-def chosen(sample: Sample, places: list[Place]) -> set[tuple[str, int]]:
+def chosen(sample: Sample, places: list[SamplePlace]) -> set[tuple[str, int]]:
     """The rows of a sample, by shard and number."""
     found = set()
     for place in places:
@@ -27,7 +36,7 @@ def chosen(sample: Sample, places: list[Place]) -> set[tuple[str, int]]:
 @settings(max_examples=30)
 @given(rows=st.integers(1, 799), seed=st.integers(0, 2**63 - 1), order=st.permutations(PLACES))
 def test_a_sample_has_so_many_rows_whatever_the_order(
-    rows: int, seed: int, order: list[Place]
+    rows: int, seed: int, order: list[SamplePlace]
 ) -> None:
     sample = sample_of(order, rows=rows, seed=seed)
     assert sample is not None
@@ -57,7 +66,7 @@ def test_few_chunks_are_read_for_few_rows() -> None:
 
 
 def test_a_corpus_that_grows_keeps_most_of_its_sample() -> None:
-    more = [*PLACES, Place("s3://in/new.parquet", 0, 50)]
+    more = [*PLACES, SamplePlace("s3://in/new.parquet", 0, 50)]
     before, after = (sample_of(places, rows=100, seed=3) for places in (PLACES, more))
     assert before is not None
     assert after is not None
@@ -93,9 +102,9 @@ def _splitmix(state: int, count: int) -> list[int]:
 
 
 def test_only_rows_that_count_are_in_a_sample_and_few_places_are_asked() -> None:
-    asked: list[Place] = []
+    asked: list[SamplePlace] = []
 
-    def even(places: Sequence[Place]) -> Iterator[np.ndarray]:
+    def even(places: Sequence[SamplePlace]) -> Iterator[np.ndarray]:
         for place in places:
             asked.append(place)
             yield np.arange(place.start, place.stop, 2)

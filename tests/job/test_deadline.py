@@ -18,7 +18,7 @@ from embedjob.job.options import Options
 from embedjob.job.planning import plan_job
 from embedjob.output import lease
 from embedjob.output.cleanup import prune
-from embedjob.output.snapshot import LeftShard, Snapshot, newest, publish, read_snapshot
+from embedjob.output.snapshot import LeftShard, Snapshot, newest_snapshot, publish, read_snapshot
 from embedjob.reports.verify import verify
 from embedjob.storage.objects import find, list_files, read_bytes
 from tests.output.epochs import commit_chunks, commit_left, small_corpus
@@ -52,7 +52,7 @@ def world(tmp_path: Path) -> Iterator[Dated]:
 
 
 def run(world: World, *, late: int | None = None, code: int = 3, **options: bool) -> Operation:
-    before = newest(world.out)
+    before = newest_snapshot(world.out)
     ended = world.run(Options(**options), late=late)
     assert ended.code == code, ended.error or ended.result
     world.look()
@@ -69,7 +69,7 @@ def stems(ids: dict[str, list[str]]) -> dict[str, int]:
 
 def visible(world: World) -> dict[str, int]:
     """How many good rows readers see of each shard; one row in each shard is bad."""
-    return stems(world.by_shard(newest(world.out)))
+    return stems(world.by_shard(newest_snapshot(world.out)))
 
 
 def test_whole_shards_are_published_and_the_next_night_goes_on(world: Dated) -> None:
@@ -88,7 +88,7 @@ def test_whole_shards_are_published_and_the_next_night_goes_on(world: Dated) -> 
     second = run(world, code=0)
     assert second.result.summary.chunks_written == 2
     assert visible(world) == {"new": 6, "next": 6, "old": 22}
-    snapshot = newest(world.out)
+    snapshot = newest_snapshot(world.out)
     assert snapshot is not None
     assert snapshot.left == ()
     assert world.prune().result.files == 0
@@ -105,7 +105,7 @@ def test_shards_that_changed_keep_their_rows_until_they_are_whole(world: Dated) 
     # Two chunks and one make the newer shards whole; of the oldest, one of three is there.
     run(world, late=4)
     assert visible(world) == {"new": 10, "next": 8, "old": 22}
-    snapshot = newest(world.out)
+    snapshot = newest_snapshot(world.out)
     assert snapshot is not None
     ids = world.by_shard(snapshot)
     versions = {Path(url).stem: {one.split("-")[0] for one in found} for url, found in ids.items()}
@@ -124,14 +124,14 @@ def test_nothing_is_published_before_a_shard_is_whole(world: Dated) -> None:
     ended = run(world, late=1)
     assert ended.result.summary.snapshot is None
     assert "nothing new was published: no shard is whole yet" in ended.result.verdict
-    assert newest(world.out) is None
+    assert newest_snapshot(world.out) is None
     assert run(world, code=0).result.summary.chunks_written == 2
 
 
 def test_a_run_that_had_no_time_at_all_leaves_everything(world: Dated) -> None:
     ended = run(world, late=0)
     assert (ended.result.summary.chunks_left, ended.result.summary.shards_left) == (5, 3)
-    assert newest(world.out) is None
+    assert newest_snapshot(world.out) is None
 
 
 def test_readers_of_another_recipe_keep_it_until_no_shard_is_left(world: Dated) -> None:
@@ -141,7 +141,7 @@ def test_readers_of_another_recipe_keep_it_until_no_shard_is_left(world: Dated) 
     for night in (2, 3):
         ended = run(world, late=2, new_fingerprint=True)
         assert "readers stay with the recipe of snapshot" in ended.result.verdict
-        shown = newest(world.out)
+        shown = newest_snapshot(world.out)
         assert shown is not None
         assert (shown.epoch, shown.fingerprint, shown.original) == (2 * night - 2, "f" * 64, 1)
         assert world.rows(shown) == before
@@ -149,7 +149,7 @@ def test_readers_of_another_recipe_keep_it_until_no_shard_is_left(world: Dated) 
         assert world.prune().result.files == 0
         assert verify(world.out).problems == ()
     assert run(world, code=0, new_fingerprint=True).result.summary.chunks_written == 1
-    shown = newest(world.out)
+    shown = newest_snapshot(world.out)
     assert shown is not None
     assert (shown.fingerprint, shown.left) == ("e" * 64, ())
 
@@ -247,16 +247,16 @@ def test_a_snapshot_remembers_what_was_left(tmp_path: Path, any_out: str) -> Non
     folder = f"data/{'f' * 12}/"
     files = tuple(f"{folder}{chunk.name}" for chunk in part.left)
     left = (LeftShard(plan.left[-1].shard.url, 5, files),)
-    with lease.held(lease.claim(any_out, job="job")) as mine:
+    with lease.held(lease.acquire(any_out, job="job")) as mine:
         document = _published(any_out, replace(snapshot, epoch=mine.epoch, left=left))
     assert document["left"][0]["files"] == [*files]
-    found = newest(any_out)
+    found = newest_snapshot(any_out)
     assert found is not None
     assert found.left == left
     prune(any_out, keep=1, grace_seconds=0)
     # Of the shard that was left, the last of three chunks is to be done.
     listed = list_files(f"{any_out}/data")
-    again = plan_of(job_input, listed=listed, served=newest(any_out))
+    again = plan_of(job_input, listed=listed, served=newest_snapshot(any_out))
     assert [(chunk.shard.url, chunk.start) for chunk in again.left] == [(left[0].shard, 20)]
 
 
@@ -265,7 +265,7 @@ def test_a_list_of_what_was_left_leads_nowhere_else(tmp_path: Path, out: str) ->
     _, snapshot = commit_left(small_corpus(tmp_path), out, epoch=1)
     _published(out, replace(snapshot, left=(LeftShard("s", 5, ("../../home/thesis.parquet",)),)))
     with pytest.raises(OutputError, match="is not a place of embeddings in an output"):
-        newest(out)
+        newest_snapshot(out)
 
 
 def _published(out: str, snapshot: Snapshot) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from embedjob.config.job_file import JobSource
 from embedjob.input.reading import read_chunk
 from embedjob.job.generation_plan import generation_files, planned_generation, taken_over
 from embedjob.job.options import Options
-from embedjob.output.file_names import parse
+from embedjob.output.file_names import parse_name
 from embedjob.storage.objects import list_files
 from embedjob.text.conversations import Variant, text_hash
 from tests.encoder.tiny import save_chat
@@ -62,7 +62,7 @@ def test_what_was_put_before_a_crash_is_not_left(world: JobWorld) -> None:
     seen = set()
     for moment in range(total // 3, total, total // 9):
         world.run(Options(), stop_at=moment, how="die")
-        put = [parse(file.name) for file in list_files(f"{world.out}/generations")]
+        put = [parse_name(file.name) for file in list_files(f"{world.out}/generations")]
         seen.add(len(put))
         texts = planned(world).generation.texts
         assert texts == 60 - 2 * sum(name.stop - name.start for name in put)

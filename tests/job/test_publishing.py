@@ -12,7 +12,7 @@ from embedjob.config.job import Input
 from embedjob.job.options import Options
 from embedjob.job.publishing import FAULTS_SHOWN, verdict_of
 from embedjob.job.result import Result
-from embedjob.output.snapshot import newest
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.reports.summary import show_summary
 from embedjob.reports.verify import verify
 from tests.output.worlds import World
@@ -79,7 +79,7 @@ def test_a_corpus_that_becomes_empty_on_purpose_is_said_too(world: Filtered) -> 
     world.write("in/a", 0, 2)
     result = ran(world, Options(allow_shrink=True))
     assert result.verdict.endswith("is empty: the input has no row in 1 shard")
-    snapshot = newest(world.out)
+    snapshot = newest_snapshot(world.out)
     assert snapshot is not None
     assert len(snapshot.files) == 0
 

@@ -28,8 +28,8 @@ from embedjob.job.result import Outcome, Outcomes, StagesEnd
 from embedjob.output import lease
 from embedjob.output.claim import put_claim
 from embedjob.output.derived.generations import GenerationFiles
-from embedjob.output.file_names import data_directory, parse
-from embedjob.output.snapshot import newest
+from embedjob.output.file_names import data_directory, parse_name
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.stages.chunk_state import ChunkState
 from embedjob.stages.engine import RecipeEngine, recipe_engine
 from embedjob.stages.fits import fit, term_counts, word_counts
@@ -121,7 +121,7 @@ class JobWorld(World):
     ) -> Outcome:
         with self.unnoticed():
             here = objects.list_files(data_directory(plan.job.out, plan.job.fingerprint))
-            done = {parse(file.name).chunk for file in here}
+            done = {parse_name(file.name).chunk for file in here}
         if self._is_alone:
             assert chunk.name not in done, f"{chunk.name} is embedded again"
         self.embedded.append(chunk.name)
@@ -202,7 +202,7 @@ class JobWorld(World):
 
     def vectors(self) -> dict[tuple[str, int], tuple[Any, ...]]:
         """What a reader of the newest snapshot sees of each row."""
-        snapshot = newest(self.out)
+        snapshot = newest_snapshot(self.out)
         assert snapshot is not None
         found: dict[tuple[str, int], tuple[Any, ...]] = {}
         for file in snapshot.files:

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from embedjob.input.chunks import Chunk, Shard
-from embedjob.output.calibration import SAMPLE_ROWS, Calibration, beginning, rows_each, sampled
+from embedjob.output.calibration import (
+    SAMPLE_ROWS,
+    Calibration,
+    beginning,
+    rows_each,
+    sampled_chunks,
+)
 
 
 def corpus(shards: int, chunks: int, *, rows: int = 1000) -> list[Chunk]:
@@ -42,17 +48,17 @@ def test_a_range_is_said_in_as_few_digits_as_name_it() -> None:
 
 def test_the_sample_is_the_same_whatever_is_left_and_however_it_is_listed() -> None:
     chunks = corpus(5, 40)
-    chosen = sampled(chunks)
-    assert chosen == sampled(chunks[::-1]) == sampled(list(chosen))
+    chosen = sampled_chunks(chunks)
+    assert chosen == sampled_chunks(chunks[::-1]) == sampled_chunks(list(chosen))
     # A shard that was copied has another etag, and so its chunks have other names.
     renamed = [replace(chunk, name=f"copy-{chunk.name}") for chunk in chunks]
-    assert [(c.shard.url, c.start) for c in sampled(renamed)] == [
+    assert [(c.shard.url, c.start) for c in sampled_chunks(renamed)] == [
         (c.shard.url, c.start) for c in chosen
     ]
 
 
 def test_it_is_spread_over_shards_and_over_their_rows() -> None:
-    chosen = sampled(corpus(5, 40))
+    chosen = sampled_chunks(corpus(5, 40))
     assert len({chunk.shard.url for chunk in chosen}) == 5
     tenths = {chunk.start // 4000 for chunk in chosen}
     assert len(tenths) >= 8
@@ -60,7 +66,7 @@ def test_it_is_spread_over_shards_and_over_their_rows() -> None:
 
 @given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 20_000))
 def test_no_more_is_read_than_one_usual_chunk(shards: int, chunks: int, rows: int) -> None:
-    chosen = sampled(corpus(shards, chunks, rows=rows))
+    chosen = sampled_chunks(corpus(shards, chunks, rows=rows))
     each = rows_each(chosen)
     parts = [beginning(chunk, rows=each) for chunk in chosen]
     assert sum(part.rows for part in parts) <= 16 * (SAMPLE_ROWS + len(chosen))

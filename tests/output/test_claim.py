@@ -7,7 +7,14 @@ import pytest
 
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError
-from embedjob.output.claim import Claim, Probes, check, check_probes, put_claim, read_claims
+from embedjob.output.claim import (
+    Claim,
+    Probes,
+    check_claims,
+    check_probes,
+    put_claim,
+    read_claims,
+)
 from embedjob.storage.objects import create, read_bytes
 
 PROBES = Probes(texts=["a", "b"], ids=[[1, 2], [3]], vectors=[[1.0, 0.0], [0.6, 0.8]])
@@ -31,7 +38,7 @@ def _claim(fingerprint: str = "a" * 64, *, chunk_rows: int = 100, **recipe: Any)
 def _check(
     claims: tuple[Claim, ...], ours: Claim, *, new_fingerprint: bool = False
 ) -> Claim | None:
-    return check(
+    return check_claims(
         claims,
         fingerprint=ours.fingerprint,
         chunk_rows=ours.chunk_rows,

@@ -458,8 +458,8 @@ def test_the_footer_has_the_ranges_once_and_only_where_there_are_any(
     case = _quantised(tmp_path, dtype)
     done = case.commit(out)
     content = read_bytes(f"{out}/data/{FINGERPRINT[:12]}/{done.name}")
-    said = pq.read_metadata(io.BytesIO(content)).metadata.get(chunk_file.CALIBRATION)
-    assert content.count(chunk_file.CALIBRATION) == (dtype in CALIBRATED)
+    said = pq.read_metadata(io.BytesIO(content)).metadata.get(chunk_file.CALIBRATION_KEY)
+    assert content.count(chunk_file.CALIBRATION_KEY) == (dtype in CALIBRATED)
     if dtype in CALIBRATED:
         assert json.loads(said) == {"ranges": [[-1.0] * WIDTH, [0.9] * WIDTH], "vectors": 9}
 

@@ -19,7 +19,7 @@ from embedjob.output.cleanup import prune
 from embedjob.output.documents import NONE, numbered, require_kinds
 from embedjob.output.snapshot import open_snapshot, published
 from embedjob.reports.verify import verify
-from tests.reports.test_verify import output
+from tests.reports.published import output
 
 DOCUMENTS = ("_embedjob.json", "leases/00000002.json", "snapshots/00000001.json")
 ODD: tuple[Any, ...] = (
@@ -31,7 +31,7 @@ OPENERS: Mapping[str, Callable[[str], object]] = {
     "open": lambda out: open_snapshot(out).count_rows(),
     "verify": verify,
     "recorded": recorded_recipes,
-    "claim": lambda out: lease.claim(out, job="other", watch_seconds=0.01),
+    "claim": lambda out: lease.acquire(out, job="other", watch_seconds=0.01),
     "prune": lambda out: prune(out, keep=1, grace_seconds=0),
 }
 
@@ -39,7 +39,7 @@ OPENERS: Mapping[str, Callable[[str], object]] = {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = output(tmp_path_factory.mktemp("whole"))
-    lease.release(lease.claim(str(out), job="job"))
+    lease.release(lease.acquire(str(out), job="job"))
     for opener in ("open", "verify", "claim"):
         OPENERS[opener](str(_copied(out, out.with_name(opener))))
     return out

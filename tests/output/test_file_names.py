@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedjob.errors import OutputError
-from embedjob.output.file_names import chunk_name, parse, shard_name, with_generation
+from embedjob.output.file_names import chunk_name, parse_name, shard_name, with_generation
 
 # Any path that a file system or a bucket can hold, bytes that are no UTF-8 included.
 URLS = st.text(st.characters(exclude_characters="\0"), max_size=300) | st.lists(
@@ -24,9 +24,9 @@ def test_a_name_is_one_harmless_path_part_and_parses_back(url: str, start: int, 
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.parquet", name)
     assert ".." not in name
     assert len(name) < 160
-    assert tuple(parse(name)) == (shard_name(url), VERSION, start, stop, 0)
-    again = parse(with_generation(name, 12))
-    assert (again.generation, again.chunk, parse(name).chunk) == (12, name, name)
+    assert tuple(parse_name(name)) == (shard_name(url), VERSION, start, stop, 0)
+    again = parse_name(with_generation(name, 12))
+    assert (again.generation, again.chunk, parse_name(name).chunk) == (12, name, name)
 
 
 @given(st.lists(st.tuples(URLS, ROWS, ROWS), unique=True))
@@ -49,4 +49,4 @@ def test_names_sort_as_rows_do() -> None:
 @pytest.mark.parametrize("name", ["x.parquet", "../a-b-c-1-2.parquet", "a" * 200])
 def test_what_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(OutputError, match="not the name of an embedding file"):
-        parse(name)
+        parse_name(name)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedjob.config.fits import Kmeans
+from embedjob.config.fits.fit_kinds import Kmeans
 from embedjob.config.generation import Generation, Transformation
 from embedjob.config.heads import (
     Continuations,

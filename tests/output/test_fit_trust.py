@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from embedjob.config.fits import Pca, Standardize
+from embedjob.config.fits.fit_kinds import Pca, Standardize
 from embedjob.config.job_file import JobSource
 from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import Recipe
@@ -20,9 +20,9 @@ from embedjob.job.options import Options
 from embedjob.job.planning import JobPlan, plan_settled
 from embedjob.job.result import Outcome
 from embedjob.output.claim import read_claims
-from embedjob.output.file_names import parse
+from embedjob.output.file_names import parse_name
 from embedjob.output.fits.records import read_records
-from embedjob.output.snapshot import newest
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.reports.verify import verify
 from embedjob.stages.fits import fit
 from embedjob.stages.fits import reduce as reducing
@@ -70,7 +70,7 @@ class FitWorld(World):
             }
         )
         job = replace(job, config=config, recipes={"document": encoder}, view_width=WIDTH)
-        served = newest(job.out)
+        served = newest_snapshot(job.out)
         found = list_input(config.input, served)
         me.shards = found.shards
         check_apart(config.input.path, job.out, found.shards)
@@ -79,7 +79,7 @@ class FitWorld(World):
     def _chunk(self, plan: JobPlan, chunk: Chunk, fails: bool) -> Outcome:
         folder = f"{plan.job.out}/data/{plan.job.fingerprint[:12]}"
         with self.unnoticed():
-            here = {parse(file.name).chunk for file in objects.list_files(folder)}
+            here = {parse_name(file.name).chunk for file in objects.list_files(folder)}
         assert self.active is not None
         # One that slept and lost the output may go on for a while.
         if not self.active.woken.is_set():
@@ -189,13 +189,13 @@ def test_an_artefact_stays_while_the_corpus_grows(world: FitWorld) -> None:
 
 def test_refit_makes_another_recipe_beside_the_one_that_is_served(world: FitWorld) -> None:
     ended_well(world)
-    served, before = newest(world.out), world.artefacts()
+    served, before = newest_snapshot(world.out), world.artefacts()
     world.write("in/c", 12, 1)
     refused = world.run(Options(refit=True))
     assert (refused.code, "--new-fingerprint" in str(refused.error)) == (2, True)
     assert world.artefacts() == before
     ended_well(world, refit=True, new_fingerprint=True)
-    switched = newest(world.out)
+    switched = newest_snapshot(world.out)
     assert served is not None
     assert switched is not None
     assert switched.fingerprint != served.fingerprint
@@ -206,7 +206,7 @@ def test_refit_makes_another_recipe_beside_the_one_that_is_served(world: FitWorl
         assert Path(world.out, file.path).exists()
     # The job goes by the new artefacts from now on.
     ended_well(world)
-    assert newest(world.out) == switched
+    assert newest_snapshot(world.out) == switched
 
 
 def test_a_prune_takes_the_vectors_of_a_fit_and_no_artefact(world: FitWorld) -> None:

@@ -11,11 +11,11 @@ from embedjob.errors import AccessError, FaultError, LeaseHeldError, OutputError
 from embedjob.output import lease
 from embedjob.output.lease import (
     Lease,
+    acquire,
     beat,
-    claim,
     held,
     is_seen,
-    newest,
+    newest_lease,
     release,
     superseded,
 )
@@ -26,7 +26,7 @@ BEAT = 0.1
 
 
 def _claim(out: str, *, takeover: bool = False) -> Lease:
-    return claim(out, job="job.yaml", takeover=takeover, watch_seconds=WATCH)
+    return acquire(out, job="job.yaml", takeover=takeover, watch_seconds=WATCH)
 
 
 def _seconds(began: float) -> float:
@@ -34,10 +34,10 @@ def _seconds(began: float) -> float:
 
 
 def test_the_first_run_claims_epoch_one(out: str) -> None:
-    assert newest(out) is None
+    assert newest_lease(out) is None
     mine = _claim(out)
     assert (mine.epoch, mine.host, mine.pid) == (1, socket.gethostname(), os.getpid())
-    assert newest(out) == mine
+    assert newest_lease(out) == mine
     assert not superseded(mine)
 
 
@@ -61,10 +61,10 @@ def test_a_lease_whose_holder_died_expires(any_out: str) -> None:
 def test_who_has_to_watch_says_so(out: str) -> None:
     said: list[str] = []
     release(_claim(out))
-    dead = claim(out, job="job.yaml", say=said.append)
-    claim(out, job="job.yaml", takeover=True, say=said.append)
+    dead = acquire(out, job="job.yaml", say=said.append)
+    acquire(out, job="job.yaml", takeover=True, say=said.append)
     assert said == []
-    claim(out, job="job.yaml", say=said.append, watch_seconds=0.1)
+    acquire(out, job="job.yaml", say=said.append, watch_seconds=0.1)
     [line] = said
     assert f"process {dead.pid} on {dead.host} was not released; waiting up to 0.1 s" in line
 
@@ -82,7 +82,7 @@ def test_a_lease_that_lives_is_named(any_out: str) -> None:
             _claim(any_out)
         assert f"job.yaml, process {os.getpid()} on {socket.gethostname()}" in str(refused.value)
         assert "--takeover" in str(refused.value)
-    assert newest(any_out) == replace(newest(any_out) or _claim(any_out), released=True)
+    assert newest_lease(any_out) == replace(newest_lease(any_out) or _claim(any_out), released=True)
 
 
 def test_a_holder_that_ends_while_it_is_watched_lets_the_contender_in(out: str) -> None:
@@ -103,14 +103,14 @@ def test_of_many_contenders_for_an_expired_lease_one_wins(any_out: str) -> None:
     with ThreadPoolExecutor(6) as pool:
         ends = [end.result() for end in [pool.submit(contend) for _ in range(6)]]
     winners = [end for end in ends if end]
-    assert winners == [newest(any_out)]
+    assert winners == [newest_lease(any_out)]
     assert winners[0].epoch == 2
 
 
 def test_a_run_that_lost_the_race_for_the_epoch_is_told_who_won(any_out: str) -> None:
     first = _claim(any_out)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease, "newest", lambda _: None)
+        patch.setattr(lease, "newest_lease", lambda _: None)
         with pytest.raises(LeaseHeldError, match=rf"epoch {first.epoch}"):
             _claim(any_out)
 
@@ -124,7 +124,7 @@ def test_a_lost_answer_to_the_put_is_no_loss(any_out: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(objects, "create", put_and_hear_nothing)
     mine = _claim(any_out)
-    assert newest(any_out) == mine
+    assert newest_lease(any_out) == mine
 
 
 def test_a_heartbeat_that_storage_refuses_is_tried_again(
@@ -142,7 +142,7 @@ def test_a_heartbeat_that_storage_refuses_is_tried_again(
     monkeypatch.setattr(lease, "put_over", refuse_twice)
     with held(_claim(out), every=BEAT / 4):
         time.sleep(BEAT * 3)
-        now = newest(out)
+        now = newest_lease(out)
     assert now is not None
     assert now.heartbeat > 0
 
@@ -150,7 +150,7 @@ def test_a_heartbeat_that_storage_refuses_is_tried_again(
 def test_a_lease_is_given_back_when_the_run_fails(out: str) -> None:
     with pytest.raises(ZeroDivisionError), held(_claim(out), every=BEAT):
         raise ZeroDivisionError
-    found = newest(out)
+    found = newest_lease(out)
     assert found is not None
     assert found.released
 
@@ -181,9 +181,9 @@ def test_an_epoch_that_was_published_does_not_come_again(any_out: str) -> None:
 def test_a_holder_that_was_suspended_renews_before_it_changes_anything(out: str) -> None:
     with held(_claim(out), every=60.0, unrenewed=BEAT) as holder:
         time.sleep(2 * BEAT)
-        before = newest(out)
+        before = newest_lease(out)
         holder.require()
-        after = newest(out)
+        after = newest_lease(out)
         assert before is not None
         assert after is not None
         assert after.heartbeat == before.heartbeat + 1

@@ -19,7 +19,13 @@ from embedjob.errors import OutputError
 from embedjob.input.footers import Wanted
 from embedjob.output import manifest
 from embedjob.output.manifest import FileList, Footers, SnapshotFile, remembered
-from embedjob.output.snapshot import Snapshot, newest, open_snapshot, publish, read_snapshot
+from embedjob.output.snapshot import (
+    Snapshot,
+    newest_snapshot,
+    open_snapshot,
+    publish,
+    read_snapshot,
+)
 from tests.output.epochs import commit_left, small_corpus
 from tests.shards import FINGERPRINT
 
@@ -110,7 +116,7 @@ def test_the_list_of_an_earlier_release_is_read(tmp_path: Path, out: str) -> Non
     path = Path(out, "snapshots", "00000001.json")
     path.parent.mkdir()
     path.write_text(json.dumps(document))
-    found = newest(out)
+    found = newest_snapshot(out)
     assert found is not None
     assert (found.files, found.shards) == (snapshot.files, snapshot.shards)
     assert (found.input, found.projection, found.quarantine) == (None, None, snapshot.quarantine)
@@ -131,7 +137,7 @@ def test_the_list_of_an_earlier_release_is_read(tmp_path: Path, out: str) -> Non
 def test_a_list_that_leads_out_of_the_output_is_refused(path: str, out: str) -> None:
     publish(out, _snapshot(3, path=path))
     with pytest.raises(OutputError, match="not a place of embeddings"):
-        newest(out)
+        newest_snapshot(out)
 
 
 def test_a_part_is_looked_for_in_its_own_folder_alone(out: str) -> None:
@@ -142,7 +148,7 @@ def test_a_part_is_looked_for_in_its_own_folder_alone(out: str) -> None:
     head.write_text(json.dumps(document))
     Path(out).with_name("elsewhere.parquet").write_bytes(b"PAR1")
     with pytest.raises(OutputError, match=r"parts\[0\]\.name is .*elsewhere"):
-        newest(out)
+        newest_snapshot(out)
 
 
 def test_a_damaged_part_is_named(out: str) -> None:
@@ -152,10 +158,10 @@ def test_a_damaged_part_is_named(out: str) -> None:
     for broken in (whole[:-1], whole[:20] + bytes([whole[20] ^ 255]) + whole[21:], b""):
         part.write_bytes(broken)
         with pytest.raises(OutputError, match=r"files-00000\.parquet: is not a whole Parquet file"):
-            newest(out)
+            newest_snapshot(out)
     part.unlink()
     with pytest.raises(OutputError, match="is missing; its snapshot cannot be read"):
-        newest(out)
+        newest_snapshot(out)
 
 
 def test_a_part_with_gaps_is_named(out: str) -> None:
@@ -165,7 +171,7 @@ def test_a_part_with_gaps_is_named(out: str) -> None:
     gap = pa.array([None, *table["start"].to_pylist()[1:]], pa.int64())
     pq.write_table(table.set_column(table.column_names.index("start"), "start", gap), part)
     with pytest.raises(OutputError, match="has no value in some start"):
-        newest(out)
+        newest_snapshot(out)
 
 
 def test_damaged_schemas_of_footers_are_named(out: str) -> None:
@@ -181,7 +187,7 @@ def test_damaged_schemas_of_footers_are_named(out: str) -> None:
         wanted = {"text": ["text"], "needed": ["text"], "filter": []}
         head.write_text(json.dumps({**document, "footers": {"wanted": wanted, "schemas": [coded]}}))
         with suppress(OutputError):
-            newest(out)
+            newest_snapshot(out)
 
 
 @pytest.mark.parametrize(
@@ -210,4 +216,4 @@ def test_a_shorter_part_is_named(out: str) -> None:
     head = Path(out, "snapshots", "00000003.json")
     head.write_text(head.read_text().replace('"rows": 30', '"rows": 31'))
     with pytest.raises(OutputError, match="has 30 rows, its snapshot says 31"):
-        newest(out)
+        newest_snapshot(out)

@@ -12,14 +12,20 @@ from embedjob.errors import AccessError, LeaseHeldError, OutputError
 from embedjob.output import lease
 from embedjob.output.cleanup import Pruned, prune
 from embedjob.output.file_names import with_generation
-from embedjob.output.snapshot import newest, open_snapshot, publish, published, read_snapshot
+from embedjob.output.snapshot import (
+    newest_snapshot,
+    open_snapshot,
+    publish,
+    published,
+    read_snapshot,
+)
 from embedjob.storage.objects import create, list_files
 from tests.output.epochs import commit_left, small_corpus
 from tests.shards import FINGERPRINT
 
 
 def newest_names(out: str) -> list[str]:
-    snapshot = newest(out)
+    snapshot = newest_snapshot(out)
     assert snapshot is not None
     return sorted(snapshot.files.names)
 
@@ -27,7 +33,7 @@ def newest_names(out: str) -> list[str]:
 def test_only_what_no_kept_snapshot_names_is_deleted(tmp_path: Path, any_out: str) -> None:
     for rows in (25, 15, 5):
         job_input = small_corpus(tmp_path, rows=rows)
-        with lease.held(lease.claim(any_out, job="job")) as mine:
+        with lease.held(lease.acquire(any_out, job="job")) as mine:
             _, snapshot = commit_left(job_input, any_out, epoch=mine.epoch)
             publish(any_out, snapshot)
     orphan = with_generation(newest_names(any_out)[0], 9)
@@ -78,7 +84,7 @@ def test_nothing_is_deleted_while_a_run_holds_the_output(
     publish(out, snapshot)
     orphan = with_generation(newest_names(out)[0], 9)
     create(f"{out}/data/{FINGERPRINT[:12]}/{orphan}", b"x")
-    with lease.held(lease.claim(out, job="job"), every=0.5), pytest.raises(LeaseHeldError):
+    with lease.held(lease.acquire(out, job="job"), every=0.5), pytest.raises(LeaseHeldError):
         prune(out, keep=1)
     assert prune(out, keep=1).files == 1
 
@@ -89,7 +95,7 @@ def test_what_was_published_while_it_waited_for_the_lease_stays(
     out = str(tmp_path / "out")
     _, snapshot = commit_left(small_corpus(tmp_path, rows=5), out, epoch=1)
     publish(out, snapshot)
-    claim = lease.claim
+    claim = lease.acquire
 
     def waited_for(out: str, *, job: str, **options: Any) -> lease.Lease:
         job_input = small_corpus(tmp_path, rows=15)
@@ -98,7 +104,7 @@ def test_what_was_published_while_it_waited_for_the_lease_stays(
             publish(out, later)
         return claim(out, job=job, **options)
 
-    monkeypatch.setattr(lease, "claim", waited_for)
+    monkeypatch.setattr(lease, "acquire", waited_for)
     assert prune(out, keep=1, grace_seconds=0).snapshots == 1
     assert open_snapshot(out).count_rows() == 28
 
@@ -124,7 +130,7 @@ def test_what_was_replaced_a_moment_ago_stays_readable(tmp_path: Path, any_out: 
     """Its readers hold a list of files, and may be at it for as long as the grace."""
     for rows in (25, 15):
         job_input = small_corpus(tmp_path, rows=rows)
-        with lease.held(lease.claim(any_out, job="job")) as mine:
+        with lease.held(lease.acquire(any_out, job="job")) as mine:
             _, snapshot = commit_left(job_input, any_out, epoch=mine.epoch)
             publish(any_out, snapshot)
     first = read_snapshot(any_out, 1)

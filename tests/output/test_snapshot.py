@@ -5,7 +5,7 @@ import pytest
 from embedjob.errors import FaultError, OutputError
 from embedjob.output import lease
 from embedjob.output.manifest import FileList
-from embedjob.output.snapshot import Snapshot, newest, open_snapshot, publish, published
+from embedjob.output.snapshot import Snapshot, newest_snapshot, open_snapshot, publish, published
 from embedjob.storage.objects import create
 from tests.output.epochs import commit_left, small_corpus
 from tests.shards import FINGERPRINT
@@ -19,7 +19,7 @@ def test_a_snapshot_lists_every_file_and_opens_as_one_dataset(tmp_path: Path, an
     job_input = small_corpus(tmp_path)
     plan, snapshot = commit_left(job_input, any_out, epoch=1)
     publish(any_out, snapshot)
-    assert newest(any_out) == snapshot
+    assert newest_snapshot(any_out) == snapshot
     assert [file.path.rsplit("/", 1)[-1] for file in snapshot.files] == [
         c.name for c in plan.chunks
     ]
@@ -44,16 +44,16 @@ def test_files_of_earlier_runs_are_described_without_this_runs_memory(
 
 def test_a_late_zombie_publishes_below_and_never_over(tmp_path: Path, any_out: str) -> None:
     job_input = small_corpus(tmp_path)
-    zombie = lease.claim(any_out, job="zombie")
+    zombie = lease.acquire(any_out, job="zombie")
     _, late = commit_left(job_input, any_out, epoch=zombie.epoch)
-    heir = lease.claim(any_out, job="heir", takeover=True)
+    heir = lease.acquire(any_out, job="heir", takeover=True)
     _, current = commit_left(job_input, any_out, epoch=heir.epoch)
     publish(any_out, current)
     assert lease.superseded(zombie)
     with pytest.raises(FaultError, match="snapshot 2 of a later run"):
         publish(any_out, late)
     assert published(any_out) == (1, 2)
-    assert newest(any_out) == current
+    assert newest_snapshot(any_out) == current
 
 
 def test_a_snapshot_is_never_changed(tmp_path: Path, any_out: str) -> None:
@@ -61,7 +61,7 @@ def test_a_snapshot_is_never_changed(tmp_path: Path, any_out: str) -> None:
     publish(any_out, snapshot)
     with pytest.raises(FaultError, match="published by another run"):
         publish(any_out, _empty(7))
-    assert newest(any_out) == snapshot
+    assert newest_snapshot(any_out) == snapshot
 
 
 def test_a_shard_that_is_not_finished_keeps_the_files_published_before(
@@ -107,4 +107,4 @@ def test_a_snapshot_without_files_opens_empty(tmp_path: Path) -> None:
 def test_what_is_no_snapshot_is_refused(tmp_path: Path, content: bytes) -> None:
     create(f"{tmp_path}/snapshots/00000001.json", content)
     with pytest.raises(OutputError, match=r"not JSON|not a snapshot"):
-        newest(str(tmp_path))
+        newest_snapshot(str(tmp_path))

@@ -21,10 +21,10 @@ from hypothesis.stateful import (
 )
 
 from embedjob.input import listing
-from embedjob.input.decoders import Decode
+from embedjob.input.decoders import DecodesFooters
 from embedjob.input.footers import Footer
 from embedjob.job.options import Options
-from embedjob.output.snapshot import newest
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.storage.objects import Stored, list_files
 from tests.output.worlds import Operation, World
 
@@ -86,21 +86,21 @@ class Output(RuleBasedStateMachine):
         late: int | None,
         options: Options,
     ) -> None:
-        before = newest(self.world.out)
+        before = newest_snapshot(self.world.out)
         ended = self.world.run(options, stop_at=stop_at, how=how, fails=fails, late=late)
         self._ended(ended)
         if ended.code == 3:
             self.world.check_deadline(ended, before)
 
-    @precondition(lambda self: newest(self.world.out) is not None)
+    @precondition(lambda self: newest_snapshot(self.world.out) is not None)
     @rule()
     def another_job(self) -> None:
         """The same recipe over another input, by mistake."""
-        before = newest(self.world.out)
+        before = newest_snapshot(self.world.out)
         assert self.world.run(Options(), input="other").code == 2, "another input was taken"
-        assert newest(self.world.out) == before
+        assert newest_snapshot(self.world.out) == before
 
-    @precondition(lambda self: newest(self.world.out) is not None)
+    @precondition(lambda self: newest_snapshot(self.world.out) is not None)
     @rule(stop_at=STOPS, how=WAYS, keep=st.integers(1, 2))
     def prune(self, stop_at: int | None, how: str, keep: int) -> None:
         self.world.prune(keep=keep, stop_at=stop_at, how=how)
@@ -117,10 +117,10 @@ class Output(RuleBasedStateMachine):
         for path in Path(self.world.out, "leases").glob("*.json"):
             path.unlink()
 
-    @precondition(lambda self: newest(self.world.out) is not None)
+    @precondition(lambda self: newest_snapshot(self.world.out) is not None)
     @rule(data=st.data())
     def a_file_is_lost(self, data: st.DataObject) -> None:
-        snapshot = newest(self.world.out)
+        snapshot = newest_snapshot(self.world.out)
         assert snapshot is not None
         if len(snapshot.files):
             number = data.draw(st.integers(0, len(snapshot.files) - 1))
@@ -248,18 +248,18 @@ def test_a_run_that_published_late_is_never_what_readers_see(world: World) -> No
 
 def test_another_job_does_not_replace_the_corpus(world: World) -> None:
     _run(world)
-    before = newest(world.out)
+    before = newest_snapshot(world.out)
     ended = world.run(Options(), input="other")
     assert ended.code == 2
     assert "--new-input" in str(ended.error)
-    assert newest(world.out) == before
+    assert newest_snapshot(world.out) == before
     assert world.run(Options(new_input=True), input="other").code == 0
     assert world.run(Options()).code == 2
 
 
 def test_an_input_that_lists_short_is_not_published(world: World) -> None:
     _run(world)
-    before = newest(world.out)
+    before = newest_snapshot(world.out)
     (world.inputs / "in" / "a.parquet").unlink()
     ended = world.run(Options(publish_partial=True))
     assert ended.code == 1
@@ -270,7 +270,7 @@ def test_an_input_that_lists_short_is_not_published(world: World) -> None:
     ) in fault
     summary = ended.result.summary
     assert (summary.rows_before, summary.shards_removed, summary.snapshot) == (30, 1, None)
-    assert newest(world.out) == before
+    assert newest_snapshot(world.out) == before
     _run(world, allow_shrink=True)
 
 
@@ -301,7 +301,7 @@ def test_a_crash_at_any_moment_of_making_again_is_healed_by_a_plain_run(
 def test_a_partial_snapshot_lists_nothing_that_is_gone(world: World) -> None:
     """An unfinished shard keeps the served files that are still there."""
     _run(world)
-    served = newest(world.out)
+    served = newest_snapshot(world.out)
     assert served is not None
     lost = next(file for file in served.files if file.shard.endswith("a.parquet"))
     Path(world.out, lost.path).unlink()
@@ -314,7 +314,7 @@ def test_a_partial_snapshot_lists_nothing_that_is_gone(world: World) -> None:
 def test_what_is_made_again_takes_nothing_from_older_snapshots(world: World) -> None:
     """Chunks with quarantined rows of shards that are no longer there are left alone."""
     _run(world)
-    first = newest(world.out)
+    first = newest_snapshot(world.out)
     assert first is not None
     world.write("in/a", 23, 2)
     _run(world, retry_quarantined=True)
@@ -330,7 +330,7 @@ def test_an_unchanged_input_is_not_opened_again(
     opened: list[str] = []
     read = listing.read_batch
 
-    def read_batch(files: Sequence[Stored], decode: Decode) -> dict[str, Footer | str]:
+    def read_batch(files: Sequence[Stored], decode: DecodesFooters) -> dict[str, Footer | str]:
         opened.extend(file.name for file in files)
         return read(files, decode)
 

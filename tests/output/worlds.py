@@ -25,7 +25,7 @@ from embedjob.errors import EmbedjobError
 from embedjob.input import listing
 from embedjob.input.chunks import Chunk, newest_first
 from embedjob.input.columns import columns_of
-from embedjob.input.decoders import Decode, decoders
+from embedjob.input.decoders import DecodesFooters, decoders
 from embedjob.input.footers import Wanted
 from embedjob.input.listing import check_apart
 from embedjob.input.reading import read_chunk
@@ -40,7 +40,7 @@ from embedjob.output.claim import put_claim
 from embedjob.output.committing import commit
 from embedjob.output.file_names import data_directory
 from embedjob.output.manifest import SnapshotFile
-from embedjob.output.snapshot import Snapshot, newest, published, read_snapshot
+from embedjob.output.snapshot import Snapshot, newest_snapshot, published, read_snapshot
 from embedjob.stages import session
 from embedjob.stages.reuse.merging import TAKEN, lines_of_texts, merged
 from embedjob.storage import objects
@@ -166,13 +166,13 @@ class World:
         self.contents: dict[str, bytes] = {}
         self.good: dict[tuple[str, str], list[str]] = {}  # ids of good rows, by url and etag
         self.fingerprint = FINGERPRINT
-        self.decode: Decode | None = None
+        self.decode: DecodesFooters | None = None
         self.spoiled = 0  # the epoch of the last snapshot that somebody took a file from
 
     @contextmanager
     def running(self) -> Iterator["World"]:
         """The project's own functions, with this world's storage, clock and stages."""
-        located, held, claim = objects.locate, lease.held, lease.claim
+        located, held, acquire = objects.locate, lease.held, lease.acquire
 
         def gated(url: str) -> tuple[Any, str, str]:
             backend, path, prefix = located(url)
@@ -180,10 +180,10 @@ class World:
             return (Gated(backend, self) if mine else backend), path, prefix
 
         def taken_over(out: str, *, job: str, **_: Any) -> lease.Lease:
-            last = lease.newest(out)
+            last = lease.newest_lease(out)
             if last is not None and not last.released:
                 self.seconds += WATCH
-            return claim(out, job=job, takeover=True)
+            return acquire(out, job=job, takeover=True)
 
         # One that decodes for several worlds is given.
         shared = nullcontext(self.decode) if self.decode else decoders(self.decoded, files=1)
@@ -194,12 +194,12 @@ class World:
             patch.setattr(lease, "_clock", lambda: self.seconds)
             for module in (lease, pipeline):
                 patch.setattr(module, "held", partial(held, every=3600.0))
-                patch.setattr(module, "claim", taken_over)
+                patch.setattr(module, "acquire", taken_over)
             patch.setattr(pipeline, "require_create_only", lambda _: None)
             patch.setattr(pipeline, "plan_job", self._planned)
             patch.setattr(session, "run_stages", self._stages)
-            patch.setattr(cleanup, "THREADS", 1)
-            patch.setattr(reusable, "THREADS", 1)
+            patch.setattr(cleanup, "DELETE_THREADS", 1)
+            patch.setattr(reusable, "LIST_THREADS", 1)
             yield self
             for operation in self.sleeping:
                 operation.dead = True
@@ -269,7 +269,7 @@ class World:
         run = config.run.model_copy(update={"max_quarantined": 1.0})
         config = config.model_copy(update={"output": output, "run": run})
         job = replace(job, config=config, fingerprint=self.fingerprint)
-        served = newest(job.out)
+        served = newest_snapshot(job.out)
         found = list_input(config.input, served)
         me.shards = found.shards
         check_apart(config.input.path, job.out, found.shards)
@@ -353,7 +353,7 @@ class World:
 
     def check_success(self, operation: Operation) -> None:
         """Exit 0 means that readers see exactly the good rows of the input as it was listed."""
-        snapshot = newest(self.out)
+        snapshot = newest_snapshot(self.out)
         assert snapshot is not None
         assert self.rows(snapshot) == sorted(self.good_rows(operation)), "exit 0, and other rows"
         if self.reuses:
@@ -372,7 +372,10 @@ class World:
 
     def check_deadline(self, operation: Operation, before: Snapshot | None) -> None:
         """Exit 3: of each shard readers see all good rows as it was listed, or what they saw."""
-        snapshot, listed = newest(self.out), {one.url: one.etag for one in operation.shards}
+        snapshot, listed = (
+            newest_snapshot(self.out),
+            {one.url: one.etag for one in operation.shards},
+        )
         seen = self.by_shard(before)
         left = {one.shard for one in operation.result.left}
         assert left, "exit 3, and nothing is left"

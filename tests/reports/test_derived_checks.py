@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embedjob.config.heads import TokenIds
 from embedjob.config.job_file import recipe_from
 from embedjob.job.text_fits import before_heads
 from embedjob.output.claim import Claim, Probes
@@ -14,11 +15,11 @@ from embedjob.output.fingerprint import fingerprint
 from embedjob.output.fits.artefacts import Head, put_artefact
 from embedjob.output.fits.records import Record, put_record
 from embedjob.reports.derived_checks import derived_problems
-from embedjob.vectors.continuation_ids import Ids, fitted_continuations
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.continuation_ids import fitted_continuations
+from embedjob.vectors.fits.fitted import Fitted
 
-IDS: tuple[Ids, ...] = ((5, 9), (7,), (30, 2, 2), (11, 12))
-OTHERS: tuple[Ids, ...] = ((5, 9), (7,), (30, 2, 3), (11, 12))
+IDS: tuple[TokenIds, ...] = ((5, 9), (7,), (30, 2, 2), (11, 12))
+OTHERS: tuple[TokenIds, ...] = ((5, 9), (7,), (30, 2, 3), (11, 12))
 DIGESTS = {"model.safetensors": "a1"}
 KEY = "0123456789abcdef"
 
@@ -47,7 +48,7 @@ def claim(continuations: object = IDS, *, template: str = "{text}") -> Claim:
 
 
 def sampled(
-    out: Path, ids: tuple[Ids, ...] = IDS, *, template: str = "{text}", number: int = 1
+    out: Path, ids: tuple[TokenIds, ...] = IDS, *, template: str = "{text}", number: int = 1
 ) -> Head:
     """What a fit that samples after such views leaves, and its record."""
     recipe = recipe_from(claim(template=template).recipes["document"], {})
@@ -111,7 +112,7 @@ def test_an_artefact_of_another_kind_is_named(out: str) -> None:
     ],
 )
 def test_continuations_of_somebody_else_are_named(
-    ids: tuple[Ids, ...], template: str, said: str, out: str
+    ids: tuple[TokenIds, ...], template: str, said: str, out: str
 ) -> None:
     sampled(Path(out), ids, template=template)
     [problem] = derived_problems(out, [claim()]).problems

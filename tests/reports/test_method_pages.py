@@ -13,7 +13,7 @@ from rich.console import Console
 
 from embedjob.config.job_file import job_source, read_yaml
 from embedjob.methods.catalogue import names, read_method
-from embedjob.reports.method_figures import VARIANTS
+from embedjob.reports.method_figures import FIGURE_VARIANTS
 from embedjob.reports.method_listing import resolved_lines, show_method, show_methods
 from embedjob.reports.method_pages import page
 from tests.fakes import tiny_tokenizer
@@ -35,7 +35,7 @@ def test_the_page_is_what_the_files_say() -> None:
 def test_every_figure_is_of_a_method_that_there_is() -> None:
     for figures in read_yaml(QUALITY).values():
         known = {
-            name.removesuffix(next((one for one in VARIANTS if name.endswith(one)), ""))
+            name.removesuffix(next((one for one in FIGURE_VARIANTS if name.endswith(one)), ""))
             for name in figures
         }
         assert known <= {*names(), "all-MiniLM-L6-v2"}

@@ -18,9 +18,9 @@ from embedjob.errors import AccessError, OutputError
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import read_chunk
 from embedjob.output import lease
-from embedjob.output.calibration import sampled
+from embedjob.output.calibration import sampled_chunks
 from embedjob.output.claim import Claim, Probes, read_claims
-from embedjob.stages.calibrating import Calibrate, with_quantization
+from embedjob.stages.calibrating import FindRanges, with_quantization
 from embedjob.stages.claiming import ClaimAndCheck
 from embedjob.stages.engine import RecipeEngine
 from embedjob.vectors.quantizing import ranges_of
@@ -50,10 +50,10 @@ def reader(job_input: Input) -> Read:
     return lambda chunk: read_chunk(chunk, job_input)
 
 
-def calibrate(source: Path, *, limit: int | None = None, **job_input: object) -> Calibrate:
+def calibrate(source: Path, *, limit: int | None = None, **job_input: object) -> FindRanges:
     made = Input(path=str(source), text="t", **job_input)
     plan = plan_of(made, limit=limit)
-    return Calibrate(sampled(plan.corpus), reader(made))
+    return FindRanges(sampled_chunks(plan.corpus), reader(made))
 
 
 def shard(path: Path, bodies: list[str | None], **columns: object) -> None:
@@ -97,7 +97,7 @@ def test_rows_behind_a_filter_are_looked_for_to_the_end_of_the_sampled_chunks(
     job_input = Input(path=str(tmp_path), text="t", filter=(("wanted", "==", True),))
     plan = plan_of(job_input, chunk_rows=40_000)
     assert len(plan.chunks) == 1
-    made = Calibrate(sampled(plan.corpus), reader(job_input))(encoder, engine)
+    made = FindRanges(sampled_chunks(plan.corpus), reader(job_input))(encoder, engine)
     assert made.vectors == 10
 
 
@@ -111,7 +111,7 @@ def test_ranges_need_two_vectors(
 
 
 class TestClaiming:
-    def claiming(self, out: Path, found: Calibrate, engine: RecipeEngine) -> ClaimAndCheck:
+    def claiming(self, out: Path, found: FindRanges, engine: RecipeEngine) -> ClaimAndCheck:
         claim = Claim(
             chunk_rows=10,
             fingerprint=FINGERPRINT,
@@ -121,7 +121,7 @@ class TestClaiming:
             probes=Probes((), (), ()),
             versions={},
         )
-        mine = lease.claim(str(out), job="test", takeover=True)
+        mine = lease.acquire(str(out), job="test", takeover=True)
         return ClaimAndCheck(mine, claim, "float32", files_of(engine.recipe), calibrate=found)
 
     def test_the_first_claim_keeps_the_ranges_and_nobody_samples_again(

@@ -24,7 +24,7 @@ def test_a_node_is_refused_by_its_name_unless_it_sees_what_the_driver_has_put(
     engine, files = RecipeEngine(recipe.model_dump_json()), files_of(recipe)
     shard, out = tmp_path / "in.parquet", tmp_path / "out"
     shard.touch()
-    look = Look(engine, files, str(shard), lease.claim(str(out), job="test"))
+    look = Look(engine, files, str(shard), lease.acquire(str(out), job="test"))
     another = replace(look.lease, token="another")
     host = socket.gethostname()
     with connected(cluster.address):
@@ -59,7 +59,7 @@ class _Raises:
 def test_a_look_from_this_process_is_a_refusal_or_a_signal(model: Path, tmp_path: Path) -> None:
     shard, out = tmp_path / "in.parquet", tmp_path / "out"
     shard.touch()
-    mine = lease.claim(str(out), job="test")
+    mine = lease.acquire(str(out), job="test")
     files = files_of(Recipe(model=str(model)))
     look = Look(cast(Engine, _Raises(OSError)), files, str(shard), mine)
     with pytest.raises(ResourceError, match=r"^node .*: cannot look .*what comes in between"):

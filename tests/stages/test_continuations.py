@@ -1,7 +1,7 @@
 """Continuations that a job samples once from its corpus: a real Ray, a tiny model, real Parquet.
 
 Covers: embedjob.stages.fits.continuations, embedjob.job.text_fits, embedjob.job.planned_fits,
-    embedjob.vectors.continuation_ids
+    embedjob.vectors.fits.continuation_ids
 """
 
 import json
@@ -18,13 +18,13 @@ from embedjob.errors import FitError, OutputError
 from embedjob.output.fits.artefacts import read_artefact
 from embedjob.output.fits.records import read_records
 from embedjob.output.snapshot import open_snapshot
-from embedjob.stages.fits.continuations import Drawn, distinct
-from embedjob.vectors.continuation_ids import (
+from embedjob.stages.fits.continuations import Drawn, distinct_drawn
+from embedjob.vectors.fits.continuation_ids import (
     continuation_ids,
     continuations_problem,
     fitted_continuations,
 )
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 from tests import running
 from tests.cluster import Cluster
 from tests.connection import NOWHERE
@@ -165,8 +165,8 @@ def test_texts_are_drawn_by_their_keys_and_each_once() -> None:
         Drawn(9, "a", 2, "y"),
         Drawn(1, "a", 3, "x"),
     ]
-    assert [one.text for one in distinct(rows)] == ["x", "y"]
-    assert distinct(reversed(rows)) == distinct(rows)
+    assert [one.text for one in distinct_drawn(rows)] == ["x", "y"]
+    assert distinct_drawn(reversed(rows)) == distinct_drawn(rows)
 
 
 def test_ids_come_back_from_their_tensors() -> None:

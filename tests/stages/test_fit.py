@@ -13,24 +13,24 @@ import pytest
 import embedjob
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, FitError, OutputError
-from embedjob.input.samples import Place, has_chunk, sample_of, sampled_rows
+from embedjob.input.samples import SamplePlace, has_chunk, sample_of, sampled_rows
 from embedjob.job.options import Options
 from embedjob.output.claim import read_claims
 from embedjob.output.fits.artefacts import read_artefact
 from embedjob.output.fits.records import read_records
-from embedjob.output.snapshot import newest, open_snapshot
+from embedjob.output.snapshot import newest_snapshot, open_snapshot
 from embedjob.stages.claiming import PROBE_TEXTS
 from embedjob.storage.objects import list_files
-from embedjob.vectors.clusters import nearest_centroids
-from embedjob.vectors.fitted import Fitted
-from embedjob.vectors.flow import flowed
+from embedjob.vectors.fits.clusters import nearest_centroids
+from embedjob.vectors.fits.fitted import Fitted
+from embedjob.vectors.fits.flow import flowed
 from embedjob.vectors.quantizing import ranges_of
 from tests import running
 from tests.cluster import Cluster
 from tests.connection import NOWHERE
 from tests.engines import counting, texts_encoded
 from tests.running import Job, texts, write_shard
-from tests.vectors.test_moments import bert_whitening
+from tests.vectors.fits.authors_whitening import bert_whitening
 
 pytestmark = pytest.mark.ray
 WHITEN = {"kind": "whiten", "name": "w", "dimensions": 6, "sample": 100, "seed": 3}
@@ -97,7 +97,7 @@ def test_a_run_whitens_by_a_sample_and_embeds_nothing_twice(
 def chosen(source: Path) -> list[tuple[str, int]]:
     """The rows of the sample of 100."""
     urls = [str(path) for path in sorted(source.iterdir())]
-    places = [Place(url, at, min(at + 10, 75)) for url in urls for at in range(0, 75, 10)]
+    places = [SamplePlace(url, at, min(at + 10, 75)) for url in urls for at in range(0, 75, 10)]
     sample = sample_of(places, rows=100, seed=3)
     assert sample is not None
     kept = [one for one in places if has_chunk(sample, one.shard, one.start)]
@@ -174,7 +174,7 @@ class TestArtefacts:
         write_shard(folder / "in" / "d.parquet", texts(10, seed=10))
         ran = running.run(document, folder, "--refit", "--address", NOWHERE)
         assert (ran.code, "--new-fingerprint" in ran.err) == (2, True)
-        served = newest(str(folder / "out"))
+        served = newest_snapshot(str(folder / "out"))
         options = ("--refit", "--new-fingerprint", "--address", cluster.address)
         ran = running.run(document, folder, *options)
         assert ran.code == 0, ran.err

@@ -157,7 +157,7 @@ def test_nothing_is_put_where_the_run_s_lease_is_not_seen(
 ) -> None:
     """As on a node that joined late, with a disk of its own at the output's path."""
     monkeypatch.setattr(lease, "_SEEN_PAUSES", ())
-    mine = lease.claim(str(tmp_path / "out"), job="test")
+    mine = lease.acquire(str(tmp_path / "out"), job="test")
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     job_input = Input(path=str(tmp_path), text="t")
     committer = Committer(mine, output_spec(job_input, {}))

@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 import embedjob
-from embedjob.config.fits import VocabularyFit as Section
+from embedjob.config.fits.fit_kinds import VocabularyFit as Section
 from embedjob.config.job_file import job_source
 from embedjob.encoder.encoder import Encoder
 from embedjob.errors import ConfigError, FitError, InputError, ModelError

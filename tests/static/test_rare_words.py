@@ -1,6 +1,6 @@
 """Weights of words and SIF: against literal references, over texts that are cut anywhere.
 
-Covers: embedjob.stages.fits.word_counts, embedjob.vectors.rare_words
+Covers: embedjob.stages.fits.word_counts, embedjob.vectors.fits.rare_words
 """
 
 from itertools import pairwise
@@ -32,8 +32,8 @@ from embedjob.stages.fits.word_counts import (
 from embedjob.stages.tokenize import tokenize_rows
 from embedjob.static.lookup_encoder import LookupEncoder
 from embedjob.text.lookup.word_lookup import WordLookup
-from embedjob.vectors.fitted import Block, Fitted
-from embedjob.vectors.rare_words import (
+from embedjob.vectors.fits.fitted import Block, Fitted
+from embedjob.vectors.fits.rare_words import (
     CommonComponentPass,
     without_common_component,
     word_counts_problem,

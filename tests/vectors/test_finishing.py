@@ -6,14 +6,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedjob.config.fits.fit_kinds import FITS
 from embedjob.config.pooling import FitStep, Normalize, Truncate
 from embedjob.config.recipe import Recipe
 from embedjob.errors import ConfigError
 from embedjob.vectors.aggregation import AGGREGATIONS
 from embedjob.vectors.finishing import finish, normalize, width
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fit_arithmetic import ARITHMETIC
+from embedjob.vectors.fits.fitted import Fitted
 
 UNIT = Normalize(normalize=True)
+
+
+def test_each_kind_of_fit_has_its_arithmetic_and_each_step_is_applied_by_it() -> None:
+    assert ARITHMETIC.keys() == FITS.keys()
+    steps = [kind for kind, one in FITS.items() if one.is_step]
+    assert [kind for kind in steps if ARITHMETIC[kind].apply is None] == []
 
 
 def test_order_decides() -> None:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from embedjob.config.fits import Calibrate
+from embedjob.config.fits.fit_kinds import Calibrate
 from embedjob.errors import ConfigError, FitError
-from embedjob.vectors.fit_arithmetic import first_pass, problem_of
-from embedjob.vectors.fitted import Block, Fitted
+from embedjob.vectors.fits.fit_arithmetic import first_pass, problem_of
+from embedjob.vectors.fits.fitted import Block, Fitted
 from embedjob.vectors.quantizing import CALIBRATED, quantize, ranges_of
 
 DTYPES = ("int8", "uint8", "binary", "ubinary")

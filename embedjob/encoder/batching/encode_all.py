@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedjob.encoder.batching.forward import Loaded, TreeForward, ViewForward, worth_as_trees
-from embedjob.encoder.batching.padding import distinct
+from embedjob.encoder.batching.padding import distinct_views
 from embedjob.encoder.batching.scheduler import (
     Callbacks,
     Forward,
@@ -71,7 +71,7 @@ def encode_distinct(
         InterruptedRunError: `callbacks.stop` returned true.
         DeviceLostError: the device failed, and its process must end.
     """
-    firsts, which = distinct(views)
+    firsts, which = distinct_views(views)
     offsets = vector_offsets(views, firsts)
     which_RV = vector_numbers(views, which, offsets)
     full = views.span[firsts, 0] < views.span[firsts, 1]

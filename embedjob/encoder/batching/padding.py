@@ -64,14 +64,14 @@ def _inside(position_VT: Ints, span: Ints) -> Tensor:
     return torch.from_numpy((position_VT >= span[:, :1]) & (position_VT < span[:, 1:]))
 
 
-def distinct(views: TokenViews) -> tuple[Ints, Ints]:
+def distinct_views(views: TokenViews) -> tuple[Ints, Ints]:
     """Return one view of each kind, and for every view the number of its kind.
 
     Views of one kind have equal ids, spans, words and, if texts have them, auxiliary views.
     """
     auxiliary = np.zeros(views.units, np.int64)
     if views.auxiliary is not None:
-        auxiliary = distinct(views.auxiliary)[1]
+        auxiliary = distinct_views(views.auxiliary)[1]
     seen: dict[tuple[int, bytes, bytes, bytes, int], int] = {}
     firsts: list[int] = []
     which = np.empty(len(views.prefix), np.int64)

@@ -20,7 +20,7 @@ from embedjob.encoder.cpu.layers import (
     biased,
     child,
     interleave_rope_halves,
-    joined,
+    joined_linear,
     with_added_bias,
 )
 from embedjob.encoder.cpu.pinned import check_reads_like, reads_like
@@ -49,7 +49,7 @@ class PostNormBlock(nn.Module):
         self.width = int(own.attention_head_size)
         query, key, value = (child(own, name, nn.Linear) for name in ("query", "key", "value"))
         self.heads = [layer.out_features // self.width for layer in (query, key, value)]
-        self.qkv = joined(*(biased(layer, None) for layer in (query, key, value)))
+        self.qkv = joined_linear(*(biased(layer, None) for layer in (query, key, value)))
         self.query_bias: nn.Parameter = query.bias
         mixed = child(output, "dense", nn.Linear)
         self.mixed = biased(mixed, mixed(value.bias))
@@ -135,7 +135,7 @@ class RotaryAttention(nn.Module):
         self.width = int(attention.head_dim)
         query, key, value = (child(attention, f"{name}_proj", nn.Linear) for name in "qkv")
         self.heads = [layer.out_features // self.width for layer in (query, key, value)]
-        self.qkv_proj = joined(
+        self.qkv_proj = joined_linear(
             interleave_rope_halves(query, self.width),
             interleave_rope_halves(key, self.width),
             value,

@@ -60,7 +60,7 @@ def interleave_rope_halves(linear: nn.Linear, width: int) -> nn.Linear:
     return _linear(linear.weight[order], None if bias is None else bias[order])
 
 
-def joined(*parts: nn.Linear) -> nn.Linear:
+def joined_linear(*parts: nn.Linear) -> nn.Linear:
     """Return one product that gives the outputs of all parts, end to end."""
     bias = None
     if any(part.bias is not None for part in parts):

@@ -18,9 +18,9 @@ from embedjob.text.views import TextUnits, TokenViews
 from embedjob.vectors.aggregation import AGGREGATIONS, joined_parts
 from embedjob.vectors.encoded import Encoded, Failures, Lines, Vectors
 from embedjob.vectors.finishing import NO_FITS, finish, width
-from embedjob.vectors.fit_arithmetic import width_after
-from embedjob.vectors.fitted import Fitted
-from embedjob.vectors.sparse import NOTHING, Row, Sparse, sparse
+from embedjob.vectors.fits.fit_arithmetic import width_after
+from embedjob.vectors.fits.fitted import Fitted
+from embedjob.vectors.sparse import NO_ENTRIES, Row, Sparse, sparse
 
 _ROWS_AT_ONCE = 1024
 _UNIT_TOLERANCE = 1e-3
@@ -120,7 +120,7 @@ def without_routers(
 def joined_rows(rows: Mapping[int, Row], which_RV: Ints, failed: Failures) -> Sparse:
     """Return the sparse rows [R] of texts of one view each; empty where a text has failed."""
     views = enumerate(which_RV[:, 0])
-    return sparse([NOTHING if text in failed else rows[int(view)] for text, view in views])
+    return sparse([NO_ENTRIES if text in failed else rows[int(view)] for text, view in views])
 
 
 def of_texts(troubles: Mapping[int, tuple[str, str]], which_RV: Ints) -> Failures:

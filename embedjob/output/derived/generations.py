@@ -22,7 +22,7 @@ from embedjob.output.fingerprint import generation_fingerprint, version
 from embedjob.storage.objects import create, join, list_files, read_bytes, stat
 from embedjob.text.conversations import SUMMARY, Variant, text_hash
 
-SCHEMA = pa.schema(
+GENERATIONS_SCHEMA = pa.schema(
     [
         pa.field("text_hash", pa.binary(16), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
@@ -32,10 +32,10 @@ SCHEMA = pa.schema(
         pa.field("tokens", pa.uint32(), nullable=False),
     ]
 )
-FINGERPRINT = b"embedjob.generator"
-FOLDER = "generations"
+GENERATOR_KEY = b"embedjob.generator"
+GENERATIONS_FOLDER = "generations"
 _ADVICE = "delete it: the next run that needs it makes it again"
-Made = Mapping[bytes, Sequence[Variant]]
+VariantsByHash = Mapping[bytes, Sequence[Variant]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class GenerationFiles:
 
     def folder(self, out: str) -> str:
         """Return where an output has what this generator made."""
-        return join(out, FOLDER, self.fingerprint[:12])
+        return join(out, GENERATIONS_FOLDER, self.fingerprint[:12])
 
     def of_some(self, chunk: Chunk, texts: Sequence[str]) -> "GenerationFiles":
         """Return where the generations of some of a chunk's texts lie: the others need none."""
@@ -109,25 +109,26 @@ class GenerationFiles:
             raise ChunkError(f"{self.url(chunk)}: was deleted as soon as it was found; run again")
         return standing
 
-    def put_by_hash(self, chunk: Chunk, made: Made) -> bool:
+    def put_by_hash(self, chunk: Chunk, made: VariantsByHash) -> bool:
         """Put what was made of a chunk's texts, by their hashes; False where a file was there."""
-        table = _table(made).replace_schema_metadata({FINGERPRINT: self.fingerprint})
+        table = _table(made).replace_schema_metadata({GENERATOR_KEY: self.fingerprint})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         return create(self.url(chunk), memoryview(sink.getvalue()))
 
 
-def _table(made: Made) -> pa.Table:
+def _table(made: VariantsByHash) -> pa.Table:
     rows = [
         (of, one.kind, one.number, one.text, one.tokens)
         for of, variants in made.items()
         for one in variants
     ]
-    columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
+    columns = list(zip(*rows, strict=True)) or [()] * len(GENERATIONS_SCHEMA)
     arrays = [
-        pa.array(list(column), field.type) for column, field in zip(columns, SCHEMA, strict=True)
+        pa.array(list(column), field.type)
+        for column, field in zip(columns, GENERATIONS_SCHEMA, strict=True)
     ]
-    return pa.table(arrays, schema=SCHEMA)
+    return pa.table(arrays, schema=GENERATIONS_SCHEMA)
 
 
 def used_generators(claims: Iterable[Claim], kept: Collection[str]) -> frozenset[str] | None:
@@ -153,7 +154,7 @@ def used_generators(claims: Iterable[Claim], kept: Collection[str]) -> frozenset
 
 def generation_problems(out: str) -> Iterator[str]:
     """Yield what is wrong with the generations that an output holds, file by file."""
-    root = join(out, FOLDER)
+    root = join(out, GENERATIONS_FOLDER)
     for file in list_files(root):
         place = file.url.removeprefix(f"{root}/")
         if not is_left_by_others(place):
@@ -169,7 +170,7 @@ def generation_problems(out: str) -> Iterator[str]:
 
 def _problem(table: pa.Table, folder: str) -> str | None:
     """Return why a table is not the generations of a chunk by a folder's generator."""
-    made_by = ((table.schema.metadata or {}).get(FINGERPRINT) or b"").decode(errors="replace")
+    made_by = ((table.schema.metadata or {}).get(GENERATOR_KEY) or b"").decode(errors="replace")
     if made_by[:12] != folder:
         named = f"the generator {made_by[:12]}" if made_by else "no generator"
         return f"its footer names {named}, and its folder names {folder}"
@@ -188,12 +189,12 @@ def _read_table(content: bytes, url: str) -> pa.Table:
     try:
         source = pa.BufferReader(content)
         table = pq.read_table(source, page_checksum_verification=True)
-        return table.cast(SCHEMA.with_metadata(table.schema.metadata))
+        return table.cast(GENERATIONS_SCHEMA.with_metadata(table.schema.metadata))
     except (pa.ArrowException, ValueError, OSError) as error:
         raise ChunkError(f"{url}: cannot be read ({error}); delete it, and run again") from error
 
 
-def _made(content: bytes, url: str) -> Made:
+def _made(content: bytes, url: str) -> VariantsByHash:
     table = _read_table(content, url)
     made: dict[bytes, list[Variant]] = defaultdict(list)
     for of, *variant in zip(*(column.to_pylist() for column in table.columns), strict=True):
@@ -201,7 +202,7 @@ def _made(content: bytes, url: str) -> Made:
     return made
 
 
-def _of(texts: Sequence[str], made: Made, url: str) -> list[Sequence[Variant]]:
+def _of(texts: Sequence[str], made: VariantsByHash, url: str) -> list[Sequence[Variant]]:
     hashes = [text_hash(text) for text in texts]
     # Nothing is asked about a blank text.
     asked = [one for one, text in zip(hashes, texts, strict=True) if text.strip()]

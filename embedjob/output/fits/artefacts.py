@@ -19,8 +19,8 @@ from embedjob.errors import OutputError
 from embedjob.output.documents import EVERY, Kind, read_document, require_kinds
 from embedjob.output.fingerprint import canonical
 from embedjob.storage.objects import create, join, read_bytes, stat
-from embedjob.vectors.fit_arithmetic import ARITHMETIC, problem_of, width_after
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fit_arithmetic import ARITHMETIC, problem_of, width_after
+from embedjob.vectors.fits.fitted import Fitted
 
 FORMAT = 1
 _SHA = re.compile("[0-9a-f]{64}")
@@ -35,7 +35,7 @@ _HEAD: Kind = {
     "facts": {EVERY: object},
     "tensors": {"sha256": _SHA, "bytes": int},
 }
-FOLDER = "artefacts"
+ARTEFACTS_FOLDER = "artefacts"
 _ADVICE = "restore it from a copy of the output, or delete it and run with --refit to make it again"
 
 
@@ -183,7 +183,7 @@ def _put(url: str, data: bytes) -> None:
 
 
 def _url(out: str, name: str, suffix: str) -> str:
-    return join(out, FOLDER, f"{name}.{suffix}")
+    return join(out, ARTEFACTS_FOLDER, f"{name}.{suffix}")
 
 
 def _head(document: dict[str, Any], sha256: str, *, url: str = "") -> Head:

@@ -10,11 +10,11 @@ from typing import Any
 
 from embedjob.errors import OutputError
 from embedjob.output.documents import NONE, Kind, read_document, require_kinds
-from embedjob.output.fits.artefacts import FOLDER
+from embedjob.output.fits.artefacts import ARTEFACTS_FOLDER
 from embedjob.storage.objects import absolute, create_json, join, list_files
 
 # The folder of an output in which vectors are embedded for its fits, an output in itself.
-VECTORS = "fits"
+VECTORS_FOLDER = "fits"
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9]{8,})\.json")
 _KINDS: Kind = {
     "artefact": re.compile("[0-9a-f]{64}"),
@@ -43,13 +43,13 @@ class Record:
 
 def vectors_place(out: str, vectors: str) -> str:
     """Return the place of the vectors that are embedded for a fit, by the name of their folder."""
-    return join(out, VECTORS, vectors)
+    return join(out, VECTORS_FOLDER, vectors)
 
 
 def put_record(out: str, record: Record) -> Record:
     """Put the record of a fit; return the record that stands under its number."""
     key, number = record.key, record.number
-    url = join(out, FOLDER, "made", f"{key}-{number:08d}.json")
+    url = join(out, ARTEFACTS_FOLDER, "made", f"{key}-{number:08d}.json")
     document = {
         name: value for name, value in asdict(record).items() if name not in ("key", "number")
     }
@@ -59,7 +59,7 @@ def put_record(out: str, record: Record) -> Record:
 def read_records(out: str) -> dict[str, Record]:
     """Read the last record of each fit, by its key."""
     last: dict[str, tuple[int, str]] = {}
-    for file in list_files(join(absolute(out), FOLDER, "made")):
+    for file in list_files(join(absolute(out), ARTEFACTS_FOLDER, "made")):
         if match := _NAME.fullmatch(file.name):
             key, number = match.groups()
             last[key] = max(last.get(key, (0, "")), (int(number), file.url))

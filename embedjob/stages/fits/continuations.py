@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError
 
-from embedjob.config.fits import SampledContinuations
+from embedjob.config.fits.fit_kinds import SampledContinuations
 from embedjob.config.job import Input, Sample, SampledInput
 from embedjob.config.recipe import Recipe
 from embedjob.errors import FitError
 from embedjob.input.chunks import Chunk
-from embedjob.input.samples import Place, has_chunk, row_keys, sample_of
+from embedjob.input.samples import SamplePlace, has_chunk, row_keys, sample_of
 from embedjob.job.options import Console
 from embedjob.job.resolve import IdentifiedJob
 from embedjob.job.text_fits import before_heads
@@ -25,8 +25,8 @@ from embedjob.stages.cluster import size_pool, threads_per_actor
 from embedjob.stages.engine import PlannedFiles
 from embedjob.stages.fits.term_counts import good_rows, grouped
 from embedjob.stages.read import memory_of
-from embedjob.vectors.continuation_ids import fitted_continuations
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.continuation_ids import fitted_continuations
+from embedjob.vectors.fits.fitted import Fitted
 
 # So many rows are looked at for each text that is wanted: some are bad, or blank, or repeated.
 _ROWS_PER_TEXT = 8
@@ -51,7 +51,7 @@ class Sampler(NamedTuple):
     threads: int
 
 
-def sampled(
+def sampled_continuations(
     chunks: Sequence[Chunk], job: IdentifiedJob, section: SampledContinuations, console: Console
 ) -> Fitted:
     """Return the continuations of a fit: of texts that are drawn from all good rows of chunks.
@@ -89,7 +89,7 @@ def _drawn(
     chunks: Sequence[Chunk], job_input: Input, section: SampledContinuations
 ) -> tuple[str, ...]:
     """Return the distinct texts with the smallest keys, as many as a fit samples after."""
-    places = (Place(one.shard.url, one.start, one.stop) for one in chunks)
+    places = (SamplePlace(one.shard.url, one.start, one.stop) for one in chunks)
     # A filter may pass few rows, so that none is left out before it.
     rows = _ROWS_PER_TEXT * section.sample if job_input.filter is None else sys.maxsize
     sample = sample_of(places, rows=rows, seed=section.seed)
@@ -98,7 +98,7 @@ def _drawn(
         raise FitError("there are no texts; are all shards empty, or their rows filtered out?")
     draw: Any = ray.remote(first_texts).options(num_cpus=1, memory=memory_of(some))
     found = ray.get([draw.remote(one, job_input, sample, section) for one in grouped(some)])
-    texts = tuple(one.text for one in distinct([one for each in found for one in each]))
+    texts = tuple(one.text for one in distinct_drawn([one for each in found for one in each]))
     if len(texts) < section.sample:
         looked_at = min(sum(one.rows for one in chunks), rows)
         raise FitError(
@@ -123,11 +123,11 @@ def first_texts(
             for key, number, text in zip(keys, numbers, texts, strict=True)
             if text.strip()
         ]
-        found = distinct(found)[: section.sample]
+        found = distinct_drawn(found)[: section.sample]
     return found
 
 
-def distinct(drawn: Iterable[Drawn]) -> list[Drawn]:
+def distinct_drawn(drawn: Iterable[Drawn]) -> list[Drawn]:
     """Return texts in the order of their keys, each once."""
     first: dict[str, Drawn] = {}
     for one in sorted(drawn):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from embedjob.config.fits import FITS
+from embedjob.config.fits.fit_kinds import FITS
 from embedjob.config.job import Input, Sample, SampledInput
 from embedjob.errors import (
     ChunkError,
@@ -27,7 +27,7 @@ from embedjob.errors import (
 )
 from embedjob.input.chunks import Chunk
 from embedjob.input.reading import passing_rows
-from embedjob.input.samples import Place, Rows, all_rows
+from embedjob.input.samples import Rows, SamplePlace, all_rows
 from embedjob.job.fit_plan import VectorSource, other_vectors, sample_for, vectors_at_hand
 from embedjob.job.options import Console, Options
 from embedjob.job.planned_fits import PlannedFit
@@ -35,17 +35,17 @@ from embedjob.job.planning import JobPlan, plan_settled
 from embedjob.job.result import Result
 from embedjob.output.fits.artefacts import Head, copy_artefacts, put_artefact, read_fitted
 from embedjob.output.fits.records import Record, put_record, vectors_place
-from embedjob.output.lease import Holder, claim, held
-from embedjob.output.snapshot import newest
+from embedjob.output.lease import Holder, acquire, held
+from embedjob.output.snapshot import newest_snapshot
 from embedjob.stages.connection import connected
-from embedjob.stages.fits.continuations import sampled
+from embedjob.stages.fits.continuations import sampled_continuations
 from embedjob.stages.fits.reduce import reduced
 from embedjob.stages.fits.term_counts import counted_vocabulary
 from embedjob.stages.fits.word_counts import counted_words
 from embedjob.storage.create_only import require_create_only
 from embedjob.storage.retrying import retried
-from embedjob.vectors.fit_arithmetic import first_pass
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fit_arithmetic import first_pass
+from embedjob.vectors.fits.fitted import Fitted
 
 # So many chunks are filtered ahead of the one that is counted.
 _READ_AHEAD = 8
@@ -95,7 +95,7 @@ def fitted(
     with connected(options.address):
         plan = _all_made(plan, maker, lambda fit: fit.is_first)
         yield plan
-        snapshot = newest(plan.job.out)
+        snapshot = newest_snapshot(plan.job.out)
         if snapshot is None or snapshot.fingerprint != plan.job.fingerprint or snapshot.left:
             return  # which the run says by its faults, or by what it left
         try:
@@ -117,7 +117,7 @@ def make_artefacts(
         return plan
     out = plan.job.out
     require_create_only(out)
-    lease = claim(out, job=f"fit -> {out}", takeover=options.takeover, say=console.say)
+    lease = acquire(out, job=f"fit -> {out}", takeover=options.takeover, say=console.say)
     with held(lease) as holder, connected(options.address):
         plan = replanned(plan)
         return _all_made(plan, Maker(embed, options, console, holder), lambda fit: True)
@@ -177,7 +177,7 @@ def _of_texts(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
         elif fit.section.kind == "word_counts":
             result = counted_words(plan.corpus, plan.job.config, rows=fit.width)
         else:
-            result = sampled(plan.corpus, plan.job, fit.section, maker.console)
+            result = sampled_continuations(plan.corpus, plan.job, fit.section, maker.console)
     except FitError as error:
         raise FitError(f"fit: {fit.name}: {error}") from error
     return _put(plan.job.out, fit, result, holder=maker.holder)
@@ -197,7 +197,7 @@ def _embedded(plan: JobPlan, fit: PlannedFit, maker: Maker) -> VectorSource:
     result = maker.embed(nested, within)
     if result.left:
         raise InterruptedRunError(f"fit: {fit.name}: its vectors are not whole:\n{result.verdict}")
-    snapshot = newest(nested.job.out)
+    snapshot = newest_snapshot(nested.job.out)
     if snapshot is None or (result.faults and not partial):
         raise FaultError(f"fit: {fit.name}: its vectors are not whole:\n{result.verdict}")
     return VectorSource(nested.job.out, snapshot, embedded=True)
@@ -234,9 +234,9 @@ def planned_vectors(plan: JobPlan, fit: PlannedFit) -> JobPlan:
     return replace(nested, generated_in=(job.out, *others))
 
 
-def _passing(plan: JobPlan, places: Sequence[Place]) -> Iterator[Rows]:
+def _passing(plan: JobPlan, places: Sequence[SamplePlace]) -> Iterator[Rows]:
     """Yield the numbers of the rows of each place that pass the filter, read by Ray tasks."""
-    chunks = {Place(one.shard.url, one.start, one.stop): one for one in plan.corpus}
+    chunks = {SamplePlace(one.shard.url, one.start, one.stop): one for one in plan.corpus}
     read = ray.remote(_rows_that_pass).options(num_cpus=1)
     ahead: deque[Any] = deque()
     for place in places:

@@ -28,7 +28,7 @@ from embedjob.storage.objects import Stored, join, open_unchanged
 from embedjob.storage.retrying import retried
 from embedjob.vectors.encoded import Vectors
 from embedjob.vectors.finishing import finished
-from embedjob.vectors.fitted import Block, Fitted, Pass, State, Training
+from embedjob.vectors.fits.fitted import Block, Fitted, Pass, State, Training
 
 GROUP_ROWS = 131_072
 _BATCH_ROWS = 8192

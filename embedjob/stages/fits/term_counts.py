@@ -26,7 +26,7 @@ from embedjob.stages.chunk_state import raised_in_worker
 from embedjob.stages.read import memory_of
 from embedjob.storage.retrying import retried
 from embedjob.text.lookup.terms import TermCounts, TermRules, count_terms
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 from embedjob.vectors.vocabulary import Vocabulary, bounds
 
 # A task counts so many rows, or so much text: it holds the terms of all of it.

@@ -23,13 +23,13 @@ from embedjob.stages.fits.term_counts import UNCOUNTED, good_texts, grouped
 from embedjob.stages.read import memory_of
 from embedjob.text.arrays import Ints
 from embedjob.text.views import TokenizesTexts, TokenViews
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 
 # So many groups are counted before their counts are added: these wait in Ray's store.
 _GROUPS_AT_ONCE = 16
 
 
-class WordCounts(NamedTuple):
+class WordTotals(NamedTuple):
     """The number of texts, in how many each word is, and how often in all of them [V]."""
 
     texts: int
@@ -56,13 +56,13 @@ def counted_words(chunks: Sequence[Chunk], config: Job, *, rows: int) -> Fitted:
                 total, *(count.remote(one, config.input, engine, rows) for one in some)
             )
             ray.wait([total])
-        counts: WordCounts = ray.get(total)
+        counts: WordTotals = ray.get(total)
     except RayError as error:
         raise raised_in_worker(error, UNCOUNTED) from error
     return fitted_counts(counts)
 
 
-def fitted_counts(counts: WordCounts) -> Fitted:
+def fitted_counts(counts: WordTotals) -> Fitted:
     """Return counts as what a fit leaves; FitError where no text has a word of the table."""
     words = int((counts.documents_V > 0).sum())
     if not words:
@@ -76,7 +76,7 @@ def fitted_counts(counts: WordCounts) -> Fitted:
     return Fitted("word_counts", counts.texts, len(counts.documents_V), tensors, {"words": words})
 
 
-def count_words(group: Sequence[Chunk], job_input: Input, engine: Engine, rows: int) -> WordCounts:
+def count_words(group: Sequence[Chunk], job_input: Input, engine: Engine, rows: int) -> WordTotals:
     """Return the counts of the texts of some chunks."""
     counts = no_counts(rows)
     tokenizer = _tokenizer(engine)
@@ -85,24 +85,24 @@ def count_words(group: Sequence[Chunk], job_input: Input, engine: Engine, rows: 
     return counts
 
 
-def counts_of(views: TokenViews, rows: int) -> WordCounts:
+def counts_of(views: TokenViews, rows: int) -> WordTotals:
     """Return the counts of the words in the views of texts."""
     ids = views.ids.astype(np.int64)
     text_of = np.repeat(np.arange(views.texts), np.diff(views.offsets))
     once = np.unique(text_of * rows + ids) % rows
     documents_V = np.bincount(once, minlength=rows)
-    return WordCounts(views.texts, documents_V, np.bincount(ids, minlength=rows))
+    return WordTotals(views.texts, documents_V, np.bincount(ids, minlength=rows))
 
 
-def sum_of(*counts: WordCounts) -> WordCounts:
+def sum_of(*counts: WordTotals) -> WordTotals:
     """Return the sums of counts."""
     texts, documents, occurrences = zip(*counts, strict=True)
-    return WordCounts(sum(texts), np.sum(documents, axis=0), np.sum(occurrences, axis=0))
+    return WordTotals(sum(texts), np.sum(documents, axis=0), np.sum(occurrences, axis=0))
 
 
-def no_counts(rows: int) -> WordCounts:
+def no_counts(rows: int) -> WordTotals:
     """Return the counts of no text."""
-    return WordCounts(0, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
+    return WordTotals(0, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
 
 
 @lru_cache(maxsize=1)

@@ -39,7 +39,7 @@ from embedjob.stages.ledger import new_ledger
 from embedjob.storage.create_only import require_create_only
 from embedjob.storage.objects import absolute, create, join, list_files
 
-SCHEMA = pa.schema([("row", pa.uint32()), ("distance", pa.float64())])
+DISTANCES_SCHEMA = pa.schema([("row", pa.uint32()), ("distance", pa.float64())])
 _WAIT_SECONDS = 1800.0
 
 
@@ -228,7 +228,9 @@ def score_chunk(
     scored = distances([both[n][0] for n in good], [both[n][1] for n in good])
     for number, distance in zip(good, np.asarray(scored).tolist(), strict=True):
         found[number] = distance
-    return pa.table([rows["row"].cast(pa.uint32()), pa.array(found, pa.float64())], schema=SCHEMA)
+    return pa.table(
+        [rows["row"].cast(pa.uint32()), pa.array(found, pa.float64())], schema=DISTANCES_SCHEMA
+    )
 
 
 def put_scores(url: str, table: pa.Table) -> None:

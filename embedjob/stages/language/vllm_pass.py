@@ -58,7 +58,7 @@ class VllmPass:
 def generate_with_vllm(
     chunks: Sequence[Chunk],
     rows_of: ReadRows,
-    of: VllmPass,
+    vllm_pass: VllmPass,
     processor: Processor,
     *,
     ledger: Any,
@@ -70,11 +70,11 @@ def generate_with_vllm(
     Args:
         chunks: those that the run has left.
         rows_of: reads the chunks of one pass.
-        of: the recipe, and where generations lie.
+        vllm_pass: the recipe, and where generations lie.
         processor: answers requests, as `vllm_processor` builds it.
         ledger: the run's ledger.
     """
-    lacking = [chunk for chunk in chunks if not of.files.is_put(chunk)]
+    lacking = [chunk for chunk in chunks if not vllm_pass.files.is_put(chunk)]
     if not lacking:
         return
     context = DataContext.get_current().copy()
@@ -85,10 +85,12 @@ def generate_with_vllm(
             [{"number": number} for number in range(len(lacking))],
             override_num_blocks=len(lacking),
         )
-        asked = numbers.map_batches(Ask(lacking, rows_of, of), batch_size=1, batch_format="pyarrow")
+        asked = numbers.map_batches(
+            MakeRequests(lacking, rows_of, vllm_pass), batch_size=1, batch_format="pyarrow"
+        )
         ended = processor(asked).map_batches(
             PutAnswers,
-            fn_constructor_args=(lacking, of, ledger),
+            fn_constructor_args=(lacking, vllm_pass, ledger),
             batch_format="pyarrow",
             # A single actor: the answers of one chunk come in any order, from any engine.
             compute=ActorPoolStrategy(size=1),
@@ -99,12 +101,12 @@ def generate_with_vllm(
 
 
 @dataclass(frozen=True)
-class Ask:
+class MakeRequests:
     """Turns chunks into requests: the question's ids, how it is sampled, and whose it is."""
 
     chunks: Sequence[Chunk]
     rows_of: ReadRows
-    of: VllmPass
+    vllm_pass: VllmPass
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return a row for each question about the texts of the chunks of these numbers."""
@@ -116,13 +118,13 @@ class Ask:
             [rows] = self.rows_of([self.chunks[number]])
         except Exception:  # the flow reads it again, and reports it
             return
-        known = self.of.files.known(self.chunks[number])
+        known = self.vllm_pass.files.known(self.chunks[number])
         distinct = dict.fromkeys(rows["text"].drop_null().to_pylist())
         texts = [text for text in distinct if text_hash(text) not in known]
-        questions = _questioner(self.of).transformations(texts)
+        questions = _questioner(self.vllm_pass).transformations(texts)
         if not questions:
             # Nobody would answer, and nothing would be put.
-            self.of.files.put_by_hash(self.chunks[number], known)
+            self.vllm_pass.files.put_by_hash(self.chunks[number], known)
         for question in questions:
             yield {
                 "number": number,
@@ -138,9 +140,9 @@ class Ask:
 class PutAnswers:
     """Collects answers, and puts those of a chunk when the last of them is there."""
 
-    def __init__(self, chunks: Sequence[Chunk], of: VllmPass, ledger: Any) -> None:
+    def __init__(self, chunks: Sequence[Chunk], vllm_pass: VllmPass, ledger: Any) -> None:
         """Take what `generate_with_vllm` takes."""
-        self._chunks, self._of, self._ledger = chunks, of, ledger
+        self._chunks, self._pass, self._ledger = chunks, vllm_pass, ledger
         self._answers: dict[int, list[tuple[str, Variant]]] = defaultdict(list)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -158,19 +160,19 @@ class PutAnswers:
 
     def _variant(self, row: Mapping[str, Any]) -> Variant:
         answer = [] if row.get(ERROR) else list(row.get(ANSWER) or ())
-        stops = set(_generation(self._of).stop_ids or ())
+        stops = set(_generation(self._pass).stop_ids or ())
         kept = [token for token in answer if token not in stops]
-        text = cleaned(_questioner(self._of).decode(kept))
+        text = cleaned(_questioner(self._pass).decode(kept))
         return Variant(row["kind"], row["index"], text, len(kept))
 
     def _put(self, number: int, answers: Sequence[tuple[str, Variant]]) -> None:
-        kinds = list(_generation(self._of).kinds)
+        kinds = list(_generation(self._pass).kinds)
         made: dict[str, list[Variant]] = defaultdict(list)
         for text, variant in sorted(
             answers, key=lambda one: (kinds.index(one[1].kind), one[1].number)
         ):
             made[text].append(variant)
-        files, chunk = self._of.files, self._chunks[number]
+        files, chunk = self._pass.files, self._chunks[number]
         tokens = sum(variant.tokens for _, variant in answers)
         self._ledger.answered.remote(chunk.key, len(answers), tokens)
         answered = {text_hash(text): variants for text, variants in made.items()}
@@ -245,17 +247,17 @@ def seed_of(question: Question) -> int:
     return int.from_bytes(question.key[:8], "little") >> 1
 
 
-def _generation(of: VllmPass) -> Generation:
-    made = _recipe(of).generate
+def _generation(vllm_pass: VllmPass) -> Generation:
+    made = _recipe(vllm_pass).generate
     assert made is not None, "the recipe generates nothing"
     return made
 
 
 @lru_cache(maxsize=1)
-def _recipe(of: VllmPass) -> Recipe:
-    return Recipe.model_validate_json(of.recipe_json)
+def _recipe(vllm_pass: VllmPass) -> Recipe:
+    return Recipe.model_validate_json(vllm_pass.recipe_json)
 
 
 @lru_cache(maxsize=1)
-def _questioner(of: VllmPass) -> Questioner:
-    return load_questioner(_recipe(of))
+def _questioner(vllm_pass: VllmPass) -> Questioner:
+    return load_questioner(_recipe(vllm_pass))

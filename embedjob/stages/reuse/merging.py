@@ -62,7 +62,7 @@ class Reuse:
         return replace(state, reused=pa.concat_tables([_of_chunk(one, number) for one in tables]))
 
 
-NOTHING = Reuse()
+NO_REUSE = Reuse()
 
 
 def _of_chunk(table: pa.Table, number: int) -> pa.Table:

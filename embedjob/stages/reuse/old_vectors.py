@@ -21,7 +21,7 @@ from embedjob.job.output import calibration_of, output_spec
 from embedjob.job.planning import JobPlan
 from embedjob.job.reusable import OldFile
 from embedjob.output.calibration import Calibration
-from embedjob.output.chunk_file import CALIBRATION, FINGERPRINT
+from embedjob.output.chunk_file import CALIBRATION_KEY, FINGERPRINT_KEY
 from embedjob.output.head_columns import INDICES, ROUTER, VALUES
 from embedjob.output.row_checks import sound
 from embedjob.output.schema import CHARS, PART
@@ -74,14 +74,14 @@ class Carried:
     def allows(self, parquet: pq.ParquetFile) -> bool:
         """Return whether a file has the run's recipe, its columns and its ranges."""
         footer = parquet.metadata.metadata or {}
-        if footer.get(FINGERPRINT, b"").decode() != self.fingerprint:
+        if footer.get(FINGERPRINT_KEY, b"").decode() != self.fingerprint:
             return False
         own = parquet.schema_arrow
         if not all(_alike(own.field(field.name).type, field.type) for field in self.fields):
             return False
         if self.calibration is None:
             return True
-        ranges = json.loads(footer.get(CALIBRATION, b"{}")).get("ranges", [])
+        ranges = json.loads(footer.get(CALIBRATION_KEY, b"{}")).get("ranges", [])
         return np.array_equal(np.asarray(ranges, np.float32), self.calibration.array)
 
 

@@ -25,8 +25,8 @@ from embedjob.vectors.sparse import sparse
 # What another chunk's encoder may take, which has them in hand already.
 _WAIT_SECONDS, _POLL_SECONDS = 60.0, 0.2
 # An object in Ray's store, and the place of a text in it.
-Made = tuple[Any, int]
-Answer = Made | Literal["encode", "wait"]
+PlaceInStore = tuple[Any, int]
+Answer = PlaceInStore | Literal["encode", "wait"]
 
 
 class TextOwners:
@@ -35,7 +35,7 @@ class TextOwners:
     def __init__(self) -> None:
         """Start without a text."""
         self._owners: dict[bytes, str] = {}
-        self._made: dict[bytes, Made] = {}
+        self._made: dict[bytes, PlaceInStore] = {}
         self._owned: dict[str, set[bytes]] = defaultdict(set)
 
     def ask(self, key: str, hashes: Sequence[bytes], *, insist: bool = False) -> list[Answer]:

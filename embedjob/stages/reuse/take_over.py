@@ -47,7 +47,7 @@ from embedjob.stages.reuse.text_keys import (
     all_of,
     hashes_of,
     in_order,
-    joined,
+    join_partition,
     numbers_of,
 )
 from embedjob.stages.tokenize import distinct_texts, good_lines, tokenize
@@ -110,7 +110,7 @@ def take_over(plan: JobPlan, engine: Engine, *, ledger: Any, say: Callable[[str]
     if carried is None or not len(files):
         return Reuse()
     tasks = _Tasks(ledger, plan.job.config.run.stall_seconds)
-    found, wanted = _found(plan, engine, files, carried, tasks)
+    found, wanted = _look_up(plan, engine, files, carried, tasks)
     joins, lines = found
     places = [place for place, _ in joins]
     gather = _task(_gathered)
@@ -146,7 +146,7 @@ def rows_reusable(plan: JobPlan, engine: Engine) -> int:
     parts = -(-(number + sum(len(one.high) for one in olds)) // PARTITION_KEYS)
     every, has = np.concatenate(row_of), np.zeros(number, np.bool_)
     for part in range(parts):
-        has[joined(part, parts, news, olds)[0].chunk] = True
+        has[join_partition(part, parts, news, olds)[0].chunk] = True
     return len(np.setdiff1d(every[has], every[~has]))
 
 
@@ -169,7 +169,7 @@ def _bare(plan: JobPlan) -> Input:
     return plan.job.config.input.model_copy(update={"id": None, "keep": ()})
 
 
-def _found(
+def _look_up(
     plan: JobPlan, engine: Engine, files: OldFiles, carried: Carried, tasks: "_Tasks"
 ) -> tuple[tuple[list[Any], Numbers], Numbers]:
     """Return what each partition has found, the lines of each file in it, and each chunk's texts.
@@ -251,7 +251,7 @@ def _joined(
 ) -> tuple[Places, TextKeys, dict[int, int]]:
     """Return the places of one partition, its repeated texts, and the lines wanted of each file."""
     [part] = some
-    places, repeated = joined(part, parts, keys[:texts], keys[texts:])
+    places, repeated = join_partition(part, parts, keys[:texts], keys[texts:])
     files, firsts = np.unique(places.file, return_index=True)
     lines = np.add.reduceat(places.lines.astype(np.int64), firsts) if len(files) else files
     return places, repeated, dict(zip(files.tolist(), map(int, lines), strict=True))

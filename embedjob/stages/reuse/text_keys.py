@@ -108,7 +108,7 @@ NO_OLD = OldKeys(
 )
 
 
-def joined(
+def join_partition(
     part: int, parts: int, texts: Sequence[TextKeys], olds: Sequence[OldKeys]
 ) -> tuple[Places, TextKeys]:
     """Return where the vectors of texts lie, of those in partition `part` of `parts`.

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedjob.encoder.batching.padding import Side, distinct, pad_views
+from embedjob.encoder.batching.padding import Side, distinct_views, pad_views
 from embedjob.text.arrays import offsets_of
 from embedjob.text.views import TokenViews
 
@@ -56,7 +56,7 @@ def test_views_are_one_exactly_when_ids_and_span_are(
 ) -> None:
     shared = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     views = views_of(rows, [7], shared)
-    firsts, which = distinct(views)
+    firsts, which = distinct_views(views)
     full = [tuple(views.full_ids(view).tolist()) for view in range(len(rows))]
     assert [full[firsts[one]] for one in which] == full
     assert len(firsts) == len({(ids, s) for ids, s in zip(full, shared, strict=True)})
@@ -65,5 +65,5 @@ def test_views_are_one_exactly_when_ids_and_span_are(
 def test_equal_ids_under_another_span_are_another_view() -> None:
     views = views_of([[1, 2], [1, 2], [1, 2]], [7], [False] * 3)
     views.span[1] = (0, 2)
-    firsts, which = distinct(views)
+    firsts, which = distinct_views(views)
     assert (firsts.tolist(), which.tolist()) == ([0, 1], [0, 1, 0])

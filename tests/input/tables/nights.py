@@ -15,7 +15,7 @@ from embedjob.job.planning import JobPlan, plan
 from embedjob.job.publishing import snapshot_of
 from embedjob.output.committing import commit
 from embedjob.output.file_names import data_directory
-from embedjob.output.snapshot import Snapshot, newest, publish
+from embedjob.output.snapshot import Snapshot, newest_snapshot, publish
 from embedjob.storage.objects import list_files
 from tests.shards import FINGERPRINT, finished, job_of, output_spec
 
@@ -27,7 +27,7 @@ def input_of(format: Any, uri: Any, **given: Any) -> Input:
 
 
 def planned(job_input: Input, out: str = "out", chunk_rows: int = 3) -> JobPlan:
-    served = newest(out) if out != "out" else None
+    served = newest_snapshot(out) if out != "out" else None
     listing: InputListing = list_input(job_input, served)
     listed = [] if out == "out" else list_files(data_directory(out, FINGERPRINT))
     return plan(job_of(job_input, chunk_rows=chunk_rows), listing, listed=listed, served=served)
@@ -74,7 +74,7 @@ class Nights:
         listed = list_files(data_directory(self.out, FINGERPRINT))
         epoch = 1 if made.served is None else made.served.epoch + 1
         publish(self.out, snapshot_of(made, epoch=epoch, listed=listed))
-        served = newest(self.out)
+        served = newest_snapshot(self.out)
         assert served is not None
         assert is_published(planned(job_input, self.out), served)
         return served

@@ -13,7 +13,7 @@ from embedjob.errors import ChunkError
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.job.options import Options
 from embedjob.output import cleanup
-from embedjob.output.derived.generations import SCHEMA, GenerationFiles
+from embedjob.output.derived.generations import GENERATIONS_SCHEMA, GenerationFiles
 from embedjob.reports.verify import verify
 from embedjob.storage import objects
 from embedjob.storage.objects import delete
@@ -46,7 +46,7 @@ def test_what_is_put_is_read_again(any_out: str) -> None:
 def test_a_file_says_who_made_what_of_which_text(files: GenerationFiles) -> None:
     files.put(CHUNK, TEXTS, MADE)
     table = pq.read_table(files.url(CHUNK))
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(GENERATIONS_SCHEMA)
     assert table.schema.metadata[b"embedjob.generator"] == b"f" * 64
     assert table["text_hash"].to_pylist()[::2] == [text_hash(text) for text in TEXTS if text]
     assert table["text"].to_pylist() == ["a fox!", None, "ein Fuchs é!", None]

@@ -24,7 +24,7 @@ from embedjob.output.fits.artefacts import (
 )
 from embedjob.output.fits.records import Record, put_record, read_records
 from embedjob.storage.objects import list_files
-from embedjob.vectors.fitted import Fitted
+from embedjob.vectors.fits.fitted import Fitted
 
 ENCODER = "e" * 64
 WHITENING = Fitted(

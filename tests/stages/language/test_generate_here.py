@@ -13,7 +13,7 @@ from embedjob.config.job_file import job_source
 from embedjob.input.chunks import Chunk, Shard
 from embedjob.job.resolve import identify, resolve
 from embedjob.output.derived.generations import GenerationFiles
-from embedjob.output.lease import claim
+from embedjob.output.lease import acquire
 from embedjob.stages.chunk_state import ChunkState, from_block, to_block
 from embedjob.stages.encode import PoolSize
 from embedjob.stages.engine import PlannedFiles, recipe_engine
@@ -53,7 +53,7 @@ def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[GenerateActo
     job = identify(resolve(job_source(document)))
     files = GenerationFiles(job.out, "f" * 64, "text")
     planned = PlannedFiles(job.config.encoder.model_dump_json(), tuple(job.digests.items()))
-    lease = claim(job.out, job="job")
+    lease = acquire(job.out, job="job")
     host = GeneratorHost(files, planned, lease, PoolSize(1, 1, 1.0, 0.0), threads=1)
     ledger = Here()
     return GenerateActor(recipe_engine(job.config, 1), lambda one: one, host, ledger), ledger

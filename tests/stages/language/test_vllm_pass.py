@@ -27,7 +27,7 @@ from embedjob.stages.language.vllm_pass import (
     ANSWER,
     ERROR,
     REQUESTS,
-    Ask,
+    MakeRequests,
     PutAnswers,
     VllmPass,
     generate_with_vllm,
@@ -113,7 +113,7 @@ def test_a_request_is_the_questions_ids_and_how_its_answer_is_sampled(
     recipe: Recipe, out: str
 ) -> None:
     of = VllmPass(recipe.model_dump_json(), GenerationFiles(out, "f" * 64, "text"))
-    asked = Ask(chunks(), rows_of, of)(pa.table({"number": [0]}))
+    asked = MakeRequests(chunks(), rows_of, of)(pa.table({"number": [0]}))
     assert asked.schema.equals(REQUESTS)
     questions = load_questioner(recipe).transformations(["a fox", "", "a dog"])
     rows = asked.to_pylist()
@@ -137,7 +137,7 @@ def test_answers_in_any_order_are_put_with_the_last_of_their_chunk(
 ) -> None:
     files = GenerationFiles(out, "f" * 64, "text")
     of, every = VllmPass(recipe.model_dump_json(), files), chunks()
-    asked = Ask(every, rows_of, of)(pa.table({"number": [2, 1, 0]}))
+    asked = MakeRequests(every, rows_of, of)(pa.table({"number": [2, 1, 0]}))
     # Nothing is asked of a chunk of blanks.
     assert [files.is_put(chunk) for chunk in every] == [False, True, False]
     back = answered(asked, recipe).take(list(range(len(asked)))[::-1])

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,78 +11,26 @@ from hypothesis import strategies as st
 
 from embedjob.config.job import Input
 from embedjob.config.recipe import Recipe, Split
-from embedjob.input.chunks import Chunk, Shard
 from embedjob.output.committing import commit, count_rows
 from embedjob.output.head_columns import with_head_columns
 from embedjob.output.schema import OutputSpec
 from embedjob.stages.chunk_state import ChunkState, from_block, to_block
-from embedjob.stages.reuse.merging import NOTHING, Reuse, lines_of_texts, merged
+from embedjob.stages.reuse.merging import NO_REUSE, Reuse, lines_of_texts, merged
 from embedjob.stages.tokenize import tokenize_rows
 from embedjob.stages.write import assemble_rows
 from embedjob.text.conversations import text_hash
 from embedjob.text.tokenizing import ViewTokenizer
-from embedjob.text.views import TokenViews
-from embedjob.vectors.encoded import Encoded, Lines
 from embedjob.vectors.quantizing import quantize
-from embedjob.vectors.sparse import sparse
 from tests.fakes import tiny_tokenizer
-from tests.shards import FINGERPRINT, WIDTH, output_spec
+from tests.shards import FINGERPRINT, output_spec
+from tests.stages.reuse.chunk_rows import CHUNK, KINDS, PLAIN, ROWS, encoded, rows
 
-PLAIN = ViewTokenizer(tiny_tokenizer("llama"), Recipe(model="m", max_tokens=16))
-ROWS = 12
-CHUNK = Chunk(Shard("in/a.parquet", 10, "e"), 0, ROWS, (0, 1), 0, "a.parquet", 30, 100)
 INPUT = Input(path="in", text="t")
 TEXTS = st.lists(
     st.none() | st.sampled_from(["a fox", "", "the river bank", "a b c", "fox " * 40, "日本語"]),
     min_size=1,
     max_size=ROWS,
 )
-KINDS = ("plain", "lines", "heads")
-
-
-def rows(texts: list[str | None]) -> pa.Table:
-    return pa.table(
-        {
-            "row": pa.array(range(len(texts)), pa.uint32()),
-            "text": pa.array(texts, pa.large_string()),
-            "reason": pa.array(
-                [None if one is not None else "null_text" for one in texts], pa.string()
-            ),
-        }
-    )
-
-
-def vector(ids: np.ndarray) -> np.ndarray:
-    """A unit vector that says which ids it is of."""
-    made = np.random.default_rng([*ids.tolist(), len(ids)]).normal(size=WIDTH)
-    return (made / np.linalg.norm(made)).astype(np.float32)
-
-
-def encoded(views: TokenViews, kind: str) -> Encoded:
-    """What an encoder makes of views: each text's part is of its ids alone."""
-    ids = [views.full_ids(number) for number in range(views.texts)]
-    if kind == "lines":
-        counts = [1 + len(one) % 3 for one in ids]
-        every = [
-            vector(one[part:])
-            for one, count in zip(ids, counts, strict=True)
-            for part in range(count)
-        ]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        chars = np.stack([np.arange(offsets[-1])] * 2, axis=1)
-        for start, count in zip(offsets, counts, strict=False):
-            chars[start : start + count] -= start
-        return Encoded(
-            np.array(every, np.float32).reshape(-1, WIDTH), {}, lines=Lines(offsets, chars)
-        )
-    matrix = np.array([vector(one) for one in ids], np.float32).reshape(-1, WIDTH)
-    if kind == "plain":
-        return Encoded(matrix, {})
-    entries = [(one[: len(one) % 4].astype(np.uint32), None) for one in ids]
-    weighed = [
-        (np.unique(one), np.full(len(np.unique(one)), 0.5, np.float32)) for one, _ in entries
-    ]
-    return Encoded(matrix, {}, sparse=sparse(weighed), routers=2 * matrix[:, :2])
 
 
 def spec_of(kind: str, **recipe: Any) -> OutputSpec:
@@ -183,8 +130,8 @@ def test_the_first_of_a_texts_lines_is_found() -> None:
 
 def test_a_chunk_without_old_lines_goes_on_as_it_is() -> None:
     state = ChunkState(CHUNK, rows(["a fox"]))
-    assert NOTHING.attached(state) is state
-    assert Reuse({"another": (0, ())}).of([CHUNK]) == NOTHING
+    assert NO_REUSE.attached(state) is state
+    assert Reuse({"another": (0, ())}).of([CHUNK]) == NO_REUSE
 
 
 SPLITTER = ViewTokenizer(

@@ -34,7 +34,7 @@ from embedjob.stages.reuse.text_keys import (
     TextKeys,
     hashes_of,
     in_order,
-    joined,
+    join_partition,
     numbers_of,
 )
 from embedjob.storage.objects import Stored, join, stat
@@ -98,7 +98,7 @@ def found(files: OldFiles, carried: Carried, texts: list[str]) -> dict[bytes, li
     high, low = numbers_of(b"".join(text_hash(text) for text in texts))
     keys = in_order(TextKeys(high, low, np.zeros(len(texts), np.uint32)))
     every = files.take(range(len(files)))
-    places, _ = joined(0, 1, [keys], [old_keys(every, carried)])
+    places, _ = join_partition(0, 1, [keys], [old_keys(every, carried)])
     table = gathered(every, [places], carried).table
     rows = table.to_pylist()
     return {row["text_hash"]: row["embedding"] for row in rows}
@@ -137,7 +137,7 @@ def test_a_text_that_rows_repeat_side_by_side_has_one_line(tmp_path: Path) -> No
     assert keys.lines.tolist() == [1] * 7
     high, low = numbers_of(b"".join(text_hash(text) for text in "abcab"))
     texts = in_order(TextKeys(high, low, np.array([0, 0, 0, 1, 1], np.uint32)))
-    made = gathered(every, [joined(0, 1, [texts], [keys])[0]], mine)
+    made = gathered(every, [join_partition(0, 1, [texts], [keys])[0]], mine)
     assert (made.numbers.tolist(), made.texts.tolist()) == ([0, 1], [3, 2])
     assert len(made.table) == 5
 
@@ -291,7 +291,7 @@ def test_each_file_is_opened_once_and_its_vectors_are_read_once(
     wanted = [(chunk, text) for chunk in range(5) for text in TEXTS[:10]]
     high, low = numbers_of(b"".join(text_hash(text) for _, text in wanted))
     texts = in_order(TextKeys(high, low, np.array([chunk for chunk, _ in wanted], np.uint32)))
-    made = gathered(every, [joined(0, 1, [texts], [keys])[0]], mine)
+    made = gathered(every, [join_partition(0, 1, [texts], [keys])[0]], mine)
     assert len(opened) == 1
     assert (made.numbers.tolist(), made.texts.tolist()) == ([0, 1, 2, 3, 4], [10] * 5)
     assert made.table["chunk"].to_pylist() == sorted(made.table["chunk"].to_pylist())

@@ -23,7 +23,7 @@ from embedjob.stages.tokenize import tokenize_rows
 from embedjob.text.conversations import text_hash
 from embedjob.text.views import TokenViews
 from embedjob.vectors.encoded import Encoded
-from tests.stages.reuse.test_merging import CHUNK, KINDS, PLAIN, encoded, rows
+from tests.stages.reuse.chunk_rows import CHUNK, KINDS, PLAIN, encoded, rows
 
 KEYS, TEXTS = ["chunk 1", "chunk 2", "chunk 3"], [bytes([n]) * 16 for n in range(3)]
 ACTS = st.lists(

@@ -17,7 +17,7 @@ from embedjob.job.options import Options
 from embedjob.job.result import Result
 from embedjob.output import cleanup
 from embedjob.output.claim import read_claims
-from embedjob.output.snapshot import Snapshot, newest, publish
+from embedjob.output.snapshot import Snapshot, newest_snapshot, publish
 from embedjob.stages.reuse import take_over
 from tests import running
 from tests.cluster import Cluster
@@ -174,7 +174,7 @@ def test_an_output_of_another_recipe_is_refused_before_a_model_is_loaded(
     )
     ran = running.run(document, tmp_path, "--address", yesterday.address)
     assert ran.code == 2
-    snapshot = newest(other)
+    snapshot = newest_snapshot(other)
     assert snapshot is not None
     assert (
         f"output.reuse_from: {other} has vectors of fingerprint {snapshot.fingerprint[:12]}"
@@ -185,7 +185,7 @@ def test_an_output_of_another_recipe_is_refused_before_a_model_is_loaded(
 
 def _replace_corpus(out: str, kept: int) -> None:
     """Another run has published: of the files that were there, its snapshot lists so many."""
-    before = newest(out)
+    before = newest_snapshot(out)
     assert before is not None
     files = before.files[:kept]
     publish(out, Snapshot(before.epoch + 1, before.fingerprint, files=files, shards=()))

@@ -18,7 +18,7 @@ from embedjob.stages.reuse.text_keys import (
     column_numbers,
     hashes_of,
     in_order,
-    joined,
+    join_partition,
     numbers_of,
 )
 
@@ -59,7 +59,7 @@ def test_each_text_of_each_chunk_is_found_once_in_the_lowest_file_that_has_it(
     before = [old_keys(half) for half in halves(olds, seed)]
     found, files, again = [], [], []
     for part in range(parts):
-        places, repeated = joined(part, parts, news, before)
+        places, repeated = join_partition(part, parts, news, before)
         names = hashes_of(repeated.high, repeated.low).to_pylist()
         again += zip(repeated.chunk.tolist(), names, strict=True)
         assert repeated.chunk.tolist() == sorted(repeated.chunk.tolist())
@@ -99,6 +99,6 @@ def test_nothing_is_found_where_nothing_is(parts: int) -> None:
     some = text_keys([(0, bytes(16))])
     for news, olds in (([], []), ([some], []), ([some], [NO_OLD]), ([NO_TEXTS], [])):
         for part in range(parts):
-            places, repeated = joined(part, parts, news, olds)
+            places, repeated = join_partition(part, parts, news, olds)
             assert (len(places.file), len(repeated.chunk)) == (0, 0)
     assert all_of([], NO_TEXTS) is NO_TEXTS

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from embedjob.errors import FitError
-from embedjob.vectors.clusters import SeedPass
-from embedjob.vectors.continuation_ids import continuations_problem
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Fitted, Pass, Training
-from embedjob.vectors.flow import FlowTraining, flow_problem, flowed
-from embedjob.vectors.moments import ComponentsPass, StandardizePass, projected, standardized
-from embedjob.vectors.procrustes import RotationPass, rotated
-from embedjob.vectors.quantizing import CalibratePass
-from embedjob.vectors.rare_words import (
+from embedjob.vectors.fits.clusters import SeedPass
+from embedjob.vectors.fits.continuation_ids import continuations_problem
+from embedjob.vectors.fits.fitted import Fitted, Pass, Training
+from embedjob.vectors.fits.flow import FlowTraining, flow_problem, flowed
+from embedjob.vectors.fits.moments import ComponentsPass, StandardizePass, projected, standardized
+from embedjob.vectors.fits.procrustes import RotationPass, rotated
+from embedjob.vectors.fits.rare_words import (
     CommonComponentPass,
     without_common_component,
     word_counts_problem,
 )
+from embedjob.vectors.quantizing import CalibratePass
 from embedjob.vectors.vocabulary import vocabulary_problem
 
 
@@ -33,8 +33,8 @@ class Arithmetic:
     Args:
         begin: gives the first pass, or the training, by the fit's section; None where it needs no
             vectors.
-        tensors: what it leaves: each tensor's axes, by the letters D, K, and others; None where
-            `check` knows.
+        tensors: what it leaves: each tensor's axes, by the letters D, K, and others, or by a digit
+            that is the length; None where `check` knows.
         apply: makes vectors [R, K] of vectors [R, D]; None where it makes no vectors.
         check: gives the reason why tensors are not what it leaves; None where they are.
     """
@@ -122,7 +122,7 @@ def width_after(fitted: Fitted) -> int:
 
 def problem_of(fitted: Fitted) -> str | None:
     """Return why tensors are not what a fit of this kind leaves; None where they are."""
-    sizes = {"D": fitted.width, "2": 2}
+    sizes = {"D": fitted.width}
     axes = ARITHMETIC[fitted.kind].tensors
     if axes is None:
         return ARITHMETIC[fitted.kind].check(fitted)
@@ -133,8 +133,9 @@ def problem_of(fitted: Fitted) -> str | None:
         if tensor.dtype.kind != "f" or tensor.ndim != len(letters):
             return f"{name} is {tensor.dtype} with {tensor.ndim} axes"
         for letter, size in zip(letters, tensor.shape, strict=True):
-            if sizes.setdefault(letter, size) != size:
-                return f"{name} has {size} numbers along an axis of {sizes[letter]}"
+            length = int(letter) if letter.isdigit() else sizes.setdefault(letter, size)
+            if length != size:
+                return f"{name} has {size} numbers along an axis of {length}"
         if not np.isfinite(tensor).all():
             return f"{name} has a number that is not finite"
     return None

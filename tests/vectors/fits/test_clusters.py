@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from embedjob.config.fits import Kmeans
+from embedjob.config.fits.fit_kinds import Kmeans
 from embedjob.errors import FitError
-from embedjob.vectors.clusters import LloydPass, nearest_centroids
-from embedjob.vectors.fit_arithmetic import first_pass, problem_of
-from embedjob.vectors.fitted import Block, Fitted
+from embedjob.vectors.fits.clusters import LloydPass, nearest_centroids
+from embedjob.vectors.fits.fit_arithmetic import first_pass, problem_of
+from embedjob.vectors.fits.fitted import Block, Fitted
 
 Matrix = npt.NDArray[np.float32]
 CUTS = st.lists(st.integers(0, 400), max_size=6).map(sorted)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedjob.config.fits import halving_problem
+from embedjob.config.fits.fit_kinds import halving_problem
 from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
+from embedjob.vectors.fits.fitted import Block, Fitted, Wide, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ import numpy as np
 
 from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
+from embedjob.vectors.fits.fitted import Block, Fitted, Wide, require_finite
 
 # A tenth of the rows is left out of the rotation, and measures it.
 _MEASURED = np.uint64(10)

@@ -15,7 +15,7 @@ import numpy as np
 
 from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
+from embedjob.vectors.fits.fitted import Block, Fitted, Wide, require_finite
 
 # So many rows are in float64 at a time.
 _ROWS_AT_ONCE = 8192
@@ -47,11 +47,11 @@ def moments_of(vectors_RD: Vectors, *, crossed: bool) -> Moments:
         mean_D = rows_RD.mean(axis=0)
         rows_RD -= mean_D
         scatter = rows_RD.T @ rows_RD if crossed else np.einsum("rd,rd->d", rows_RD, rows_RD)
-        total = joined(total, Moments(len(rows_RD), mean_D, scatter))
+        total = joined_moments(total, Moments(len(rows_RD), mean_D, scatter))
     return total
 
 
-def joined(left: Moments, right: Moments) -> Moments:
+def joined_moments(left: Moments, right: Moments) -> Moments:
     """Return the moments of the vectors of both."""
     rows = left.rows + right.rows
     if not left.rows or not right.rows:
@@ -73,7 +73,7 @@ class StandardizePass:
 
     def merge(self, left: Moments, right: Moments) -> Moments:
         """Return the moments of both."""
-        return joined(left, right)
+        return joined_moments(left, right)
 
     def finish(self, state: Moments) -> Fitted:
         """Return the mean [D] and the scale [D], 1 where a dimension does not vary."""
@@ -100,7 +100,7 @@ class ComponentsPass:
 
     def merge(self, left: Moments, right: Moments) -> Moments:
         """Return the moments of both."""
-        return joined(left, right)
+        return joined_moments(left, right)
 
     def finish(self, state: Moments) -> Fitted:
         """Return the mean [D] and the matrix [D, K] that vectors are multiplied by after it.

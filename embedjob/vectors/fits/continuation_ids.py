@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from embedjob.vectors.fitted import Fitted
-
-Ids = tuple[int, ...]
+from embedjob.config.heads import TokenIds
+from embedjob.vectors.fits.fitted import Fitted
 
 
 def fitted_continuations(continuations: Sequence[Sequence[int]], *, texts: int) -> Fitted:
@@ -24,7 +23,7 @@ def fitted_continuations(continuations: Sequence[Sequence[int]], *, texts: int) 
     return Fitted("continuations", texts, len(continuations), tensors, {"tokens": len(flat)})
 
 
-def continuation_ids(fitted: Fitted) -> tuple[Ids, ...]:
+def continuation_ids(fitted: Fitted) -> tuple[TokenIds, ...]:
     """Return the ids of each continuation that a fit left [N]."""
     flat = fitted.tensors["ids"].tolist()
     edges = fitted.tensors["offsets"].tolist()

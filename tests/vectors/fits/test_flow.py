@@ -10,11 +10,18 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from embedjob.config.fits import Flow
+from embedjob.config.fits.fit_kinds import Flow
 from embedjob.errors import FitError
-from embedjob.vectors.fit_arithmetic import applied, first_pass, problem_of, width_after
-from embedjob.vectors.fitted import Block, Fitted, Training
-from embedjob.vectors.flow import FlowTraining, _begun, _pass, bits_per_dimension, forward, inverse
+from embedjob.vectors.fits.fit_arithmetic import applied, first_pass, problem_of, width_after
+from embedjob.vectors.fits.fitted import Block, Fitted, Training
+from embedjob.vectors.fits.flow import (
+    FlowTraining,
+    _begun,
+    _pass,
+    bits_per_dimension,
+    forward,
+    inverse,
+)
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 SETTINGS = {"levels": 3, "depth": 2, "hidden": 5, "epochs": 6, "batch_size": 50}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from embedjob.errors import FitError, amount
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide, require_finite
+from embedjob.vectors.fits.fitted import Block, Fitted, Wide, require_finite
 
 # The sample in which k-means++ looks: so many vectors for each centroid, within so much memory.
 _SEEDS_EACH, _FEWEST_SEEDS, _SEED_NUMBERS = 16, 4096, 16 * 2**20

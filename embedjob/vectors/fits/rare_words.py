@@ -14,7 +14,7 @@ import numpy as np
 from embedjob.config.pooling import WordWeights
 from embedjob.errors import FitError
 from embedjob.vectors.encoded import Vectors
-from embedjob.vectors.fitted import Block, Fitted, Wide
+from embedjob.vectors.fits.fitted import Block, Fitted, Wide
 
 # So many rows are in float64 at a time.
 _ROWS_AT_ONCE = 8192

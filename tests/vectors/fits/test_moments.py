@@ -1,6 +1,6 @@
 """Whitening, principal components and z-scores, against numpy's and scikit-learn's own.
 
-Covers: embedjob.vectors.fitted, embedjob.vectors.fit_arithmetic
+Covers: embedjob.vectors.fits.fitted, embedjob.vectors.fits.fit_arithmetic
 """
 
 from functools import reduce
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from embedjob.config.fits import Pca, Standardize, Whiten
+from embedjob.config.fits.fit_kinds import Pca, Standardize, Whiten
 from embedjob.errors import FitError
-from embedjob.vectors.fit_arithmetic import applied, first_pass, problem_of, width_after
-from embedjob.vectors.fitted import Block, Fitted
-from embedjob.vectors.moments import joined, moments_of
+from embedjob.vectors.fits.fit_arithmetic import applied, first_pass, problem_of, width_after
+from embedjob.vectors.fits.fitted import Block, Fitted
+from embedjob.vectors.fits.moments import joined_moments, moments_of
+from tests.vectors.fits.authors_whitening import bert_whitening
 
 Matrix = npt.NDArray[np.float32]
 
@@ -37,20 +38,6 @@ def fit(section: object, *parts: Matrix) -> Fitted:
     assert isinstance(done, Fitted)
     assert problem_of(done) is None
     return done
-
-
-def bert_whitening(vectors_RD: Matrix, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """The kernel and bias of the authors' code: compute_kernel_bias of BERT-whitening.
-
-    The sign of a column is the library's.
-    """
-    wide = vectors_RD.astype(np.float64)
-    mu = wide.mean(axis=0, keepdims=True)
-    cov = np.cov(wide.T)
-    u, s, _ = np.linalg.svd(cov)
-    kernel = np.dot(u, np.diag(1 / np.sqrt(s)))[:, :dimensions]
-    signs = np.sign(kernel[np.abs(kernel).argmax(axis=0), np.arange(dimensions)])
-    return kernel * signs, -mu
 
 
 CUTS = st.lists(st.integers(0, 300), max_size=8).map(sorted)
@@ -110,8 +97,8 @@ def test_a_mean_far_from_the_origin_takes_no_digits() -> None:
     """Sums of squares would lose all of them: the variance is 1 beside a mean of 10^6."""
     numbers = np.random.default_rng(3).normal(size=(1000, 2)) + 1e6
     parts = [moments_of(part, crossed=True) for part in np.split(numbers, 7 * [100])]
-    whole = reduce(joined, [moments_of(one[None], crossed=True) for one in numbers])
-    for state in (reduce(joined, parts), whole):
+    whole = reduce(joined_moments, [moments_of(one[None], crossed=True) for one in numbers])
+    for state in (reduce(joined_moments, parts), whole):
         if state.rows == 1000:
             covariance = state.scatter / 999
             np.testing.assert_allclose(covariance, np.cov(numbers.T), rtol=1e-6)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
-from embedjob.config.fits import Align
+from embedjob.config.fits.fit_kinds import Align
 from embedjob.errors import FitError
-from embedjob.vectors.fit_arithmetic import applied, first_pass, problem_of, width_after
-from embedjob.vectors.fitted import Block, Fitted
+from embedjob.vectors.fits.fit_arithmetic import applied, first_pass, problem_of, width_after
+from embedjob.vectors.fits.fitted import Block, Fitted
 
 KEYS = np.random.default_rng(2).integers(2**63, size=500).astype(np.uint64)
 
