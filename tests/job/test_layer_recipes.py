@@ -113,7 +113,10 @@ def test_the_method_names_the_model_where_the_job_does_not(tmp_path: Path) -> No
             {"encoder": {"layer": []}},
             r"method\.yaml: encoder\.layer: got \[\], .*a list of at least one",
         ),
-        ({"encoder": {"finish": [{}]}}, r"method\.yaml: .*finish: .* exactly one key; got none"),
+        (
+            {"encoder": {"finish": [{}]}},
+            r"method\.yaml: encoder\.finish\.0: got {}, .* one of the keys normalize, truncate",
+        ),
         (
             {"encoder": {"finish": [{"whiten": "w", "flow": "f"}]}},
             r"finish: .* exactly one key; got whiten and flow",
