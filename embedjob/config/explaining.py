@@ -55,8 +55,8 @@ def _line(path: str, notes: Sequence[str], origins: Mapping[str, str]) -> str:
 
 def _locate(document: Mapping[str, Any], loc: Sequence[str | int], at: str) -> tuple[str, Any]:
     """Return the path of a key as written: pydantic adds the branches of unions."""
-    path, value = [at] if at else [], document
-    here: Any = value
+    path = [at] if at else []
+    here: Any = document
     in_list = False
     for part, after in zip_longest(loc, loc[1:]):
         if isinstance(here, Mapping):
