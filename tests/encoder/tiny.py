@@ -103,7 +103,7 @@ def save(name: str, directory: Path) -> Path:
     return directory
 
 
-# As instructed models of the Qwen family write a conversation.
+# As chat models of the Qwen family write a conversation.
 CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -114,7 +114,7 @@ CHAT = (
 def save_chat(directory: Path, *, template: str | None = CHAT, seed: int = 3) -> Path:
     """The directory, with a tiny language model, its tokenizer and its chat template.
 
-    It was not instructed, and says something random until it says <|im_end|>, which it likes to.
+    It was tuned on nothing, and says something random until it says <|im_end|>, which it likes to.
     """
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer("qwen")

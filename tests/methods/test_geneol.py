@@ -124,7 +124,7 @@ def test_smollm2_rewrites_a_sentence_and_is_embedded_with_it() -> None:
     assert generated == encoder.generated(texts[::-1])[::-1]
     for text, own in zip(texts, generated, strict=True):
         assert len(own) == 4
-        # It was instructed: what it says is another sentence about the same.
+        # It is tuned to follow instructions: what it says is another sentence about the same.
         assert sum(one != text for one in own) >= 3
         assert all("<|im_" not in one for one in own)
     plain = Encoder.from_config(
