@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -145,22 +145,28 @@ def test_no_two_modules_share_a_name() -> None:
     assert [name for name, times in names.items() if times > 1] == []
 
 
-def _defined(path: str) -> Iterator[str]:
-    """The public names that a module itself gives a meaning."""
-    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+def _defined(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """The public names that statements give a meaning."""
+    for node in body:
         names: list[str] = []
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names = [node.name]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [one.id for one in targets if isinstance(one, ast.Name)]
+            inside = (one for target in targets for one in ast.walk(target))
+            names = [one.id for one in inside if isinstance(one, ast.Name)]
+        elif isinstance(node, ast.If | ast.Try):
+            yield from _defined([*node.body, *node.orelse])
         yield from (name for name in names if not name.startswith("_"))
 
 
 def test_no_public_name_has_two_meanings() -> None:
     # A command, and what `import embedjob` offers, is called as what it opens.
     doors = {"embedjob/__init__.py", "embedjob/cli.py"}
-    times = Counter(name for path in MODULES if path not in doors for name in _defined(path))
+    times: Counter[str] = Counter()
+    for path in MODULES:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        times.update({*_defined(tree.body)} if path not in doors else ())
     assert [name for name, number in times.items() if number > 1] == []
 
 

@@ -51,12 +51,20 @@ def test_what_test_files_cover_exists() -> None:
     assert {path: modules for path, modules in unknown.items() if modules} == {}
 
 
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def test_no_test_file_is_imported_by_another() -> None:
     """What several of them need is in a module that is no test."""
     imports = {
-        f"{path.relative_to(TESTS)}: {node.module}"
+        f"{path.relative_to(TESTS)}: {name}"
         for path in TESTS.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and re.match(r"tests\b.*\btest_\w+$", node.module or "")
+        for name in _imported(path)
+        if re.match(r"tests\..*\btest_", name)
     }
     assert imports == set()

@@ -6,17 +6,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import zip_longest
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
-from embedjob.config.fits.fit_kinds import FITS
-from embedjob.config.job import Job
 from embedjob.config.types import Section
 
 
 def unknown_key(key: str, allowed: Iterable[str]) -> str:
-    """Say that a key is unknown, and which are allowed; nothing of these where none are given."""
+    """Say that a key is unknown, and which keys are allowed, where any are given."""
     names = list(allowed)
     near = difflib.get_close_matches(key, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -24,7 +22,12 @@ def unknown_key(key: str, allowed: Iterable[str]) -> str:
 
 
 def explained(
-    error: ValidationError, document: Mapping[str, Any], at: str, origins: Mapping[str, str]
+    error: ValidationError,
+    document: Mapping[str, Any],
+    model: type[Section],
+    *,
+    at: str,
+    origins: Mapping[str, str],
 ) -> str:
     """Return a sentence for each key that is wrong: its path, what was got, what is allowed.
 
@@ -32,16 +35,15 @@ def explained(
     """
     problems: dict[str, list[str]] = {}
     for one in error.errors(include_url=False):
-        path, got = _locate(document, one["loc"], at)
+        parts, got = _locate(document, one["loc"])
         message = str(one["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
         if one["type"] == "extra_forbidden":
-            kind = str(one["loc"][2]) if one["loc"][0] == "fit" and len(one["loc"]) > 2 else None
-            message = unknown_key(str(one["loc"][-1]), _siblings(path, kind))
+            message = _unwanted(str(one["loc"][-1]), parts, document, model)
         elif one["type"] == "missing":
-            path, message = _missing(path, one["loc"])
+            parts, message = [*parts, str(one["loc"][-1])], "is required and was not given"
         elif one["type"] != "value_error":
             message = f"got {json.dumps(got, default=as_text)}, allowed is {message}"
-        notes = problems.setdefault(path, [])
+        notes = problems.setdefault(".".join([at, *parts] if at else parts), [])
         if message not in notes:
             notes.append(message)
     return "\n".join(_line(path, notes, origins) for path, notes in problems.items())
@@ -53,45 +55,62 @@ def _line(path: str, notes: Sequence[str], origins: Mapping[str, str]) -> str:
     return f"{path or 'job'}: {said}" + (f" (set by {origin})" if origin else "")
 
 
-def _locate(document: Mapping[str, Any], loc: Sequence[str | int], at: str) -> tuple[str, Any]:
-    """Return the path of a key as written: pydantic adds the branches of unions."""
-    path = [at] if at else []
+def _locate(document: Mapping[str, Any], loc: Sequence[str | int]) -> tuple[list[str], Any]:
+    """Return the path of a key and its value, as written.
+
+    Pydantic adds the branches of unions: of an item of a list, the kind that it is taken for.
+    """
+    path: list[str] = []
     here: Any = document
-    in_list = False
+    is_item = False
     for part, after in zip_longest(loc, loc[1:]):
         if isinstance(here, Mapping):
-            by_key = in_list and part in here and after in here
-            if by_key or here.get("kind") == part:  # the branch of a union
+            is_branch = here.get("kind") == part or (after is not None and after in here)
+            if is_item and is_branch:
+                is_item = False
                 continue
             if part not in here:
                 break
         elif not (isinstance(here, list) and isinstance(part, int)):
             break
-        in_list = isinstance(here, list)
+        is_item = isinstance(here, list)
         here = here[part]
         path.append(str(part))
-    return ".".join(path), here
+    return path, here
 
 
-def _missing(path: str, loc: Sequence[str | int]) -> tuple[str, str]:
-    return ".".join(filter(None, (path, str(loc[-1])))), "is required and was not given"
+def _unwanted(
+    key: str, path: Sequence[str], document: Mapping[str, Any], model: type[Section]
+) -> str:
+    """Say why a key may not stand where it is written."""
+    if not path or path[-1] != key:  # of a form that was not meant
+        return unknown_key(key, ())
+    sections, here = [model], cast("Any", document)
+    for part in path[:-1]:
+        if isinstance(here, list):
+            here = here[int(part)]
+            continue
+        here, fields = here[part], [one.model_fields.get(part) for one in sections]
+        sections = [one for field in fields if field for one in _sections_in(field.annotation)]
+    # Of a union, those of the kind that is written, or that have a key that is written.
+    kinds = [one for one in sections if _kind(one) in (None, here.get("kind"))]
+    meant = [one for one in kinds if here.keys() & one.model_fields.keys()] or kinds
+    if any(key in one.model_fields for one in meant):
+        return f"got {' and '.join(here)} together; write each as an entry of its own"
+    names = [field.alias or name for one in meant for name, field in one.model_fields.items()]
+    return unknown_key(key, names if len(meant) == 1 else ())
 
 
-def _siblings(path: str, kind: str | None = None) -> tuple[str, ...]:
-    """Return the keys that may stand beside the one at a path; `kind` is that of its fit."""
-    if kind is not None and kind in FITS:
-        fields = FITS[kind].section.model_fields
-        return tuple(field.alias or name for name, field in fields.items())
-    model: Any = Job
-    for part in path.split(".")[:-1]:
-        field = model.model_fields.get(part)
-        kind = field.annotation if field else None
-        # Of a section that may be null, the section.
-        members = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
-        model = next((one for one in members if issubclass(one, Section)), None)
-        if model is None:
-            return ()
-    return tuple(model.model_fields)
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    """Return the sections in a type: of a list, of a union, of what may be null."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for one in get_args(annotation) for section in _sections_in(one)]
+
+
+def _kind(section: type[Section]) -> str | None:
+    field = section.model_fields.get("kind")
+    return None if field is None else next(iter(get_args(field.annotation)), None)
 
 
 def as_text(value: Any) -> str:

@@ -195,7 +195,8 @@ def validate(
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{at or 'config'}: {error}") from error
-        raise ConfigError(explained(error, document, at, origins or {})) from error
+        said = explained(error, document, model, at=at, origins=origins or {})
+        raise ConfigError(said) from error
 
 
 def validate_partial(source: JobSource) -> None:

@@ -91,7 +91,7 @@ def keyed_union(
     """Return the union of sections, told apart by the key that each is written under.
 
     A mistake is then reported for the kind whose key is written, and not once for every kind. A
-    section may have several keys; `also` are second spellings, which are not offered.
+    section may have several keys; `also` are second spellings, which the message does not list.
     """
     spellings = {**kinds, **(also or {})}
     tags = {section: kind for kind, section in kinds.items()}

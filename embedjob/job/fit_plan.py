@@ -26,7 +26,7 @@ from embedjob.job.text_fits import with_text_fits
 from embedjob.output.claim import read_claims
 from embedjob.output.file_names import digest
 from embedjob.output.fingerprint import canonical, fingerprint
-from embedjob.output.fits.artefacts import Head
+from embedjob.output.fits.artefacts import ArtefactHead
 from embedjob.output.fits.records import read_records
 from embedjob.output.manifest import SnapshotFile
 from embedjob.output.snapshot import Snapshot, newest_snapshot
@@ -65,7 +65,7 @@ def settled(
     if not job.config.fit:
         return job, ()
     _require_named(job)
-    records, made = read_records(job.out), dict[str, Head]()
+    records, made = read_records(job.out), dict[str, ArtefactHead]()
     job, fits = with_text_fits(job, records, made, refit=refit)
     lacking = any(fit.made is None for fit in fits)
     for section in _in_order(job.config):
@@ -211,7 +211,7 @@ def _in_order(config: Job) -> list[Any]:
     return [*steps, *by_name.values()]
 
 
-def _planned(job: IdentifiedJob, section: Any, made: Mapping[str, Head]) -> PlannedFit:
+def _planned(job: IdentifiedJob, section: Any, made: Mapping[str, ArtefactHead]) -> PlannedFit:
     steps = tuple(takewhile(lambda step: not _applies(step, section), job.config.encoder.finish))
     cut = job.config.encoder.model_copy(update={"finish": steps, "vector_dtype": "float32"})
     base = _settled_recipe(cut, made)
@@ -237,7 +237,7 @@ def _applies(step: Any, section: Any) -> bool:
     return isinstance(step, FitStep) and step.name == section.name
 
 
-def _with_artefacts(job: IdentifiedJob, made: Mapping[str, Head]) -> IdentifiedJob:
+def _with_artefacts(job: IdentifiedJob, made: Mapping[str, ArtefactHead]) -> IdentifiedJob:
     """Return the job with the names of artefacts in its recipes, and what follows from them."""
     recipes = {role: _settled_recipe(recipe, made) for role, recipe in job.recipes.items()}
     encoder = _settled_recipe(job.config.encoder, made)
@@ -250,7 +250,7 @@ def _with_artefacts(job: IdentifiedJob, made: Mapping[str, Head]) -> IdentifiedJ
     )
 
 
-def _settled_recipe(recipe: Recipe, made: Mapping[str, Head]) -> Recipe:
+def _settled_recipe(recipe: Recipe, made: Mapping[str, ArtefactHead]) -> Recipe:
     steps = tuple(
         step.settled(made[step.name].sha256)
         if isinstance(step, FitStep) and step.name in made
@@ -263,7 +263,7 @@ def _settled_recipe(recipe: Recipe, made: Mapping[str, Head]) -> Recipe:
     return recipe.model_copy(update={"finish": steps, "pooling": pooling})
 
 
-def _width(job: IdentifiedJob, recipe: Recipe, made: Mapping[str, Head]) -> int:
+def _width(job: IdentifiedJob, recipe: Recipe, made: Mapping[str, ArtefactHead]) -> int:
     planned = {fit.name: getattr(fit, "dimensions", None) for fit in job.config.fit}
     widths = {**planned, **{head.sha256: head.width_after for head in made.values()}}
     views = views_once_fitted(recipe, job.config.fit)

@@ -202,7 +202,7 @@ def _check_input(
 
 
 def planned_under_lease(plan: JobPlan, options: Options, *, epoch: int, say: Say) -> JobPlan:
-    """Plan again what is left, for the run that has claimed `epoch`, and check the output again.
+    """Plan again, for the run that holds the lease of `epoch`, and check the output again.
 
     Another run, or a prune, may have ended while this one waited for the lease.
     """

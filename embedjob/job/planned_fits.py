@@ -8,7 +8,7 @@ from embedjob.config.fits.fit_kinds import FITS
 from embedjob.config.job import Input
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError
-from embedjob.output.fits.artefacts import Head, read_head
+from embedjob.output.fits.artefacts import ArtefactHead, read_head
 from embedjob.output.fits.records import Record
 
 
@@ -28,7 +28,7 @@ class PlannedFit:
     key: str = ""
     vectors: str = ""
     number: int = 0
-    made: Head | None = None
+    made: ArtefactHead | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ def corpus_of(job_input: Input, paths: Sequence[str]) -> list[Any]:
     return [list(paths), job_input.text, separator, job_input.filter]
 
 
-def _head(out: str, fit: PlannedFit, record: Record) -> Head:
+def _head(out: str, fit: PlannedFit, record: Record) -> ArtefactHead:
     head = read_head(out, record.kind, record.artefact)
     if (head.kind, head.encoder, head.width) != (fit.section.kind, fit.fingerprint, fit.width):
         raise OutputError(

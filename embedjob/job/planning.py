@@ -199,7 +199,7 @@ def plan(
     )
     chunks = cut.chunks
     if config.run.limit is not None:
-        chunks = tuple(first_rows(chunks, config.run.limit))
+        chunks = tuple(first_chunks(chunks, config.run.limit))
     files = committed_files(listed, served, chunks)
     left = tuple(chunk for chunk in chunks if chunk.name not in files)
     return JobPlan(
@@ -219,7 +219,7 @@ def plan(
 
 
 def relisted(plan: JobPlan, *, epoch: int, redo: Collection[str] = ()) -> JobPlan:
-    """Plan again from what the output holds now, for the run that has claimed `epoch`.
+    """Plan again from what the output holds now, for the run that holds the lease of `epoch`.
 
     What was made before gets a new file name, and so do the chunks named in `redo`: a name never
     holds two contents, and what readers see stays until the next snapshot replaces it.
@@ -324,7 +324,7 @@ def standing_types(claims: Sequence[Claim], served: Snapshot | None, fingerprint
     return Standing(types, names)
 
 
-def first_rows(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
+def first_chunks(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
     """Yield the first chunks that read `rows` rows together; the last one is cut, and named so."""
     for chunk in chunks:
         if rows <= 0:

@@ -19,7 +19,7 @@ from embedjob.job.resolve import IdentifiedJob
 from embedjob.output.snapshot import Snapshot, published, read_snapshot
 from embedjob.storage.objects import Stored, absolute
 
-LIST_THREADS = 8
+SNAPSHOT_THREADS = 8
 # As columns: the entries of a million files would take gigabytes as objects.
 _FILES = pa.schema(
     [
@@ -128,7 +128,7 @@ def _snapshots(out: str, plan: JobPlan) -> list[Snapshot]:
         epochs = published(out)
     except (AccessError, OSError):
         return []
-    with ThreadPoolExecutor(LIST_THREADS) as pool:
+    with ThreadPoolExecutor(SNAPSHOT_THREADS) as pool:
         return [one for one in pool.map(read, reversed(epochs)) if one is not None]
 
 

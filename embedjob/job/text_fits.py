@@ -17,7 +17,7 @@ from embedjob.job.resolve import IdentifiedJob, ResolvedJob, identify
 from embedjob.models.source import materialize, source_of
 from embedjob.output.file_names import digest
 from embedjob.output.fingerprint import canonical, fingerprint
-from embedjob.output.fits.artefacts import Head, read_artefact, tensors_url
+from embedjob.output.fits.artefacts import ArtefactHead, read_artefact, tensors_url
 from embedjob.output.fits.records import Record
 from embedjob.vectors.fits.continuation_ids import continuation_ids
 from embedjob.vectors.vocabulary import SKETCH
@@ -27,7 +27,7 @@ _NO_ENCODER = "0" * 64
 
 
 def with_text_fits(
-    job: IdentifiedJob, records: Mapping[str, Record], made: dict[str, Head], *, refit: bool
+    job: IdentifiedJob, records: Mapping[str, Record], made: dict[str, ArtefactHead], *, refit: bool
 ) -> tuple[IdentifiedJob, list[PlannedFit]]:
     """Return the job with what its fits of texts have made, and these fits.
 
@@ -77,18 +77,24 @@ def _planned(job: IdentifiedJob, section: Any) -> PlannedFit:
     )
 
 
-def _as_model(job: IdentifiedJob, name: str, head: Head, made: dict[str, Head]) -> IdentifiedJob:
+def _as_model(
+    job: IdentifiedJob, name: str, head: ArtefactHead, made: dict[str, ArtefactHead]
+) -> IdentifiedJob:
     """Return the job with a vocabulary as its model."""
     return identify(_renamed(job, tensors_url(job.out, head)))
 
 
-def _as_weights(job: IdentifiedJob, name: str, head: Head, made: dict[str, Head]) -> IdentifiedJob:
+def _as_weights(
+    job: IdentifiedJob, name: str, head: ArtefactHead, made: dict[str, ArtefactHead]
+) -> IdentifiedJob:
     """Note the counts of words, which the pooling names."""
     made[name] = head
     return job
 
 
-def _in_head(job: IdentifiedJob, name: str, head: Head, made: dict[str, Head]) -> IdentifiedJob:
+def _in_head(
+    job: IdentifiedJob, name: str, head: ArtefactHead, made: dict[str, ArtefactHead]
+) -> IdentifiedJob:
     """Return the job with continuations in the heads that name their fit."""
     ids = continuation_ids(read_artefact(job.out, head.kind, head.sha256))
     recipes = {role: _with_ids(recipe, name, ids) for role, recipe in job.recipes.items()}

@@ -13,7 +13,7 @@ from embedjob.output.fingerprint import canonical
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedSide:
     """An output's claim or a job: its recipes as JSON, by role, and the digests of its model."""
 
     recipes: Mapping[str, Mapping[str, Any]]
@@ -24,21 +24,21 @@ class Compared:
 class Change:
     """One change: whether it is between an output and a job, and the reason for people."""
 
-    between: Callable[[Compared, Compared], bool]
+    between: Callable[[ComparedSide, ComparedSide], bool]
     reason: str
 
 
-def reasons(then: Compared, now: Compared) -> list[str]:
+def reasons(then: ComparedSide, now: ComparedSide) -> list[str]:
     """Return the reasons of all changes between an output and a job, in the order of the table."""
     return [change.reason for change in CHANGES if change.between(then, now)]
 
 
 def of_method(
     method: str, key: str, before: Any, after: Any
-) -> Callable[[Compared, Compared], bool]:
+) -> Callable[[ComparedSide, ComparedSide], bool]:
     """Return what tells whether a method's file gave `before` for a key, and gives `after` now."""
 
-    def between(then: Compared, now: Compared) -> bool:
+    def between(then: ComparedSide, now: ComparedSide) -> bool:
         pairs = _pairs(then, now, method)
         values = [(_written(old.get(key)), _written(new.get(key))) for old, new in pairs]
         return (_written(before), _written(after)) in values
@@ -54,14 +54,14 @@ def _written(value: Any) -> Any:
 
 
 def _pairs(
-    then: Compared, now: Compared, method: str
+    then: ComparedSide, now: ComparedSide, method: str
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Return the recipes of both sides by role, where both follow the method."""
     pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
     return [(old, new) for old, new in pairs if old.get("method") == new.get("method") == method]
 
 
-def had_blocks_of_smollm2(then: Compared, now: Compared) -> bool:
+def had_blocks_of_smollm2(then: ComparedSide, now: ComparedSide) -> bool:
     """Return whether only the output has what was chosen for SmolLM2-135M."""
     own = {"start": 24, "exit": 26, "embedding": "!"}
     return any(
@@ -71,7 +71,7 @@ def had_blocks_of_smollm2(then: Compared, now: Compared) -> bool:
     )
 
 
-def left_the_chat_format_of_llama_2(then: Compared, now: Compared) -> bool:
+def left_the_chat_format_of_llama_2(then: ComparedSide, now: ComparedSide) -> bool:
     """Return whether only the output's LLM2Vec templates are those of Mistral and Llama-2-chat."""
     return any(
         "[INST] " in canonical(old.get("templates"))
@@ -80,13 +80,13 @@ def left_the_chat_format_of_llama_2(then: Compared, now: Compared) -> bool:
     )
 
 
-def slot_is_normalized(then: Compared, now: Compared) -> bool:
+def slot_is_normalized(then: ComparedSide, now: ComparedSide) -> bool:
     """Return whether a slot that was a special token is one that the normalizer sees."""
     pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
     return any(_normalized(new) and not _normalized(old) for old, new in pairs if _slots(old))
 
 
-def files_beside_count(then: Compared, now: Compared) -> bool:
+def files_beside_count(then: ComparedSide, now: ComparedSide) -> bool:
     """Return whether only the job's ids depend on the files beside tokenizer.json."""
     names = {name.rpartition("/")[2] for name in {*now.digests} - {*then.digests}}
     whole = any(name.rpartition("/")[2] == "tokenizer.json" for name in then.digests)
@@ -94,7 +94,7 @@ def files_beside_count(then: Compared, now: Compared) -> bool:
     return whole and bool(names & beside)
 
 
-def cut_on_the_left(then: Compared, now: Compared) -> bool:
+def cut_on_the_left(then: ComparedSide, now: ComparedSide) -> bool:
     """Return whether a job cuts texts on the left, by a key that was not there before."""
     pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
     return any(
@@ -102,7 +102,7 @@ def cut_on_the_left(then: Compared, now: Compared) -> bool:
     )
 
 
-def had_other_borders(then: Compared, now: Compared) -> bool:
+def had_other_borders(then: ComparedSide, now: ComparedSide) -> bool:
     """Return whether an output splits texts by the rule of borders that was before landmarks."""
     pairs = [(then.recipes.get(role, {}), recipe) for role, recipe in now.recipes.items()]
     return any(

@@ -12,7 +12,7 @@ import numpy as np
 
 from embedjob.errors import OutputError
 from embedjob.output.calibration import Calibration
-from embedjob.output.changes import Compared, reasons
+from embedjob.output.changes import ComparedSide, reasons
 from embedjob.output.documents import EVERY, NONE, Kind, read_document, require_kinds
 from embedjob.output.file_names import is_left_by_others
 from embedjob.output.fingerprint import NOT_HASHED
@@ -165,7 +165,7 @@ def changed_since(
     claim: Claim, recipes: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str]
 ) -> str:
     """Return a line for each change between releases that makes recipes differ from a claim's."""
-    then, now = Compared(claim.recipes, claim.digests), Compared(recipes, digests)
+    then, now = ComparedSide(claim.recipes, claim.digests), ComparedSide(recipes, digests)
     return "".join(
         f"Changed in a release since then (see CHANGELOG.md): {reason}.\n"
         for reason in reasons(then, now)

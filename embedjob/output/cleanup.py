@@ -33,7 +33,7 @@ from embedjob.output.snapshot import (
 from embedjob.storage.local import SCRATCH
 from embedjob.storage.objects import Stored, absolute, delete, join, list_files, open_unchanged
 
-DELETE_THREADS = 8
+CLEANUP_THREADS = 8
 
 
 GRACE_SECONDS = 24 * 3600.0
@@ -168,7 +168,7 @@ def _delete(urls: Sequence[str], holder: lease.Holder) -> None:
     """Delete files, some at a time, and none once the output is another's."""
     for start in range(0, len(urls), _BATCH):
         holder.require()
-        with ThreadPoolExecutor(DELETE_THREADS) as pool:
+        with ThreadPoolExecutor(CLEANUP_THREADS) as pool:
             list(pool.map(delete, urls[start : start + _BATCH]))
 
 
@@ -176,7 +176,7 @@ def damaged(out: str, fingerprint: str) -> frozenset[str]:
     """Return the names of chunks whose last file cannot be read whole, or was only half put."""
     data = _last(list_files(data_directory(out, fingerprint)))
     quarantine = {file.name: file for file in _last(_bad_rows(out, fingerprint))}
-    with ThreadPoolExecutor(DELETE_THREADS) as pool:
+    with ThreadPoolExecutor(CLEANUP_THREADS) as pool:
         sound = list(pool.map(lambda file: _is_sound(file, quarantine.get(file.name)), data))
     unsound = {file.name for file, whole in zip(data, sound, strict=True) if not whole}
     halves = quarantine.keys() - {file.name for file in data}

@@ -15,7 +15,7 @@ from embedjob.input.listing import described_unread
 from embedjob.input.reading import HEADING, read_chunk
 from embedjob.job.input_listing import list_input
 from embedjob.job.output import tokenizer_notes
-from embedjob.job.planning import cut_input, first_rows
+from embedjob.job.planning import cut_input, first_chunks
 from embedjob.job.resolve import resolve
 from embedjob.models.questions import load_questioner
 from embedjob.models.tokenizer import load_tokenizer
@@ -63,7 +63,7 @@ def preview(
         )
     if not cut.chunks:
         raise InputError("input.path: every shard is empty; there is nothing to preview")
-    chunks = first_rows(cut.chunks, rows)
+    chunks = first_chunks(cut.chunks, rows)
     tables = (read_chunk(chunk, config.input) for chunk in chunks)
     read = [
         row

@@ -23,7 +23,7 @@ from tests import running
 from tests.chaos.nights import Nights
 from tests.cluster import Cluster
 from tests.drivers import chance_of
-from tests.input.tables import test_iceberg
+from tests.input.tables.catalogs import made_catalog
 from tests.running import Job, texts
 
 deltalake = pytest.importorskip("deltalake", reason="pip install 'embedjob[lakehouse]'")
@@ -187,7 +187,7 @@ def nights_in(
 
     def made(kind: Any, out: str, chance: random.Random) -> Any:
         if kind is IcebergNights:
-            kind.catalog = test_iceberg._catalog(tmp_path, monkeypatch, str(tmp_path / "warehouse"))
+            kind.catalog = made_catalog(tmp_path, monkeypatch, str(tmp_path / "warehouse"))
         return kind(tmp_path, out, slow_model, cluster, chance)
 
     return made

@@ -130,6 +130,7 @@ REFUSED = {
         {"finish": [{"whiten": "w", "pca": "w"}]},
         "finish: a step has exactly one key; got whiten and pca, allowed is",
     ),
+    "a step that is null": ([], {"finish": [{"pca": None}]}, "exactly one key; got none"),
     "no key in a step": ([], {"finish": [{}]}, "allowed is an object with one of the keys"),
     "a name with blanks": ([{**WHITEN, "name": "my fit"}], STEPS, "fit.0.name: got"),
     "a variable that is not set": (

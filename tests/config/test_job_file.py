@@ -1,6 +1,6 @@
 """Job files: merged, checked, and refused by the key that is wrong.
 
-Covers: embedjob.config.recipe, embedjob.config.explaining
+Covers: embedjob.config.recipe
 """
 
 import datetime

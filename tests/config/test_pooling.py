@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a misspelt step": ({"finish": [{"whitten": "w"}]}, "one of the keys .*, whiten, pca, "),
     "two steps of two kinds": (
         {"finish": [{"normalize": True, "truncate": 5}]},
-        r"finish\.0\.truncate: unknown key truncate$",
+        r"finish\.0\.truncate: got normalize and truncate together; write each as an entry",
     ),
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from embedjob.config.job_file import recipe_from
 from embedjob.methods.catalogue import read_method
-from embedjob.output.changes import CHANGES, Compared, reasons
+from embedjob.output.changes import CHANGES, ComparedSide, reasons
 
 
 def setting(method: str, model: str) -> dict[str, Any]:
@@ -59,27 +59,27 @@ CHOSEN: tuple[tuple[str, str, Any, Any], ...] = (
     ),
 )
 FILES = [
-    Compared({}, {"config.json": "c", "tokenizer.json": "t"}),
-    Compared({}, {"config.json": "c", "tokenizer.json": "t", "tokenizer_config.json": "b"}),
+    ComparedSide({}, {"config.json": "c", "tokenizer.json": "t"}),
+    ComparedSide({}, {"config.json": "c", "tokenizer.json": "t", "tokenizer_config.json": "b"}),
 ]
-CUT = [Compared({"query": {}}, {}), Compared({"query": {"truncation_side": "left"}}, {})]
+CUT = [ComparedSide({"query": {}}, {}), ComparedSide({"query": {"truncation_side": "left"}}, {})]
 BORDERS = [
-    Compared({"document": {"long_text": "split", "split": {"max_tokens": 400, **more}}}, {})
+    ComparedSide({"document": {"long_text": "split", "split": {"max_tokens": 400, **more}}}, {})
     for more in ({}, {"borders": "landmarks"})
 ]
 
 
-def now(method: str, role: str) -> Compared:
+def now(method: str, role: str) -> ComparedSide:
     """What a job in this role has from the method's file."""
     found = read_method(method)
     keys = {**found.encoder, **(found.roles or {}).get(role, {}), "method": method}  # type: ignore[call-overload]
-    return Compared({role: keys}, {})
+    return ComparedSide({role: keys}, {})
 
 
 @pytest.mark.parametrize(("method", "role"), BEFORE)
 def test_an_output_of_an_earlier_release_is_recognised(method: str, role: str) -> None:
     job = now(method, role)
-    output = Compared({role: {**job.recipes[role], **BEFORE[method, role]}}, {})
+    output = ComparedSide({role: {**job.recipes[role], **BEFORE[method, role]}}, {})
     found = reasons(output, job)
     assert [reason for reason in found if method not in reason] == []
     assert found
@@ -97,16 +97,19 @@ def test_what_a_user_changed_is_no_change_of_ours(method: str) -> None:
     job = now(method, "symmetric").recipes["symmetric"]
     output = {**job, "instruction": "Retrieve semantically similar text."}
     mine = {**job, "instruction": "Find"}
-    assert reasons(Compared({"symmetric": output}, {}), Compared({"symmetric": mine}, {})) == []
+    assert (
+        reasons(ComparedSide({"symmetric": output}, {}), ComparedSide({"symmetric": mine}, {}))
+        == []
+    )
 
 
 def test_every_change_is_in_the_table_of_this_test() -> None:
     seen = set()
     for (method, role), before in BEFORE.items():
         job = now(method, role)
-        seen |= {*reasons(Compared({role: {**job.recipes[role], **before}}, {}), job)}
+        seen |= {*reasons(ComparedSide({role: {**job.recipes[role], **before}}, {}), job)}
     chosen = [
-        [Compared({"query": {"method": method, key: value}}, {}) for value in values]
+        [ComparedSide({"query": {"method": method, key: value}}, {}) for value in values]
         for method, key, *values in CHOSEN
     ]
     for before_and_after in (prepended(False, True), FILES, CUT, BORDERS, *chosen):
@@ -114,17 +117,21 @@ def test_every_change_is_in_the_table_of_this_test() -> None:
     assert seen == {change.reason for change in CHANGES}
 
 
-def prepended(*normalized: bool) -> list[Compared]:
+def prepended(*normalized: bool) -> list[ComparedSide]:
     """Sides whose slot the normalizer sees, or not."""
     sections = [{"slot": "<PST>", **({"normalized": True} if one else {})} for one in normalized]
-    return [Compared({"document": {"interventions": [{"prepend": one}]}}, {}) for one in sections]
+    return [
+        ComparedSide({"document": {"interventions": [{"prepend": one}]}}, {}) for one in sections
+    ]
 
 
 @pytest.mark.parametrize(("method", "key", "before", "after"), CHOSEN)
 def test_what_was_chosen_for_another_model_is_recognised(
     method: str, key: str, before: Any, after: Any
 ) -> None:
-    sides = [Compared({"query": {"method": method, key: value}}, {}) for value in (before, after)]
+    sides = [
+        ComparedSide({"query": {"method": method, key: value}}, {}) for value in (before, after)
+    ]
     assert len(reasons(*sides)) == 1
     assert method in reasons(*sides)[0]
     assert reasons(*sides[::-1]) == []
@@ -141,10 +148,10 @@ def test_what_was_chosen_for_another_model_is_recognised(
 def test_what_a_claim_recorded_is_recognised(method: str, model: str) -> None:
     """With every default, as a run writes a recipe down."""
 
-    def recorded(**keys: Any) -> Compared:
+    def recorded(**keys: Any) -> ComparedSide:
         encoder = {**read_method(method).encoder, **keys}
         recipe = recipe_from({"model": "-", "method": method, **encoder}, {})
-        return Compared({"document": recipe.model_dump(mode="json")}, {})
+        return ComparedSide({"document": recipe.model_dump(mode="json")}, {})
 
     output, job = recorded(), recorded(**setting(method, model))
     assert [method in reason for reason in reasons(output, job)] == [True]
@@ -152,7 +159,7 @@ def test_what_a_claim_recorded_is_recognised(method: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("sides", [FILES, CUT, BORDERS])
-def test_what_the_job_does_not_say_is_recognised(sides: list[Compared]) -> None:
+def test_what_the_job_does_not_say_is_recognised(sides: list[ComparedSide]) -> None:
     before, after = sides
     assert len(reasons(before, after)) == 1
     assert reasons(before, before) == reasons(after, after) == reasons(after, before) == []

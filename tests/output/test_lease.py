@@ -25,7 +25,7 @@ WATCH = 0.6
 BEAT = 0.1
 
 
-def _claim(out: str, *, takeover: bool = False) -> Lease:
+def _acquired(out: str, *, takeover: bool = False) -> Lease:
     return acquire(out, job="job.yaml", takeover=takeover, watch_seconds=WATCH)
 
 
@@ -33,26 +33,26 @@ def _seconds(began: float) -> float:
     return time.monotonic() - began
 
 
-def test_the_first_run_claims_epoch_one(out: str) -> None:
+def test_the_first_run_takes_epoch_one(out: str) -> None:
     assert newest_lease(out) is None
-    mine = _claim(out)
+    mine = _acquired(out)
     assert (mine.epoch, mine.host, mine.pid) == (1, socket.gethostname(), os.getpid())
     assert newest_lease(out) == mine
     assert not superseded(mine)
 
 
 def test_a_released_lease_is_followed_at_once(any_out: str) -> None:
-    with held(_claim(any_out), every=BEAT):
+    with held(_acquired(any_out), every=BEAT):
         pass
     began = time.monotonic()
-    assert _claim(any_out).epoch == 2
+    assert _acquired(any_out).epoch == 2
     assert _seconds(began) < WATCH
 
 
 def test_a_lease_whose_holder_died_expires(any_out: str) -> None:
-    dead = beat(_claim(any_out))
+    dead = beat(_acquired(any_out))
     began = time.monotonic()
-    mine = _claim(any_out)
+    mine = _acquired(any_out)
     assert _seconds(began) >= WATCH
     assert mine.epoch == 2
     assert superseded(dead)
@@ -60,7 +60,7 @@ def test_a_lease_whose_holder_died_expires(any_out: str) -> None:
 
 def test_who_has_to_watch_says_so(out: str) -> None:
     said: list[str] = []
-    release(_claim(out))
+    release(_acquired(out))
     dead = acquire(out, job="job.yaml", say=said.append)
     acquire(out, job="job.yaml", takeover=True, say=said.append)
     assert said == []
@@ -70,33 +70,37 @@ def test_who_has_to_watch_says_so(out: str) -> None:
 
 
 def test_a_takeover_does_not_watch(out: str) -> None:
-    _claim(out)
+    _acquired(out)
     began = time.monotonic()
-    assert _claim(out, takeover=True).epoch == 2
+    assert _acquired(out, takeover=True).epoch == 2
     assert _seconds(began) < WATCH
 
 
 def test_a_lease_that_lives_is_named(any_out: str) -> None:
-    with held(_claim(any_out), every=BEAT):
+    with held(_acquired(any_out), every=BEAT):
         with pytest.raises(LeaseHeldError) as refused:
-            _claim(any_out)
+            _acquired(any_out)
         assert f"job.yaml, process {os.getpid()} on {socket.gethostname()}" in str(refused.value)
         assert "--takeover" in str(refused.value)
-    assert newest_lease(any_out) == replace(newest_lease(any_out) or _claim(any_out), released=True)
+    newest = newest_lease(any_out)
+    assert newest is not None
+    assert newest.released
+        newest_lease(any_out) or _acquired(any_out), released=True
+    )
 
 
 def test_a_holder_that_ends_while_it_is_watched_lets_the_contender_in(out: str) -> None:
-    mine = _claim(out)
+    mine = _acquired(out)
     threading.Timer(WATCH / 4, release, [mine]).start()
-    assert _claim(out).epoch == 2
+    assert _acquired(out).epoch == 2
 
 
 def test_of_many_contenders_for_an_expired_lease_one_wins(any_out: str) -> None:
-    _claim(any_out)
+    _acquired(any_out)
 
     def contend() -> Lease | None:
         try:
-            return _claim(any_out)
+            return _acquired(any_out)
         except LeaseHeldError:
             return None
 
@@ -108,11 +112,11 @@ def test_of_many_contenders_for_an_expired_lease_one_wins(any_out: str) -> None:
 
 
 def test_a_run_that_lost_the_race_for_the_epoch_is_told_who_won(any_out: str) -> None:
-    first = _claim(any_out)
+    first = _acquired(any_out)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lease, "newest_lease", lambda _: None)
         with pytest.raises(LeaseHeldError, match=rf"epoch {first.epoch}"):
-            _claim(any_out)
+            _acquired(any_out)
 
 
 def test_a_lost_answer_to_the_put_is_no_loss(any_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +127,7 @@ def test_a_lost_answer_to_the_put_is_no_loss(any_out: str, monkeypatch: pytest.M
         return create(url, data)
 
     monkeypatch.setattr(objects, "create", put_and_hear_nothing)
-    mine = _claim(any_out)
+    mine = _acquired(any_out)
     assert newest_lease(any_out) == mine
 
 
@@ -140,7 +144,7 @@ def test_a_heartbeat_that_storage_refuses_is_tried_again(
         put_over(url, data)
 
     monkeypatch.setattr(lease, "put_over", refuse_twice)
-    with held(_claim(out), every=BEAT / 4):
+    with held(_acquired(out), every=BEAT / 4):
         time.sleep(BEAT * 3)
         now = newest_lease(out)
     assert now is not None
@@ -148,7 +152,7 @@ def test_a_heartbeat_that_storage_refuses_is_tried_again(
 
 
 def test_a_lease_is_given_back_when_the_run_fails(out: str) -> None:
-    with pytest.raises(ZeroDivisionError), held(_claim(out), every=BEAT):
+    with pytest.raises(ZeroDivisionError), held(_acquired(out), every=BEAT):
         raise ZeroDivisionError
     found = newest_lease(out)
     assert found is not None
@@ -157,14 +161,14 @@ def test_a_lease_is_given_back_when_the_run_fails(out: str) -> None:
 
 def test_epochs_count_beyond_nine(out: str) -> None:
     for _ in range(11):
-        release(_claim(out))
-    assert _claim(out).epoch == 12
+        release(_acquired(out))
+    assert _acquired(out).epoch == 12
 
 
 def test_what_is_no_lease_is_refused(out: str) -> None:
     objects.create(f"{out}/leases/00000001.json", b'{"host": "h"}')
     with pytest.raises(OutputError, match="not a lease"):
-        _claim(out)
+        _acquired(out)
 
 
 def test_an_epoch_that_was_published_does_not_come_again(any_out: str) -> None:
@@ -175,11 +179,11 @@ def test_an_epoch_that_was_published_does_not_come_again(any_out: str) -> None:
         "runs/00000006.json",
     ):
         objects.create(f"{any_out}/{name}", b"{}")
-    assert _claim(any_out).epoch == 7
+    assert _acquired(any_out).epoch == 7
 
 
 def test_a_holder_that_was_suspended_renews_before_it_changes_anything(out: str) -> None:
-    with held(_claim(out), every=60.0, unrenewed=BEAT) as holder:
+    with held(_acquired(out), every=60.0, unrenewed=BEAT) as holder:
         time.sleep(2 * BEAT)
         before = newest_lease(out)
         holder.require()
@@ -195,7 +199,7 @@ def test_a_holder_that_cannot_renew_changes_nothing(
     def refuse(url: str, data: bytes) -> None:
         raise AccessError("no")
 
-    with held(_claim(out), every=60.0, unrenewed=BEAT) as holder:
+    with held(_acquired(out), every=60.0, unrenewed=BEAT) as holder:
         monkeypatch.setattr(lease, "put_over", refuse)
         holder.require()
         time.sleep(2 * BEAT)
@@ -208,9 +212,9 @@ def test_a_holder_that_cannot_renew_changes_nothing(
 
 
 def test_a_holder_that_was_taken_over_says_so(any_out: str) -> None:
-    with held(_claim(any_out), every=BEAT) as holder:
+    with held(_acquired(any_out), every=BEAT) as holder:
         assert holder.lost() is None
-        _claim(any_out, takeover=True)
+        _acquired(any_out, takeover=True)
         assert "another run took" in str(holder.lost())
         with pytest.raises(FaultError):
             holder.require()
@@ -220,7 +224,7 @@ def test_a_lease_is_seen_where_its_own_file_is(
     any_out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_SEEN_PAUSES", (0.0, 0.0))
-    mine = beat(_claim(any_out))
+    mine = beat(_acquired(any_out))
     assert is_seen(mine)
     assert not is_seen(replace(mine, token="that of another disk"))
     assert not is_seen(replace(mine, out=f"{any_out}-on-another-disk"))

@@ -95,14 +95,14 @@ def test_what_was_published_while_it_waited_for_the_lease_stays(
     out = str(tmp_path / "out")
     _, snapshot = commit_left(small_corpus(tmp_path, rows=5), out, epoch=1)
     publish(out, snapshot)
-    claim = lease.acquire
+    acquire = lease.acquire
 
     def waited_for(out: str, *, job: str, **options: Any) -> lease.Lease:
         job_input = small_corpus(tmp_path, rows=15)
-        with lease.held(claim(out, job="job")) as holder:
+        with lease.held(acquire(out, job="job")) as holder:
             _, later = commit_left(job_input, out, epoch=holder.epoch)
             publish(out, later)
-        return claim(out, job=job, **options)
+        return acquire(out, job=job, **options)
 
     monkeypatch.setattr(lease, "acquire", waited_for)
     assert prune(out, keep=1, grace_seconds=0).snapshots == 1

@@ -198,8 +198,8 @@ class World:
             patch.setattr(pipeline, "require_create_only", lambda _: None)
             patch.setattr(pipeline, "plan_job", self._planned)
             patch.setattr(session, "run_stages", self._stages)
-            patch.setattr(cleanup, "DELETE_THREADS", 1)
-            patch.setattr(reusable, "LIST_THREADS", 1)
+            patch.setattr(cleanup, "CLEANUP_THREADS", 1)
+            patch.setattr(reusable, "SNAPSHOT_THREADS", 1)
             yield self
             for operation in self.sleeping:
                 operation.dead = True

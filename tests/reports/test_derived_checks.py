@@ -12,7 +12,7 @@ from embedjob.config.job_file import recipe_from
 from embedjob.job.text_fits import before_heads
 from embedjob.output.claim import Claim, Probes
 from embedjob.output.fingerprint import fingerprint
-from embedjob.output.fits.artefacts import Head, put_artefact
+from embedjob.output.fits.artefacts import ArtefactHead, put_artefact
 from embedjob.output.fits.records import Record, put_record
 from embedjob.reports.derived_checks import derived_problems
 from embedjob.vectors.fits.continuation_ids import fitted_continuations
@@ -49,7 +49,7 @@ def claim(continuations: object = IDS, *, template: str = "{text}") -> Claim:
 
 def sampled(
     out: Path, ids: tuple[TokenIds, ...] = IDS, *, template: str = "{text}", number: int = 1
-) -> Head:
+) -> ArtefactHead:
     """What a fit that samples after such views leaves, and its record."""
     recipe = recipe_from(claim(template=template).recipes["document"], {})
     views = fingerprint(before_heads(recipe), DIGESTS)

@@ -18,7 +18,7 @@ from embedjob.errors import FitError, OutputError
 from embedjob.output.fits.artefacts import read_artefact
 from embedjob.output.fits.records import read_records
 from embedjob.output.snapshot import open_snapshot
-from embedjob.stages.fits.continuations import Drawn, distinct_drawn
+from embedjob.stages.fits.continuations import Drawn, distinct_draws
 from embedjob.vectors.fits.continuation_ids import (
     continuation_ids,
     continuations_problem,
@@ -165,8 +165,8 @@ def test_texts_are_drawn_by_their_keys_and_each_once() -> None:
         Drawn(9, "a", 2, "y"),
         Drawn(1, "a", 3, "x"),
     ]
-    assert [one.text for one in distinct_drawn(rows)] == ["x", "y"]
-    assert distinct_drawn(reversed(rows)) == distinct_drawn(rows)
+    assert [one.text for one in distinct_draws(rows)] == ["x", "y"]
+    assert distinct_draws(reversed(rows)) == distinct_draws(rows)
 
 
 def test_ids_come_back_from_their_tensors() -> None:

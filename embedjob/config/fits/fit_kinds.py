@@ -248,7 +248,7 @@ FITS: Mapping[str, FitKind] = {
 
 def _kind_of(written: Any) -> str | None:
     kind = written.get("kind") if isinstance(written, dict) else getattr(written, "kind", None)
-    return kind if kind in FITS else None
+    return kind if isinstance(kind, str) and kind in FITS else None
 
 
 if not TYPE_CHECKING:

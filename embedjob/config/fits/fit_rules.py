@@ -1,4 +1,4 @@
-"""What the fits of a job and its recipe must keep: each name stands for one, each serves."""
+"""Rules between the fits of a job and its recipe: a name stands for one fit, and each is used."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

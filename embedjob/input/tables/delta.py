@@ -12,7 +12,7 @@ import pyarrow as pa
 from embedjob.config.job import InputTable
 from embedjob.errors import InputError, in_one_line
 from embedjob.input.chunks import TableColumn
-from embedjob.input.tables.versions import NO_DELETED, DataFile, TableVersion, not_installed
+from embedjob.input.tables.versions import NO_DELETED_ROWS, DataFile, TableVersion, not_installed
 from embedjob.storage.objects import absolute, join
 
 # What a reader must know of the protocol, and this one does. https://github.com/delta-io/delta,
@@ -147,7 +147,7 @@ def _files(
                 url=url,
                 size=size,
                 constants={name: values[row] for name, values in constants.items()},
-                deleted=deleted.get(_key(url), NO_DELETED),
+                deleted=deleted.get(_key(url), NO_DELETED_ROWS),
             )
         )
     return files

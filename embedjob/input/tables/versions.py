@@ -10,7 +10,7 @@ import pyarrow as pa
 from embedjob.errors import ConfigError
 from embedjob.input.chunks import TableColumn
 
-NO_DELETED: npt.NDArray[np.int64] = np.empty(0, np.int64)
+NO_DELETED_ROWS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DataFile:
     url: str
     size: int
     constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
-    deleted: npt.NDArray[np.int64] = field(default_factory=lambda: NO_DELETED)
+    deleted: npt.NDArray[np.int64] = field(default_factory=lambda: NO_DELETED_ROWS)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ _ADVICE = "restore it from a copy of the output, or delete it and run with --ref
 
 
 @dataclass(frozen=True)
-class Head:
+class ArtefactHead:
     """The JSON head of an artefact.
 
     `encoder` is the fingerprint of the vectors that it was computed from, `width` their width and
@@ -68,7 +68,9 @@ def artefact_name(kind: str, sha256: str) -> str:
     return f"{kind}-{sha256[:12]}"
 
 
-def put_artefact(out: str, fitted: Fitted, *, encoder: str, parameters: Mapping[str, Any]) -> Head:
+def put_artefact(
+    out: str, fitted: Fitted, *, encoder: str, parameters: Mapping[str, Any]
+) -> ArtefactHead:
     """Put what a fit left, tensors first, and return its head; equal content is put once.
 
     OutputError where other content has its name.
@@ -94,7 +96,7 @@ def put_artefact(out: str, fitted: Fitted, *, encoder: str, parameters: Mapping[
     return head
 
 
-def tensors_url(out: str, head: Head) -> str:
+def tensors_url(out: str, head: ArtefactHead) -> str:
     """Return the URL of an artefact's tensors."""
     return _url(out, head.name, "safetensors")
 
@@ -108,7 +110,7 @@ def copy_artefacts(source: str, target: str, recipes: Iterable[Recipe]) -> None:
             _put(_url(target, name, suffix), read_bytes(_url(source, name, suffix)))
 
 
-def read_head(out: str, kind: str, sha256: str) -> Head:
+def read_head(out: str, kind: str, sha256: str) -> ArtefactHead:
     """Read the head of an artefact; OutputError where it, or its tensors, are not there whole."""
     if not _SHA.fullmatch(sha256):
         raise OutputError(f"{out}: {kind}: {sha256[:80]} is no sha256 of an artefact; {_ADVICE}")
@@ -186,7 +188,7 @@ def _url(out: str, name: str, suffix: str) -> str:
     return join(out, ARTEFACTS_FOLDER, f"{name}.{suffix}")
 
 
-def _head(document: dict[str, Any], sha256: str, *, url: str = "") -> Head:
+def _head(document: dict[str, Any], sha256: str, *, url: str = "") -> ArtefactHead:
     require_kinds(document, {EVERY: object}, url=url, what="an artefact")
     if document.get("format_version") != FORMAT or document.get("kind") not in ARITHMETIC:
         raise OutputError(
@@ -199,4 +201,4 @@ def _head(document: dict[str, Any], sha256: str, *, url: str = "") -> Head:
         fields = {key: document[key] for key in _HEAD if key != "format_version"}
     except KeyError as error:
         raise OutputError(f"{url}: is not an artefact of embedjob ({error} is missing)") from error
-    return Head(sha256=sha256, **fields)
+    return ArtefactHead(sha256=sha256, **fields)

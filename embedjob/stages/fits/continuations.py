@@ -98,7 +98,7 @@ def _drawn(
         raise FitError("there are no texts; are all shards empty, or their rows filtered out?")
     draw: Any = ray.remote(first_texts).options(num_cpus=1, memory=memory_of(some))
     found = ray.get([draw.remote(one, job_input, sample, section) for one in grouped(some)])
-    texts = tuple(one.text for one in distinct_drawn([one for each in found for one in each]))
+    texts = tuple(one.text for one in distinct_draws([one for each in found for one in each]))
     if len(texts) < section.sample:
         looked_at = min(sum(one.rows for one in chunks), rows)
         raise FitError(
@@ -123,11 +123,11 @@ def first_texts(
             for key, number, text in zip(keys, numbers, texts, strict=True)
             if text.strip()
         ]
-        found = distinct_drawn(found)[: section.sample]
+        found = distinct_draws(found)[: section.sample]
     return found
 
 
-def distinct_drawn(drawn: Iterable[Drawn]) -> list[Drawn]:
+def distinct_draws(drawn: Iterable[Drawn]) -> list[Drawn]:
     """Return texts in the order of their keys, each once."""
     first: dict[str, Drawn] = {}
     for one in sorted(drawn):

@@ -33,7 +33,7 @@ from embedjob.job.options import Console, Options
 from embedjob.job.planned_fits import PlannedFit
 from embedjob.job.planning import JobPlan, plan_settled
 from embedjob.job.result import Result
-from embedjob.output.fits.artefacts import Head, copy_artefacts, put_artefact, read_fitted
+from embedjob.output.fits.artefacts import ArtefactHead, copy_artefacts, put_artefact, read_fitted
 from embedjob.output.fits.records import Record, put_record, vectors_place
 from embedjob.output.lease import Holder, acquire, held
 from embedjob.output.snapshot import newest_snapshot
@@ -109,7 +109,7 @@ def make_artefacts(
 ) -> JobPlan:
     """Make the artefacts of a job's fits and nothing else; return the plan that has them.
 
-    Arguments and errors are those of `fitted`; the lease on the output is claimed here.
+    Arguments and errors are those of `fitted`; the lease on the output is acquired here.
     """
     if not plan.fits:
         raise ConfigError("fit: the job has none; give it a fit: section, or a method that has one")
@@ -139,7 +139,7 @@ def _all_made(plan: JobPlan, maker: Maker, wanted: Callable[[PlannedFit], bool])
         plan = replanned(plan)
 
 
-def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
+def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> ArtefactHead:
     job = plan.job
     if FITS[fit.section.kind].of_texts:
         return _of_texts(plan, fit, maker)
@@ -158,7 +158,7 @@ def _make(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
 
 def _put(
     out: str, fit: PlannedFit, result: Fitted, *, holder: Holder, vectors: str | None = None
-) -> Head:
+) -> ArtefactHead:
     """Put the artefact of a fit, and its record; `vectors` is where they were embedded for it."""
     parameters = fit.section.model_dump(mode="json", exclude={"name", "kind"})
     holder.require()
@@ -167,7 +167,7 @@ def _put(
     return head
 
 
-def _of_texts(plan: JobPlan, fit: PlannedFit, maker: Maker) -> Head:
+def _of_texts(plan: JobPlan, fit: PlannedFit, maker: Maker) -> ArtefactHead:
     """Make the artefact of a fit that is computed from texts."""
     if plan.faults and not maker.options.publish_partial:
         raise FaultError(f"fit: {fit.name}: {plan.faults[0][0]}: {plan.faults[0][1]}")

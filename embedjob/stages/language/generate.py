@@ -79,9 +79,9 @@ def before_flow(plan: JobPlan, rows_of: ReadRows, host: GeneratorHost, *, ledger
     if not host.vllm:
         return
     config = plan.job.config
-    of = VllmPass(config.encoder.model_dump_json(), host.files)
+    vllm_pass = VllmPass(config.encoder.model_dump_json(), host.files)
     processor = vllm_processor(config.encoder, config.generator_pool)
-    generate_with_vllm(plan.left, rows_of, of, processor, ledger=ledger)
+    generate_with_vllm(plan.left, rows_of, vllm_pass, processor, ledger=ledger)
 
 
 def generate(

@@ -6,7 +6,6 @@ pyiceberg's own reader gives them; what that cannot be said of is refused.
 
 import datetime
 import json
-import os
 import struct
 import zlib
 from collections import Counter
@@ -20,6 +19,7 @@ import pytest
 
 from embedjob.errors import ConfigError, InputError
 from embedjob.job.input_listing import list_input
+from tests.input.tables.catalogs import made_catalog
 from tests.input.tables.nights import Nights, input_of, own_rows, planned, rows_of
 from tests.shards import write_shard
 
@@ -58,25 +58,10 @@ COLUMNS = (
 )
 
 
-def _catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warehouse: str) -> SqlCatalog:
-    """A catalog that jobs find by its name, as pyiceberg's own configuration has it."""
-    where = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": warehouse}
-    for name, value in {**where, "type": "sql"}.items():
-        monkeypatch.setenv(f"PYICEBERG_CATALOG__TESTS__{name.upper()}", value)
-    # Read when pyiceberg is imported: a job's own process has them by then.
-    from pyiceberg.utils.config import Config
-
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    made = SqlCatalog("tests", **where, **({"s3.endpoint": endpoint} if endpoint else {}))
-    made.create_namespace("db")
-    return made
-
-
 @pytest.fixture
 def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SqlCatalog:
     """A catalog whose tables lie on the local disk."""
-    return _catalog(tmp_path, monkeypatch, f"file://{tmp_path}/ware house")
+    return made_catalog(tmp_path, monkeypatch, f"file://{tmp_path}/ware house")
 
 
 def _rows(first: int, rows: int, **more: Any) -> pa.Table:
@@ -399,7 +384,7 @@ def test_a_deletion_vector_that_is_damaged_is_refused(
 @pytest.mark.slow
 def test_a_table_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by the catalog, whose configuration does not name the server, and by its metadata."""
-    table = _docs(_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"), *PARTS["of values"])
+    table = _docs(made_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"), *PARTS["of values"])
     nights = Nights(str(tmp_path / "out"))
     job_input = input_of("iceberg", "db.docs", catalog="tests", keep=("p", "day"))
     table.append(_rows(0, 8))
@@ -415,7 +400,7 @@ def test_a_table_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_deletes_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = _docs(_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"))
+    table = _docs(made_catalog(tmp_path, monkeypatch, f"{bucket}/warehouse"))
     table.append(_rows(0, 9))
     job_input = input_of("iceberg", "db.docs", catalog="tests")
     place = f"{table.location()}/data"

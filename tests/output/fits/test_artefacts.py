@@ -14,7 +14,7 @@ from embedjob.config.pooling import FitStep
 from embedjob.config.recipe import Recipe
 from embedjob.errors import OutputError
 from embedjob.output.fits.artefacts import (
-    Head,
+    ArtefactHead,
     artefact_problems,
     copy_artefacts,
     put_artefact,
@@ -36,11 +36,11 @@ WHITENING = Fitted(
 )
 
 
-def put(out: str, fitted: Fitted = WHITENING) -> Head:
+def put(out: str, fitted: Fitted = WHITENING) -> ArtefactHead:
     return put_artefact(out, fitted, encoder=ENCODER, parameters={"dimensions": 2})
 
 
-def recipe(head: Head) -> Recipe:
+def recipe(head: ArtefactHead) -> Recipe:
     return Recipe(model="m", finish=(FitStep(whiten=head.sha256),))
 
 
@@ -157,7 +157,9 @@ def test_an_artefact_is_copied_whole(out: str) -> None:
 class TestRecords:
     KEY = "0123456789abcdef"
 
-    def record(self, head: Head, number: int, key: str = KEY, vectors: str | None = None) -> Record:
+    def record(
+        self, head: ArtefactHead, number: int, key: str = KEY, vectors: str | None = None
+    ) -> Record:
         return Record(key, number, head.kind, head.sha256, "w", vectors)
 
     def test_of_several_the_last_counts(self, any_out: str) -> None:

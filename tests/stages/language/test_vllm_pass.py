@@ -112,8 +112,8 @@ def answered(requests: pa.Table, recipe: Recipe) -> pa.Table:
 def test_a_request_is_the_questions_ids_and_how_its_answer_is_sampled(
     recipe: Recipe, out: str
 ) -> None:
-    of = VllmPass(recipe.model_dump_json(), GenerationFiles(out, "f" * 64, "text"))
-    asked = MakeRequests(chunks(), rows_of, of)(pa.table({"number": [0]}))
+    vllm_pass = VllmPass(recipe.model_dump_json(), GenerationFiles(out, "f" * 64, "text"))
+    asked = MakeRequests(chunks(), rows_of, vllm_pass)(pa.table({"number": [0]}))
     assert asked.schema.equals(REQUESTS)
     questions = load_questioner(recipe).transformations(["a fox", "", "a dog"])
     rows = asked.to_pylist()
@@ -136,12 +136,12 @@ def test_answers_in_any_order_are_put_with_the_last_of_their_chunk(
     recipe: Recipe, out: str
 ) -> None:
     files = GenerationFiles(out, "f" * 64, "text")
-    of, every = VllmPass(recipe.model_dump_json(), files), chunks()
-    asked = MakeRequests(every, rows_of, of)(pa.table({"number": [2, 1, 0]}))
+    vllm_pass, every = VllmPass(recipe.model_dump_json(), files), chunks()
+    asked = MakeRequests(every, rows_of, vllm_pass)(pa.table({"number": [2, 1, 0]}))
     # Nothing is asked of a chunk of blanks.
     assert [files.is_put(chunk) for chunk in every] == [False, True, False]
     back = answered(asked, recipe).take(list(range(len(asked)))[::-1])
-    put = PutAnswers(every, of, Noting())
+    put = PutAnswers(every, vllm_pass, Noting())
     assert put(back.slice(0, 7))["put"].to_pylist() == []
     assert sorted(put(back.slice(7))["put"].to_pylist()) == [0, 2]
     [made] = files.read(every[2], ["the river"]) or ()
@@ -220,7 +220,7 @@ def test_every_chunk_is_put_by_one_pass_and_rays_processor_is_built(
     cluster: Cluster, recipe: Recipe, out: str
 ) -> None:
     files = GenerationFiles(out, "f" * 64, "text")
-    of, every = VllmPass(recipe.model_dump_json(), files), chunks()
+    vllm_pass, every = VllmPass(recipe.model_dump_json(), files), chunks()
     with connected(cluster.address):
         built: Any = vllm_processor(recipe, Pool())
         assert built.list_stage_names() == ["vLLMEngineStage"]
@@ -232,8 +232,8 @@ def test_every_chunk_is_put_by_one_pass_and_rays_processor_is_built(
                 answered, fn_args=(recipe,), batch_format="pyarrow", batch_size=None
             )
 
-        generate_with_vllm(every, rows_of, of, processor, ledger=Noting())
+        generate_with_vllm(every, rows_of, vllm_pass, processor, ledger=Noting())
         assert all(files.is_put(chunk) for chunk in every)
         # All is there: nothing is asked.
-        generate_with_vllm(every, rows_of, of, processor, ledger=Noting())
+        generate_with_vllm(every, rows_of, vllm_pass, processor, ledger=Noting())
         assert asked == [1]
