@@ -34,6 +34,7 @@ def explained(
     `at` is the path of the document in the job; `origins` say who set each key.
     """
     problems: dict[str, list[str]] = {}
+    written: list[str] = []
     for one in error.errors(include_url=False):
         parts, got = _locate(document, one["loc"])
         message = str(one["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
@@ -43,10 +44,18 @@ def explained(
             parts, message = [*parts, str(one["loc"][-1])], "is required and was not given"
         elif one["type"] != "value_error":
             message = f"got {json.dumps(got, default=as_text)}, allowed is {message}"
-        notes = problems.setdefault(".".join([at, *parts] if at else parts), [])
+        path = ".".join([at, *parts] if at else parts)
+        notes = problems.setdefault(path, [])
         if message not in notes:
             notes.append(message)
-    return "\n".join(_line(path, notes, origins) for path, notes in problems.items())
+        if one["type"] != "missing":
+            written.append(path)
+    # Where a key of an object is wrong, that it is no text or list either says nothing more.
+    return "\n".join(
+        _line(path, notes, origins)
+        for path, notes in problems.items()
+        if not any(one.startswith(f"{path}.") for one in written)
+    )
 
 
 def _line(path: str, notes: Sequence[str], origins: Mapping[str, str]) -> str:

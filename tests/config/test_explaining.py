@@ -47,7 +47,7 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a weight of a template": (
         {"encoder": {"templates": [{"template": "{text}", "weight": 0}]}},
-        "encoder.templates.0.weight: got 0, allowed is greater than 0",
+        r"^encoder.templates.0.weight: got 0, allowed is greater than 0[^\n]*$",
     ),
     "a key of another kind of fit": (
         {"fit": [{**WHITEN, "clusters": 3}]},
