@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in a document, in sentences for who wrote it."""
+"""Validation errors of pydantic, as sentences for the author of a job or method file."""
 
 import datetime
 import difflib
@@ -50,7 +50,8 @@ def explained(
             notes.append(message)
         if one["type"] != "missing":
             written.append(path)
-    # Where a key of an object is wrong, that it is no text or list either says nothing more.
+    # An object with a wrong key fails the other branches of its union as well, as no string and no
+    # list: the key alone is reported.
     return "\n".join(
         _line(path, notes, origins)
         for path, notes in problems.items()
@@ -67,7 +68,8 @@ def _line(path: str, notes: Sequence[str], origins: Mapping[str, str]) -> str:
 def _locate(document: Mapping[str, Any], loc: Sequence[str | int]) -> tuple[list[str], Any]:
     """Return the path of a key and its value, as written.
 
-    Pydantic adds the branches of unions: of an item of a list, the kind that it is taken for.
+    Pydantic's locations also name branches of unions. Inside an item of a list such a name is
+    skipped; elsewhere the path ends before it.
     """
     path: list[str] = []
     here: Any = document
@@ -92,7 +94,7 @@ def _unwanted(
     key: str, path: Sequence[str], document: Mapping[str, Any], model: type[Section]
 ) -> str:
     """Say why a key may not stand where it is written."""
-    if not path or path[-1] != key:  # of a form that was not meant
+    if not path or path[-1] != key:  # the path ends before a branch of a union
         return unknown_key(key, ())
     sections, here = [model], cast("Any", document)
     for part in path[:-1]:
@@ -101,7 +103,7 @@ def _unwanted(
             continue
         here, fields = here[part], [one.model_fields.get(part) for one in sections]
         sections = [one for field in fields if field for one in _sections_in(field.annotation)]
-    # Of a union, those of the kind that is written, or that have a key that is written.
+    # The author's branch of a union has the same `kind`, or else at least one of the keys here.
     kinds = [one for one in sections if _kind(one) in (None, here.get("kind"))]
     meant = [one for one in kinds if here.keys() & one.model_fields.keys()] or kinds
     if any(key in one.model_fields for one in meant):

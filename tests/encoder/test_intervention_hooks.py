@@ -33,14 +33,13 @@ from tests.encoder.steering import (
     views,
 )
 
+BLOCKS = {"gpt2": "h", "neox": "layers", "opt": "decoder.layers"}
+PROJECTIONS = {"gpt2": "attn.c_proj", "neox": "attention.dense", "opt": "self_attn.out_proj"}
+
 
 def test_each_kind_of_intervention_has_its_hooks() -> None:
     kinds = INTERVENTIONS.items()
     assert INSTALL.keys() == {kind.section.model_fields[key].annotation for key, kind in kinds}
-
-
-BLOCKS = {"gpt2": "h", "neox": "layers", "opt": "decoder.layers"}
-PROJECTIONS = {"gpt2": "attn.c_proj", "neox": "attention.dense", "opt": "self_attn.out_proj"}
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def vector(ids: np.ndarray) -> np.ndarray:
 
 
 def encoded(views: TokenViews, kind: str) -> Encoded:
-    """What an encoder makes of views: each text's part is of its ids alone."""
+    """Return what an encoder would: the vectors of each text depend on its token ids alone."""
     ids = [views.full_ids(number) for number in range(views.texts)]
     if kind == "lines":
         counts = [1 + len(one) % 3 for one in ids]
